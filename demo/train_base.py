@@ -1,0 +1,295 @@
+"""Train the demo's base model from scratch: a TAESD-format autoencoder, then an SD3-format MMDiT.
+
+    python demo/train_base.py prepare     --icons FOLDER --work FOLDER --comfyui PATH
+    python demo/train_base.py autoencoder --work FOLDER --comfyui PATH [--minutes 12]
+    python demo/train_base.py encode      --work FOLDER --comfyui PATH
+    python demo/train_base.py diffusion   --work FOLDER --comfyui PATH [--steps 3000]
+    python demo/train_base.py export      --work FOLDER --comfyui PATH --out demo/weights.safetensors
+
+``--icons`` is a folder in which ``npm install @iconify-json/{noto,twemoji,fluent-emoji-flat}`` was run. Every stage
+continues from its last checkpoint in ``--work``. The network classes are the host's own, so that what is trained here is what
+``CheckpointLoaderSimple`` builds later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+import emoji  # noqa: E402
+import weights  # noqa: E402
+
+PICTURE_SIZE = 128
+LATENT_CHANNELS = 16
+DEPTH = 5  # hidden size is 64 x depth
+CONTEXT_TOKENS = 77
+SKIPPED_ENCODER, SKIPPED_DECODER = {1, 4, 5}, {15, 18}
+SD3_SCALE, SD3_SHIFT = 1.5305, 0.0609  # the host's SD3 latent format
+
+
+def use_host(path: str) -> None:
+    sys.path.insert(0, path)
+    sys.argv = [sys.argv[0], "--cpu"] if not torch.cuda.is_available() else [sys.argv[0]]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+
+
+def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
+    partial.replace(path)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Draw every picture once: the concepts for the MMDiT, and all shared icons for the autoencoder."""
+    sets = [emoji.EmojiSet(Path(args.icons), name) for name in emoji.BASE_SETS]
+    slugs = emoji.concepts(sets, sets[0])
+    shared = sorted(set.intersection(*(set(s.bodies) for s in sets)))
+    pictures = [emoji.to_array(emoji.draw_svg(s.svg(slug), PICTURE_SIZE)) for slug in slugs for s in sets]
+    extra = [emoji.to_array(emoji.draw_svg(s.svg(slug), PICTURE_SIZE)) for slug in shared for s in sets]
+    captions = [emoji.caption(s.name, slug) for slug in slugs for s in sets]
+    np.savez_compressed(args.work / "pictures.npz", concepts=np.stack(pictures), all=np.stack(extra), captions=captions)
+    print(f"{len(pictures)} pictures of {len(slugs)} concepts, {len(extra)} pictures for the autoencoder")
+
+
+def build_autoencoder() -> torch.nn.Module:
+    import comfy.taesd.taesd
+
+    model = comfy.taesd.taesd.TAESD(latent_channels=LATENT_CHANNELS)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    return model.float()
+
+
+def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """L1 of horizontal and vertical differences: keeps edges sharp where plain L1 blurs them."""
+    dx = (a.diff(dim=-1) - b.diff(dim=-1)).abs().mean()
+    dy = (a.diff(dim=-2) - b.diff(dim=-2)).abs().mean()
+    return dx + dy
+
+
+def active_path(model: torch.nn.Module) -> tuple[torch.nn.Sequential, torch.nn.Sequential]:
+    """Encoder and decoder without the blocks that would cost most and add least at this picture size.
+
+    A TAESD block whose last convolution is zero is ``relu(x)``; so a skipped block is trained as a plain ReLU and stored with
+    zeros, and the file stays an ordinary TAESD.
+    """
+    for stack, skipped in ((model.taesd_encoder, SKIPPED_ENCODER), (model.taesd_decoder, SKIPPED_DECODER)):
+        for index, block in enumerate(stack):
+            if hasattr(block, "conv"):  # residual branches start small: the deep stack has no normalisation
+                block.conv[4].weight.data *= 0.0 if index in skipped else 0.1
+    encoder = [torch.nn.ReLU() if i in SKIPPED_ENCODER else m for i, m in enumerate(model.taesd_encoder)]
+    decoder = [torch.nn.ReLU() if i in SKIPPED_DECODER else m for i, m in enumerate(model.taesd_decoder)]
+    return torch.nn.Sequential(*encoder), torch.nn.Sequential(*decoder)
+
+
+def crops(pictures: torch.Tensor, count: int, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Random crops, (count, 3, side, side) in 0..1; blank ones are drawn again, since most of an emoji page is white."""
+    out: list[torch.Tensor] = []
+    while len(out) < count:
+        i = int(torch.randint(len(pictures), (), generator=generator))
+        y, x = torch.randint(0, PICTURE_SIZE - side + 1, (2,), generator=generator).tolist()
+        crop = pictures[i, :, y : y + side, x : x + side]
+        if len(out) % 8 == 0 or int(crop.min()) < 250:
+            out.append(crop)
+    return (torch.stack(out).float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def autoencoder(args: argparse.Namespace) -> None:
+    pictures = torch.from_numpy(np.load(args.work / "pictures.npz")["all"])
+    model = build_autoencoder().to(memory_format=torch.channels_last)
+    encoder, decoder = active_path(model)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    limit, started, step = args.minutes * 60, time.monotonic(), 0
+    generator = torch.Generator().manual_seed(1)
+    while (elapsed := time.monotonic() - started) < limit:
+        progress = elapsed / limit
+        rate = 1e-3 * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        x = crops(pictures, 16, 32 if progress < 0.8 else 64, generator)
+        z = encoder(x)
+        y = decoder(z + 0.05 * torch.randn(z.shape, generator=generator))
+        loss = (x - y).abs().mean() + gradient_loss(x, y) + 1e-4 * z.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        if step % 50 == 0:
+            mse = (x - y).square().mean().item()
+            print(f"{step} {elapsed:.0f}s loss {loss.item():.4f} mse {mse:.5f} latent {z.std().item():.2f}", flush=True)
+            if not math.isfinite(loss.item()):
+                raise SystemExit("the autoencoder diverged: lower its rate")
+        if step % 500 == 0:
+            save_atomically(model.state_dict(), args.work / "autoencoder.safetensors")
+    normalise_latents(model, pictures)
+    save_atomically(model.state_dict(), args.work / "autoencoder.safetensors")
+
+
+@torch.no_grad()
+def normalise_latents(model: torch.nn.Module, pictures: torch.Tensor) -> None:
+    """Choose ``vae_scale`` and ``vae_shift`` so that what the MMDiT sees (the host's SD3 latent format) has mean 0, std 1."""
+    z = torch.cat([model.taesd_encoder(pictures[i : i + 32].float() / 255) for i in range(0, 640, 32)])
+    scale = z.std() * SD3_SCALE
+    model.vae_scale.data.copy_(scale)
+    model.vae_shift.data.copy_(SD3_SHIFT - z.mean() / scale)
+
+
+@torch.no_grad()
+def encode(args: argparse.Namespace) -> None:
+    """Latents and text conditioning of every picture, as the host would make them."""
+    data = np.load(args.work / "pictures.npz")
+    model = build_autoencoder()
+    model.load_state_dict(load_file(args.work / "autoencoder.safetensors"))
+    pictures = torch.from_numpy(data["concepts"])
+    latents = torch.cat([model.encode(pictures[i : i + 16].float() / 127.5 - 1) for i in range(0, len(pictures), 16)])
+    latents = (latents - SD3_SHIFT) * SD3_SCALE
+    restored = torch.cat([model.decode(latents[i : i + 16] / SD3_SCALE + SD3_SHIFT) for i in range(0, 64, 16)])
+    error = (restored - (pictures[:64].float() / 127.5 - 1)).square().mean().item() / 4
+    clip = weights.load_text_encoder()
+    texts = ["", *[str(c) for c in data["captions"]]]
+    encoded = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in texts]
+    context = torch.cat([c[:, :, :768] for c, _ in encoded]).half()
+    pooled = torch.cat([p[:, :768] for _, p in encoded])
+    save_atomically({"latents": latents, "context": context, "pooled": pooled}, args.work / "encoded.safetensors")
+    print(f"latents mean {latents.mean():.3f} std {latents.std():.3f}, reconstruction mse {error:.5f} (0..1)")
+    print(f"context std {context.float().std():.3f}, pooled std {pooled.std():.3f}")
+
+
+def build_mmdit() -> torch.nn.Module:
+    import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
+    import comfy.ops
+
+    hidden = 64 * DEPTH
+    model = mmdit.MMDiT(
+        input_size=None, patch_size=2, in_channels=LATENT_CHANNELS, depth=DEPTH, adm_in_channels=2048, qk_norm="rms",
+        pos_embed_scaling_factor=None, num_patches=64, pos_embed_max_size=8,
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": hidden}},
+        x_block_self_attn_layers=[], dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+    for name, p in model.named_parameters():
+        if p.ndim >= 2:
+            torch.nn.init.xavier_uniform_(p.view(p.shape[0], -1))
+        else:
+            torch.nn.init.ones_(p) if "ln_" in name else torch.nn.init.zeros_(p)
+        if "adaLN_modulation" in name or name.startswith("final_layer.linear"):
+            torch.nn.init.zeros_(p)
+    torch.nn.init.normal_(model.t_embedder.mlp[0].weight, std=0.02)
+    torch.nn.init.normal_(model.t_embedder.mlp[2].weight, std=0.02)
+    model.pos_embed.copy_(mmdit.get_2d_sincos_pos_embed_torch(hidden, 8, 8, device="cpu")[None])
+    # Only CLIP-L's 768 of the 4096 (2048) columns ever see a number; the rest is zero in the file as in use.
+    model.context_embedder.weight.data[:, 768:] = 0
+    model.y_embedder.mlp[0].weight.data[:, 768:] = 0
+    torch.nn.init.normal_(model.context_embedder.weight.data[:, :768], std=768**-0.5)
+    torch.nn.init.normal_(model.y_embedder.mlp[0].weight.data[:, :768], std=768**-0.5)
+    return model
+
+
+def diffusion(args: argparse.Namespace) -> None:
+    """Rectified flow: x_s = (1 - s) x0 + s e, target e - x0, levels logit-normal and shifted by 3 as the host samples them.
+
+    Most steps see only the first tokens of the 77: CLIP is causal, so they are the very same numbers, and the padding that
+    follows costs as much time as the picture. The last quarter trains on all 77, as the sampler will ask for.
+    """
+    data = load_file(args.work / "encoded.safetensors")
+    latents, pooled = data["latents"], data["pooled"]
+    context = data["context"].float()
+    model, optimizer_state, start = build_mmdit(), None, 0
+    state_file = args.work / "diffusion.pt"
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    average = copy.deepcopy(model).requires_grad_(False)
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer_state, start = state["optimizer"], state["step"]
+        optimizer.load_state_dict(optimizer_state)
+    # The buffers have to be handed over as zero columns, so the embedders read 768 numbers and pad.
+    generator = torch.Generator().manual_seed(2 + start)
+    began, running = time.monotonic(), None
+    order: list[int] = []
+    for step in range(start, args.steps):
+        progress = step / args.steps
+        rate = args.rate * min(1.0, (step + 1) / 150) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        while len(order) < args.batch:
+            order += torch.randperm(len(latents), generator=generator).tolist()
+        picks, order = torch.tensor(order[: args.batch]), order[args.batch :]
+        tokens = CONTEXT_TOKENS if progress > args.short_share else 16
+        x0 = latents[picks]
+        text = torch.where(torch.rand(args.batch, generator=generator) < 0.1, 0, picks + 1)
+        c, y = context[text, :tokens], pooled[text]
+        s = torch.sigmoid(torch.randn(args.batch, generator=generator))
+        s = 3 * s / (1 + 2 * s)
+        mix = s.view(-1, 1, 1, 1)
+        noise = torch.randn(x0.shape, generator=generator)
+        out = model((1 - mix) * x0 + mix * noise, s * 1000, context=F.pad(c, (0, 4096 - 768)), y=F.pad(y, (0, 2048 - 768)))
+        loss = F.mse_loss(out, noise - x0)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            decay = min(0.998, (step + 1) / (step + 20))
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        if (step + 1) % 25 == 0:
+            pace = (time.monotonic() - began) / (step + 1 - start)
+            print(f"step {step + 1} loss {running:.4f} rate {rate:.2e} {pace:.2f} s/step", flush=True)
+        if (step + 1) % 250 == 0 or step + 1 == args.steps:
+            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**state, "step": step + 1}, state_file.with_suffix(".partial"))
+            state_file.with_suffix(".partial").replace(state_file)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Pack the averaged MMDiT and the autoencoder for the repository (see ``weights.py`` for the format)."""
+    average = torch.load(args.work / "diffusion.pt", weights_only=True)["average"]
+    tensors = {f"model.diffusion_model.{k}": v for k, v in average.items()}
+    tensors |= {f"first_stage_model.{k}": v for k, v in load_file(args.work / "autoencoder.safetensors").items()}
+    size = weights.pack(tensors, Path(args.out))
+    print(f"{args.out}: {size / 1e6:.1f} MB")
+
+
+STAGES = {"prepare": prepare, "autoencoder": autoencoder, "encode": encode, "diffusion": diffusion, "export": export}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--icons")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--comfyui", required=True)
+    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--short-share", type=float, default=0.75)
+    parser.add_argument("--out", default="demo/weights.safetensors")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    use_host(args.comfyui)
+    torch.manual_seed(0)
+    STAGES[args.stage](args)
+
+
+if __name__ == "__main__":
+    main()
