@@ -1,0 +1,103 @@
+"""Common ground of all tests: the pack as the package ``lora_atelier``, and ComfyUI importable in this process.
+
+ComfyUI has top-level modules called ``nodes``, ``utils``, ``app`` and ``server``, and so has this repository a folder
+``nodes``. Therefore the repository's root is never on ``sys.path``: tests write ``from lora_atelier.training.config import ...``,
+and plain ``import nodes`` means ComfyUI's.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HOSTS = ROOT / ".studio" / "hosts"
+COMFYUI = Path(os.environ.get("ATELIER_COMFYUI", HOSTS / "comfyui-0.30.0"))
+COMFYUI_OLD = Path(os.environ.get("ATELIER_COMFYUI_OLD", HOSTS / "comfyui-0.3.75"))
+MISSING_HOST = "no ComfyUI at {}: run the tests with `python3 studio.py test`, which fetches it"
+
+hypothesis.settings.register_profile("atelier", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("atelier")
+
+
+def register_pack() -> None:
+    """Make ``lora_atelier`` a package whose folder is the repository's root, without running the root ``__init__``."""
+    spec = importlib.machinery.ModuleSpec("lora_atelier", None, is_package=True)
+    spec.submodule_search_locations = [str(ROOT)]
+    package = ModuleType("lora_atelier")
+    package.__spec__ = spec
+    package.__path__ = [str(ROOT)]
+    sys.modules["lora_atelier"] = package
+
+
+def install_cpu_torch_aid() -> None:
+    """What ``studio.py`` does through ``PYTHONPATH``, also for a pytest that was started by hand."""
+    path = ROOT / "demo" / "cpu_torch_aid" / "sitecustomize.py"
+    spec = importlib.util.spec_from_file_location("cpu_torch_aid", path)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def prepare_host(base: Path) -> None:
+    """Put ComfyUI on ``sys.path`` with the arguments of a CPU server whose folders are under ``base``.
+
+    ComfyUI parses ``sys.argv`` only when its ``main.py`` asks for it; here its defaults are taken and then changed, so that
+    pytest's own arguments are never seen. ``ATELIER_TEST_GPU=1`` leaves the choice of the device to ComfyUI.
+    """
+    sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != ROOT]
+    sys.path.insert(0, str(COMFYUI))
+    from comfy.cli_args import args
+
+    args.cpu = os.environ.get("ATELIER_TEST_GPU") != "1"
+    args.base_directory = str(base)
+    for name in ("models", "input", "output", "temp", "user", "custom_nodes"):
+        (base / name).mkdir()
+
+
+register_pack()
+install_cpu_torch_aid()
+BASE = Path(tempfile.mkdtemp(prefix="atelier-tests-"))
+if (COMFYUI / "main.py").is_file():
+    prepare_host(BASE)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(BASE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """The folder of the main host, already importable: ``import comfy.sd`` works in a test that asks for this."""
+    if not (COMFYUI / "main.py").is_file():
+        pytest.fail(MISSING_HOST.format(COMFYUI))
+    return COMFYUI
+
+
+@pytest.fixture(scope="session")
+def comfyui_old() -> Path:
+    """The folder of the oldest supported host; for servers only, since this process imports the main one."""
+    if not (COMFYUI_OLD / "main.py").is_file():
+        pytest.fail(MISSING_HOST.format(COMFYUI_OLD))
+    return COMFYUI_OLD
+
+
+@pytest.fixture(scope="session")
+def base_directory() -> Iterator[Path]:
+    """The folder under which the in-process ComfyUI looks for ``models``, ``input`` and ``output``; gone afterwards."""
+    yield BASE
