@@ -1,0 +1,130 @@
+"""Tensors on the disk, found by what they were made from.
+
+One safetensors file per key, so that two runs can share a folder: a file appears whole or not at all, and a file that was
+damaged or removed meanwhile is simply made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from ..errors import AtelierError
+
+KEY = re.compile(r"[0-9a-f]{16,128}")
+# After a clean-up the cache has this share of its limit, so that the next file doesn't start another one.
+KEPT_SHARE = 0.9
+# A temporary file this old (seconds) belongs to a run that died.
+STALE = 3600.0
+
+
+def cache_key(*parts: Any) -> str:
+    """SHA-256 (hex) of JSON values (texts, numbers, None, and tuples, lists or dicts of them)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+
+
+def _data_checksum(file: bytes) -> str:
+    """CRC-32 of a safetensors file's tensor bytes (all behind the 8-byte length and the JSON header)."""
+    return f"{zlib.crc32(memoryview(file)[8 + int.from_bytes(file[:8], 'little') :]):08x}"
+
+
+def _metadata(file: bytes) -> dict[str, str]:
+    return json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")]).get("__metadata__", {})
+
+
+class TensorCache:
+    """Dictionaries of tensors in ``folder``, at most ``limit_bytes`` in all, the longest unused removed first."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder = Path(folder)
+        self.limit_bytes = limit_bytes
+        self._bytes: int | None = None
+
+    def path(self, key: str) -> Path:
+        """Where the tensors of ``key`` are kept."""
+        if not KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is not a cache key")
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def get(self, key: str) -> dict[str, torch.Tensor] | None:
+        """The tensors stored under ``key`` (on the CPU), or None; a damaged file is removed and counts as None."""
+        path = self.path(key)
+        try:
+            file = path.read_bytes()
+        except OSError:
+            return None
+        try:
+            if _metadata(file) != {"key": key, "crc32": _data_checksum(file)}:
+                raise ValueError("checksum")
+            tensors = load(file)
+        except (SafetensorError, ValueError, AttributeError):
+            _remove(path)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return tensors
+
+    def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Store ``tensors``; AtelierError naming the folder if it cannot be written."""
+        path = self.path(key)
+        # The clone parts tensors that share memory, which safetensors refuses.
+        values = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+        file = save(values, {"key": key, "crc32": _data_checksum(save(values))})
+        partial = path.with_name(f"{key}.{os.getpid()}.{time.monotonic_ns()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(file)
+            os.replace(partial, path)
+        except OSError as error:
+            _remove(partial)
+            raise AtelierError(
+                f"cache: {self.folder} cannot be written ({error.strerror}). Make room on the disk, or allow writing there."
+            ) from error
+        if self._bytes is None:
+            self._bytes = sum(size for _, size, _ in self._entries())
+        else:
+            self._bytes += len(file)
+        if self._bytes > self.limit_bytes:
+            self._trim(path)
+
+    def _entries(self) -> list[tuple[int, int, Path]]:
+        """(mtime in ns, bytes, path) of every stored file; temporary files of dead runs are removed on the way."""
+        rows = []
+        for path in self.folder.glob("??/*"):
+            try:
+                stat = path.stat()
+            except OSError:
+                continue
+            if path.suffix == ".safetensors":
+                rows.append((stat.st_mtime_ns, stat.st_size, path))
+            elif path.suffix == ".partial" and time.time() - stat.st_mtime > STALE:
+                _remove(path)
+        return rows
+
+    def _trim(self, newest: Path) -> None:
+        entries = sorted(self._entries())
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if total <= self.limit_bytes * KEPT_SHARE:
+                break
+            if path != newest:
+                _remove(path)
+                total -= size
+        self._bytes = total
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,69 @@
+"""The folders a person may choose, as names that mean the same on every computer: ``input/portraits``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from ..errors import AtelierError
+from .images import EXTENSIONS
+from .scan import NUMBERED, natural_key
+
+DEPTH = 3
+
+
+def _holds_picture(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(not e.name.startswith(".") and os.path.splitext(e.name)[1].lower() in EXTENSIONS for e in entries)
+    except OSError:
+        return False
+
+
+def _sub_folders(folder: str) -> list[os.DirEntry[str]]:
+    """Visible sub-folders; links are left out, so that the search stays inside the root and ends."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _odd(name: str) -> bool:
+    """Whether some system would read the name as more than a name ("C:x", "a\\..\\b")."""
+    return "\\" in name or "\0" in name or bool(PureWindowsPath(name).drive) or (os.name == "nt" and ":" in name)
+
+
+def list_folders(roots: Mapping[str, Path]) -> list[str]:
+    """Names ``<root>/<path>`` of the folders, at most three deep, with pictures in them or in ``N_name`` sub-folders."""
+    names: list[str] = []
+
+    def visit(folder: str, name: str, depth: int) -> None:
+        for entry in _sub_folders(folder):
+            path, full = entry.path, f"{name}/{entry.name}"
+            if _odd(full):
+                continue
+            if _holds_picture(path) or any(NUMBERED.fullmatch(e.name) and _holds_picture(e.path) for e in _sub_folders(path)):
+                names.append(full)
+            if depth < DEPTH:
+                visit(path, full, depth + 1)
+
+    for root, path in roots.items():
+        visit(str(path), root, 1)
+    return sorted(names, key=natural_key)
+
+
+def resolve_folder(name: str, roots: Mapping[str, Path]) -> Path:
+    """The folder that ``name`` stands for; AtelierError for ``..``, an absolute path, an unknown root, or a link out of it."""
+    allowed = " or ".join(f"{root}/" for root in roots)
+    parts = PurePosixPath(name).parts
+    if not name.strip() or _odd(name) or name.startswith("/") or ".." in parts or len(parts) < 2 or parts[0] not in roots:
+        raise AtelierError(f"folder: {name!r} is not a folder in {allowed}. Choose one from the list.")
+    root = Path(roots[parts[0]])
+    path = root.joinpath(*parts[1:])
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise AtelierError(f"folder: {name!r} is a link that leads out of {parts[0]}/. Copy the pictures there instead.")
+    if not path.is_dir():
+        raise AtelierError(f"folder: {name!r} does not exist here. Put the pictures into that folder, or choose another one.")
+    return path

@@ -1,0 +1,135 @@
+"""Reading pictures as a person sees them: upright, in sRGB, 8 bits, on white.
+
+The formats that matter are decoded by Pillow, which ComfyUI has loaded already.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+from ..errors import AtelierError
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", *((".avif",) if features.check("avif") else ())})
+# Pillow's own limit can be switched off by any other node pack, so it is checked here as well; the number is Pillow's.
+MAX_PIXELS = 178_956_970
+EXIF_ORIENTATION = 0x0112
+
+
+def _broken(path: Path, reason: object) -> AtelierError:
+    return AtelierError(f"{path}: this picture cannot be read ({reason}). Repair it, or take it out of the folder.")
+
+
+def _open(path: Path) -> Image.Image:
+    """The picture with only its header read; refuses what would not fit into memory."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise _too_large(path) from error
+    except UnidentifiedImageError as error:
+        raise _broken(path, "it is no picture in a known format") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _broken(path, error) from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise _too_large(path)
+    return image
+
+
+def _too_large(path: Path) -> AtelierError:
+    return AtelierError(
+        f"{path}: this picture has more than {MAX_PIXELS // 1_000_000} million pixels. Shrink it, or take it out of the folder."
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; damaged EXIF data count as upright."""
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
+        return 1
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) after EXIF rotation, from the header alone."""
+    with _open(path) as image:
+        width, height = image.size
+        return (height, width) if 5 <= _orientation(image) <= 8 else (width, height)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture in RGB: EXIF rotation applied, ICC profile converted to sRGB, 16-bit scaled, alpha laid on white, first frame.
+
+    Raises AtelierError naming the file if it is broken, or too large to be safe.
+    """
+    with _open(path) as image:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image.load()
+                upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+                return _on_white(_to_srgb(_to_8_bit(upright)))
+        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+            raise _broken(path, error) from error
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.float64) / 257.0
+    grey = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    grey.info = dict(image.info)
+    # A grey level named as transparent is on the 16-bit scale and has no exact twin in 8 bits.
+    grey.info.pop("transparency", None)
+    return grey
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Colours converted by the embedded profile; a missing, damaged or mismatching profile means sRGB."""
+    profile = image.info.get("icc_profile")
+    if image.mode == "P" or (image.mode in ("1", "L", "RGB") and "transparency" in image.info):
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if not profile:
+        return image
+    from PIL import ImageCms
+
+    alpha = image.getchannel("A") if "A" in image.getbands() else None
+    colours = image.convert("L" if image.mode == "LA" else "RGB") if alpha is not None else image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+    assert converted is not None
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if "A" in image.getbands() or "a" in image.getbands():
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_tensor(image: Image.Image, scaled: tuple[int, int], box: tuple[int, int, int, int]) -> torch.Tensor:
+    """The part ``box`` (left, top, right, bottom) of the RGB picture as if scaled to ``scaled`` (width, height).
+
+    Returns float32 (H, W, 3) in 0..1, ComfyUI's layout. Only the part that is kept is resampled. Both ways use Lanczos:
+    Pillow widens the kernel with the scale, so shrinking is antialiased, and near scale 1 it stays even where Pillow's box
+    filter would drop or double pixels; a strong reduction first averages whole blocks (``reducing_gap``).
+    """
+    left, top, right, bottom = box
+    x, y = image.width / scaled[0], image.height / scaled[1]
+    part = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+    size = (right - left, bottom - top)
+    resized = image if image.size == size == scaled else image.resize(size, Image.Resampling.LANCZOS, part, reducing_gap=3.0)
+    return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0)

@@ -1,0 +1,114 @@
+"""What a dataset is once the folder has been read: immutable values that travel on the canvas' wires."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..config import SubsetConfig, to_dict
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and its caption."""
+
+    path: Path
+    width: int
+    """Pixels, after EXIF rotation."""
+    height: int
+    """Pixels, after EXIF rotation."""
+    caption: str | None
+    """None: neither a caption file nor a class caption; an empty text is a caption that somebody left empty."""
+    key: str
+    """SHA-256 (hex) of the file's bytes."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The pictures of one folder with one group of settings."""
+
+    config: SubsetConfig
+    samples: tuple[Sample, ...]
+    repeats: int
+    """Sightings of every picture per epoch, resolved from the settings or the folder's name; at least 1."""
+    class_caption: str | None = None
+    """Text after the first ``_`` of an ``N_name`` folder, the caption of pictures without a caption file."""
+    warnings: tuple[str, ...] = ()
+    """What the person should know about this folder, one sentence each."""
+
+    @property
+    def sightings(self) -> int:
+        """Pictures shown per epoch, repeats included."""
+        return len(self.samples) * self.repeats
+
+    def describe(self) -> str:
+        """One line for the node: folder, pictures, repeats, size and captions."""
+        without = sum(sample.caption is None for sample in self.samples)
+        captions = "all with captions" if without == 0 else f"{without} without caption"
+        shape = f"buckets around {self.config.resolution}" if self.config.buckets else f"square {self.config.resolution}"
+        return (
+            f"{self.config.folder}: {len(self.samples)} pictures x {self.repeats}, {shape} px, "
+            f"batch {self.config.batch_size}, {captions}"
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Subsets in the order in which they were chained."""
+
+    subsets: tuple[Subset, ...]
+
+    def __add__(self, other: Dataset) -> Dataset:
+        return Dataset(self.subsets + other.subsets)
+
+    def with_subset(self, *subsets: Subset) -> Dataset:
+        """This dataset with more subsets behind its own."""
+        return Dataset(self.subsets + subsets)
+
+    @property
+    def samples(self) -> Iterable[Sample]:
+        """Every sample of every subset, in order."""
+        return (sample for subset in self.subsets for sample in subset.samples)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings of all subsets, each once."""
+        return tuple(dict.fromkeys(warning for subset in self.subsets for warning in subset.warnings))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over settings, repeats, picture contents and captions; the pictures' places on the disk don't count."""
+        digest = hashlib.sha256()
+        for subset in self.subsets:
+            settings = {**to_dict(subset.config), "repeats": subset.repeats}
+            digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode())
+            for sample in subset.samples:
+                digest.update(json.dumps([sample.key, sample.caption], ensure_ascii=False).encode())
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """Text summary for the node: one line a subset, the sum, then the warnings."""
+        lines = [subset.describe() for subset in self.subsets]
+        if len(self.subsets) > 1:
+            pictures = sum(len(subset.samples) for subset in self.subsets)
+            lines.append(f"together: {pictures} pictures, {sum(s.sightings for s in self.subsets)} sightings an epoch")
+        return "\n".join(lines + [f"Note: {warning}" for warning in self.warnings])
+
+    def with_captions(self, captions: dict[Path, str | None]) -> Dataset:
+        """The same dataset with the captions of the named pictures replaced."""
+        return Dataset(
+            tuple(
+                dataclasses.replace(
+                    subset,
+                    samples=tuple(
+                        dataclasses.replace(s, caption=captions[s.path]) if s.path in captions else s for s in subset.samples
+                    ),
+                )
+                for subset in self.subsets
+            )
+        )

@@ -1,0 +1,434 @@
+"""Everything this project knows about ComfyUI's insides. No other module of ``training`` imports the host.
+
+Three thin objects wrap what a graph has loaded: ``Model`` (a MODEL), ``TextEncoder`` (a CLIP) and ``PictureCodec`` (a VAE).
+Below them stand small functions for folders, progress and files. Features are detected, versions never compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from comfy import lora as comfy_lora
+from comfy import sampler_helpers
+from torch import Tensor, nn
+
+from .errors import AtelierError
+from .network.lora import is_conv, is_linear
+from .noise import Prediction
+
+log = logging.getLogger("lora-atelier")
+Conditioning = dict[str, Tensor]
+"""One encoded text: ``cond`` (1, tokens, width), usually ``pooled_output`` (1, width), and whatever else the encoder gives."""
+
+PREDICTIONS: dict[str, Prediction] = {"EPS": "eps", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
+
+
+class Model:
+    """A loaded diffusion model, for training beside it and for sampling."""
+
+    def __init__(self, patcher: Any):
+        self.patcher = patcher
+        self.base = patcher.model
+        self._compute_dtype: torch.dtype | None = None
+
+    @property
+    def family(self) -> str:
+        """The host's name of the model family, such as ``SD15``, ``SDXL`` or ``SD3``."""
+        return type(self.base.model_config).__name__
+
+    @property
+    def sampling(self) -> Any:
+        return self.patcher.get_model_object("model_sampling")
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the model predicts. A patched sampling object (a stock node's) outranks the checkpoint's own type."""
+        from comfy import model_sampling as kinds
+
+        sampling = self.sampling
+        discrete = isinstance(sampling, kinds.ModelSamplingDiscrete)
+        if isinstance(sampling, kinds.CONST) and not isinstance(sampling, getattr(kinds, "IMG_TO_IMG_FLOW", ())):
+            return "flow"
+        if discrete and isinstance(sampling, kinds.V_PREDICTION) and not isinstance(sampling, kinds.EDM):
+            return "v"
+        if discrete and isinstance(sampling, kinds.EPS) and not isinstance(sampling, (kinds.V_PREDICTION, kinds.X0)):
+            return "eps"
+        raise AtelierError(
+            f"model: {self.family} predicts in a way ({self.base.model_type.name}) that cannot be trained here; "
+            "eps, v and flow models can."
+        )
+
+    @property
+    def is_flux(self) -> bool:
+        return self.base.model_type.name == "FLUX"
+
+    @property
+    def sigmas(self) -> Tensor | None:
+        """Sigma of every discrete timestep, ascending, on the CPU; None for flow models."""
+        return None if self.prediction == "flow" else self.sampling.sigmas.detach().cpu().clone()
+
+    @property
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self._compute_dtype or self.base.get_dtype_inference()
+
+    def computing_in(self, dtype: torch.dtype | None) -> Model:
+        """This model with its arithmetic in ``dtype`` (None: as loaded); the weights stay as they are."""
+        if dtype is None or dtype == self.base.get_dtype_inference():
+            return self
+        patcher = self.patcher.clone()
+        patcher.set_model_compute_dtype(dtype)
+        changed = Model(patcher)
+        changed._compute_dtype = dtype
+        return changed
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Linear and Conv2d layers by dotted name under the diffusion model."""
+        found = self.base.diffusion_model.named_modules()
+        return {name: m for name, m in found if is_linear(m) or (hasattr(m, "weight") and is_conv(m))}
+
+    def lora_names(self) -> dict[str, list[str]]:
+        """For every layer the names under which the host finds it in a LoRA file."""
+        prefix, suffix = "diffusion_model.", ".weight"
+        out: dict[str, list[str]] = {}
+        for name, key in comfy_lora.model_lora_keys_unet(self.base, {}).items():
+            if isinstance(key, str) and key.startswith(prefix) and key.endswith(suffix):
+                out.setdefault(key[len(prefix) : -len(suffix)], []).append(name)
+        return out
+
+    def identity(self) -> str:
+        """A fingerprint of the weights and of the patches on them, equal in every session."""
+        return _identity(self.base.diffusion_model, self.patcher)
+
+    def latents_in(self, latents: Tensor) -> Tensor:
+        """From what the VAE gives to what the model sees (the latent format's scale and shift)."""
+        return self.base.process_latent_in(latents)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """The model on its device, outside inference mode, differentiable, and afterwards exactly as it was found.
+
+        Weights made by other nodes are inference tensors, which autograd refuses; meanwhile ordinary tensors over the very
+        same storage stand in their places, so nothing is copied.
+        """
+        management = comfy.model_management
+        with torch.inference_mode(False), torch.enable_grad():
+            management.load_models_gpu([self.patcher], force_full_load=True)
+            swapped = _without_inference_tensors(self.base)
+            was_training = getattr(management, "in_training", None)
+            if was_training is not None:
+                management.in_training = True
+            self.patcher.pre_run()
+            try:
+                yield
+            finally:
+                self.patcher.cleanup()
+                if was_training is not None:
+                    management.in_training = was_training
+                _put_back(swapped)
+
+    def condition(self, text: Conditioning, x: Tensor, size: Mapping[str, int]) -> dict[str, Any]:
+        """The host's conditioning objects of one picture; ``x`` is its latent (1, C, H, W), ``size`` may hold ``width``, ``height``,
+        ``crop_w``, ``crop_h``, ``target_width`` and ``target_height`` in pixels (used by models with size conditioning)."""
+        extras = {k: v for k, v in text.items() if k != "cond"}
+        conds = sampler_helpers.convert_cond([[text["cond"], {**extras, **size}]])
+        conds = comfy.samplers.encode_model_conds(
+            self.base.extra_conds, conds, x, self.device, "positive", latent_image=x, denoise_mask=None, seed=0
+        )
+        return {k: c.process_cond(batch_size=1, device=self.device, area=None) for k, c in conds[0]["model_conds"].items()}
+
+    def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
+        """The model's own answer (eps, v or velocity) in float32 for ``x`` (B, C, H, W) at ``sigma`` (B,).
+
+        Every picture has its own conditioning; those of one shape go through the model together.
+        """
+        answer = torch.empty(0)
+        order: list[int] = []
+        for group in _alike(conditions):
+            merged = comfy.samplers.cond_cat([conditions[i] for i in group])
+            part = self._raw_output(x[group], sigma[group], merged)
+            answer = part if not order else torch.cat([answer, part])
+            order += group
+        return answer if order == sorted(order) else answer[torch.tensor(order).argsort()]
+
+    def _raw_output(self, x: Tensor, sigma: Tensor, conditioning: dict[str, Any]) -> Tensor:
+        """``apply_model`` returns the denoised picture; the network's own output is caught on its way there."""
+        caught: list[Tensor] = []
+        handle = self.base.diffusion_model.register_forward_hook(lambda _m, _i, output: caught.append(output))
+        options = dict(self.patcher.model_options.get("transformer_options", {}))
+        options.update(sigmas=sigma, sample_sigmas=sigma, cond_or_uncond=[0])
+        try:
+            denoised = self.base.apply_model(x, sigma, transformer_options=options, **conditioning)
+        finally:
+            handle.remove()
+        output = caught[-1]
+        if not isinstance(output, Tensor) or output.shape != denoised.shape:
+            raise AtelierError(f"model: {self.family} answers in a form that cannot be trained here.")
+        return output.float()
+
+    def sample(
+        self,
+        positive: list,
+        negative: list,
+        *,
+        latent_size: tuple[int, int],
+        steps: int,
+        cfg: float,
+        sampler: str,
+        scheduler: str,
+        seed: int,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """What the stock KSampler gives from an empty latent: (1, C, H, W), ``latent_size`` as (height, width) in cells."""
+        channels = self.patcher.get_model_object("latent_format").latent_channels
+        empty = torch.zeros((1, channels, *latent_size), device=comfy.model_management.intermediate_device())
+        empty = comfy.sample.fix_empty_latent_channels(self.patcher, empty)
+        noise = comfy.sample.prepare_noise(empty, seed)
+
+        def callback(step: int, _x0: Tensor, _x: Tensor, _total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if on_step is not None:
+                on_step(step)
+
+        with torch.no_grad():
+            return comfy.sample.sample(
+                self.patcher, noise, steps, cfg, sampler, scheduler, positive, negative, empty,
+                denoise=1.0, callback=callback, disable_pbar=True, seed=seed,
+            )  # fmt: skip
+
+    def with_lora(self, clip: Any, tensors: dict[str, Tensor], strength: float) -> tuple[Any, Any]:
+        """Patched copies of MODEL and CLIP, as the stock LoraLoader makes them."""
+        return comfy.sd.load_lora_for_models(self.patcher, clip, tensors, strength, strength)
+
+
+def _alike(conditions: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Indices of conditionings that the host can put into one batch."""
+    groups: list[list[int]] = []
+    for i, condition in enumerate(conditions):
+        for group in groups:
+            first = conditions[group[0]]
+            if first.keys() == condition.keys() and all(first[k].can_concat(condition[k]) for k in first):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+def _without_inference_tensors(root: nn.Module) -> list[tuple[dict, str, Tensor | None, Tensor]]:
+    """Stand-ins for inference tensors among parameters and buffers: (registry, name, original, stand-in)."""
+    swapped = []
+    for module in root.modules():
+        for registry in (module._parameters, module._buffers):
+            for name, tensor in registry.items():
+                if tensor is None or not tensor.is_inference() or type(tensor.data) is not Tensor:
+                    continue
+                view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                view.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+                stand_in = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
+                registry[name] = stand_in
+                swapped.append((registry, name, tensor, stand_in))
+    return swapped
+
+
+def _put_back(swapped: list[tuple[dict, str, Tensor | None, Tensor]]) -> None:
+    for registry, name, original, stand_in in swapped:
+        # If the host itself put another tensor here meanwhile (it moved the weight), that one is right.
+        if registry.get(name) is stand_in and stand_in.untyped_storage().data_ptr() == original.untyped_storage().data_ptr():
+            registry[name] = original
+
+
+class TextEncoder:
+    """A loaded CLIP (or T5, or language model) that turns captions into conditioning."""
+
+    def __init__(self, clip: Any):
+        self.clip = clip
+
+    def identity(self) -> str:
+        extras = f"{self.clip.layer_idx} {sorted(getattr(self.clip, 'tokenizer_options', {}).items())}"
+        return _identity(self.clip.cond_stage_model, self.clip.patcher) + hashlib.sha256(extras.encode()).hexdigest()[:8]
+
+    def encode(self, text: str) -> Conditioning:
+        """Tensors on the CPU, ordinary ones (not inference tensors)."""
+        with torch.inference_mode(False), torch.no_grad():
+            out = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True, return_dict=True)
+            return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in out.items() if isinstance(v, Tensor)}
+
+    def for_sampling(self, text: str) -> list:
+        """CONDITIONING as CLIPTextEncode makes it."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+
+class PictureCodec:
+    """A loaded VAE."""
+
+    def __init__(self, vae: Any):
+        self.vae = vae
+
+    @property
+    def downscale(self) -> int:
+        """Pixels a latent cell covers in each direction."""
+        ratio = self.vae.downscale_ratio
+        return int(ratio[-1]) if isinstance(ratio, (tuple, list)) else int(ratio)
+
+    def identity(self) -> str:
+        return _identity(self.vae.first_stage_model, self.vae.patcher)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, 3) in 0..1 -> latents on the CPU, unscaled (see ``Model.latents_in``)."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.vae.encode(pixels).detach().to("cpu", torch.float32, copy=True)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> (B, H, W, 3) in 0..1 on the CPU."""
+        with torch.no_grad():
+            pixels = self.vae.decode(latents).cpu()
+        return pixels.reshape(-1, *pixels.shape[-3:])
+
+
+def _identity(module: nn.Module, patcher: Any) -> str:
+    """Sha256 over every tensor's name, shape, type and a few of its values, and over the patches laid on it."""
+    digest = hashlib.sha256()
+
+    def add(name: str, tensor: Tensor) -> None:
+        flat = tensor.detach().reshape(-1)
+        picked = flat[:: max(1, flat.numel() // 16)][:17].float().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(picked.numpy().tobytes())
+
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if isinstance(tensor, Tensor) and tensor.numel():
+                add(name, tensor)
+    for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
+        digest.update(f"{key} {[(p[0], p[2]) for p in patches]}".encode())
+        for patch in patches:
+            weights = getattr(patch[1], "weights", patch[1])
+            for i, part in enumerate(weights if isinstance(weights, (tuple, list)) else [weights]):
+                if isinstance(part, Tensor):
+                    add(str(i), part)
+    return digest.hexdigest()[:32]
+
+
+# Folders --------------------------------------------------------------------------------------------------------------
+
+
+def dataset_roots() -> dict[str, Path]:
+    """The folders that datasets may come from, by the name shown in front of the path."""
+    roots = {"input": Path(folder_paths.get_input_directory())}
+    known = folder_paths.folder_names_and_paths.get("datasets")
+    for i, folder in enumerate(known[0] if known else [Path(folder_paths.base_path) / "datasets"]):
+        roots["datasets" if i == 0 else f"datasets{i + 1}"] = Path(folder)
+    return roots
+
+
+def captioner_folder() -> Path:
+    return Path(folder_paths.models_dir) / "captioners"
+
+
+def temp_folder() -> Path:
+    return _made(Path(folder_paths.get_temp_directory()))
+
+
+def output_folder() -> Path:
+    return _made(Path(folder_paths.get_output_directory()))
+
+
+def cache_folder() -> Path:
+    return _made(Path(folder_paths.get_user_directory()) / "lora-atelier" / "cache")
+
+
+def runs_folder() -> Path:
+    """Where runs keep their state, history and sample pictures."""
+    return _made(Path(folder_paths.get_output_directory()) / "lora-atelier")
+
+
+def loras_folder() -> Path:
+    """Where finished LoRA files go: a subfolder of the first ``loras`` folder, so that every stock loader lists them."""
+    return _made(Path(folder_paths.get_folder_paths("loras")[0]) / "lora-atelier")
+
+
+def find_lora(name: str) -> Path | None:
+    """The file of a LoRA as the stock loaders name it, or None."""
+    path = folder_paths.get_full_path("loras", name)
+    return Path(path) if path else None
+
+
+def lora_name(path: Path) -> str:
+    """How the stock loaders list this file; its plain name when it lies elsewhere."""
+    for root in folder_paths.get_folder_paths("loras"):
+        try:
+            return str(path.resolve().relative_to(Path(root).resolve()))
+        except ValueError:
+            continue
+    return path.name
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# Progress, interrupt, memory --------------------------------------------------------------------------------------------
+
+
+def progress(total: int) -> Callable[..., None]:
+    """``advance(step, preview=None)``: moves the node's bar, shows a PIL picture in the node, and raises when cancelled."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def advance(step: int, preview: Any = None) -> None:
+        bar.update_absolute(step, total, ("JPEG", preview, 512) if preview is not None else None)
+        check_interrupt()
+
+    return advance
+
+
+def check_interrupt() -> None:
+    """Raises the host's own interrupt when the person pressed cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def is_interrupt(error: BaseException) -> bool:
+    return type(error).__name__ == "InterruptProcessingException"
+
+
+def tell(event: str, data: dict[str, Any]) -> None:
+    """Send a message to every open canvas; nothing happens where no server runs."""
+    try:
+        from server import PromptServer
+    except ImportError:
+        return
+    instance = getattr(PromptServer, "instance", None)
+    if instance is not None:
+        instance.send_sync(event, data)
+
+
+def torch_device() -> torch.device:
+    return comfy.model_management.get_torch_device()
+
+
+def free_memory() -> None:
+    comfy.model_management.soft_empty_cache()
+
+
+def samplers() -> list[str]:
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def schedulers() -> list[str]:
+    return list(comfy.samplers.KSampler.SCHEDULERS)

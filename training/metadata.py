@@ -1,0 +1,123 @@
+"""What a LoRA file says about itself: kohya's ``ss_*`` keys, the ``modelspec`` standard, and the workflow it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from .config import TrainingConfig, to_dict
+from .dataset.plan import Plan
+from .dataset.samples import Dataset
+
+BASE_VERSIONS = {"SD15": "sd_v1-5", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0", "SD3": "sd3", "Flux": "flux1"}
+ARCHITECTURES = {
+    "SD15": "stable-diffusion-v1/lora",
+    "SDXL": "stable-diffusion-xl-v1-base/lora",
+    "SD3": "stable-diffusion-3-medium/lora",
+    "Flux": "flux-1-dev/lora",
+}
+
+
+def describe(
+    config: TrainingConfig,
+    dataset: Dataset,
+    plan: Plan,
+    *,
+    family: str,
+    prediction: str,
+    epoch: int,
+    step: int,
+    total_steps: int,
+    tensors: Mapping[str, Tensor],
+    graph: Mapping[str, Any],
+) -> dict[str, str]:
+    """Metadata of one saved epoch; every value is a string, as the format demands.
+
+    ``graph`` holds ``prompt`` and ``workflow`` as the canvas sent them, so that dropping the file there brings them back.
+    """
+    sizes = [s.config.resolution for s in dataset.subsets]
+    values: dict[str, Any] = {
+        "ss_base_model_version": BASE_VERSIONS.get(family, family.lower()),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": config.network.rank,
+        "ss_network_alpha": config.network.alpha or config.network.rank,
+        "ss_network_args": {"targets": config.network.targets},
+        "ss_learning_rate": config.optimizer.learning_rate,
+        "ss_optimizer": f"torch.optim.{config.optimizer.name}(weight_decay={config.optimizer.weight_decay})",
+        "ss_lr_scheduler": config.optimizer.schedule,
+        "ss_lr_warmup_steps": config.optimizer.warmup_steps,
+        "ss_max_grad_norm": config.optimizer.max_grad_norm,
+        "ss_num_epochs": -(-total_steps // plan.steps_per_epoch),
+        "ss_epoch": epoch,
+        "ss_steps": step,
+        "ss_max_train_steps": total_steps,
+        "ss_seed": config.seed,
+        "ss_mixed_precision": config.precision,
+        "ss_num_train_images": sum(len(s.samples) * s.repeats for s in dataset.subsets),
+        "ss_num_batches_per_epoch": plan.steps_per_epoch,
+        "ss_datasets": [_subset_summary(s) for s in dataset.subsets],
+        "ss_bucket_info": _bucket_info(plan),
+        "ss_tag_frequency": tag_frequency(dataset),
+        "ss_training_comment": config.comment,
+        "ss_training_finished_at": datetime.now(timezone.utc).timestamp(),
+        "ss_output_name": config.name,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": ARCHITECTURES.get(family, f"{family.lower()}/lora"),
+        "modelspec.implementation": "https://github.com/Comfy-Org/ComfyUI",
+        "modelspec.title": config.name,
+        "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{max(sizes)}x{max(sizes)}",
+        "modelspec.prediction_type": {"eps": "epsilon", "v": "v", "flow": "flow"}[prediction],
+        "lora_atelier.config": to_dict(config),
+        "lora_atelier.dataset": dataset.fingerprint,
+        "sshs_model_hash": content_hash(tensors),
+        "sshs_legacy_hash": content_hash(tensors, legacy=True),
+        **{k: v for k, v in graph.items() if v},
+    }
+    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
+
+
+def content_hash(tensors: Mapping[str, Tensor], *, legacy: bool = False) -> str:
+    """Sha256 of the file's bytes after its header; ``legacy`` is the older web UI's: 64 KiB from offset 1 MiB, 8 digits."""
+    data = save(dict(tensors))
+    if legacy:
+        return hashlib.sha256(data[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
+    header = int.from_bytes(data[:8], "little")
+    return hashlib.sha256(data[8 + header :]).hexdigest()
+
+
+def tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """How often each comma-separated tag occurs, by ``<repeats>_<folder>`` as kohya's tools show it."""
+    out: dict[str, dict[str, int]] = {}
+    for subset in dataset.subsets:
+        tags: Counter[str] = Counter()
+        for sample in subset.samples:
+            tags.update(tag.strip() for tag in (sample.caption or "").split(",") if tag.strip())
+        name = subset.config.folder.rsplit("/", 1)[-1]
+        out[f"{subset.repeats}_{name}"] = dict(tags.most_common())
+    return out
+
+
+def _subset_summary(subset: Any) -> dict[str, Any]:
+    settings = to_dict(subset.config)
+    return {
+        "resolution": [settings["resolution"]] * 2,
+        "batch_size_per_device": settings["batch_size"],
+        "num_train_images": len(subset.samples) * subset.repeats,
+        "enable_bucket": settings["buckets"],
+        "subsets": [{"img_count": len(subset.samples), "num_repeats": subset.repeats, "image_dir": settings["folder"]}],
+    }
+
+
+def _bucket_info(plan: Plan) -> dict[str, Any]:
+    buckets = {
+        str(i): {"resolution": list(row.size), "count": row.sightings} for i, row in enumerate(plan.bucket_table())
+    }  # fmt: skip
+    return {"buckets": buckets}

@@ -1,0 +1,199 @@
+"""A run on disk. This module is the only writer of LoRA files, states and histories.
+
+A run named ``ink`` is two folders: ``models/loras/lora-atelier/ink/`` with the LoRA files (``ink-000001.safetensors`` for epochs
+on the way, ``ink.safetensors`` for the last one), and ``output/lora-atelier/ink/`` with
+
+    run.json          what makes this run this run (its identity) and where it stands
+    history.jsonl     one line a step
+    state/            everything needed to go on bit for bit
+    samples/          preview pictures
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import AtelierError
+from .files import replacing, write_tensors, write_text
+
+STATE_FILE = "state/state.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedLoRA:
+    """One LoRA file of a run."""
+
+    path: Path
+    epoch: int
+    """1-based; for a file of the moment the epoch that was under way."""
+    step: int
+    """Steps trained since the run began."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stopped."""
+
+    step: int
+    adapter: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    scaler: Mapping[str, Any]
+
+
+class Run:
+    """One training run's folders. ``Run.open`` finds an unfinished one again."""
+
+    def __init__(self, name: str, runs: Path, loras: Path):
+        self.name = name
+        self.folder = runs / name
+        self.lora_folder = loras / name
+
+    @classmethod
+    def open(cls, name: str, identity: str, runs: Path, loras: Path, *, start_over: bool) -> Run:
+        """The run of this name and identity, or a new one.
+
+        The identity is a hash of everything that decides the outcome. A name taken by another identity gets a number behind
+        it (``ink-2``), so an earlier LoRA is never overwritten. ``start_over`` always begins a new one.
+        """
+        number = 1
+        while True:
+            run = cls(name if number == 1 else f"{name}-{number}", runs, loras)
+            known = run.read().get("identity")
+            if known is None and not run.lora_files():
+                run.folder.mkdir(parents=True, exist_ok=True)
+                run.write(identity=identity, saved=[])
+                return run
+            if known == identity and not start_over:
+                return run
+            number += 1
+
+    def read(self) -> dict[str, Any]:
+        """The contents of run.json; empty for a run that does not exist yet."""
+        path = self.folder / "run.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise AtelierError(f"{path}: this file is damaged; rename or delete its folder and queue again.") from error
+
+    def write(self, **values: Any) -> None:
+        """Changes fields of run.json."""
+        write_text(self.folder / "run.json", json.dumps({**self.read(), **values}, indent=1, ensure_ascii=False))
+
+    def lora_files(self) -> list[Path]:
+        return sorted(self.lora_folder.glob("*.safetensors"))
+
+    def saved(self) -> list[SavedLoRA]:
+        """LoRA files that were saved on the way and are still there, oldest first."""
+        rows = (SavedLoRA(self.lora_folder / r["file"], r["epoch"], r["step"]) for r in self.read().get("saved", []))
+        return [row for row in rows if row.path.is_file()]
+
+    def finished(self) -> bool:
+        saved = self.saved()
+        return bool(saved) and saved[-1].path.name == f"{self.name}.safetensors"
+
+    # LoRA files -----------------------------------------------------------------------------------------------------------
+
+    def save_lora(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, epoch: int, step: int, kind: str
+    ) -> SavedLoRA:
+        """``kind``: ``epoch`` (numbered), ``last`` (unnumbered) or ``moment`` (by step, when a run is stopped)."""
+        suffix = {"epoch": f"-{epoch:06d}", "last": "", "moment": f"-step{step:08d}"}[kind]
+        saved = SavedLoRA(self.lora_folder / f"{self.name}{suffix}.safetensors", epoch, step)
+        write_tensors(saved.path, tensors, metadata)
+        rows = [r for r in self.read().get("saved", []) if r["file"] != saved.path.name]
+        self.write(saved=[*rows, {"file": saved.path.name, "epoch": epoch, "step": step}])
+        return saved
+
+    # State ----------------------------------------------------------------------------------------------------------------
+
+    def save_state(self, state: State) -> None:
+        tensors = {f"adapter.{k}": v.detach().cpu().contiguous() for k, v in state.adapter.items()}
+        plain: dict[str, Any] = {"step": state.step, "scaler": dict(state.scaler)}
+        plain["optimizer"] = _split_tensors(state.optimizer, "optimizer", tensors)
+        write_tensors(self.folder / STATE_FILE, tensors, {"state": json.dumps(plain)})
+
+    def load_state(self) -> State | None:
+        """The last complete state, or None when there is none."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / STATE_FILE
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                plain = json.loads(file.metadata()["state"])
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise AtelierError(f"{path}: the saved state is damaged; delete it, or choose 'start over'.") from error
+        adapter = {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}
+        optimizer = _join_tensors(plain["optimizer"], tensors)
+        return State(step=plain["step"], adapter=adapter, optimizer=optimizer, scaler=plain["scaler"])
+
+    # History --------------------------------------------------------------------------------------------------------------
+
+    def append_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        with open(self.folder / "history.jsonl", "a", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def cut_history(self, step: int) -> list[dict[str, Any]]:
+        """Keeps the rows of the first ``step`` steps (what came after the state is trained again) and returns them."""
+        path = self.folder / "history.jsonl"
+        rows: list[dict[str, Any]] = []
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break  # a line cut short by a kill
+                if row["step"] <= step:
+                    rows.append(row)
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+    def save_sample(self, picture: Any, epoch: int, info: Any = None) -> Path:
+        """A preview as PNG; ``picture`` is a PIL image, ``info`` PNG metadata."""
+        path = self.folder / "samples" / f"{self.name}-{epoch:06d}.png"
+        with replacing(path) as temporary:
+            picture.save(temporary, format="PNG", pnginfo=info)
+        return path
+
+
+def _split_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """``value`` as JSON, its tensors put aside into ``tensors`` and replaced by references (safetensors holds no structure)."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous()
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        return {"items": [[k, _split_tensors(v, f"{path}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_split_tensors(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return {"value": value}
+    raise TypeError(f"a state cannot hold {type(value).__name__} at {path}")
+
+
+def _join_tensors(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content].clone()
+    if kind == "items":
+        return {k: _join_tensors(v, tensors) for k, v in content}
+    if kind in ("tuple", "list"):
+        parts = [_join_tensors(v, tensors) for v in content]
+        return tuple(parts) if kind == "tuple" else parts
+    return content
+
+
+def finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether every number is finite; one device sync for all of them."""
+    return bool(torch.stack([t.isfinite().all() for t in tensors.values()]).all())
