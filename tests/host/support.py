@@ -1,0 +1,188 @@
+"""Real servers shared by all tests of a session, and the small graphs that they are asked to run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from lora_atelier.demo.server import Server, ServerError, error_of, make_base
+from lora_atelier.tests import tiny_models
+
+ROOT = Path(__file__).resolve().parents[2]
+COMFYUI = {
+    "new": Path(os.environ.get("ATELIER_COMFYUI", ROOT / ".studio" / "hosts" / "comfyui-0.30.0")),
+    "old": Path(os.environ.get("ATELIER_COMFYUI_OLD", ROOT / ".studio" / "hosts" / "comfyui-0.3.75")),
+}
+# The stock checkpoints of the tests, as the combo of a loader lists them; the last is what the shipped workflow asks for.
+CHECKPOINTS = {"sd15": "tiny-sd15.safetensors", "sd3": "tiny-sd3.safetensors", "demo": "lora-atelier-demo.safetensors"}
+SOURCES = {"sd15": "sd15", "sd3": "sd3", "demo": "sd3"}
+PICTURES = {"red square": "red", "blue circle": "blue", "green square": "green", "black circle": "black"}
+NODES = ("LoadDataset", "AutoCaption", "ConfigureLoRA", "TrainLoRA", "EpochWeightGrid")
+# A first line of these starts something that a person must not see in the log of a good run.
+TROUBLE = re.compile(r"Traceback|lora key not loaded|clip missing|unet missing|unet unexpected|Missing VAE|Cannot import", re.I)
+
+
+@dataclass
+class Host:
+    """A running ComfyUI and the folders it works in."""
+
+    name: str
+    server: Server
+    _info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Path:
+        return self.server.base
+
+    @property
+    def loras(self) -> Path:
+        return self.base / "models" / "loras"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """``/object_info`` as it was when first asked; the combos of files in it grow old, their shape does not."""
+        if not self._info:
+            self._info = self.server.object_info()
+        return self._info
+
+    def graph(self) -> Graph:
+        return Graph(self.info)
+
+    @contextmanager
+    def watched_log(self) -> Iterator[list[str]]:
+        """A list that holds, after the block, the lines which the server printed during it."""
+        start, lines = len(self.server.log()), []
+        yield lines
+        lines.extend(self.server.log()[start:].splitlines())
+
+    def run(self, graph: Graph, timeout: float = 300) -> dict[str, Any]:
+        """Run to a good end, without a troublesome line in the log, and return the history entry."""
+        with self.watched_log() as lines:
+            entry = self.server.run(graph.prompt, timeout=timeout)
+        bad = [line for line in lines if TROUBLE.search(line)]
+        assert not bad, "\n".join(bad)
+        return entry
+
+    def fail(self, graph: Graph, timeout: float = 120) -> Failure:
+        """Run to a bad end, and return what the person is told on the canvas."""
+        try:
+            prompt_id = self.server.queue(graph.prompt)
+        except ServerError as refused:
+            return Failure.refused(refused.answer)
+        entry = self.server.wait(prompt_id, timeout)
+        assert error_of(entry) is not None, "the graph ran well where it should have failed"
+        return Failure.failed(entry)
+
+
+@dataclass
+class Failure:
+    """The message on a node."""
+
+    node: str
+    """Class of the node that shows it."""
+    message: str
+
+    @classmethod
+    def refused(cls, answer: dict[str, Any]) -> Failure:
+        errors = list(answer.get("node_errors", {}).values())
+        assert errors, f"refused without naming a node: {answer}"
+        details = [f"{e['message']}: {e['details']}" for e in errors[0]["errors"]]
+        return cls(errors[0]["class_type"], "; ".join(details))
+
+    @classmethod
+    def failed(cls, entry: dict[str, Any]) -> Failure:
+        messages = dict(entry["status"]["messages"])
+        told = messages.get("execution_error") or messages["execution_interrupted"]
+        return cls(told["node_type"], str(told.get("exception_message", "interrupted")))
+
+
+class Graph:
+    """An API prompt in the making. Widgets that are not given take the default that the server tells for them."""
+
+    def __init__(self, info: dict[str, Any]):
+        self.info, self.prompt = info, {}
+
+    def add(self, kind: str, **inputs: Any) -> str:
+        """Add a node and return its id. A link is given as ``self.out(id, index)``; ``...`` leaves a required input out."""
+        values = {name: value for name, value in self.defaults(kind).items()} | inputs
+        node_id = str(len(self.prompt) + 1)
+        self.prompt[node_id] = {"class_type": kind, "inputs": {k: v for k, v in values.items() if v is not ...}}
+        return node_id
+
+    def defaults(self, kind: str) -> dict[str, Any]:
+        found = {}
+        for name, spec in self.info[kind]["input"].get("required", {}).items():
+            options = spec[1] if len(spec) > 1 else {}
+            choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
+            if "default" in options or choices:
+                found[name] = options.get("default", choices[0] if choices else None)
+        return found
+
+    @staticmethod
+    def out(node_id: str, index: int = 0) -> list[Any]:
+        return [node_id, index]
+
+
+def load_checkpoint(graph: Graph, family: str) -> tuple[list, list, list]:
+    """Links to MODEL, CLIP and VAE."""
+    node = graph.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINTS[family])
+    return graph.out(node, 0), graph.out(node, 1), graph.out(node, 2)
+
+
+def add_sampling(graph: Graph, model: list, clip: list, vae: list, family: str, *, prefix: str, side: int = 64) -> str:
+    """The stock way from a text to a saved picture; the id of the saving node."""
+    text = graph.add("CLIPTextEncode", clip=clip, text="a red square")
+    empty = graph.add("EmptyLatentImage" if family == "sd15" else "EmptySD3LatentImage", width=side, height=side, batch_size=1)
+    latent = graph.add(
+        "KSampler", model=model, positive=graph.out(text), negative=graph.out(text), latent_image=graph.out(empty),
+        seed=5, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
+    )  # fmt: skip
+    picture = graph.add("VAEDecode", samples=graph.out(latent), vae=vae)
+    return graph.add("SaveImage", images=graph.out(picture), filename_prefix=prefix)
+
+
+def draw_dataset(folder: Path, side: int = 96) -> Path:
+    """Four pictures named after what they show, one of them wide."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (name, colour) in enumerate(PICTURES.items()):
+        picture = Image.new("RGB", (2 * side if i == 3 else side, side), "white")
+        draw = ImageDraw.Draw(picture)
+        box = (side // 6, side // 6, side - side // 6, side - side // 6)
+        (draw.rectangle if "square" in name else draw.ellipse)(box, fill=colour)
+        picture.save(folder / f"{name}.png")
+    return folder
+
+
+_running: dict[str, Host] = {}
+
+
+def host(name: str) -> Host:
+    """The session's server of that name, started when first asked for, started again if a test ended it."""
+    if name not in _running:
+        base = make_base(Path(tempfile.mkdtemp(prefix=f"atelier-{name}-")), pack=ROOT)
+        for family, file in CHECKPOINTS.items():
+            tiny_models.link(tiny_models.cached(SOURCES[family]), base / "models" / "checkpoints" / file)
+        draw_dataset(base / "input" / "shapes")
+        _running[name] = Host(name, Server(sys.executable, COMFYUI[name], base))
+    found = _running[name]
+    if found.server.process is None or found.server.process.poll() is not None:
+        found.server.start()
+    return found
+
+
+def stop_all() -> None:
+    """End every server of the session and remove its folders."""
+    while _running:
+        _, found = _running.popitem()
+        found.server.stop()
+        shutil.rmtree(found.base, ignore_errors=True)
