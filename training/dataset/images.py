@@ -6,7 +6,6 @@ The formats that matter are decoded by Pillow, which ComfyUI has loaded already.
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +27,7 @@ def _broken(path: Path, reason: object) -> AtelierError:
 def _open(path: Path) -> Image.Image:
     """The picture with only its header read; refuses what would not fit into memory."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+        image = Image.open(path)
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
     except UnidentifiedImageError as error:
@@ -71,11 +68,9 @@ def open_picture(path: Path) -> Image.Image:
     """
     with _open(path) as image:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                image.load()
-                upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-                return _on_white(_to_srgb(_to_8_bit(upright)))
+            image.load()
+            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+            return _on_white(_to_srgb(_to_8_bit(upright)))
         except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
             raise _broken(path, error) from error
 

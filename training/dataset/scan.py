@@ -39,7 +39,7 @@ class Found:
 def natural_key(name: str) -> tuple[object, ...]:
     """Sort key by which "2.png" comes before "10.png", the same on every system."""
     parts = re.split(r"(\d+)", name.casefold())
-    return (*((int(part), "") if part.isdecimal() else (-1, part) for part in parts if part), (-2, name))
+    return (*((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part), (-1, name))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -101,18 +101,18 @@ def find(folder: Path, root: Path | None = None) -> tuple[Found, ...]:
     own, below = _find(folder, inside)
     found, ignored = [own], []
     for path in below:
-        if not NUMBERED.fullmatch(path.name):
+        if NUMBERED.fullmatch(path.name):
+            _refuse_outside(path, inside)
+            found.append(_find(path, inside)[0])
+        elif not path.is_symlink() and any(entry.suffix.lower() in EXTENSIONS for entry in _entries(path)):
             ignored.append(path.name)
-            continue
-        _refuse_outside(path, inside)
-        found.append(_find(path, inside)[0])
     with_pictures = [one for one in found if one.pictures]
     if not with_pictures:
         hint = f" Its sub-folders ({', '.join(ignored[:3])}) have no number in front: choose one of them." if ignored else ""
         other = f" {own.warnings[0]}" if own.warnings else ""
         expected = f"Put pictures ({FORMATS}) there, or into sub-folders named like '10_name'."
         raise AtelierError(f"folder: {folder} has no pictures. {expected}{hint}{other}")
-    if ignored and len(with_pictures) > (1 if own.pictures else 0):
+    if ignored:
         note = f"sub-folders without a number in front are not used: {', '.join(ignored)}."
         with_pictures[0] = dataclasses.replace(with_pictures[0], warnings=(*with_pictures[0].warnings, note))
     return tuple(with_pictures)

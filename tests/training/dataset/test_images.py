@@ -1,0 +1,214 @@
+"""Reading pictures as a person sees them, and scaling them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from lora_atelier.training.dataset.images import EXTENSIONS, open_picture, picture_size, to_tensor
+from lora_atelier.training.errors import AtelierError
+from PIL import Image, ImageCms, features
+
+
+def stripes(width=64, height=32):
+    """Left half red, right half blue."""
+    image = Image.new("RGB", (width, height), "red")
+    image.paste((0, 0, 255), (width // 2, 0, width, height))
+    return image
+
+
+@pytest.mark.parametrize("extension", sorted(EXTENSIONS))
+def test_every_format_is_read(tmp_path, extension):
+    path = tmp_path / f"x{extension}"
+    stripes().save(path, quality=95) if extension != ".bmp" else stripes().save(path)
+    image = open_picture(path)
+    assert image.mode == "RGB" and image.size == (64, 32) == picture_size(path)
+    assert np.allclose(image.getpixel((8, 16)), (255, 0, 0), atol=12)
+    assert np.allclose(image.getpixel((56, 16)), (0, 0, 255), atol=12)
+
+
+def test_avif_is_offered_exactly_where_pillow_has_it():
+    assert (".avif" in EXTENSIONS) == features.check("avif")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_to_pixels_and_size(tmp_path, orientation):
+    """A phone stores the picture turned and says how to turn it back."""
+    upright = stripes(64, 32)
+    upright.paste((0, 255, 0), (0, 0, 8, 8))
+    undo = {
+        1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+    }[orientation]  # fmt: skip
+    stored = upright if undo is None else upright.transpose(undo)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "x.png"
+    stored.save(path, exif=exif)
+    assert picture_size(path) == (64, 32)
+    assert np.array_equal(np.asarray(open_picture(path)), np.asarray(upright))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_data_do_not_stop_the_picture(tmp_path):
+    path = tmp_path / "x.jpg"
+    stripes().save(path, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\xff\xff\0\x01")
+    assert open_picture(path).size == (64, 32)
+
+
+def test_an_embedded_profile_is_converted_to_srgb(tmp_path):
+    """The same colour named in another space: L*a*b* values written through a profile whose primaries are swapped."""
+    image = Image.new("RGB", (4, 4), (200, 30, 60))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # rXYZ and bXYZ exchanged: red numbers then mean blue light.
+    swapped = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    path = tmp_path / "x.png"
+    image.save(path, icc_profile=swapped)
+    assert np.allclose(open_picture(path).getpixel((0, 0)), (60, 30, 200), atol=3)
+    image.save(path, icc_profile=srgb)
+    assert np.allclose(open_picture(path).getpixel((0, 0)), (200, 30, 60), atol=1)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK"])
+def test_a_profile_that_does_not_fit_or_is_broken_counts_as_srgb(tmp_path, mode):
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    image = Image.new("RGB", (8, 8), (128, 128, 128)).convert(mode)
+    plain = np.asarray(image.convert("RGB"))
+    for profile in (b"no profile at all", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()):
+        image.save(path, icc_profile=profile)
+        assert np.allclose(np.asarray(open_picture(path)), plain, atol=3)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(path)
+    assert [p[0] for p in np.asarray(open_picture(path))[0]] == [0, 100, 255]
+
+
+def test_alpha_is_laid_on_white(tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(path)
+    assert open_picture(path).getpixel((0, 0)) == (255, 255, 255)
+    Image.new("RGBA", (2, 2), (0, 0, 0, 51)).save(path)
+    assert open_picture(path).getpixel((0, 0)) == (204, 204, 204)
+    Image.new("LA", (2, 2), (0, 51)).save(path)
+    assert open_picture(path).getpixel((0, 0)) == (204, 204, 204)
+
+
+def test_palettes_with_and_without_transparency(tmp_path):
+    path = tmp_path / "x.png"
+    palette = stripes().quantize(2)
+    palette.save(path)
+    assert np.array_equal(np.asarray(open_picture(path)), np.asarray(stripes()))
+    palette.save(path, transparency=palette.getpixel((0, 0)))
+    image = open_picture(path)
+    assert image.getpixel((0, 0)) == (255, 255, 255) and image.getpixel((63, 0)) == (0, 0, 255)
+
+
+def test_a_transparent_colour_of_a_plain_picture_is_white(tmp_path):
+    path = tmp_path / "x.png"
+    stripes().save(path, transparency=(255, 0, 0))
+    image = open_picture(path)
+    assert image.getpixel((0, 0)) == (255, 255, 255) and image.getpixel((63, 0)) == (0, 0, 255)
+
+
+def test_cmyk_keeps_its_colours(tmp_path):
+    path = tmp_path / "x.jpg"
+    stripes().convert("CMYK").save(path, quality=95)
+    assert np.allclose(open_picture(path).getpixel((8, 16)), (255, 0, 0), atol=12)
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    path = tmp_path / "x.webp"
+    stripes().save(path, save_all=True, append_images=[Image.new("RGB", (64, 32), "green")], lossless=True)
+    assert open_picture(path).getpixel((0, 0)) == (255, 0, 0)
+
+
+def broken_files():
+    buffer = io.BytesIO()
+    Image.effect_noise((256, 256), 60).save(buffer, "JPEG")
+    jpeg = buffer.getvalue()
+    buffer = io.BytesIO()
+    Image.effect_noise((256, 256), 60).save(buffer, "PNG")
+    png = buffer.getvalue()
+    return {"empty.png": b"", "page.jpg": b"<!DOCTYPE html>", "cut.jpg": jpeg[: len(jpeg) // 2], "cut.png": png[: len(png) // 2]}
+
+
+@pytest.mark.parametrize("name", sorted(broken_files()))
+def test_a_broken_picture_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(broken_files()[name])
+    with pytest.raises(AtelierError, match=rf"{name}: this picture cannot be read"):
+        open_picture(path)
+
+
+def huge_png(side):
+    """The header of a PNG that claims side x side pixels."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])
+def test_a_decompression_bomb_is_refused_also_when_pillows_limit_is_off(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(huge_png(60_000))
+    for read in (open_picture, picture_size):
+        with pytest.raises(AtelierError, match=r"bomb\.png: this picture has more than 178 million pixels"):
+            read(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_large_photo_below_the_limit_passes(tmp_path):
+    path = tmp_path / "large.png"
+    path.write_bytes(huge_png(10_000))
+    assert picture_size(path) == (10_000, 10_000)
+
+
+def test_the_tensor_has_comfyuis_layout_and_untouched_values():
+    image = stripes(64, 32)
+    tensor = to_tensor(image, (64, 32), (0, 0, 64, 32))
+    assert tensor.shape == (32, 64, 3) and tensor.dtype == torch.float32
+    assert torch.equal(tensor, torch.from_numpy(np.array(image)).float() / 255)
+
+
+def noise(size, seed=0):
+    values = np.random.default_rng(seed).normal(128, 50, (size[1] // 8, size[0] // 8, 3)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("scaled", [(100, 80), (180, 150), (77, 61)])
+def test_shrinking_agrees_with_torchs_antialiased_filter(scaled):
+    image = noise((200, 160))
+    ours = to_tensor(image, scaled, (0, 0, *scaled))
+    source = torch.from_numpy(np.array(image)).float().permute(2, 0, 1)[None] / 255
+    reference = torch.nn.functional.interpolate(source, (scaled[1], scaled[0]), mode="bicubic", antialias=True)[0].permute(
+        1, 2, 0
+    )
+    assert (ours - reference).abs().max() < 0.03
+
+
+def test_fine_patterns_turn_grey_instead_of_shimmering():
+    """A pattern of one-pixel checks has nothing left to show at a third of its size."""
+    checks = np.indices((300, 300)).sum(0) % 2 * 255
+    image = Image.fromarray(np.repeat(checks[..., None], 3, -1).astype(np.uint8))
+    tensor = to_tensor(image, (97, 97), (0, 0, 97, 97))
+    assert (tensor - 0.5).abs().max() < 0.06
+
+
+@pytest.mark.parametrize("scaled", [(100, 80), (400, 320), (133, 107)])
+def test_cutting_before_scaling_is_cutting_after_scaling(scaled):
+    image = noise((200, 160))
+    whole = to_tensor(image, scaled, (0, 0, *scaled))
+    left, top, right, bottom = scaled[0] // 4, scaled[1] // 5, scaled[0] // 4 * 3, scaled[1] // 5 * 4
+    part = to_tensor(image, scaled, (left, top, right, bottom))
+    assert part.shape == (bottom - top, right - left, 3)
+    assert (part - whole[top:bottom, left:right]).abs()[4:-4, 4:-4].max() < 0.03
