@@ -432,3 +432,24 @@ def samplers() -> list[str]:
 
 def schedulers() -> list[str]:
     return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def status_of(node_id: str) -> Callable[[str], None]:
+    """A function that writes one line of text under the node with this id."""
+
+    def show(line: str) -> None:
+        try:
+            from server import PromptServer
+        except ImportError:
+            return
+        instance = getattr(PromptServer, "instance", None)
+        if instance is not None and hasattr(instance, "send_progress_text"):
+            instance.send_progress_text(line, node_id)
+
+    return show
+
+
+def shown_picture(path: Path) -> dict[str, str]:
+    """How the canvas finds a picture in the output folder."""
+    relative = path.resolve().relative_to(output_folder().resolve())
+    return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}

@@ -1,0 +1,18 @@
+"""The canvas side: one file a node, which only translates between widgets and the trainer."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension
+
+from .auto_caption import AutoCaption
+from .configure_lora import ConfigureLoRA
+from .epoch_weight_grid import EpochWeightGrid
+from .load_dataset import LoadDataset
+from .train_lora import TrainLoRA
+
+
+class Atelier(ComfyExtension):
+    """The pack's nodes in the order in which they are wired."""
+
+    async def get_node_list(self) -> list[type]:
+        return [LoadDataset, AutoCaption, ConfigureLoRA, TrainLoRA, EpochWeightGrid]

@@ -1,0 +1,103 @@
+"""TrainLoRA: what is wired in is trained; what comes out can be sampled in the same run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from comfy_api.latest import io
+
+from .wires import CATEGORY, CONFIG, DATASET, EPOCHS, LORA_MODEL, LOSS_MAP
+
+
+class TrainLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from ..training import host
+
+        return io.Schema(
+            node_id="TrainLoRA",
+            display_name="Train LoRA",
+            category=CATEGORY,
+            description="Trains a LoRA on the loaded model, without a second copy of it. Cancel keeps what was learnt: queue again "
+            "with the same settings and it goes on from there.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to learn on. It stays as it is."),
+                io.Clip.Input("clip", tooltip="The text encoder that reads the captions."),
+                io.Vae.Input("vae", tooltip="Turns the pictures into latents."),
+                DATASET.Input("dataset", tooltip="Pictures with captions, from Load Dataset and Auto Caption."),
+                CONFIG.Input("config", tooltip="The recipe, from Configure LoRA."),
+                io.Combo.Input(
+                    "when_interrupted", options=["continue", "start over"], default="continue",
+                    tooltip="Whether an unfinished run with the very same inputs goes on, or a new one begins beside it.",
+                ),
+                io.String.Input(
+                    "preview_prompt", default="", multiline=True,
+                    tooltip="Drawn at every save. Empty: the first caption of the dataset.",
+                ),
+                io.String.Input("preview_negative", default="", tooltip="Negative prompt of the preview."),
+                io.Int.Input("preview_steps", default=20, min=0, max=1000, tooltip="Sampling steps of the preview; 0: no preview."),
+                io.Float.Input("preview_cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance of the preview."),
+                io.Combo.Input("preview_sampler", options=host.samplers(), default="euler", tooltip="Sampler of the preview."),
+                io.Combo.Input(
+                    "preview_scheduler", options=host.schedulers(), default="normal", tooltip="Scheduler of the preview."
+                ),
+                io.Int.Input(
+                    "preview_seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
+                    tooltip="Seed of the preview: one seed for all epochs, so that they can be compared.",
+                ),
+            ],
+            outputs=[
+                EPOCHS.Output(display_name="epochs", tooltip="All saved LoRAs of the run, for Epoch Weight Grid."),
+                LORA_MODEL.Output(display_name="lora", tooltip="The final LoRA, for the stock Load LoRA Model and Save LoRA."),
+                LOSS_MAP.Output(display_name="loss", tooltip="The loss of every step, for the stock Plot Loss Graph."),
+                io.Model.Output(display_name="model", tooltip="The model with the final LoRA at strength 1."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with the final LoRA at strength 1."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: Any,
+        config: Any,
+        when_interrupted: str,
+        preview_prompt: str,
+        preview_negative: str,
+        preview_steps: int,
+        preview_cfg: float,
+        preview_sampler: str,
+        preview_scheduler: str,
+        preview_seed: int,
+    ) -> io.NodeOutput:
+        from ..training import host, job
+
+        preview = job.Preview(
+            preview_prompt.strip(), preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler, preview_seed
+        )
+        wrapped = host.Model(model)
+        trained = job.run_training(
+            wrapped,
+            host.TextEncoder(clip),
+            host.PictureCodec(vae),
+            dataset,
+            config,
+            preview=preview,
+            start_over=when_interrupted == "start over",
+            graph=graph_of(cls.hidden),
+            show=host.status_of(cls.hidden.unique_id),
+        )
+        model_out, clip_out = wrapped.with_lora(clip, trained.tensors, 1.0)
+        return io.NodeOutput(trained.epochs, trained.tensors, {"loss": trained.losses}, model_out, clip_out)
+
+
+def graph_of(hidden: Any) -> dict[str, str]:
+    """The workflow and the prompt as the canvas sent them, as metadata texts."""
+    graph = {"prompt": json.dumps(hidden.prompt)} if hidden.prompt else {}
+    extra = hidden.extra_pnginfo or {}
+    return {**graph, **{k: json.dumps(v) for k, v in extra.items()}}

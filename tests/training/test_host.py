@@ -1,0 +1,188 @@
+"""The promise to the graph: training happens beside the loaded model, and afterwards the model is what it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lora_atelier.training import loss, noise
+from lora_atelier.training.config import NetworkConfig
+from lora_atelier.training.network import keys, targets
+from lora_atelier.training.network.attach import Adapter
+
+from .conftest import FAMILIES
+
+
+def picture(tiny_model, seed: int = 5) -> torch.Tensor:
+    """What a stock sampler draws now."""
+    text = tiny_model.conditioning(1)
+    positive = [[text["cond"], {k: v for k, v in text.items() if k != "cond"}]]
+    with torch.inference_mode():
+        return tiny_model.model.sample(
+            positive, positive, latent_size=(8, 8), steps=3, cfg=2.0, sampler="euler", scheduler="normal", seed=seed
+        ).clone()
+
+
+def new_adapter(tiny_model, preset: str = "all linear", seed: int = 3, up: float = 0.05) -> Adapter:
+    """An adapter whose up-matrices are not zero, so that it changes the model and all its gradients are non-zero."""
+    layers = targets.choose(tiny_model.model.layers(), preset)
+    adapter = Adapter.fresh(layers, NetworkConfig(rank=2, alpha=1.0), seed)
+    stream = torch.Generator().manual_seed(seed)
+    for branch in adapter.branches.values():
+        branch.up.data = torch.randn(branch.up.shape, generator=stream) * up
+    return adapter
+
+
+def one_loss(tiny_model, x0: torch.Tensor, sigma: torch.Tensor, texts: list[int], seed: int = 9) -> torch.Tensor:
+    model = tiny_model.model
+    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    x = noise.noisy(model.prediction, x0, e, sigma)
+    conditions = [model.condition(tiny_model.conditioning(t), x[i : i + 1], {}) for i, t in enumerate(texts)]
+    return loss.batch_loss(model.predict(x, sigma, conditions), noise.target(model.prediction, x0, e, sigma))
+
+
+def latents(tiny_model, count: int) -> torch.Tensor:
+    return torch.randn(count, tiny_model.channels, 8, 8, generator=torch.Generator().manual_seed(4))
+
+
+def levels(tiny_model, count: int) -> torch.Tensor:
+    return torch.linspace(0.3, 0.8, count) * (1.0 if tiny_model.model.prediction == "flow" else 4.0)
+
+
+def train_a_little(tiny_model, adapter: Adapter, steps: int = 2) -> None:
+    layers = tiny_model.model.layers()
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
+    with tiny_model.model.hold(), adapter.attached(layers):
+        for step in range(steps):
+            one_loss(tiny_model, latents(tiny_model, 2), levels(tiny_model, 2), [1, 2], seed=step).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_model_draws_the_very_same_picture_after_training(tiny, name):
+    t = tiny(name)
+    before = picture(t)
+    inference_tensors = [p.is_inference() for p in t.model.base.parameters()]
+    assert any(inference_tensors)  # else this proves nothing about models that a graph has loaded
+    train_a_little(t, new_adapter(t))
+    assert torch.equal(picture(t), before)
+    assert [p.is_inference() for p in t.model.base.parameters()] == inference_tensors
+    assert not any(m._forward_hooks for m in t.model.base.modules())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("how", ["cancel", "error"])
+def test_also_after_a_cancel_or_an_error_in_mid_step(tiny, name, how):
+    import comfy.model_management
+
+    t = tiny(name)
+    before = picture(t)
+    stop = comfy.model_management.InterruptProcessingException if how == "cancel" else RuntimeError
+    adapter = new_adapter(t)
+    with pytest.raises(stop), t.model.hold(), adapter.attached(t.model.layers()):
+        one_loss(t, latents(t, 1), levels(t, 1), [1]).backward()
+        raise stop()
+    assert torch.equal(picture(t), before)
+    assert not getattr(comfy.model_management, "in_training", False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_second_copy_of_the_weights(tiny, name):
+    t = tiny(name)
+    picture(t)
+    outside = {n: p.data_ptr() for n, p in t.model.base.named_parameters()}
+    with t.model.hold():
+        inside = {n: p.data_ptr() for n, p in t.model.base.named_parameters()}
+        assert not any(p.is_inference() for p in t.model.base.parameters())
+        assert inside == outside
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_batch_of_different_captions_has_the_gradients_of_its_pictures(tiny, name):
+    t = tiny(name)
+    adapter = new_adapter(t)
+    x0, sigma = latents(t, 2), levels(t, 2)
+    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(9))
+    parameters = list(adapter.parameters())
+    with t.model.hold(), adapter.attached(t.model.layers()):
+        together = torch.autograd.grad(one_loss(t, x0, sigma, [1, 2]), parameters)
+        alone = []
+        for i, text in enumerate([1, 2]):
+            x = noise.noisy(t.model.prediction, x0[i : i + 1], e[i : i + 1], sigma[i : i + 1])
+            answer = t.model.predict(x, sigma[i : i + 1], [t.model.condition(t.conditioning(text), x, {})])
+            wanted = noise.target(t.model.prediction, x0[i : i + 1], e[i : i + 1], sigma[i : i + 1])
+            alone.append(torch.autograd.grad(loss.batch_loss(answer, wanted), parameters))
+    for both, first, second in zip(together, *alone, strict=True):
+        mean = (first + second) / 2
+        assert (both - mean).norm() <= 1e-4 * mean.norm() + 1e-9
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_target_gets_a_gradient_that_agrees_with_a_finite_difference(tiny, name):
+    t = tiny(name)
+    adapter = new_adapter(t)
+    x0, sigma = latents(t, 1), levels(t, 1)
+    with t.model.hold(), adapter.attached(t.model.layers()):
+        one_loss(t, x0, sigma, [1]).backward()
+        silent = [n for n, b in adapter.branches.items() if not b.down.grad.abs().sum() > 0 or not b.up.grad.isfinite().all()]
+        assert silent == []
+        direction = [p.grad / p.grad.norm() for p in adapter.parameters()]
+        slope = sum((p.grad * d).sum() for p, d in zip(adapter.parameters(), direction, strict=True)).item()
+        ends = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                for p, d in zip(adapter.parameters(), direction, strict=True):
+                    p += sign * 5e-4 * d
+                ends.append(one_loss(t, x0, sigma, [1]).double().item())
+                for p, d in zip(adapter.parameters(), direction, strict=True):
+                    p -= sign * 5e-4 * d
+    assert (ends[0] - ends[1]) / 1e-3 == pytest.approx(slope, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_raw_answer_is_what_the_host_denoises_with(tiny, name):
+    """The host's ``apply_model`` gives x0; from our target its formula must lead back to the clean latent."""
+    t = tiny(name)
+    x0, sigma = latents(t, 2), levels(t, 2)
+    e = torch.randn_like(x0)
+    x = noise.noisy(t.model.prediction, x0, e, sigma)
+    wanted = noise.target(t.model.prediction, x0, e, sigma)
+    assert torch.allclose(t.model.sampling.calculate_denoised(sigma, wanted, x), x0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_file_in_the_stock_loader_draws_what_the_live_adapter_draws(tiny, name, caplog):
+    t = tiny(name)
+    adapter = new_adapter(t, "all")
+    with adapter.attached(t.model.layers()):
+        live = picture(t)
+    plain = picture(t)
+    tensors = keys.to_file(adapter, t.model.lora_names(), t.model.family, torch.float32)
+    with caplog.at_level("WARNING"), torch.inference_mode():
+        patched, _ = t.model.with_lora(None, tensors, 1.0)
+    assert "not loaded" not in caplog.text.lower()
+    loaded = type(t)(**{**vars(t), "model": type(t.model)(patched)})
+    stock = picture(loaded)
+    assert (live - plain).abs().max() > 0.05
+    assert (stock - live).abs().max() < 2e-3 * live.abs().max()
+    again = keys.from_file(tensors, t.model.layers(), t.model.lora_names())
+    with again.attached(t.model.layers()):
+        assert (picture(t) - live).abs().max() < 1e-4 * live.abs().max()
+    assert torch.equal(picture(t), plain)
+
+
+def test_file_names_are_those_that_other_tools_read(tiny):
+    def names(name: str) -> set[str]:
+        t = tiny(name)
+        adapter = new_adapter(t)
+        tensors = keys.to_file(adapter, t.model.lora_names(), t.model.family, torch.float16)
+        assert all(v.dtype == torch.float16 for v in tensors.values())
+        return {k.rsplit(".", 2)[0] if "weight" in k else k.rsplit(".", 1)[0] for k in tensors}
+
+    # Spelt out from kohya's files: SD1.5 in diffusers names, SDXL and SD3 in the checkpoint's own.
+    assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q" in names("sd15")
+    assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_out_0" in {*names("sdxl_unet")} | {
+        n.replace("input_blocks_5_1", "input_blocks_4_1") for n in names("sdxl_unet")
+    }
+    assert "lora_unet_joint_blocks_0_x_block_attn_qkv" in names("sd3")
