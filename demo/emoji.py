@@ -17,8 +17,15 @@ from PIL import Image
 BASE_SETS = ("noto", "twemoji", "fluent-emoji-flat")
 SET_TITLES = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "fluent"}
 CONCEPT_CATEGORIES = ("Animals & Nature", "Food & Drink")
-# Shapes that no style changes (a moon, a splash) teach the model nothing about concepts.
-LEFT_OUT = ("moon", "globe", "sun", "cloud", "star", "droplet", "comet", "rainbow", "wind", "cyclone", "fog", "snowflake")
+# Left out: shapes that no style changes, tableware, near-duplicates of another concept, and heaps without an outline.
+LEFT_OUT = tuple(
+    "moon globe sun cloud star droplet comet rainbow wind cyclone fog snowflake fork spoon knife cooking glasses bottle nest "
+    "service-dog guide-dog microbe butter salt ice-cube beans coral feather wing pouring canned box falafel flatbread tamale "
+    "ginger garlic rice-ball oden dango sake steaming pot-of shallow shaved sheaf spider-web spiral paw-prints fallen herb "
+    "bento curry cooked-rice rice-cracker two-hump front-facing water-buffalo ewe cricket mate leafy olive pea-pod "
+    "wilted hyacinth lotus mosquito fly cockroach worm beverage takeout cut-of dumpling tumbler teacup worm brown-mushroom "
+    "black-cat rat mammoth dodo ox boar poodle potted shamrock chestnut tropical-drink".split()
+)
 
 
 class EmojiSet:
@@ -59,7 +66,7 @@ def concepts(sets: list[EmojiSet], reference: EmojiSet) -> list[str]:
     """Slugs of the chosen categories that every set has, sorted."""
     wanted = {slug for category in CONCEPT_CATEGORIES for slug in reference.categories.get(category, [])}
     common = set.intersection(*(set(s.bodies) for s in sets)) & wanted
-    return sorted(slug for slug in common if not any(word in slug for word in LEFT_OUT))
+    return sorted(slug for slug in common if not any(word == slug or (len(word) > 3 and word in slug) for word in LEFT_OUT))
 
 
 def caption(set_name: str, slug: str) -> str:

@@ -3,7 +3,7 @@
     python demo/train_base.py prepare     --icons FOLDER --work FOLDER --comfyui PATH
     python demo/train_base.py autoencoder --work FOLDER --comfyui PATH [--minutes 12]
     python demo/train_base.py encode      --work FOLDER --comfyui PATH
-    python demo/train_base.py diffusion   --work FOLDER --comfyui PATH [--steps 3000]
+    python demo/train_base.py diffusion   --work FOLDER --comfyui PATH [--minutes 90]
     python demo/train_base.py export      --work FOLDER --comfyui PATH --out demo/weights.safetensors
 
 ``--icons`` is a folder in which ``npm install @iconify-json/{noto,twemoji,fluent-emoji-flat}`` was run. Every stage
@@ -205,12 +205,12 @@ def diffusion(args: argparse.Namespace) -> None:
     """Rectified flow: x_s = (1 - s) x0 + s e, target e - x0, levels logit-normal and shifted by 3 as the host samples them.
 
     Most steps see only the first tokens of the 77: CLIP is causal, so they are the very same numbers, and the padding that
-    follows costs as much time as the picture. The last quarter trains on all 77, as the sampler will ask for.
+    follows costs as much time as the picture. The last fifth trains on all 77, as the sampler will ask for.
     """
     data = load_file(args.work / "encoded.safetensors")
     latents, pooled = data["latents"], data["pooled"]
     context = data["context"].float()
-    model, optimizer_state, start = build_mmdit(), None, 0
+    model, step, spent = build_mmdit(), 0, 0.0
     state_file = args.work / "diffusion.pt"
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -219,14 +219,12 @@ def diffusion(args: argparse.Namespace) -> None:
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer_state, start = state["optimizer"], state["step"]
-        optimizer.load_state_dict(optimizer_state)
-    # The buffers have to be handed over as zero columns, so the embedders read 768 numbers and pad.
-    generator = torch.Generator().manual_seed(2 + start)
-    began, running = time.monotonic(), None
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["spent"]
+    generator = torch.Generator().manual_seed(2 + step)
+    began, running, saved_at = time.monotonic() - spent, None, spent
     order: list[int] = []
-    for step in range(start, args.steps):
-        progress = step / args.steps
+    while (progress := (time.monotonic() - began) / (args.minutes * 60)) < 1:
         rate = args.rate * min(1.0, (step + 1) / 150) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -251,13 +249,19 @@ def diffusion(args: argparse.Namespace) -> None:
             decay = min(0.998, (step + 1) / (step + 20))
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        if (step + 1) % 25 == 0:
-            pace = (time.monotonic() - began) / (step + 1 - start)
-            print(f"step {step + 1} loss {running:.4f} rate {rate:.2e} {pace:.2f} s/step", flush=True)
-        if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "step": step + 1}, state_file.with_suffix(".partial"))
-            state_file.with_suffix(".partial").replace(state_file)
+        step += 1
+        if step % 25 == 0:
+            print(f"step {step} loss {running:.4f} rate {rate:.2e} {progress:.1%}", flush=True)
+        if time.monotonic() - began > saved_at + 240:
+            saved_at = time.monotonic() - began
+            save_diffusion(model, average, optimizer, step, saved_at, state_file)
+    save_diffusion(model, average, optimizer, step, time.monotonic() - began, state_file)
+
+
+def save_diffusion(model, average, optimizer, step: int, spent: float, path: Path) -> None:
+    state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**state, "step": step, "spent": spent}, path.with_suffix(".partial"))
+    path.with_suffix(".partial").replace(path)
 
 
 def export(args: argparse.Namespace) -> None:
@@ -279,10 +283,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--comfyui", required=True)
     parser.add_argument("--minutes", type=float, default=12)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--short-share", type=float, default=0.75)
+    parser.add_argument("--short-share", type=float, default=0.8)
     parser.add_argument("--out", default="demo/weights.safetensors")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
