@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import os
 import re
 from pathlib import Path
 
 from ..errors import AtelierError
+from ..files import write_text
 
 MAX_BYTES = 1 << 20
 """A larger caption file is taken for a mistake."""
@@ -50,12 +50,9 @@ def read_caption(path: Path) -> tuple[str | None, str | None]:
 
 def write_caption(path: Path, text: str) -> None:
     """Write the caption as UTF-8 with a line end, whole or not at all; AtelierError naming the file if that fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(f"{text}\n".encode())
-        os.replace(partial, path)
+        write_text(path, f"{text}\n")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise AtelierError(
             f"{path}: the caption cannot be written ({error.strerror}). Allow writing in this folder, or copy the pictures."
         ) from error

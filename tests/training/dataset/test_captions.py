@@ -132,5 +132,6 @@ def test_a_caption_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(AtelierError, match=r"a\.txt: the caption cannot be written"):
         write_caption(tmp_path / "a.txt", "x")
     assert os.listdir(tmp_path) == ["a.txt"]
+    (tmp_path / "file").write_text("where a folder should be")
     with pytest.raises(AtelierError, match=r"b\.txt: the caption cannot be written"):
-        write_caption(tmp_path / "missing" / "b.txt", "x")
+        write_caption(tmp_path / "file" / "b.txt", "x")

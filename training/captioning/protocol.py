@@ -1,0 +1,40 @@
+"""What every captioner is: something that turns pictures into texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from ..dataset.images import open_picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be described; its pixels are read when somebody looks."""
+
+    path: Path
+    class_caption: str = ""
+    """Text after the first ``_`` of an ``N_name`` folder, if there is one."""
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture in RGB; AtelierError naming the file if it is broken."""
+        return open_picture(self.path)
+
+    @property
+    def seen(self) -> Image.Image | None:
+        """The pixels if somebody has looked at them, for a preview that costs nothing."""
+        return self.__dict__.get("image")
+
+
+class Captioner(Protocol):
+    """One way of describing pictures."""
+
+    def caption(self, pictures: Sequence[Picture]) -> list[str]:
+        """One text for each picture, in order."""
+        ...
