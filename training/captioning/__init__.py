@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AtelierError
-from .settings import GenerationSettings
+from .settings import GenerationSettings as GenerationSettings
 
 if TYPE_CHECKING:
     import torch

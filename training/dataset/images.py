@@ -6,6 +6,8 @@ The formats that matter are decoded by Pillow, which ComfyUI has loaded already.
 from __future__ import annotations
 
 import io
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", *((".avif",) i
 # Pillow's own limit can be switched off by any other node pack, so it is checked here as well; the number is Pillow's.
 MAX_PIXELS = 178_956_970
 EXIF_ORIENTATION = 0x0112
+JPEG_END = b"\xff\xd9"
+# Bytes at a JPEG's end in which its end mark is looked for.
+TAIL = 4096
 
 
 def _broken(path: Path, reason: object) -> AtelierError:
@@ -59,6 +64,25 @@ def picture_size(path: Path) -> tuple[int, int]:
     with _open(path) as image:
         width, height = image.size
         return (height, width) if 5 <= _orientation(image) <= 8 else (width, height)
+
+
+def check_picture(path: Path) -> None:
+    """AtelierError naming the file if it is no picture or was cut off; decodes it only where its structure leaves a doubt."""
+    with _open(path) as image:
+        kind = image.format
+        try:
+            whole = kind == "PNG" and image.verify() is None
+        except (OSError, ValueError, SyntaxError, EOFError, struct.error):
+            whole = False
+    if kind in ("JPEG", "WEBP"):
+        with open(path, "rb") as file:
+            head = file.read(12)
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - TAIL))
+            # Phones append whole films to a JPEG, so a missing end mark is a doubt and no proof.
+            whole = JPEG_END in file.read() if kind == "JPEG" else int.from_bytes(head[4:8], "little") + 8 <= length
+    if not whole:
+        open_picture(path)
 
 
 def open_picture(path: Path) -> Image.Image:

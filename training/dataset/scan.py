@@ -12,7 +12,7 @@ from pathlib import Path
 from ..config import SubsetConfig
 from ..errors import AtelierError
 from .captions import caption_path, read_caption
-from .images import EXTENSIONS, picture_size
+from .images import EXTENSIONS, check_picture, picture_size
 from .samples import Dataset, Sample, Subset
 from .stamps import files_stamp
 
@@ -120,12 +120,13 @@ def find(folder: Path, root: Path | None = None) -> tuple[Found, ...]:
 
 @lru_cache(maxsize=100_000)
 def _probe(path: Path, size: int, mtime_ns: int) -> tuple[int, int, str]:
-    """(width, height, SHA-256) of a file; its size and time are arguments so that a changed file is read again."""
+    """(width, height, SHA-256) of a sound picture; size and time are arguments so that a changed file is read again."""
     del size, mtime_ns
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    check_picture(path)
     return *picture_size(path), digest.hexdigest()
 
 

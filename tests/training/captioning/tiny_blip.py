@@ -10,10 +10,9 @@ import torch
 WORDS = "a cat dog red blue photo of the on mat with hat . , ##s ##ing emoji face tree".split()
 
 
-def _image_processor(kind):
+def _image_processor():
     from transformers import BlipImageProcessor
 
-    del kind
     return BlipImageProcessor(size={"height": 32, "width": 32})
 
 
@@ -29,14 +28,14 @@ def build_blip(folder: Path, seed: int = 0) -> Path:
     config = BlipConfig(
         text_config={
             **small, "encoder_hidden_size": 32, "vocab_size": len(vocabulary), "max_position_embeddings": 64,
-            "pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 2, "sep_token_id": 3,
+            "pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 2, "sep_token_id": 3, "initializer_range": 0.5,
         },
-        vision_config={**small, "image_size": 32, "patch_size": 8},
+        vision_config={**small, "image_size": 32, "patch_size": 8, "initializer_range": 0.5},
         projection_dim=16,
     )  # fmt: skip
     torch.manual_seed(seed)
     BlipForConditionalGeneration(config).save_pretrained(folder)
-    BlipProcessor(_image_processor("blip"), tokenizer).save_pretrained(folder)
+    BlipProcessor(_image_processor(), tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -67,7 +66,7 @@ def build_blip2(folder: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     torch.manual_seed(seed)
     Blip2ForConditionalGeneration(config).save_pretrained(folder)
-    Blip2Processor(_image_processor("blip-2"), tokenizer, num_query_tokens=4).save_pretrained(folder)
+    Blip2Processor(_image_processor(), tokenizer, num_query_tokens=4).save_pretrained(folder)
     return folder
 
 

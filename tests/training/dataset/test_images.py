@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from lora_atelier.training.dataset.images import EXTENSIONS, open_picture, picture_size, to_tensor
+from lora_atelier.training.dataset.images import EXTENSIONS, check_picture, open_picture, picture_size, to_tensor
 from lora_atelier.training.errors import AtelierError
 from PIL import Image, ImageCms, features
 
@@ -140,8 +140,31 @@ def broken_files():
 def test_a_broken_picture_is_named(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(broken_files()[name])
-    with pytest.raises(AtelierError, match=rf"{name}: this picture cannot be read"):
-        open_picture(path)
+    for read in (open_picture, check_picture):
+        with pytest.raises(AtelierError, match=rf"{name}: this picture cannot be read"):
+            read(path)
+
+
+@pytest.mark.parametrize("extension", sorted(EXTENSIONS))
+def test_a_picture_that_was_cut_off_is_noticed_without_looking_at_it(tmp_path, extension):
+    path = tmp_path / f"cut{extension}"
+    Image.effect_noise((128, 128), 60).convert("RGB").save(path)
+    check_picture(path)
+    data = path.read_bytes()
+    for share in (0.3, 0.7, 0.98):
+        path.write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(AtelierError, match=rf"cut{extension}: this picture cannot be read"):
+            check_picture(path)
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".webp"])
+def test_what_follows_a_picture_does_not_matter(tmp_path, extension):
+    """Phones append films to photos."""
+    path = tmp_path / f"x{extension}"
+    stripes().save(path)
+    path.write_bytes(path.read_bytes() + bytes(50_000))
+    check_picture(path)
+    assert open_picture(path).size == (64, 32)
 
 
 def huge_png(side):

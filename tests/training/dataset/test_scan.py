@@ -53,7 +53,7 @@ def test_the_key_is_the_files_content(folder):
 
 
 def test_a_changed_picture_gets_a_new_key_and_an_unchanged_one_is_not_read_again(folder):
-    path = picture(folder / "1.png")
+    path = picture(folder / "1.bmp")
     before = scan(folder, CONFIG)[0].samples[0]
     stat = path.stat()
     data = bytearray(path.read_bytes())

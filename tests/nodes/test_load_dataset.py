@@ -1,0 +1,142 @@
+"""LoadDataset inside ComfyUI: the list of folders, messages for what is missing, the preview, and when it runs again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lora_atelier.training.errors import AtelierError
+from PIL import Image
+
+WIDGETS = {
+    "resolution": 128, "batch_size": 4, "repeats": 0, "buckets": True, "bucket_step": 64, "crop": "center",
+    "caption_extension": ".txt",
+}  # fmt: skip
+
+
+@pytest.fixture
+def node(comfyui):
+    from lora_atelier.nodes.load_dataset import LoadDataset
+
+    return LoadDataset
+
+
+@pytest.fixture
+def folder(comfyui, tmp_path, monkeypatch):
+    """``input/shapes`` with three pictures; the host's folders lie in this test's own place."""
+    import folder_paths
+
+    for name in ("input", "temp"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    folder = tmp_path / "input" / "shapes"
+    folder.mkdir()
+    for name, size in (("red square", (64, 64)), ("tall", (64, 128)), ("wide", (300, 150))):
+        Image.new("RGB", size, "red").save(folder / f"{name}.png")
+    return folder
+
+
+def test_every_widget_has_a_tooltip_and_a_plain_name(node):
+    schema = node.GET_SCHEMA()
+    assert (schema.node_id, schema.display_name, schema.category) == ("LoadDataset", "Load Dataset", "LoRA Atelier")
+    assert all(len(entry.tooltip) > 20 for entry in [*schema.inputs, *schema.outputs])
+
+
+def test_the_list_holds_the_folders_with_pictures(node, folder):
+    (folder.parent / "empty").mkdir()
+    assert node.define_schema().inputs[0].options == ["input/shapes"]
+
+
+def test_an_empty_installation_says_what_to_do(node, folder):
+    for path in folder.iterdir():
+        path.unlink()
+    (choice,) = node.define_schema().inputs[0].options
+    message = node.validate_inputs(folder=choice)
+    assert isinstance(message, str) and message.startswith("folder: put your pictures") and str(folder.parent) in message
+
+
+def test_the_dataset_and_its_preview(node, folder):
+    (folder / "tall.txt").write_text("a tall one")
+    output = node.execute("input/shapes", **WIDGETS)
+    dataset = output.result[0]
+    assert [(s.path.name, s.caption) for s in dataset.samples] == [
+        ("red square.png", None), ("tall.png", "a tall one"), ("wide.png", None),
+    ]  # fmt: skip
+    (text,) = output.ui["text"]
+    assert "input/shapes: 3 pictures x 1" in text and "2 without caption" in text
+    assert "128 x 128: 1 pictures, 1 steps" in text and "3 steps an epoch" in text
+    sizes = []
+    for image in output.ui["images"]:
+        assert image["type"] == "temp"
+        with Image.open(folder.parent.parent / "temp" / image["subfolder"] / image["filename"]) as thumbnail:
+            sizes.append(thumbnail.size)
+    # Buckets 128 x 128, 64 x 192 or 64 x 256, and their transposes; 2:1 lies between 1:1 and 3:1, nearer to 3:1.
+    assert sizes == [(128, 128), (64, 192), (192, 64)]
+
+
+def test_at_most_24_thumbnails(node, folder):
+    for i in range(30):
+        Image.new("RGB", (64, 64), (i, 0, 0)).save(folder / f"{i}.png")
+    assert len(node.execute("input/shapes", **WIDGETS).ui["images"]) == 24
+
+
+def test_datasets_chain(node, folder):
+    first = node.execute("input/shapes", **WIDGETS).result[0]
+    both = node.execute("input/shapes", **{**WIDGETS, "resolution": 256}, dataset=first).result[0]
+    assert [subset.config.resolution for subset in both.subsets] == [128, 256]
+
+
+def test_it_runs_again_exactly_when_the_folder_changes(node, folder):
+    def seen():
+        return node.fingerprint_inputs(folder="input/shapes", **WIDGETS, dataset=None)
+
+    first = seen()
+    assert seen() == first
+    (folder / "tall.txt").write_text("a tall one")
+    second = seen()
+    assert second != first
+    (folder / "tall.png").unlink()
+    assert seen() not in (first, second)
+    for path in folder.iterdir():
+        path.unlink()
+    assert "has no pictures" in seen()
+
+
+@pytest.mark.parametrize("name", ["input/gone", "input/../..", "/etc", "elsewhere/x", ""])
+def test_a_folder_that_is_not_there_is_named_before_anything_runs(node, folder, name):
+    message = node.validate_inputs(folder=name)
+    assert isinstance(message, str) and message.startswith("folder: ") and repr(name) in message
+    with pytest.raises(AtelierError, match="folder: "):
+        node.execute(name, **WIDGETS)
+
+
+def test_a_good_folder_and_a_linked_one_are_valid(node, folder):
+    assert node.validate_inputs(folder="input/shapes") is True
+    assert node.validate_inputs() is True
+
+
+@pytest.mark.parametrize(
+    ("widget", "value", "message"),
+    [
+        ("resolution", 100, "resolution: 100 is not a multiple"),
+        ("bucket_step", 12, "bucket step: 12"),
+        ("caption_extension", "../x", "caption extension: '../x'"),
+        ("caption_extension", "txt", "caption extension: 'txt'"),
+    ],
+)
+def test_a_widget_that_cannot_work_is_named(node, folder, widget, value, message):
+    with pytest.raises(AtelierError, match=message):
+        node.execute("input/shapes", **{**WIDGETS, widget: value})
+
+
+def test_a_broken_picture_is_named_however_many_there_are(node, folder):
+    for i in range(30):
+        Image.new("RGB", (64, 64), (i, 0, 0)).save(folder / f"{i}.png")
+    (folder / "zz.png").write_bytes((folder / "wide.png").read_bytes()[:-30])
+    with pytest.raises(AtelierError, match=r"zz\.png: this picture cannot be read"):
+        node.execute("input/shapes", **WIDGETS)
+
+
+def test_the_help_page_names_every_widget(node, root: Path):
+    page = (root / "js" / "docs" / "LoadDataset.md").read_text(encoding="utf-8")
+    assert [entry.id for entry in node.GET_SCHEMA().inputs if f"`{entry.id}`" not in page] == []
