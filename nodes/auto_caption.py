@@ -92,13 +92,14 @@ class AutoCaption(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..training import captioning, host
         from ..training.captioning.fill import fill, missing
+        from ..training.dataset.samples import counted
         from ..training.dataset.scan import refresh_captions
 
         settings = captioning.GenerationSettings(prompt, beams, min_length, max_length)
         work, kept = missing(dataset, mode)
         if not work:
             captioned = refresh_captions(dataset)
-            return io.NodeOutput(captioned, ui={"text": [f"nothing to write, {kept} captions kept"]})
+            return io.NodeOutput(captioned, ui={"text": [f"nothing to write, {counted(kept, 'caption')} kept"]})
         if captioner != captioning.FILE_NAME:
             host.free_memory()
         model = captioning.load(captioner, host.captioner_folder(), pattern, settings, host.torch_device())

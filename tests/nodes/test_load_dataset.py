@@ -64,7 +64,7 @@ def test_the_dataset_and_its_preview(node, folder):
     ]  # fmt: skip
     (text,) = output.ui["text"]
     assert "input/shapes: 3 pictures x 1" in text and "2 without caption" in text
-    assert "128 x 128: 1 pictures, 1 steps" in text and "3 steps an epoch" in text
+    assert "128 x 128: 1 picture, 1 step\n" in text and "3 steps an epoch" in text
     sizes = []
     for image in output.ui["images"]:
         assert image["type"] == "temp"

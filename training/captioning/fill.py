@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..dataset.captions import caption_path, read_caption, with_prefix, with_trigger, write_caption
-from ..dataset.samples import Dataset
+from ..dataset.samples import Dataset, counted
 from ..dataset.scan import refresh_captions
 from ..dataset.stamps import remember, stamp
 from .protocol import Captioner, Picture
@@ -30,7 +30,7 @@ class Report:
 
     def describe(self, dataset: Dataset, examples: int = 5) -> str:
         """Counts, then a few of the captions."""
-        lines = [f"{len(self.written)} captions written, {self.kept} kept"]
+        lines = [f"{counted(len(self.written), 'caption')} written, {self.kept} kept"]
         if self.empty:
             lines.append(f"Note: no words were found for {', '.join(path.name for path in self.empty[:examples])}")
         shown = {sample.path: sample.caption for sample in dataset.samples if sample.caption is not None}

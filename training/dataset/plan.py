@@ -11,7 +11,7 @@ from functools import cached_property
 
 from ..errors import AtelierError
 from .buckets import Size, assign, bucket_sizes
-from .samples import Dataset
+from .samples import Dataset, counted
 
 
 @dataclass(frozen=True)
@@ -126,5 +126,6 @@ class Plan:
             rest = row.sightings % self.dataset.subsets[row.subset].config.batch_size
             short = f", the last with {rest}" if rest and row.batches > 1 else ""
             name = f"subset {row.subset + 1}, " if len(self.dataset.subsets) > 1 else ""
-            rows.append(f"{name}{row.size[0]} x {row.size[1]}: {row.images} pictures, {row.batches} steps{short}")
-        return "\n".join([*rows, f"{self.steps_per_epoch} steps an epoch"])
+            size, pictures = f"{row.size[0]} x {row.size[1]}", counted(row.images, "picture")
+            rows.append(f"{name}{size}: {pictures}, {counted(row.batches, 'step')}{short}")
+        return "\n".join([*rows, f"{counted(self.steps_per_epoch, 'step')} an epoch"])

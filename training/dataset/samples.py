@@ -13,6 +13,11 @@ from pathlib import Path
 from ..config import SubsetConfig, to_dict
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 picture", "2 pictures"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 @dataclass(frozen=True)
 class Sample:
     """One picture and its caption."""
@@ -52,7 +57,7 @@ class Subset:
         captions = "all with captions" if without == 0 else f"{without} without caption"
         shape = f"buckets around {self.config.resolution}" if self.config.buckets else f"square {self.config.resolution}"
         return (
-            f"{self.config.folder}: {len(self.samples)} pictures x {self.repeats}, {shape} px, "
+            f"{self.config.folder}: {counted(len(self.samples), 'picture')} x {self.repeats}, {shape} px, "
             f"batch {self.config.batch_size}, {captions}"
         )
 
@@ -96,7 +101,7 @@ class Dataset:
         lines = [subset.describe() for subset in self.subsets]
         if len(self.subsets) > 1:
             pictures = sum(len(subset.samples) for subset in self.subsets)
-            lines.append(f"together: {pictures} pictures, {sum(s.sightings for s in self.subsets)} sightings an epoch")
+            lines.append(f"together: {counted(pictures, 'picture')}, {sum(s.sightings for s in self.subsets)} sightings an epoch")
         return "\n".join(lines + [f"Note: {warning}" for warning in self.warnings])
 
     def with_captions(self, captions: dict[Path, str | None]) -> Dataset:

@@ -123,9 +123,10 @@ def test_where_no_words_are_found_nothing_is_written_and_it_is_said(folder):
 
 
 def test_a_caption_file_that_cannot_be_written_is_named(folder):
+    pictures = dataset(folder)
     (folder / "crab_01.txt").mkdir()
-    with pytest.raises(AtelierError, match=r"crab_01\.txt: the caption cannot be"):
-        fill(dataset(folder), NAMES, "overwrite")
+    with pytest.raises(AtelierError, match=r"crab_01\.txt: the caption cannot be written"):
+        fill(pictures, NAMES, "overwrite")
     assert (folder / "cat-face.txt").read_text() == "openmoji emoji, cat face\n", "what was written before stays"
 
 
