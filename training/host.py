@@ -113,7 +113,7 @@ class Model:
 
     def identity(self) -> str:
         """A fingerprint of the weights and of the patches on them, equal in every session."""
-        return _identity(self.base.diffusion_model, self.patcher)
+        return _identity(self.base.diffusion_model, self.patcher, "diffusion_model.")
 
     def latents_in(self, latents: Tensor) -> Tensor:
         """From what the VAE gives to what the model sees (the latent format's scale and shift)."""
@@ -205,7 +205,7 @@ class Model:
             if on_step is not None:
                 on_step(step)
 
-        with torch.no_grad():
+        with torch.inference_mode():
             return comfy.sample.sample(
                 self.patcher, noise, steps, cfg, sampler, scheduler, positive, negative, empty,
                 denoise=1.0, callback=callback, disable_pbar=True, seed=seed,
@@ -271,7 +271,8 @@ class TextEncoder:
 
     def for_sampling(self, text: str) -> list:
         """CONDITIONING as CLIPTextEncode makes it."""
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        with torch.inference_mode():
+            return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
 
 class PictureCodec:
@@ -296,14 +297,19 @@ class PictureCodec:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> (B, H, W, 3) in 0..1 on the CPU."""
-        with torch.no_grad():
+        with torch.inference_mode():
             pixels = self.vae.decode(latents).cpu()
         return pixels.reshape(-1, *pixels.shape[-3:])
 
 
-def _identity(module: nn.Module, patcher: Any) -> str:
-    """Sha256 over every tensor's name, shape, type and a few of its values, and over the patches laid on it."""
+def _identity(module: nn.Module, patcher: Any, prefix: str = "") -> str:
+    """Sha256 over every tensor's name, shape, type and a few of its values, and over the patches laid on it.
+
+    While another copy of the model is in use (with a LoRA, say) its patches are merged into the shared weights; the patcher then
+    keeps the originals aside, under names that start with ``prefix``, and those are the ones that count.
+    """
     digest = hashlib.sha256()
+    originals = {k: getattr(kept, "weight", kept) for k, kept in getattr(patcher, "backup", {}).items()}
 
     def add(name: str, tensor: Tensor) -> None:
         flat = tensor.detach().reshape(-1)
@@ -313,6 +319,7 @@ def _identity(module: nn.Module, patcher: Any) -> str:
 
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
+            tensor = originals.get(prefix + name, tensor)
             if isinstance(tensor, Tensor) and tensor.numel():
                 add(name, tensor)
     for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
@@ -363,12 +370,6 @@ def loras_folder() -> Path:
     return _made(Path(folder_paths.get_folder_paths("loras")[0]) / "lora-atelier")
 
 
-def find_lora(name: str) -> Path | None:
-    """The file of a LoRA as the stock loaders name it, or None."""
-    path = folder_paths.get_full_path("loras", name)
-    return Path(path) if path else None
-
-
 def lora_name(path: Path) -> str:
     """How the stock loaders list this file; its plain name when it lies elsewhere."""
     for root in folder_paths.get_folder_paths("loras"):
@@ -405,17 +406,6 @@ def check_interrupt() -> None:
 
 def is_interrupt(error: BaseException) -> bool:
     return type(error).__name__ == "InterruptProcessingException"
-
-
-def tell(event: str, data: dict[str, Any]) -> None:
-    """Send a message to every open canvas; nothing happens where no server runs."""
-    try:
-        from server import PromptServer
-    except ImportError:
-        return
-    instance = getattr(PromptServer, "instance", None)
-    if instance is not None:
-        instance.send_sync(event, data)
 
 
 def torch_device() -> torch.device:

@@ -61,6 +61,7 @@ class Trained:
     """Training loss of every step."""
 
 
+@torch.inference_mode(False)  # a graph runs in inference mode, where nothing that can learn may be made
 def run_training(
     model: host.Model,
     text: host.TextEncoder,
