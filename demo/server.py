@@ -48,15 +48,15 @@ class ServerError(RuntimeError):
         """The server's own words: ``{"error", "node_errors"}`` for a refused prompt, the history entry for a failed one."""
 
 
-def link_folder(target: Path, link: Path) -> None:
+def link_folder(target: Path, link: Path, replace_link: bool = True) -> None:
     """Make ``link`` lead to the folder ``target``: a symlink, on Windows a junction, and failing that a fresh copy of the pack.
 
-    What stands at ``link`` is replaced only if it is a link, or a copy made here.
+    What stands at ``link`` is replaced only if it is a copy made here, or (unless ``replace_link`` is False) a link.
     """
     mark = link / ".copied-by-studio"
     if link.exists() and link.resolve() == target.resolve():
         return
-    if link.is_symlink():
+    if link.is_symlink() and (replace_link or not link.exists()):
         link.unlink()
     elif mark.is_file():
         shutil.rmtree(link)
@@ -209,7 +209,9 @@ class Server:
         """Ask it to end, as Ctrl-C would, and kill it if it does not within ``timeout`` seconds."""
         if self.process is None or self.process.poll() is not None:
             return
-        if os.name == "nt":
+        if (
+            os.name == "nt" or signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        ):  # in the background of a script: it ignores it too
             self.process.terminate()
         else:
             self.process.send_signal(signal.SIGINT)
