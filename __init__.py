@@ -5,7 +5,7 @@ from __future__ import annotations
 WEB_DIRECTORY = "./js"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> object:
     """Called by ComfyUI once its own modules are ready."""
     from .nodes import Atelier
 

@@ -19,6 +19,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-import emoji  # noqa: E402
-import weights  # noqa: E402
+import emoji  # type: ignore[import-not-found]
+import weights  # type: ignore[import-not-found]
 
 PICTURE_SIZE = 128
 LATENT_CHANNELS = 16
@@ -63,7 +64,7 @@ def prepare(args: argparse.Namespace) -> None:
     print(f"{len(pictures)} pictures of {len(slugs)} concepts, {len(extra)} pictures for the autoencoder")
 
 
-def build_autoencoder() -> torch.nn.Module:
+def build_autoencoder() -> Any:
     import comfy.taesd.taesd
 
     model = comfy.taesd.taesd.TAESD(latent_channels=LATENT_CHANNELS)
@@ -82,7 +83,7 @@ def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return dx + dy
 
 
-def active_path(model: torch.nn.Module) -> tuple[torch.nn.Sequential, torch.nn.Sequential]:
+def active_path(model: Any) -> tuple[torch.nn.Sequential, torch.nn.Sequential]:
     """Encoder and decoder without the blocks that would cost most and add least at this picture size.
 
     A TAESD block whose last convolution is zero is ``relu(x)``; so a skipped block is trained as a plain ReLU and stored with
@@ -143,7 +144,7 @@ def autoencoder(args: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def normalise_latents(model: torch.nn.Module, pictures: torch.Tensor) -> None:
+def normalise_latents(model: Any, pictures: torch.Tensor) -> None:
     """Choose ``vae_scale`` and ``vae_shift`` so that what the MMDiT sees (the host's SD3 latent format) has mean 0, std 1."""
     z = torch.cat([model.taesd_encoder(pictures[i : i + 32].float() / 255) for i in range(0, 640, 32)])
     scale = z.std() * SD3_SCALE
@@ -172,7 +173,7 @@ def encode(args: argparse.Namespace) -> None:
     print(f"context std {context.float().std():.3f}, pooled std {pooled.std():.3f}")
 
 
-def build_mmdit() -> torch.nn.Module:
+def build_mmdit() -> Any:
     import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
     import comfy.ops
 
@@ -258,7 +259,14 @@ def diffusion(args: argparse.Namespace) -> None:
     save_diffusion(model, average, optimizer, step, time.monotonic() - began, state_file)
 
 
-def save_diffusion(model, average, optimizer, step: int, spent: float, path: Path) -> None:
+def save_diffusion(
+    model: torch.nn.Module,
+    average: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    spent: float,
+    path: Path,
+) -> None:
     state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save({**state, "step": step, "spent": spent}, path.with_suffix(".partial"))
     path.with_suffix(".partial").replace(path)

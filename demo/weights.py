@@ -8,6 +8,7 @@ random text encoder. ``assemble`` puts both together as one ordinary SD3-format 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -102,19 +103,19 @@ def assemble(packed: Path, checkpoint: Path) -> Path:
     return checkpoint
 
 
-def load_text_encoder():
+def load_text_encoder() -> Any:
     """The host's SD3 CLIP object with only CLIP-L, holding the generated weights."""
     import comfy.sd
     import comfy.text_encoders.sd3_clip as sd3
 
     class Target:
-        params: dict = {}
+        params: ClassVar[dict] = {}
         clip = sd3.sd3_clip(clip_l=True, clip_g=False, t5=False)
         tokenizer = sd3.SD3Tokenizer
 
     state = {k.removeprefix("transformer."): v for k, v in random_clip_l().items()}
     clip = comfy.sd.CLIP(Target(), parameters=123_000_000)
-    missing, unexpected = clip.cond_stage_model.clip_l.transformer.load_state_dict(state, strict=False)
+    _, unexpected = clip.cond_stage_model.clip_l.transformer.load_state_dict(state, strict=False)
     if unexpected:
         raise RuntimeError(f"the host's CLIP-L does not know {unexpected}")
     return clip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
 from ..training import config as settings
+from ..training.errors import AtelierError
 from .wires import CATEGORY, CONFIG
 
 
@@ -20,7 +21,7 @@ class ConfigureLoRA(io.ComfyNode):
             description="How the LoRA is trained: its size, its speed of learning, its length, its name.",
             inputs=[
                 io.String.Input("name", default="my-lora", tooltip="File name of the LoRA, without extension."),
-                io.Int.Input("rank", default=16, min=1, max=1024, tooltip="Width of the LoRA: how much it can learn, and its size."),
+                io.Int.Input("rank", default=16, min=1, max=1024, tooltip="Width of the LoRA: how much it can learn."),
                 io.Float.Input(
                     "alpha", default=16.0, min=0.0, max=1024.0, step=0.5,
                     tooltip="The LoRA's output is scaled by alpha / rank. Half the rank to the rank is usual; 0 means the rank.",
@@ -61,7 +62,7 @@ class ConfigureLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision", options=list(get_args(settings.Precision)), default="auto",
-                    tooltip="Number format of the computation. auto: as ComfyUI loaded the model. The LoRA itself is always fp32.",
+                    tooltip="Number format of the computation. auto: as ComfyUI loaded the model. The LoRA itself is fp32.",
                 ),
                 io.Combo.Input(
                     "save_precision", options=list(get_args(settings.SavePrecision)), default="fp16",
@@ -88,15 +89,15 @@ class ConfigureLoRA(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, **widgets) -> io.NodeOutput:
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
         return io.NodeOutput(build(**widgets))
 
     @classmethod
-    def validate_inputs(cls, **widgets) -> bool | str:
+    def validate_inputs(cls, **widgets: Any) -> bool | str:
         """Contradictions are shown on the node before anything runs; linked widgets arrive as None and are checked later."""
         try:
             build(**{k: v for k, v in widgets.items() if v is not None})
-        except settings.AtelierError as error:
+        except AtelierError as error:
             return str(error)
         return True
 

@@ -19,8 +19,8 @@ class EpochWeightGrid(io.ComfyNode):
             node_id="EpochWeightGrid",
             display_name="Epoch Weight Grid",
             category=CATEGORY,
-            description="Shows every saved epoch at several strengths, so that the best one is picked by eye. The first column is "
-            "drawn without any LoRA. Cells that were drawn before are not drawn again.",
+            description="Shows every saved epoch at several strengths, so that the best one is picked by eye. The first column "
+            "is drawn without any LoRA. Cells that were drawn before are not drawn again.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to judge on. It may be another one than the LoRA was trained on."),
                 io.Clip.Input("clip", tooltip="The text encoder for the prompts."),
@@ -28,8 +28,8 @@ class EpochWeightGrid(io.ComfyNode):
                 EPOCHS.Input("epochs", tooltip="Saved LoRAs, from Train LoRA."),
                 io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line; each gets a page of its own."),
                 io.String.Input("negative", multiline=True, default="", tooltip="Negative prompt of every cell."),
-                io.String.Input("which_epochs", default="all", tooltip="all, every 2, or numbers and ranges such as 1, 3, 6-10(+2)."),
-                io.String.Input("strengths", default="0.6, 0.8, 1.0", tooltip="Numbers or ranges: 0.6, 0.8, 1 or 0-1(+0.25) or 0-1[5]."),
+                io.String.Input("which_epochs", default="all", tooltip="all, every 2, or numbers: 1, 3, 6-10(+2)."),
+                io.String.Input("strengths", default="0.6, 0.8, 1.0", tooltip="0.6, 0.8, 1.0 or 0-1(+0.25) or 0-1[5]."),
                 io.Combo.Input("sampler_name", options=host.samplers(), default="euler", tooltip="Sampler of every cell."),
                 io.Combo.Input("scheduler", options=host.schedulers(), default="normal", tooltip="Scheduler of every cell."),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps of every cell."),

@@ -19,8 +19,8 @@ class TrainLoRA(io.ComfyNode):
             node_id="TrainLoRA",
             display_name="Train LoRA",
             category=CATEGORY,
-            description="Trains a LoRA on the loaded model, without a second copy of it. Cancel keeps what was learnt: queue again "
-            "with the same settings and it goes on from there.",
+            description="Trains a LoRA on the loaded model, without a second copy of it. Cancel keeps what was learnt: queue "
+            "again with the same settings and it goes on from there.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn on. It stays as it is."),
                 io.Clip.Input("clip", tooltip="The text encoder that reads the captions."),
@@ -36,7 +36,7 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="Drawn at every save. Empty: the first caption of the dataset.",
                 ),
                 io.String.Input("preview_negative", default="", tooltip="Negative prompt of the preview."),
-                io.Int.Input("preview_steps", default=20, min=0, max=1000, tooltip="Sampling steps of the preview; 0: no preview."),
+                io.Int.Input("preview_steps", default=20, min=0, max=1000, tooltip="Steps of the preview; 0: none."),
                 io.Float.Input("preview_cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance of the preview."),
                 io.Combo.Input("preview_sampler", options=host.samplers(), default="euler", tooltip="Sampler of the preview."),
                 io.Combo.Input(

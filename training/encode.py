@@ -24,8 +24,6 @@ Advance = Callable[..., None]
 class Pictures(Protocol):
     """What turns pixels into latents (the host's VAE)."""
 
-    downscale: int
-
     def encode(self, pixels: Tensor) -> Tensor: ...
     def identity(self) -> str: ...
 
@@ -53,11 +51,9 @@ class Encoded:
 
         What is encoded already stays in the cache, so a cancelled preparation goes on where it stopped.
         """
-        done = 0
-        for sample, shown in self._views(plan, epochs):
+        for done, (sample, shown) in enumerate(self._views(plan, epochs), 1):
             if self._find_latent(shown) is None:
                 self._encode_picture(sample, shown)
-            done += 1
             advance(done)
         for sample in self.dataset.samples:
             self.text(sample.caption or "")

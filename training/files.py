@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if "No space left" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
-            raise AtelierError(f"{path}: the disk is full; make room and queue again. What was saved before is intact.") from error
+            raise AtelierError(f"{path}: the disk is full; make room and queue again. What was saved is intact.") from error
         raise
 
 

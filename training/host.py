@@ -142,9 +142,12 @@ class Model:
                     management.in_training = was_training
                 _put_back(swapped)
 
-    def condition(self, text: Conditioning, x: Tensor, size: Mapping[str, int]) -> dict[str, Any]:
-        """The host's conditioning objects of one picture; ``x`` is its latent (1, C, H, W), ``size`` may hold ``width``, ``height``,
-        ``crop_w``, ``crop_h``, ``target_width`` and ``target_height`` in pixels (used by models with size conditioning)."""
+    def condition(self, text: Mapping[str, Tensor], x: Tensor, size: Mapping[str, int]) -> dict[str, Any]:
+        """The host's conditioning objects of one picture.
+
+        ``x`` is its latent (1, C, H, W); ``size`` may hold ``width``, ``height``, ``crop_w``, ``crop_h``, ``target_width`` and
+        ``target_height`` in pixels, used by models with size conditioning.
+        """
         extras = {k: v for k, v in text.items() if k != "cond"}
         conds = sampler_helpers.convert_cond([[text["cond"], {**extras, **size}]])
         conds = comfy.samplers.encode_model_conds(
@@ -230,11 +233,15 @@ def _alike(conditions: Sequence[dict[str, Any]]) -> list[list[int]]:
     return groups
 
 
-def _without_inference_tensors(root: nn.Module) -> list[tuple[dict, str, Tensor | None, Tensor]]:
+Swap = tuple[dict[str, Any], str, Tensor, Tensor]
+
+
+def _without_inference_tensors(root: nn.Module) -> list[Swap]:
     """Stand-ins for inference tensors among parameters and buffers: (registry, name, original, stand-in)."""
-    swapped = []
+    swapped: list[Swap] = []
     for module in root.modules():
-        for registry in (module._parameters, module._buffers):
+        registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for registry in registries:
             for name, tensor in registry.items():
                 if tensor is None or not tensor.is_inference() or type(tensor.data) is not Tensor:
                     continue
@@ -246,7 +253,7 @@ def _without_inference_tensors(root: nn.Module) -> list[tuple[dict, str, Tensor 
     return swapped
 
 
-def _put_back(swapped: list[tuple[dict, str, Tensor | None, Tensor]]) -> None:
+def _put_back(swapped: list[Swap]) -> None:
     for registry, name, original, stand_in in swapped:
         # If the host itself put another tensor here meanwhile (it moved the weight), that one is right.
         if registry.get(name) is stand_in and stand_in.untyped_storage().data_ptr() == original.untyped_storage().data_ptr():

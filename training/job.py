@@ -17,6 +17,7 @@ from .config import TrainingConfig, to_dict
 from .dataset.cache import TensorCache, cache_key
 from .dataset.plan import Plan
 from .dataset.samples import Dataset
+from .dataset.scan import refresh_captions
 from .encode import Encoded
 from .errors import AtelierError
 from .grid.plan import EpochFile, Epochs
@@ -78,6 +79,7 @@ def run_training(
 
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
+    dataset = refresh_captions(dataset)
     if all(sample.caption is None for sample in dataset.samples):
         raise AtelierError(
             "dataset: no picture has a caption. Put an Auto Caption node between Load Dataset and Train LoRA, or write a "
@@ -163,8 +165,10 @@ def status_line(p: Progress) -> str:
     minutes, seconds = divmod(round(p.seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-    speed = f"{p.steps_per_second:.2f} steps/s" if p.steps_per_second >= 0.1 else f"{1 / max(p.steps_per_second, 1e-9):.1f} s/step"
-    return f"epoch {p.epoch}/{p.epochs} · step {p.step}/{p.total} · loss {p.loss:.4f} · rate {p.rate:.1e} · {speed} · {left} left"
+    pace = p.steps_per_second
+    speed = f"{pace:.2f} steps/s" if pace >= 0.1 else f"{1 / max(pace, 1e-9):.1f} s/step"
+    place = f"epoch {p.epoch}/{p.epochs} · step {p.step}/{p.total}"
+    return f"{place} · loss {p.loss:.4f} · rate {p.rate:.1e} · {speed} · {left} left"
 
 
 class _Saver:

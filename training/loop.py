@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,13 +24,16 @@ from .run import Run, State, finite
 class Denoiser(Protocol):
     """The frozen model (``host.Model``)."""
 
-    prediction: noises.Prediction
-    device: torch.device
-
+    @property
+    def prediction(self) -> noises.Prediction: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def compute_dtype(self) -> torch.dtype: ...
     def hold(self) -> Any: ...
     def latents_in(self, latents: Tensor) -> Tensor: ...
     def condition(self, text: Mapping[str, Tensor], x: Tensor, size: Mapping[str, int]) -> dict[str, Any]: ...
-    def predict(self, x: Tensor, sigma: Tensor, conditions: list[dict[str, Any]]) -> Tensor: ...
+    def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor: ...
 
 
 @dataclass
@@ -209,4 +212,4 @@ def rate_at(config: TrainingConfig, step: int, total: int) -> float:
 
 def computes_in_half(model: Denoiser) -> bool:
     """fp16 gradients underflow without loss scaling; bf16 and fp32 need none."""
-    return getattr(model, "compute_dtype", None) == torch.float16
+    return model.compute_dtype == torch.float16

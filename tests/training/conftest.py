@@ -29,7 +29,6 @@ def conditioning(name: str, seed: int) -> dict[str, torch.Tensor]:
 def load_model(name: str) -> SimpleNamespace:
     """``model``, ``clip`` and ``vae`` wrappers; the latter two are None for a diffusion model alone."""
     import comfy.sd
-
     from lora_atelier.training import host
 
     path = str(tiny_models.cached(name))

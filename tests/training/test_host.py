@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from lora_atelier.training import loss, noise
 from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.network import keys, targets

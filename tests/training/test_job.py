@@ -10,10 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
-
 from lora_atelier.training import files, host, job, loop
 from lora_atelier.training.config import (
     LengthConfig,
@@ -28,6 +24,9 @@ from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import plan, render
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 NO_PREVIEW = job.Preview("", "", 0, 1.0, "euler", "normal", 0)
 
@@ -195,7 +194,7 @@ def test_lost_numbers_stop_the_run_and_keep_the_last_good_file(tiny, dataset, mo
     real = loop.losses.batch_loss
     count = iter(range(100))
     monkeypatch.setattr(loop.losses, "batch_loss", lambda a, w: real(a, w) * (float("nan") if next(count) == 4 else 1.0))
-    with pytest.raises(AtelierError, match="NaN.*step 5.*learning rate"):
+    with pytest.raises(AtelierError, match=r"NaN.*step 5.*learning rate"):
         go(t, dataset, recipe())
     kept = sorted(p.name for p in (host.loras_folder() / "tiny").iterdir())
     assert kept == ["tiny-000001.safetensors"]

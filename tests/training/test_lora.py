@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
-from torch import nn
-
 from lora_atelier.training.config import NetworkConfig, OptimizerConfig
 from lora_atelier.training.network.attach import Adapter
 from lora_atelier.training.network.lora import LoRALayer
 from lora_atelier.training.optim import optimizers, schedules
+from torch import nn
 
 
 class Small(nn.Module):

@@ -17,6 +17,7 @@ class Failed:
     reason: str
 
 
+Font = ImageFont.FreeTypeFont
 Cell = Image.Image | Failed | None
 """A picture, a failure, or None for a cell that has not been rendered yet."""
 
@@ -37,7 +38,7 @@ def compose(
     """
     width, height = cell_size
     size = max(12, min(40, round(min(width, height) / 9)))
-    font, bold = ImageFont.load_default(size), ImageFont.load_default(round(size * 1.25))
+    font, bold = _font(size), _font(round(size * 1.25))
     gap = max(2, round(size / 4))
     left = max((_width(font, label) for label in rows), default=0) + 3 * gap
     top = round(size * 5.2)
@@ -57,22 +58,32 @@ def compose(
     return page
 
 
-def _draw_cell(page: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int], size: tuple[int, int], font) -> None:
+def _draw_cell(
+    page: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int], size: tuple[int, int], font: Font
+) -> None:
     width, height = size
     if isinstance(cell, Image.Image):
         page.paste(cell, corner)
         return
     draw.rectangle((*corner, corner[0] + width - 1, corner[1] + height - 1), fill=EMPTY)
     if isinstance(cell, Failed):
-        lines = _wrap(font, cell.reason, width - 8)[: max(1, height // (font.size + 2))]
+        lines = _wrap(font, cell.reason, width - 8)[: max(1, height // round(font.size + 2))]
         draw.multiline_text((corner[0] + 4, corner[1] + 4), "\n".join(lines), FAINT, font)
 
 
-def _width(font, text: str) -> int:
+def _font(size: int) -> Font:
+    """Pillow's own letters, so that a grid looks the same on every system."""
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("Pillow was built without FreeType, so it cannot draw labels")
+    return font
+
+
+def _width(font: Font, text: str) -> int:
     return round(font.getlength(text))
 
 
-def _fit(font, text: str, width: int) -> str:
+def _fit(font: Font, text: str, width: int) -> str:
     if _width(font, text) <= width:
         return text
     while text and _width(font, text + "…") > width:
@@ -80,7 +91,7 @@ def _fit(font, text: str, width: int) -> str:
     return text.rstrip() + "…"
 
 
-def _wrap(font, text: str, width: int) -> list[str]:
+def _wrap(font: Font, text: str, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

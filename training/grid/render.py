@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class Grid:
         self.pages: list[list[list[Cell]]] = [
             [[None] * (1 + len(axes.files)) for _ in axes.strengths] for _ in axes.prompts
         ]  # fmt: skip
+        self._loaded: tuple[Path, Adapter] | None = None
         self._base = cache_key(model.identity(), text.identity(), codec.identity(), asdict(sampling))
 
     def render(self, advance: Callable[..., None]) -> None:
@@ -138,18 +139,18 @@ class Grid:
             return Failed(f"{type(error).__name__}: {error}")
         facts = {
             "prompt_text": prompt, "lora": host.lora_name(file.path) if file else None, "epoch": file.epoch if file else None,
-            "lora_content": content_key(file.path) if file else None, "strength": strength if file else 0, **asdict(self.sampling),
+            "lora_content": content_key(file.path) if file else None, "strength": strength if file else 0,
+            **asdict(self.sampling),
         }  # fmt: skip
         with replacing(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=self._info({"lora_atelier.cell": json.dumps(facts)}))
         return picture
 
-    def _beside(self, file: EpochFile | None, strength: float):
+    def _beside(self, file: EpochFile | None, strength: float) -> AbstractContextManager[Any]:
         if file is None:
             return nullcontext()
-        if getattr(self, "_loaded", (None, None))[0] != file.path:
-            adapter = load_adapter(file.path, self.model)
-            self._loaded = (file.path, adapter.to(self.model.device))
+        if self._loaded is None or self._loaded[0] != file.path:
+            self._loaded = (file.path, load_adapter(file.path, self.model).to(self.model.device))
         adapter = self._loaded[1]
         adapter.strength = strength
         return adapter.attached(self.model.layers())

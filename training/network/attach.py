@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -40,7 +40,7 @@ class Adapter(nn.Module):
             for handle in handles:
                 handle.remove()
 
-    def _beside(self, branch: LoRALayer):
+    def _beside(self, branch: LoRALayer) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
         def hook(_layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
             if isinstance(self.strength, float) and self.strength == 0.0:
                 return None

@@ -66,7 +66,9 @@ def to_file(adapter: Adapter, names: Mapping[str, Sequence[str]], family: str, d
     return out
 
 
-def from_file(tensors: Mapping[str, Tensor], layers: Mapping[str, torch.nn.Module], names: Mapping[str, Sequence[str]]) -> Adapter:
+def from_file(
+    tensors: Mapping[str, Tensor], layers: Mapping[str, torch.nn.Module], names: Mapping[str, Sequence[str]]
+) -> Adapter:
     """The adapter that a file describes, for the layers it names. Reads kohya's and PEFT's spelling.
 
     Raises ValueError when nothing in the file fits this model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,15 @@ class LoRALayer(nn.Module):
     def __init__(self, layer: nn.Module, rank: int, scale: float, generator: torch.Generator | None = None):
         super().__init__()
         self.scale = scale
+        self.conv: dict[str, Any] | None = None
+        # Any, since a quantised layer need not be torch's own class: only the attributes count.
+        source: Any = layer
         if is_conv(layer):
-            self.conv = {k: getattr(layer, k) for k in ("stride", "padding", "dilation")}
-            shape_down = (rank, layer.in_channels, *layer.kernel_size)
-            shape_up = (layer.out_channels, rank, 1, 1)
+            self.conv = {k: getattr(source, k) for k in ("stride", "padding", "dilation")}
+            shape_down: tuple[int, ...] = (rank, source.in_channels, *source.kernel_size)
+            shape_up: tuple[int, ...] = (source.out_channels, rank, 1, 1)
         else:
-            self.conv = None
-            shape_down, shape_up = (rank, layer.in_features), (layer.out_features, rank)
+            shape_down, shape_up = (rank, source.in_features), (source.out_features, rank)
         bound = 1 / math.sqrt(math.prod(shape_down[1:]))  # kaiming-uniform with a = sqrt 5
         self.down = nn.Parameter((torch.rand(shape_down, generator=generator) * 2 - 1) * bound)
         self.up = nn.Parameter(torch.zeros(shape_up))
@@ -37,10 +40,8 @@ class LoRALayer(nn.Module):
     def forward(self, x: Tensor, strength: float | Tensor = 1.0) -> Tensor:
         """``x`` as the frozen layer receives it; ``strength`` a number or one number a row of ``x``'s batch, (B,)."""
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
-        if self.conv is not None:
-            out = F.conv2d(F.conv2d(x, down, **self.conv), up)
-        else:
-            out = F.linear(F.linear(x, down), up)
+        conv = self.conv
+        out = F.linear(F.linear(x, down), up) if conv is None else F.conv2d(F.conv2d(x, down, **conv), up)
         if isinstance(strength, Tensor):
             strength = _fit_rows(strength, out)
         return out * (self.scale * strength)

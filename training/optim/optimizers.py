@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.
     Raises AtelierError where a library is missing or has no kernels for the device.
     """
     parameters = list(parameters)
-    settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.name == "AdamW":
         return torch.optim.AdamW(parameters, fused=parameters[0].device.type in ("cpu", "cuda"), **settings)
     if config.name == "SGD":
@@ -25,7 +26,7 @@ def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.
     return _eight_bit(parameters, settings)
 
 
-def _eight_bit(parameters: list[nn.Parameter], settings: dict[str, float]) -> torch.optim.Optimizer:
+def _eight_bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:
     try:
         import bitsandbytes
     except Exception as error:  # a broken CUDA set-up raises more than ImportError here
