@@ -233,8 +233,9 @@ def test_a_half_written_file_never_takes_the_place_of_a_whole_one(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_dataset_without_any_caption_is_refused(tiny, dataset):
-    bare = dataset.with_captions({s.path: None for s in dataset.samples})
+def test_a_dataset_without_any_caption_is_refused(tiny, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    bare = Dataset(scan.scan(tmp_path, SubsetConfig("input/bare", resolution=64)))
     with pytest.raises(AtelierError, match="Auto Caption"):
         go(tiny("sd3"), bare, recipe())
 
