@@ -28,17 +28,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 
-if __package__:
-    from .demo import hosts, run
-    from .demo.server import CPU_TORCH_AID, PACK_NAME, Server, ServerError, link_folder, make_base
-    from .demo.stages import SetupError, Stages
-    from .demo.workflow import WorkflowError
-else:
-    from demo import hosts, run
-    from demo.server import CPU_TORCH_AID, PACK_NAME, Server, ServerError, link_folder, make_base
-    from demo.stages import SetupError, Stages
-    from demo.workflow import WorkflowError
+if "lora_atelier" not in sys.modules:  # started as a script: the folder, whatever its name, is this package
+    package = ModuleType("lora_atelier")
+    package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
+    sys.modules["lora_atelier"] = package
+
+from lora_atelier.demo import hosts, run
+from lora_atelier.demo.server import CPU_TORCH_AID, PACK_NAME, Server, ServerError, link_folder, make_base
+from lora_atelier.demo.stages import SetupError, Stages
+from lora_atelier.demo.workflow import WorkflowError
 
 ROOT = Path(os.path.abspath(__file__)).parent  # not resolved: a link in custom_nodes says which ComfyUI is meant
 CHECKPOINT = "lora-atelier-demo.safetensors"
@@ -236,7 +236,7 @@ class Studio:
 
     def draw_pictures(self, python: Path, folder: Path) -> None:
         source = (self.root / "demo" / "pictures.py").read_text(encoding="utf-8")
-        line = [python, "-m", "demo.pictures", folder]
+        line: list[str | Path] = [python, "-m", "demo.pictures", folder]
         self.stages.run(
             "pictures", "the demo's pictures", [source, str(folder)], lambda: self.stages.command(line, cwd=self.root), [folder]
         )
@@ -248,7 +248,7 @@ class Studio:
             return None
         code = "import sys, pathlib, demo.weights as w; w.assemble(*map(pathlib.Path, sys.argv[1:]))"
         inputs = [hosts.sha256_of(packed), hosts.sha256_of(self.root / "demo" / "weights.py")]
-        line = [python, "-c", code, packed, target]
+        line: list[str | Path] = [python, "-c", code, packed, target]
         self.stages.run("checkpoint", "the demo model", inputs, lambda: self.stages.command(line, cwd=self.root), [target])
         return target
 
@@ -330,7 +330,7 @@ class Studio:
         module = folder / "node_modules" / "playwright-core"
         if npm and shutil.which("node"):
             folder.mkdir(exist_ok=True)
-            line = [npm, "install", "--prefix", folder, "--no-audit", "--no-fund", PLAYWRIGHT]
+            line: list[str | Path] = [npm, "install", "--prefix", folder, "--no-audit", "--no-fund", PLAYWRIGHT]
             self.stages.run("playwright", PLAYWRIGHT, PLAYWRIGHT, lambda: self.stages.command(line), [module])
             found["ATELIER_PLAYWRIGHT"] = str(module)
         chromium = find_browser()

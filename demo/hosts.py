@@ -130,7 +130,14 @@ def unpack(archive: Path, prefix: str, target: Path, leave_out: tuple[str, ...] 
             count += 1
         if count == 0:
             raise HostError(f"{archive} holds no {prefix}")
-        os.replace(partial, target)
+        if target.exists():
+            old = target.with_name(target.name + ".old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(target, old)
+            os.replace(partial, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

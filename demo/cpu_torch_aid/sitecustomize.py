@@ -53,7 +53,7 @@ def tolerate_torchaudio(utils: ModuleType) -> None:
                 return False
             raise
 
-    utils._load_lib = load_or_go_without
+    vars(utils)["_load_lib"] = load_or_go_without
 
 
 AFTER: dict[str, Callable[[ModuleType], None]] = {

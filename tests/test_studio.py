@@ -1,0 +1,180 @@
+"""What ``studio.py`` decides before it calls pip; the set-up itself is what runs these tests on a fresh machine."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import lora_atelier.studio as studio
+import pytest
+from lora_atelier.demo.hosts import HostError
+from lora_atelier.demo.stages import SetupError
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A repository with a workflow and nothing else."""
+    (tmp_path / "clone" / "workflows").mkdir(parents=True)
+    (tmp_path / "clone" / "workflows" / "train_then_test.json").write_text('{"version": 1}')
+    return tmp_path / "clone"
+
+
+def test_it_starts_with_the_standard_library_alone(root: Path) -> None:
+    line = [sys.executable, "-S", "-E", str(root / "studio.py"), "--help"]
+    shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert "demo,serve,test,bench,setup" in shown
+
+
+def test_a_python_that_is_too_old_can_still_read_why(root: Path) -> None:
+    source = (root / "studio.py").read_text(encoding="utf-8")
+    check = next(node for node in ast.parse(source, feature_version=(3, 7)).body if isinstance(node, ast.If))
+    first_import_of_ours = source.index("from lora_atelier.demo")
+    assert ast.unparse(check.test) == "sys.version_info < (3, 10)"
+    assert source.index("sys.version_info < (3, 10)") < first_import_of_ours
+
+
+def test_test_and_bench_hand_their_arguments_on() -> None:
+    known, rest = studio.arguments_of(["test", "tests/demo", "-k", "stages", "-x", "--comfyui", "/c"])
+    assert (known.command, known.comfyui, rest) == ("test", "/c", ["tests/demo", "-k", "stages", "-x"])
+    known, rest = studio.arguments_of(["bench", "step_time", "--json", "--steps", "3"])
+    assert (known.name, rest) == ("step_time", ["--json", "--steps", "3"])
+
+
+def test_the_other_commands_refuse_what_they_do_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        studio.arguments_of(["demo", "--jsno"])
+    assert "--jsno" in capsys.readouterr().err
+
+
+def test_an_unknown_benchmark_is_answered_with_the_known_ones(clone: Path) -> None:
+    (clone / "benchmarks").mkdir()
+    (clone / "benchmarks" / "step_time.py").touch()
+    with pytest.raises(SetupError, match="no benchmark step; there are: step_time"):
+        studio.run_bench(studio.Studio(clone), None, "step", [])
+
+
+def test_the_demo_without_its_model_says_so(clone: Path, tmp_path: Path) -> None:
+    assert studio.Studio(clone).build_checkpoint(Path(sys.executable)) is None
+
+
+def test_an_environment_of_another_python_is_told(tmp_path: Path) -> None:
+    assert not studio.made_by_another_python(tmp_path)
+    config = tmp_path / "pyvenv.cfg"
+    config.write_text(f"home = /usr/bin\nversion = {sys.version_info.major}.{sys.version_info.minor}.99\n")
+    assert not studio.made_by_another_python(tmp_path)
+    config.write_text("home = /usr/bin\nversion = 3.1.4\n")
+    assert studio.made_by_another_python(tmp_path)
+
+
+def test_a_new_environment_forgets_what_was_installed_in_the_old_one(clone: Path) -> None:
+    """The stages that fill an environment carry its birth mark, so a deleted one is filled again."""
+    made = studio.Studio(clone)
+    made.make_venv(made.venv, "venv")
+    first = made.birth()
+    made.make_venv(made.venv, "venv")
+    assert made.birth() == first
+    (made.venv / studio.BIRTH).unlink()
+    made.make_venv(made.venv, "venv")
+    assert made.birth() != first
+    assert made.python.is_file()
+
+
+def test_requirement_files_are_read_without_comments(root: Path) -> None:
+    lines = studio.Studio(root).requirement_lines("requirements.txt")
+    assert "torch>=2.4" in lines
+    assert not [line for line in lines if "#" in line]
+
+
+def test_the_pack_s_requirements_and_its_metadata_agree(root: Path) -> None:
+    metadata = (root / "pyproject.toml").read_text(encoding="utf-8")
+    listed = metadata.partition("dependencies = [")[2].partition("]")[0]
+    assert studio.Studio(root).requirement_lines("requirements.txt") == [
+        line.strip().strip('",') for line in listed.split("\n") if line.strip()
+    ]
+
+
+class TestOfferedWorkflow:
+    """The workflow in the canvas's list follows the repository until the person changes it."""
+
+    def offered(self, clone: Path) -> Path:
+        return clone / ".studio" / "home" / "user" / "default" / "workflows" / "train_then_test.json"
+
+    def test_it_is_put_there_and_follows_the_repository(self, clone: Path) -> None:
+        made = studio.Studio(clone)
+        made.offer_workflow()
+        assert self.offered(clone).read_text() == '{"version": 1}'
+        (clone / "workflows" / "train_then_test.json").write_text('{"version": 2}')
+        made.offer_workflow()
+        assert self.offered(clone).read_text() == '{"version": 2}'
+
+    def test_the_person_s_changes_are_kept(self, clone: Path) -> None:
+        made = studio.Studio(clone)
+        made.offer_workflow()
+        self.offered(clone).write_text('{"mine": true}')
+        made.offer_workflow()
+        assert self.offered(clone).read_text() == '{"mine": true}'
+
+    def test_a_file_that_was_there_before_is_kept(self, clone: Path) -> None:
+        self.offered(clone).parent.mkdir(parents=True)
+        self.offered(clone).write_text('{"mine": true}')
+        studio.Studio(clone).offer_workflow()
+        assert self.offered(clone).read_text() == '{"mine": true}'
+
+
+class TestPersonsComfyUI:
+    """Only things that are not there are added to a person's ComfyUI, and only after its Python was found to run it."""
+
+    @pytest.fixture
+    def theirs(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "ComfyUI"
+        (folder / "comfy").mkdir(parents=True)
+        (folder / "custom_nodes").mkdir()
+        (folder / "main.py").touch()
+        (folder / "comfy" / "cli_args.py").touch()
+        return folder
+
+    def test_a_folder_without_comfyui_is_refused(self, clone: Path) -> None:
+        with pytest.raises(HostError, match="there is no ComfyUI in"):
+            studio.Studio(clone).place(str(clone))
+
+    def test_a_python_that_cannot_run_it_is_named_and_nothing_is_added(self, clone: Path, theirs: Path) -> None:
+        python = theirs / "venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text("#!/bin/sh\nexit 1\n")
+        python.chmod(0o755)
+        with pytest.raises(SetupError, match=r"venv.bin.python cannot run the ComfyUI"):
+            studio.Studio(clone).place(str(theirs))
+        assert list((theirs / "custom_nodes").iterdir()) == []
+
+    def test_another_copy_of_the_pack_is_not_replaced(self, clone: Path, theirs: Path) -> None:
+        copy = theirs / "custom_nodes" / "lora-atelier"
+        copy.mkdir()
+        (copy / "mine.txt").write_text("mine")
+        with pytest.raises(FileExistsError, match="lora-atelier is in the way"):
+            studio.Studio(clone).place(str(theirs))
+        assert (copy / "mine.txt").read_text() == "mine"
+
+    def test_a_link_to_another_copy_is_not_replaced(self, clone: Path, theirs: Path, tmp_path: Path) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        link = theirs / "custom_nodes" / "lora-atelier"
+        link.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        with pytest.raises(FileExistsError, match="lora-atelier is in the way"):
+            studio.Studio(clone).place(str(theirs))
+        assert link.resolve() == (tmp_path / "elsewhere").resolve()
+
+
+def test_main_turns_a_problem_into_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert studio.main(["setup", "--comfyui", str(tmp_path)]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("studio.py stopped: there is no ComfyUI in")
+
+
+def test_demo_model_paths_are_yaml(tmp_path: Path) -> None:
+    import yaml
+
+    models = {"lora_atelier_demo": {"base_path": r"C:\Users\ä b\home\models", "checkpoints": "checkpoints"}}
+    assert yaml.safe_load(json.dumps(models)) == models
