@@ -332,7 +332,7 @@ class Studio:
             folder.mkdir(exist_ok=True)
             line: list[str | Path] = [npm, "install", "--prefix", folder, "--no-audit", "--no-fund", PLAYWRIGHT]
             self.stages.run("playwright", PLAYWRIGHT, PLAYWRIGHT, lambda: self.stages.command(line), [module])
-            found["ATELIER_PLAYWRIGHT"] = str(module)
+            found["ATELIER_PLAYWRIGHT"] = str(folder)
         chromium = find_browser()
         if chromium:
             found["ATELIER_CHROMIUM"] = chromium

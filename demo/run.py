@@ -16,6 +16,8 @@ from .server import Server, ServerError, error_of, free_port
 from .workflow import to_prompt
 
 GRID_NODE = "EpochWeightGrid"
+# Identical inputs would find the finished run of last time and train nothing.
+TRAIN_ANEW = {("TrainLoRA", "when_interrupted"): "start over"}
 LONGEST_JOB = 4 * 3600  # s
 LINE_EVERY = 5.0  # s between two lines of progress
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -101,7 +103,7 @@ def demo(server: Server, workflow: Path, say: Say) -> dict[str, Any]:
         up = time.monotonic()
         say(f"ComfyUI runs ({up - started:.0f} s). {workflow.name}: dataset, captions, training, grid ...")
         before = lora_files(server)
-        prompt = to_prompt(canvas, server.object_info())
+        prompt = to_prompt(canvas, server.object_info(), TRAIN_ANEW)
         progress = Progress(server, say)
         number = server.queue(prompt, {"extra_pnginfo": {"workflow": canvas}})
         entry = server.wait(number, LONGEST_JOB, progress.tick)
