@@ -16,15 +16,16 @@ from PIL import Image
 
 BASE_SETS = ("noto", "twemoji", "fluent-emoji-flat")
 SET_TITLES = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "fluent"}
-CONCEPT_CATEGORIES = ("Animals & Nature", "Food & Drink")
-# Left out: shapes that no style changes, tableware, near-duplicates of another concept, and heaps without an outline.
-LEFT_OUT = tuple(
-    "moon globe sun cloud star droplet comet rainbow wind cyclone fog snowflake fork spoon knife cooking glasses bottle nest "
-    "service-dog guide-dog microbe butter salt ice-cube beans coral feather wing pouring canned box falafel flatbread tamale "
-    "ginger garlic rice-ball oden dango sake steaming pot-of shallow shaved sheaf spider-web spiral paw-prints fallen herb "
-    "bento curry cooked-rice rice-cracker two-hump front-facing water-buffalo ewe cricket mate leafy olive pea-pod "
-    "wilted hyacinth lotus mosquito fly cockroach worm beverage takeout cut-of dumpling tumbler teacup worm brown-mushroom "
-    "black-cat rat mammoth dodo ox boar poodle potted shamrock chestnut tropical-drink".split()
+# Animals, plants and food with an outline of their own, which all sets draw.
+CONCEPTS = tuple(
+    "avocado baby-chick banana bear bread broccoli cactus carrot cat-face cheese-wedge cherries cherry-blossom cookie cow-face "
+    "crab crocodile croissant cucumber deciduous-tree dog-face dolphin doughnut dragon-face duck eagle ear-of-corn eggplant "
+    "elephant evergreen-tree fish fox french-fries frog gorilla grapes green-apple hamburger hamster hatching-chick hedgehog "
+    "honeybee horse-face hot-dog hot-pepper ice-cream kangaroo kiwi-fruit koala lady-beetle lemon lion lizard lobster lollipop "
+    "mango maple-leaf meat-on-bone melon monkey-face mouse-face mushroom octopus onion owl palm-tree panda parrot peach pear "
+    "penguin pig-face pineapple pizza polar-bear popcorn potato pretzel rabbit-face raccoon red-apple rhinoceros rooster rose "
+    "sandwich scorpion seal seedling shark shrimp snail snake soft-ice-cream spider spouting-whale squid strawberry sunflower "
+    "swan taco tangerine tiger-face tomato tropical-fish tulip turkey turtle unicorn watermelon whale wine-glass wolf zebra".split()
 )
 
 
@@ -34,11 +35,9 @@ class EmojiSet:
     def __init__(self, root: Path, name: str):
         folder = root / "node_modules" / "@iconify-json" / name
         icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
-        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
         self.name = name
         self.bodies: dict[str, dict] = icons["icons"]
         self.size: tuple[int, int] = (icons.get("width", 16), icons.get("height", 16))
-        self.categories: dict[str, list[str]] = metadata.get("categories", {})
 
     def svg(self, slug: str) -> str:
         icon = self.bodies[slug]
@@ -62,11 +61,13 @@ def draw_svg(svg: str, size: int, margin: float = 0.06) -> Image.Image:
     return page
 
 
-def concepts(sets: list[EmojiSet], reference: EmojiSet) -> list[str]:
-    """Slugs of the chosen categories that every set has, sorted."""
-    wanted = {slug for category in CONCEPT_CATEGORIES for slug in reference.categories.get(category, [])}
-    common = set.intersection(*(set(s.bodies) for s in sets)) & wanted
-    return sorted(slug for slug in common if not any(word == slug or (len(word) > 3 and word in slug) for word in LEFT_OUT))
+def concepts(sets: list[EmojiSet]) -> list[str]:
+    """The chosen slugs, sorted; KeyError when a set lacks one."""
+    for emoji_set in sets:
+        missing = [slug for slug in CONCEPTS if slug not in emoji_set.bodies]
+        if missing:
+            raise KeyError(f"{emoji_set.name} has no {', '.join(missing)}")
+    return sorted(CONCEPTS)
 
 
 def caption(set_name: str, slug: str) -> str:

@@ -55,7 +55,7 @@ def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def prepare(args: argparse.Namespace) -> None:
     """Draw every picture once: the concepts for the MMDiT, and all shared icons for the autoencoder."""
     sets = [emoji.EmojiSet(Path(args.icons), name) for name in emoji.BASE_SETS]
-    slugs = emoji.concepts(sets, sets[0])
+    slugs = emoji.concepts(sets)
     shared = sorted(set.intersection(*(set(s.bodies) for s in sets)))
     pictures = [emoji.to_array(emoji.draw_svg(s.svg(slug), PICTURE_SIZE)) for slug in slugs for s in sets]
     extra = [emoji.to_array(emoji.draw_svg(s.svg(slug), PICTURE_SIZE)) for slug in shared for s in sets]
@@ -232,7 +232,7 @@ def diffusion(args: argparse.Namespace) -> None:
         while len(order) < args.batch:
             order += torch.randperm(len(latents), generator=generator).tolist()
         picks, order = torch.tensor(order[: args.batch]), order[args.batch :]
-        tokens = CONTEXT_TOKENS if progress > args.short_share else 16
+        tokens = CONTEXT_TOKENS if progress > args.short_share else 12
         x0 = latents[picks]
         text = torch.where(torch.rand(args.batch, generator=generator) < 0.1, 0, picks + 1)
         c, y = context[text, :tokens], pooled[text]

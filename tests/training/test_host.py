@@ -185,3 +185,59 @@ def test_file_names_are_those_that_other_tools_read(tiny):
         n.replace("input_blocks_5_1", "input_blocks_4_1") for n in names("sdxl_unet")
     }
     assert "lora_unet_joint_blocks_0_x_block_attn_qkv" in names("sd3")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_and_gradients_are_those_of_peft_in_the_same_network(tiny, name):
+    """An independent path: PEFT inside a copy of the network, called with the numbers the host's formulas ask for."""
+    import copy
+
+    import comfy.samplers
+    from peft import LoraConfig, inject_adapter_in_model
+
+    t = tiny(name)
+    adapter = new_adapter(t, "attention + feed-forward")
+    x0, sigma = latents(t, 2), levels(t, 2)
+    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(9))
+    with t.model.hold():
+        network = copy.deepcopy(t.model.base.diffusion_model)
+        x = noise.noisy(t.model.prediction, x0, e, sigma)
+        conditions = [t.model.condition(t.conditioning(s), x[i : i + 1], {}) for i, s in enumerate([1, 2])]
+        with adapter.attached(t.model.layers()):
+            one_loss(t, x0, sigma, [1, 2]).backward()
+            ours = loss.batch_loss(t.model.predict(x, sigma, conditions), noise.target(t.model.prediction, x0, e, sigma)).item()
+
+        inject_adapter_in_model(LoraConfig(r=2, lora_alpha=1.0, target_modules=list(adapter.branches)), network)
+        for layer, branch in adapter.branches.items():
+            peft = network.get_submodule(layer)
+            peft.lora_A["default"].weight.data = branch.down.data.clone()
+            peft.lora_B["default"].weight.data = branch.up.data.clone()
+        merged = comfy.samplers.cond_cat(conditions)
+        context = merged.pop("c_crossattn")
+        inputs, times = t.model.sampling.calculate_input(sigma, x), t.model.sampling.timestep(sigma).float()
+        answer = network(inputs, times, context=context, **merged)
+        wanted = e if t.model.prediction == "eps" else e - x0
+        expected = (answer - wanted).square().mean()
+        expected.backward()
+    assert ours == pytest.approx(expected.item(), rel=1e-5)
+    for layer, branch in adapter.branches.items():
+        peft = network.get_submodule(layer)
+        for mine, theirs in ((branch.down, peft.lora_A["default"].weight), (branch.up, peft.lora_B["default"].weight)):
+            assert (mine.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm() + 1e-10, layer
+
+
+def test_sdxl_is_told_the_real_sizes(tiny):
+    """Original size, crop and target size as sinusoids, each (height, width), behind the pooled text, as in diffusers."""
+    from diffusers.models.embeddings import get_timestep_embedding
+    from lora_atelier.training.dataset.prepare import View
+    from lora_atelier.training.encode import size_conditioning
+
+    t = tiny("sdxl_unet")
+    shown = View("0" * 64, size=(832, 1216), original=(2000, 3100), crop=(12, 34), scaled=(856, 1284))
+    text = t.conditioning(1)
+    with t.model.hold():
+        y = t.model.condition(text, torch.zeros(1, 4, 152, 104), size_conditioning(shown))["y"].cond
+    numbers = torch.tensor([3100.0, 2000.0, 34.0, 12.0, 1216.0, 832.0])
+    expected = get_timestep_embedding(numbers, 256, flip_sin_to_cos=True, downscale_freq_shift=0).flatten()
+    assert torch.allclose(y[0, :1280], text["pooled_output"][0])
+    assert torch.allclose(y[0, 1280:].float(), expected, atol=1e-4)
