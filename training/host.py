@@ -87,12 +87,24 @@ class Model:
     def compute_dtype(self) -> torch.dtype:
         return self._compute_dtype or self.base.get_dtype_inference()
 
-    def computing_in(self, dtype: torch.dtype | None) -> Model:
-        """This model with its arithmetic in ``dtype`` (None: as loaded); the weights stay as they are."""
-        if dtype is None or dtype == self.base.get_dtype_inference():
-            return self
-        patcher = self.patcher.clone()
-        patcher.set_model_compute_dtype(dtype)
+    def for_training(self, dtype: torch.dtype | None) -> Model:
+        """This model as the loop can hold it, with its arithmetic in ``dtype`` (None: as loaded); its weights stay as they are.
+
+        A model whose weights the host pages in op by op may lose them between forward and backward, so its resident twin is
+        taken, which the host itself makes.
+        """
+        patcher = self.patcher
+        if getattr(patcher, "is_dynamic", lambda: False)():
+            try:
+                patcher = patcher.get_non_dynamic_delegate()
+            except RuntimeError as error:
+                raise AtelierError(
+                    "model: this loader's weights are paged in and out while the model works, which cannot be trained. Start "
+                    "ComfyUI with --disable-dynamic-vram, or use a stock loader."
+                ) from error
+        if dtype is not None and dtype != patcher.model.get_dtype_inference():
+            patcher = patcher.clone()
+            patcher.set_model_compute_dtype(dtype)
         changed = Model(patcher)
         changed._compute_dtype = dtype
         return changed
@@ -128,7 +140,8 @@ class Model:
         """
         management = comfy.model_management
         with torch.inference_mode(False), torch.enable_grad():
-            management.load_models_gpu([self.patcher], force_full_load=True)
+            # Asking for all memory makes the host put every other model aside; on a CPU it has no effect.
+            management.load_models_gpu([self.patcher], memory_required=1e20, force_full_load=True)
             swapped = _without_inference_tensors(self.base)
             was_training = getattr(management, "in_training", None)
             if was_training is not None:

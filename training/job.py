@@ -32,8 +32,7 @@ from .run import Run
 log = logging.getLogger("lora-atelier")
 CACHE_LIMIT = 20 * 2**30
 """Bytes on disk for latents and text encodings; the longest unused go first."""
-SAVE_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-COMPUTE_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def run_training(
             "dataset: no picture has a caption. Put an Auto Caption node between Load Dataset and Train LoRA, or write a "
             f"{dataset.subsets[0].config.caption_extension} file beside each picture."
         )
-    model = model.computing_in(COMPUTE_DTYPES.get(config.precision))
+    model = model.for_training(DTYPES.get(config.precision))
     plan = Plan(dataset, config.seed)
     total = total_steps(config, plan)
     layers = targets.choose(model.layers(), config.network.targets)
@@ -195,7 +194,7 @@ class _Saver:
         self.advance: Callable[..., None] = lambda *_: None
 
     def save(self, kind: str, epoch: int, step: int) -> None:
-        tensors = keys.to_file(self.adapter, self.names, self.model.family, SAVE_DTYPES[self.config.save_precision])
+        tensors = keys.to_file(self.adapter, self.names, self.model.family, DTYPES[self.config.save_precision])
         metadata = describe(
             self.config, self.dataset, self.plan, family=self.model.family, prediction=self.model.prediction, epoch=epoch,
             step=step, total_steps=self.total, tensors=tensors, graph=self.graph,

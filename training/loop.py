@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -186,7 +187,8 @@ def train(
     except BaseException:
         # Cancel, out of memory, a vanished file: what was learnt so far is sound, so it is kept.
         if step and finite(adapter.state()):
-            flush()
+            with suppress(LostNumbers):
+                flush()
             snapshot()
             if step % plan.steps_per_epoch or not run.saved() or run.saved()[-1].step != step:
                 watcher.save("moment", plan.epoch_of(step - 1) + 1, step)
