@@ -1,0 +1,86 @@
+"""Contradictions are refused with a sentence that names the widget."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lora_atelier.training.config import (
+    LengthConfig,
+    NetworkConfig,
+    NoiseConfig,
+    OptimizerConfig,
+    SubsetConfig,
+    TrainingConfig,
+    check_run_name,
+    from_dict,
+    to_dict,
+)
+from lora_atelier.training.errors import AtelierError
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: LengthConfig(epochs=0), "epochs: 0 would train nothing"),
+        (lambda: LengthConfig(max_steps=-1), "steps: -1"),
+        (lambda: LengthConfig(save_every=0), "save every: 0"),
+        (lambda: NetworkConfig(rank=0), "rank: 0"),
+        (lambda: NetworkConfig(alpha=-1), "alpha: -1"),
+        (lambda: NetworkConfig(targets="everything"), "targets: 'everything' is not one of"),
+        (lambda: OptimizerConfig(learning_rate=0), "learning rate: 0 must be above 0"),
+        (lambda: OptimizerConfig(name="Adam"), "optimizer: 'Adam'"),
+        (lambda: OptimizerConfig(schedule="wild"), "schedule: 'wild'"),
+        (lambda: NoiseConfig(levels="low"), "noise levels: 'low'"),
+        (lambda: SubsetConfig("input/a", resolution=500), "resolution: 500 is not a multiple of the bucket step 64; try 512"),
+        (lambda: SubsetConfig("input/a", batch_size=0), "batch size: 0"),
+        (lambda: SubsetConfig("input/a", caption_extension="../x"), "caption extension"),
+        (lambda: SubsetConfig(""), "folder"),
+        (lambda: TrainingConfig("a", seed=-1), "seed: -1"),
+        (lambda: TrainingConfig("a", precision="fp64"), "precision: 'fp64'"),
+    ],
+)
+def test_a_contradiction_names_its_widget(make, said):
+    with pytest.raises(AtelierError) as caught:
+        make()
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/b", "a\\b", "", "  ", ".hidden", "a..b", "x" * 101, "nul", "COM1.txt", "a:b", "a\nb", "end."]
+)
+def test_names_that_are_no_file_names_are_refused(name):
+    with pytest.raises(AtelierError, match="name"):
+        check_run_name(name)
+
+
+@pytest.mark.parametrize("name", ["ink", "Ink & Lore".replace("&", "+"), "ohwx-woman_v2.1", "墨水", "  padded "])
+def test_ordinary_names_pass(name):
+    assert check_run_name(name) == name.strip()
+
+
+@given(
+    st.builds(
+        TrainingConfig,
+        name=st.just("a"),
+        network=st.builds(NetworkConfig, rank=st.integers(1, 1024), alpha=st.floats(0, 1024)),
+        optimizer=st.builds(OptimizerConfig, learning_rate=st.floats(1e-8, 10), warmup_steps=st.integers(0, 1000)),
+        length=st.builds(LengthConfig, epochs=st.integers(1, 1000), max_steps=st.integers(0, 1000)),
+        seed=st.integers(0, 2**64 - 1),
+        comment=st.text(),
+    )
+)
+def test_every_configuration_survives_json(config):
+    assert from_dict(TrainingConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_an_unknown_setting_is_not_swallowed():
+    with pytest.raises(AtelierError, match="unknown setting rnak"):
+        from_dict(NetworkConfig, {"rnak": 4})
+
+
+def test_alpha_zero_means_the_rank():
+    assert NetworkConfig(rank=8, alpha=0).scale == 1.0
+    assert NetworkConfig(rank=64, alpha=32).scale == 0.5
