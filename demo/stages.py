@@ -44,7 +44,7 @@ def advice(output: str, log: Path) -> str:
         return f"this Python cannot make virtual environments: install python{version}-venv (Debian, Ubuntu), then start again"
     if found := NO_RELEASE.search(output):
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        return f"{found[1]} was not found for Python {version}: check the network, and that this is Python 3.10 to 3.13; then start again"
+        return f"{found[1]} was not found for Python {version}: check the network, and use Python 3.10 to 3.13; then start again"
     return f"a command failed: see the end of {log}, then start again, it goes on where it stopped"
 
 
