@@ -140,11 +140,11 @@ def sdxl_unet(path: Path, v_prediction: bool = False) -> Path:
 
 
 def sd3(path: Path) -> Path:
-    """SD3 format (flow): MMDiT of depth 2 (hidden size 128) up to 128 px, 16-channel autoencoder, CLIP-L."""
+    """SD3 format (flow): MMDiT of depth 2 (hidden size 128) up to 256 px, 16-channel autoencoder, CLIP-L."""
     import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
     import comfy.ops
 
-    depth, side = 2, 8
+    depth, side = 2, 16
     model = mmdit.MMDiT(
         input_size=None, patch_size=2, in_channels=16, depth=depth, adm_in_channels=SD3_POOLED, qk_norm="rms",
         pos_embed_scaling_factor=None, num_patches=side * side, pos_embed_max_size=side,

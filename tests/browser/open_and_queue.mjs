@@ -12,9 +12,17 @@ const { chromium } = createRequire(join(task.playwright, "package.json"))("playw
 const profile = mkdtempSync(join(tmpdir(), "atelier-browser-"));
 const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync"];
+const SMALL = { width: 1280, height: 720 }; // drawing is done in software: a large page would slow the training down
+const LARGE = { width: 2600, height: 1500 }; // at which text in the whole workflow can be read
 const context = await chromium.launchPersistentContext(profile,
-  { executablePath: task.chromium, headless: true, args: flags, viewport: { width: 1800, height: 1000 } });
+  { executablePath: task.chromium, headless: true, args: flags, viewport: SMALL });
 const seen = { consoleErrors: [], pageErrors: [] };
+
+async function showAll(page) {
+  await page.setViewportSize(LARGE);
+  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+  await page.waitForTimeout(1500);
+}
 
 try {
   // Nothing outside the server is asked: the frontend's news and fonts are not what is tested.
@@ -39,9 +47,9 @@ try {
     widgets: window.app.graph.serialize().nodes.map((n) => [n.id, n.type, n.widgets_values ?? []]).sort((a, b) => a[0] - b[0]),
   })));
   seen.stored = workflow.nodes.map((n) => [n.id, n.type, n.widgets_values ?? []]).sort((a, b) => a[0] - b[0]);
-  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
-  await page.waitForTimeout(800);
+  await showAll(page);
   await page.screenshot({ path: join(task.shots, "opened.png") });
+  await page.setViewportSize(SMALL);
 
   seen.unset = await page.evaluate((wanted) => {
     const failed = [];
@@ -68,12 +76,12 @@ try {
   seen.dialogsAfter = await page.evaluate(() => [...document.querySelectorAll("[role=dialog]")].map((d) => d.innerText));
   const sizes = (types) => Object.fromEntries(types.map((type) => [type, window.app.graph._nodes.filter((n) => n.type === type)
     .flatMap((n) => n.imgs ?? []).filter((i) => i.naturalWidth).map((i) => [i.naturalWidth, i.naturalHeight])]));
-  for (let i = 0; i < 30; i++) { // pictures are fetched after the end is told
+  await showAll(page); // only a node that is in view fetches its pictures
+  for (let i = 0; i < 60; i++) {
     seen.pictures = await page.evaluate(sizes, task.pictures);
     if (Object.values(seen.pictures).every((found) => found.length)) break;
     await page.waitForTimeout(500);
   }
-  await page.waitForTimeout(1000);
   await page.screenshot({ path: join(task.shots, "finished.png") });
 } finally {
   await context.close();

@@ -46,7 +46,8 @@ def steps_of(path: Path) -> int:
 def history(host: support.Host, name: str) -> list[dict[str, Any]]:
     """The run's rows, a step each; none before its first."""
     path = host.base / "output" / "lora-atelier" / name / "history.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    whole_lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in whole_lines]
 
 
 def assert_no_step_is_missing(host: support.Host, name: str) -> None:
