@@ -66,6 +66,8 @@ class Watcher:
     """Writes the LoRA file of a ``kind`` (``epoch``, ``last``, ``moment``)."""
     interval: float = 0.5
     """Seconds between two reports; a report costs the one device sync there is."""
+    snapshot_interval: float = 300.0
+    """Seconds between two snapshots of the state inside an epoch; there is one at the end of every epoch as well."""
 
 
 @dataclass
@@ -111,13 +113,11 @@ def train(
     run.cut_history(step)
 
     pending: list[Tensor] = []  # losses on the device: reading one is a sync, so they are read together
-    reported, clock = time.monotonic(), Clock()
+    reported = snapped = time.monotonic()
+    clock = Clock()
 
-    def flush() -> None:
-        """Reads the pending losses, writes them down, and stops a run whose numbers are gone."""
-        nonlocal reported
-        if not pending:
-            return
+    def settle() -> list[dict[str, Any]]:
+        """Reads the pending losses and writes them down; raises when a number is gone."""
         values = torch.stack(pending).tolist()
         rows = [
             {"step": s, "epoch": plan.epoch_of(s - 1) + 1, "loss": v, "rate": rate_at(config, s - 1, total)}
@@ -128,13 +128,20 @@ def train(
         if bad is not None or not finite(adapter.state()):
             raise LostNumbers(bad["step"] if bad else step)
         run.append_history(rows)
+        return rows
+
+    def report() -> None:
+        nonlocal reported
+        rows = settle()
         speed, left = clock.report(total - step)
-        last = rows[-1]
-        watcher.progress(Progress(step, total, last["epoch"], epochs, sum(values) / len(values), last["rate"], speed, left))
+        mean, last = sum(row["loss"] for row in rows) / len(rows), rows[-1]
+        watcher.progress(Progress(step, total, last["epoch"], epochs, mean, last["rate"], speed, left))
         reported = time.monotonic()
 
     def snapshot() -> None:
+        nonlocal snapped
         run.save_state(State(step, adapter.state(), optimizer.state_dict(), scaler.state_dict()))
+        snapped = time.monotonic()
 
     try:
         while step < total:
@@ -171,9 +178,10 @@ def train(
                     step += 1
                     clock.steps += 1
                     pending.append(loss.detach())
-                    if time.monotonic() - reported > watcher.interval:
-                        flush()
-            flush()
+                    if step == end or time.monotonic() - reported > watcher.interval:
+                        report()
+                        if step < end and time.monotonic() - snapped > watcher.snapshot_interval:
+                            snapshot()
             if step == total:
                 watcher.save("last", epoch + 1, step)
             elif (epoch + 1) % config.length.save_every == 0:
@@ -188,7 +196,8 @@ def train(
         # Cancel, out of memory, a vanished file: what was learnt so far is sound, so it is kept.
         if step and finite(adapter.state()):
             with suppress(LostNumbers):
-                flush()
+                if pending:
+                    settle()
             snapshot()
             if step % plan.steps_per_epoch or not run.saved() or run.saved()[-1].step != step:
                 watcher.save("moment", plan.epoch_of(step - 1) + 1, step)

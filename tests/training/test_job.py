@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import plan, render
-from lora_atelier.training.run import SavedLoRA
+from lora_atelier.training.run import Run, SavedLoRA
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -170,6 +171,31 @@ def test_a_cancelled_run_goes_on_to_the_very_same_lora(tiny, dataset, monkeypatc
     assert all(torch.equal(whole.tensors[k], pieces.tensors[k]) for k in whole.tensors)
     assert pieces.losses == whole.losses
     assert [f.step for f in pieces.epochs.files] == [3, 6, 9]
+
+
+def test_the_state_is_saved_within_an_epoch_too(tiny, dataset, monkeypatch):
+    """What a power cut leaves: the snapshot of an earlier step, from which the same LoRA is reached."""
+    t = tiny("sd3")
+    whole = go(t, dataset, recipe("whole"))
+    monkeypatch.setattr(job, "Watcher", functools.partial(loop.Watcher, interval=0, snapshot_interval=0))
+    state = host.runs_folder() / "cut" / "state" / "state.safetensors"
+    kept, real = {}, Run.save_state
+
+    def remember(run, at):
+        real(run, at)
+        kept[at.step] = state.read_bytes()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_state", remember)
+        go(t, dataset, recipe("cut"))
+    assert sorted(kept) == list(range(1, 10))
+    for epoch in (host.loras_folder() / "cut").glob("*.safetensors"):
+        if epoch.name != "cut-000001.safetensors":
+            epoch.unlink()
+    state.write_bytes(kept[5])
+    cut = go(t, dataset, recipe("cut"))
+    assert cut.losses == whole.losses
+    assert all(torch.equal(whole.tensors[k], cut.tensors[k]) for k in whole.tensors)
 
 
 def test_a_finished_run_is_handed_on_without_training_again(tiny, dataset, monkeypatch):

@@ -49,7 +49,7 @@ def compose(
     draw.text((2 * gap, gap + round(size * 1.7)), _fit(font, subtitle, page_width - 3 * gap), FAINT, font)
     for x, label in enumerate(columns):
         at = left + x * (width + gap) + width // 2
-        draw.text((at, top - gap), _fit(font, label, width), INK, font, anchor="mb")
+        draw.text((at, top - 2 * gap), _fit(font, label, width), INK, font, anchor="ms")
     for y, label in enumerate(rows):
         draw.text((left - 2 * gap, top + y * (height + gap) + height // 2), label, INK, font, anchor="rm")
         for x in range(len(columns)):
