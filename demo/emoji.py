@@ -25,7 +25,8 @@ CONCEPTS = tuple(
     "mango maple-leaf meat-on-bone melon monkey-face mouse-face mushroom octopus onion owl palm-tree panda parrot peach pear "
     "penguin pig-face pineapple pizza polar-bear popcorn potato pretzel rabbit-face raccoon red-apple rhinoceros rooster rose "
     "sandwich scorpion seal seedling shark shrimp snail snake soft-ice-cream spider spouting-whale squid strawberry sunflower "
-    "swan taco tangerine tiger-face tomato tropical-fish tulip turkey turtle unicorn watermelon whale wine-glass wolf zebra".split()
+    "swan taco tangerine tiger-face tomato tropical-fish tulip turkey turtle unicorn watermelon whale wine-glass wolf "
+    "zebra".split()
 )
 
 

@@ -70,8 +70,10 @@ def check_picture(path: Path) -> None:
     """AtelierError naming the file if it is no picture or was cut off; decodes it only where its structure leaves a doubt."""
     with _open(path) as image:
         kind = image.format
+        whole = kind == "PNG"
         try:
-            whole = kind == "PNG" and image.verify() is None
+            if whole:
+                image.verify()
         except (OSError, ValueError, SyntaxError, EOFError, struct.error):
             whole = False
     if kind in ("JPEG", "WEBP"):
