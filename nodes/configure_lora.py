@@ -93,10 +93,15 @@ class ConfigureLoRA(io.ComfyNode):
         return io.NodeOutput(build(**widgets))
 
     @classmethod
-    def validate_inputs(cls, **widgets: Any) -> bool | str:
-        """Contradictions are shown on the node before anything runs; linked widgets arrive as None and are checked later."""
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        """A bad name is shown before anything runs.
+
+        The host would repeat a message for every widget named here, so only the name is. It checks numbers against their limits
+        itself, and contradictions are said when the node runs, before training.
+        """
         try:
-            build(**{k: v for k, v in widgets.items() if v is not None})
+            if name is not None:
+                settings.check_run_name(name)
         except AtelierError as error:
             return str(error)
         return True
