@@ -85,7 +85,7 @@ class Model:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        return self._compute_dtype or self.base.get_dtype_inference()
+        return self._compute_dtype or self.base.manual_cast_dtype or self.base.get_dtype()
 
     def for_training(self, dtype: torch.dtype | None) -> Model:
         """This model as the loop can hold it, with its arithmetic in ``dtype`` (None: as loaded); its weights stay as they are.
@@ -102,7 +102,7 @@ class Model:
                     "model: this loader's weights are paged in and out while the model works, which cannot be trained. Start "
                     "ComfyUI with --disable-dynamic-vram, or use a stock loader."
                 ) from error
-        if dtype is not None and dtype != patcher.model.get_dtype_inference():
+        if dtype is not None and dtype != Model(patcher).compute_dtype:
             patcher = patcher.clone()
             patcher.set_model_compute_dtype(dtype)
         changed = Model(patcher)
