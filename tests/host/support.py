@@ -57,6 +57,9 @@ class Host:
             self._info = self.server.object_info()
         return self._info
 
+    def is_alive(self) -> bool:
+        return self.server.process is not None and self.server.process.poll() is None
+
     def graph(self) -> Graph:
         return Graph(self.info)
 
@@ -226,10 +229,14 @@ def host(name: str) -> Host:
         if not _running:
             atexit.register(stop_all)
         _running[name] = Host(name, Server(sys.executable, COMFYUI[name], base))
-    found = _running[name]
-    if found.server.process is None or found.server.process.poll() is not None:
-        found.server.start()
-    return found
+    if not _running[name].is_alive():
+        _running[name].server.start()
+    return _running[name]
+
+
+def running() -> list[Host]:
+    """The servers that are up now."""
+    return [found for found in _running.values() if found.is_alive()]
 
 
 def stop_all() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_cancel_keeps_the_moment_and_the_next_run_goes_on(host: support.Host) ->
 
 def test_a_cancelled_run_ends_like_one_that_was_not(comfyui: Path) -> None:
     """Stopped and continued, the last file holds the same numbers as the file of an uninterrupted run."""
-    host, epochs = support.host("new"), 40
+    host, epochs = support.host("new"), 120
     graph, _ = endless(host, "halved", epochs)
     prompt_id = host.server.queue(graph.prompt)
     wait_for(lambda: numbered(host, "halved"))
@@ -132,10 +132,10 @@ def test_killed_server_loses_no_saved_epoch(host: support.Host) -> None:
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards(host: support.Host):
+def quiet_afterwards() -> Iterator[None]:
     """A test that fails half-way must not leave its training running for the next one."""
     yield
-    if host.server.process is not None and host.server.process.poll() is None:
+    for host in support.running():
         host.server.post("/queue", {"clear": True})
         host.server.interrupt()
-        wait_for(lambda: not host.server.get("/queue")["queue_running"], 60)
+        wait_for(lambda server=host.server: not server.get("/queue")["queue_running"], 60)
