@@ -65,7 +65,7 @@ def parse_rules(text: str) -> tuple[tuple[str, str], ...]:
 def replaced(text: str, rules: Sequence[tuple[str, str]]) -> str:
     """Every rule in turn, on whole words only: ("cat", "dog") leaves "category" alone. Gaps that arise are closed."""
     for old, new in rules:
-        changed = re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, text)
+        changed = re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _, new=new: new, text)
         text = text if changed == text else (changed if new else closed(changed))
     return text
 
@@ -77,7 +77,11 @@ def closed(text: str) -> str:
 
 def pattern(tag: str) -> re.Pattern[str]:
     """A tag as it is compared; ``*`` stands for any letters: "* hair" fits "long hair"."""
-    return re.compile(".*".join(re.escape(piece) for piece in same(tag).split("*")))
+    if "*" not in tag:
+        return re.compile(re.escape(same(tag)))
+    # Whether the whole is a face cannot be seen in a part of it, so here an underscore fits both.
+    pieces = [re.split(r"[ _]+", piece) for piece in tag.casefold().split("*")]
+    return re.compile(".*".join("[ _]".join(re.escape(word) for word in piece) for piece in pieces))
 
 
 def without(text: str, tags: Sequence[str]) -> str:

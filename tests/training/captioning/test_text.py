@@ -23,7 +23,9 @@ from lora_atelier.training.captioning.text import (
 )
 from lora_atelier.training.errors import AtelierError
 
-TAGS = st.lists(st.sampled_from(["cat", "Cat", "long_hair", "long hair", "blue eyes", "^_^", "o_o", "a cat on a mat"]), max_size=8)
+TAGS = st.lists(
+    st.sampled_from(["cat", "Cat", "long_hair", "long hair", "blue eyes", "^_^", "o_o", "a cat on a mat"]), max_size=8
+)
 CAPTIONS = TAGS.map(", ".join)
 ANYTHING = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=40)
 
@@ -50,6 +52,8 @@ def test_r3_fixed_features_are_removed_and_a_trigger_is_added():
         ("(o)_(o), [x], a.b", "[x], a?b", "(o)_(o), a.b"),
         ("untouched ,as it is", "dog", "untouched ,as it is"),
         ("cat", "*", ""),
+        ("a_(x), b_(y), ^_^", "*_(x), ^_*", "b_(y)"),
+        ("long  hair, hair long", "* hair", "hair long"),
     ],
 )
 def test_removing_tags(text, tags, expected):
@@ -58,7 +62,13 @@ def test_removing_tags(text, tags, expected):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("long_hair, ^_^", "long hair, ^_^"), ("o_o", "o_o"), ("a_b_cd", "a b cd"), ("none", "none"), (">_<,  x_y_zz", ">_<,  x y zz")],
+    [
+        ("long_hair, ^_^", "long hair, ^_^"),
+        ("o_o", "o_o"),
+        ("a_b_cd", "a b cd"),
+        ("none", "none"),
+        (">_<,  x_y_zz", ">_<,  x y zz"),
+    ],
 )
 def test_underscores_become_spaces_but_faces_stay(text, expected):
     assert spaced(text) == expected
@@ -123,10 +133,12 @@ def test_appending_twice_is_appending_once(text, more):
     assert appended(once, more) == once and once.startswith(text) and kinds(once) == kinds(text) | kinds(more)
 
 
-WORDS = st.sampled_from(["", "ohwx", "a photo of ", ", masterpiece", "c++ (art)", "x"])
+TRIGGERS = st.sampled_from(["", "ohwx", "c++ (art)"])
+PREFIXES = st.sampled_from(["", "a photo of ", "x"])
+SUFFIXES = st.sampled_from(["", ", masterpiece", " in oil "])
 
 
-@given(WORDS, WORDS, WORDS, CAPTIONS, st.booleans(), st.booleans())
+@given(TRIGGERS, PREFIXES, SUFFIXES, CAPTIONS, st.booleans(), st.booleans())
 def test_working_again_on_a_finished_caption_changes_nothing(trigger, prefix, suffix, text, deduplicate, spaces):
     work = TextWork(trigger, prefix, suffix, remove=("cat",), deduplicate=deduplicate, spaces=spaces)
     once = work.framed(work.body(work.bare(text)))
