@@ -44,7 +44,8 @@ class Hub(BaseHTTPRequestHandler):
             rows = [{"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in FILES.items()]
             self.answer(json.dumps(rows).encode(), {"Content-Type": "application/json"})
         elif path.startswith("/api/models/owner/model"):
-            info = {"id": "owner/model", "sha": COMMIT, "siblings": [{"rfilename": n} for n in FILES], "private": False, "tags": []}
+            files = [{"rfilename": n} for n in FILES]
+            info = {"id": "owner/model", "sha": COMMIT, "siblings": files, "private": False, "tags": []}
             self.answer(json.dumps(info).encode(), {"Content-Type": "application/json"})
         elif path.startswith("/owner/model/resolve/") and name in FILES:
             tag = hashlib.sha1(FILES[name]).hexdigest()
@@ -86,7 +87,8 @@ def test_a_model_is_fetched_whole_without_pickles_and_code_and_only_once(root, t
     assert fetched(root, tmp_path, hub) == "owner--model"
     assert [path.name for path in (tmp_path / "captioners").iterdir()] == ["owner--model"]
     folder = tmp_path / "captioners" / "owner--model"
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {n: FILES[n] for n in ("config.json", "model.safetensors")}
+    wanted = {name: FILES[name] for name in ("config.json", "model.safetensors")}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == wanted
     asked = len(Hub.asked)
     assert asked > 0 and fetched(root, tmp_path, hub) == "owner--model"
     assert len(Hub.asked) == asked, "what is there is not asked for again"
@@ -99,7 +101,7 @@ def test_what_is_there_needs_no_network(tmp_path):
 
 @pytest.mark.parametrize("hub_id", ["", "model", "../secret", "a/..", "https://huggingface.co/a/b", "a/b/c", "a b/c", "a/b..c"])
 def test_what_is_no_hub_id_is_named(tmp_path, hub_id):
-    with pytest.raises(AtelierError, match="hub_id: .* is no model's name"):
+    with pytest.raises(AtelierError, match=r"hub_id: .* is no model's name"):
         download(hub_id, tmp_path)
 
 
