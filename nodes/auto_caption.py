@@ -229,14 +229,15 @@ class Choice:
         spaces = self.underscores == "spaces everywhere" or (
             self.underscores == "spaces in tags" and name not in captioning.WITHOUT_FOLDER and captioning.is_tagger(folder / name)
         )
-        model = self._load(name, folder)
+        model = None
         try:
+            model = self._load(name, folder)
             captioned, report = fill(
                 dataset, model, mode, with_changes(work, spaces=spaces), batch_size, host.progress,
                 host.status_of(node_id) if node_id else None, dry_run,
             )  # fmt: skip
         finally:
-            del model
+            model = None
             host.free_memory()
         return io.NodeOutput(captioned, ui={"text": [report.describe(captioned)]})
 

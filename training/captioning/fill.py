@@ -102,7 +102,8 @@ def fill(
                 continue
             bodies[task] = text.body(_with_existing(task, text, said, mode))
             finals[task] = text.framed(bodies[task])
-            _put(task.file, task.before, finals[task], dry_run)
+            # A file in another encoding is written anew even when its words stay.
+            _put(task.file, None if task.note else task.before, finals[task], dry_run)
     if advance:
         advance(len(todo.work))
     if text.order == "by frequency":

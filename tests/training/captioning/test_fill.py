@@ -269,6 +269,7 @@ def test_another_encoding_is_read_reported_and_written_as_utf8(folder):
     (folder / "crab_01.txt").write_bytes("café".encode("cp1252"))
     captioned, report = fill(dataset(folder), ExistingCaptioner(), "overwrite")
     assert "Note: crab_01.txt was read as Windows-1252 and written anew as UTF-8." in report.describe(captioned)
+    assert (folder / "crab_01.txt").read_bytes() == "café\n".encode()
     (folder / "crab_01.txt").write_bytes("café".encode("cp1252"))
     captioned, report = fill(dataset(folder), NAMES)
     assert "Note: crab_01.txt was read as Windows-1252; save it as UTF-8" in report.describe(captioned)
