@@ -62,7 +62,8 @@ def plan(dataset: Dataset, mode: Mode) -> Plan:
                 continue
             before, note = read_caption(file)
             tasks[file] = Task(sample.path, subset.class_caption or "", file, before, note)
-    work, kept = [], []
+    work: list[Task] = []
+    kept: list[Task] = []
     for task in tasks.values():
         is_kept = {"fill missing": task.before is not None, "append": task.before == "", "overwrite": False}[mode]
         (kept if is_kept else work).append(task)

@@ -65,7 +65,7 @@ def parse_rules(text: str) -> tuple[tuple[str, str], ...]:
 def replaced(text: str, rules: Sequence[tuple[str, str]]) -> str:
     """Every rule in turn, on whole words only: ("cat", "dog") leaves "category" alone. Gaps that arise are closed."""
     for old, new in rules:
-        changed = re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _, new=new: new, text)
+        changed = re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", new.replace("\\", r"\\"), text)
         text = text if changed == text else (changed if new else closed(changed))
     return text
 
