@@ -31,6 +31,16 @@ class Sample:
     """None: neither a caption file nor a class caption; an empty text is a caption that somebody left empty."""
     key: str
     """SHA-256 (hex) of the file's bytes."""
+    fallback: str | None = None
+    """Caption from a .jsonl file or from the node that made the dataset: what holds while there is no caption file."""
+    focus: tuple[float, float] | None = None
+    """Middle of what matters, in shares of width and height; only for the crop ``focus``."""
+    mask: Path | None = None
+    """File of the loss mask; the picture itself where its transparency is the mask."""
+    mask_key: str = ""
+    """SHA-256 (hex) of the mask's file."""
+    look: str = ""
+    """What near duplicates have in common (``lookalikes.look``); empty where nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,8 @@ class Dataset:
             settings = {**to_dict(subset.config), "repeats": subset.repeats}
             digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode())
             for sample in subset.samples:
-                digest.update(json.dumps([sample.key, sample.caption], ensure_ascii=False).encode())
+                values = [sample.key, sample.caption, sample.mask_key, sample.focus]
+                digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def describe(self) -> str:
