@@ -193,7 +193,7 @@ def test_lost_numbers_stop_the_run_and_keep_the_last_good_file(tiny, dataset, mo
     t = tiny("sd3")
     real = loop.losses.batch_loss
     count = iter(range(100))
-    monkeypatch.setattr(loop.losses, "batch_loss", lambda a, w: real(a, w) * (float("nan") if next(count) == 4 else 1.0))
+    monkeypatch.setattr(loop.losses, "batch_loss", lambda *given: real(*given) * (float("nan") if next(count) == 4 else 1.0))
     with pytest.raises(AtelierError, match=r"NaN.*step 5.*learning rate"):
         go(t, dataset, recipe())
     kept = sorted(p.name for p in (host.loras_folder() / "tiny").iterdir())

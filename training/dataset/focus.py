@@ -12,6 +12,8 @@ from ..errors import AtelierError
 
 SIDE = 384
 """Longer side in pixels to which a picture is shrunk before it is looked at."""
+SMALLEST = 24
+"""A side below this many pixels has no place that matters more than another, and smartcrop cannot look at it."""
 NOT_INSTALLED = (
     "crop: focus needs the Python package smartcrop, which is not installed here. Install it with "
     "'pip install smartcrop', or choose center."
@@ -25,7 +27,9 @@ def focus_point(image: Image.Image, shape: tuple[int, int]) -> tuple[float, floa
     """
     smartcrop = _smartcrop()
     small = image.copy()
-    small.thumbnail((SIDE, SIDE), reducing_gap=2.0)
+    small.thumbnail((SIDE, SIDE))
+    if min(small.size) < SMALLEST:
+        return 0.5, 0.5
     boxes = _faces(np.asarray(small.convert("L")))
     if not boxes:
         scale = max(shape[0] / small.width, shape[1] / small.height)

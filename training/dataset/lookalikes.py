@@ -1,7 +1,7 @@
 """Near duplicates among pictures, found by how they look: a difference hash of 64 bits, and the mean colour beside it.
 
-The hash is dHash (N. Krawetz, "Kind of Like That", 2013): the picture is shrunk to 9 x 8 grey pixels, and every bit says whether a
-pixel is darker than its right neighbour. Plain areas have no such differences, so the mean colour has to agree as well.
+The hash is dHash (N. Krawetz, "Kind of Like That", 2013): the picture is shrunk to 9 x 8 grey pixels, and every bit says whether
+a pixel is darker than its right neighbour. Plain areas have no such differences, so the mean colour has to agree as well.
 """
 
 from __future__ import annotations

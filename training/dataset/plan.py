@@ -15,6 +15,7 @@ from ..errors import AtelierError
 from .buckets import Size, assign, bucket_sizes
 from .holdout import held_out
 from .samples import Dataset, counted
+from .sightings import FIXED
 
 Bucket = tuple[int, Size, tuple[int, ...]]
 """(subset, (width, height) in pixels, indices of its samples)."""
@@ -31,7 +32,7 @@ class Batch:
     samples: tuple[int, ...]
     """Indices into the subset's samples; the last batch of a bucket may be shorter than the batch size."""
     sightings: tuple[int, ...] = ()
-    """For each sample how often its picture was shown before in this run, counted from 0."""
+    """For each sample how often its picture was shown before in this run, or ``FIXED`` where nothing is left to chance."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Plan:
         for number, size, members in self._sorted(held=True):
             width = self.dataset.subsets[number].config.batch_size
             parts = [members[i : i + width] for i in range(0, len(members), width)]
-            batches += [Batch(number, size, part, (0,) * len(part)) for part in parts]
+            batches += [Batch(number, size, part, (FIXED,) * len(part)) for part in parts]
         return tuple(batches)
 
     def _sorted(self, held: bool) -> tuple[Bucket, ...]:

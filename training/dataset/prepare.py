@@ -15,7 +15,7 @@ from .buckets import Size, crop_box
 from .images import open_picture, to_tensor
 from .masks import open_mask
 from .samples import Sample
-from .sightings import mirrored
+from .sightings import FIXED, mirrored
 
 CROP_VARIANTS = 4
 """Cached places of every random crop; a picture's sightings take them in turn."""
@@ -79,7 +79,7 @@ def view(sample: Sample, config: SubsetConfig, size: Size, seed: int = 0, sighti
     ``flip``.
     """
     draw, crop = (0.5, 0.5), config.crop
-    if crop == "random":
+    if crop == "random" and sighting != FIXED:
         draw = crop_draw(seed, sighting % CROP_VARIANTS, sample.key)
     elif crop == "focus" and sample.focus is not None:
         draw = sample.focus

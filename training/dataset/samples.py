@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
@@ -114,17 +113,3 @@ class Dataset:
             pictures = sum(len(subset.samples) for subset in self.subsets)
             lines.append(f"together: {counted(pictures, 'picture')}, {sum(s.sightings for s in self.subsets)} sightings an epoch")
         return "\n".join(lines + [f"Note: {warning}" for warning in self.warnings])
-
-    def with_captions(self, captions: dict[Path, str | None]) -> Dataset:
-        """The same dataset with the captions of the named pictures replaced."""
-        return Dataset(
-            tuple(
-                dataclasses.replace(
-                    subset,
-                    samples=tuple(
-                        dataclasses.replace(s, caption=captions[s.path]) if s.path in captions else s for s in subset.samples
-                    ),
-                )
-                for subset in self.subsets
-            )
-        )

@@ -9,7 +9,10 @@ import hashlib
 import random
 
 from ..config import SubsetConfig
+from .samples import Dataset
 
+FIXED = -1
+"""Number of a sighting in which nothing is left to chance: for pictures that are only looked at, never trained on."""
 CAPTION_VARIANTS = 16
 """Different orders of one caption that are encoded ahead of training; later sightings take them in turn. Every one costs a text
 encoding on the disk (0.2 MB for CLIP-L, 4 MB for a T5 of 256 tokens); 16 orders are enough that none is learnt."""
@@ -52,6 +55,8 @@ def caption_variant(caption: str | None, config: SubsetConfig, seed: int, key: s
 
 def sighted_caption(caption: str | None, config: SubsetConfig, seed: int, key: str, sighting: int) -> str:
     """The caption of the ``sighting``-th time that the picture with this ``key`` is seen; "" when it is dropped as a whole."""
+    if sighting == FIXED:
+        return plain_caption(caption, config)
     if config.caption_dropout > 0 and lot("dropout", seed, key, sighting).random() < config.caption_dropout:
         return ""
     return caption_variant(caption, config, seed, key, sighting % CAPTION_VARIANTS)
@@ -66,4 +71,10 @@ def caption_variants(caption: str | None, config: SubsetConfig, seed: int, key: 
 
 def mirrored(config: SubsetConfig, seed: int, key: str, sighting: int) -> bool:
     """Whether the picture is mirrored this time: by an even lot where ``flip`` is on."""
-    return config.flip and lot("flip", seed, key, sighting).random() < 0.5
+    return config.flip and sighting != FIXED and lot("flip", seed, key, sighting).random() < 0.5
+
+
+def trained_captions(dataset: Dataset) -> tuple[str, ...]:
+    """The captions of the training pictures as they stand before anything is left to chance."""
+    training = (subset for subset in dataset.subsets if subset.config.role == "training")
+    return tuple(plain_caption(sample.caption, subset.config) for subset in training for sample in subset.samples)
