@@ -54,5 +54,6 @@ def captions_of(files: Iterable[Path], pictures: Iterable[Path]) -> tuple[dict[P
         captions.update({path: text for path, text in found.items() if path in known})
         missing = [path.name for path in found if path not in known]
         if missing:
-            warnings.append(f"{file.name} names {len(missing)} pictures that are not in the folder: {', '.join(missing[:3])}.")
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            warnings.append(f"{file.name} has captions of pictures that are not in the folder: {', '.join(missing[:3])}{more}.")
     return captions, warnings
