@@ -171,6 +171,30 @@ def test_a_cancelled_run_goes_on_to_the_very_same_lora(tiny, dataset, monkeypatc
     assert [f.step for f in pieces.epochs.files] == [3, 6, 9]
 
 
+def test_what_is_left_to_chance_comes_again_after_a_cancel(tiny, dataset, monkeypatch, interrupt):
+    """Flips, random crops, shuffled and dropped captions, masks, a prior and held-out pictures, cut in the middle of an epoch."""
+    folder = dataset.subsets[0].samples[0].path.parent
+    shared = {"resolution": 64, "bucket_step": 32, "flip": True, "crop": "random", "masks": "alpha", "mask_floor": 0.2}
+    chance = {"shuffle_captions": True, "tag_dropout": 0.3, "caption_dropout": 0.2, "caption_suffix": ", red, round"}
+    mixed = Dataset(
+        scan.scan(folder, SubsetConfig("input/a", batch_size=2, repeats=2, validation_share=0.2, **shared, **chance))
+        + scan.scan(folder, SubsetConfig("input/b", role="regularisation", class_caption="thing", loss_weight=0.5, **shared))
+    )
+    t = tiny("sd3")
+    whole = go(t, mixed, recipe("whole", length=LengthConfig(epochs=2)))
+    only_training_checks(monkeypatch)
+    with monkeypatch.context() as patch:
+        Stop(patch, 6, interrupt)
+        with pytest.raises(type(interrupt)):
+            go(t, mixed, recipe("pieces", length=LengthConfig(epochs=2)))
+    pieces = go(t, mixed, recipe("pieces", length=LengthConfig(epochs=2)))
+    assert pieces.losses == whole.losses and all(torch.equal(whole.tensors[k], pieces.tensors[k]) for k in whole.tensors)
+    with safe_open(pieces.epochs.files[-1].path, framework="pt") as file:
+        metadata = file.metadata()
+    numbers = [metadata[f"ss_num_{name}_images"] for name in ("train", "reg", "validation")]
+    assert numbers == ["8", "8", "1"], "4 of 5 pictures x 2, as many of the prior, 1 held out"
+
+
 def test_a_finished_run_is_handed_on_without_training_again(tiny, dataset, monkeypatch):
     t = tiny("sd3")
     first = go(t, dataset, recipe())
