@@ -140,7 +140,8 @@ class Studio:
         inputs = [str(folder), sys.version_info[:2]]
 
         def work() -> None:
-            clear = ["--clear"] if made_by_another_python(folder) else []
+            unfinished = folder.exists() and not (folder / BIRTH).exists()
+            clear = ["--clear"] if unfinished or made_by_another_python(folder) else []
             self.stages.command([sys.executable, "-m", "venv", *clear, folder])
             (folder / BIRTH).write_text(str(time.time_ns()), encoding="utf-8")
 

@@ -88,22 +88,22 @@ def one_side(side: str, folder: Path, resolution: int, checkpoint: str, cache: P
         _, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True, output_model=False)
         vae.encode(torch.zeros(1, 64, 64, 3))
         clip.encode_from_tokens(clip.tokenize("a"))
+    # Imports are no part of the work; the pack's own are measured by ``import_time``.
+    from comfy_extras.nodes_dataset import LoadImageTextDataSetFromFolderNode, MakeTrainingDataset
+    from lora_atelier.training import encode, host
+    from lora_atelier.training.config import SubsetConfig
+    from lora_atelier.training.dataset.cache import TensorCache
+    from lora_atelier.training.dataset.plan import Plan
+    from lora_atelier.training.dataset.samples import Dataset
+    from lora_atelier.training.dataset.scan import scan
+
     reset_peak()
     before, start = peak_bytes(), time.perf_counter()
     if side == "stock":
-        from comfy_extras.nodes_dataset import LoadImageTextDataSetFromFolderNode, MakeTrainingDataset
-
         with torch.inference_mode():
             images, texts = LoadImageTextDataSetFromFolderNode.execute(folder.name).result
             MakeTrainingDataset.execute(images, [vae], [clip], texts)
     else:
-        from lora_atelier.training import encode, host
-        from lora_atelier.training.config import SubsetConfig
-        from lora_atelier.training.dataset.cache import TensorCache
-        from lora_atelier.training.dataset.plan import Plan
-        from lora_atelier.training.dataset.samples import Dataset
-        from lora_atelier.training.dataset.scan import scan
-
         config = SubsetConfig(f"input/{folder.name}", resolution=resolution, batch_size=4)
         dataset = Dataset(scan(folder, config, index=cache / "pictures.json"))
         plan = Plan(dataset, 0)

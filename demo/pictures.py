@@ -18,10 +18,8 @@ FOLDER = "openmoji"
 
 CODE_POINTS = {
     "banana": "1F34C",
-    "bug": "1F41B",
     "cat-face": "1F431",
     "cherries": "1F352",
-    "chicken": "1F414",
     "cow-face": "1F42E",
     "crab": "1F980",
     "croissant": "1F950",
@@ -31,6 +29,7 @@ CODE_POINTS = {
     "elephant": "1F418",
     "fish": "1F41F",
     "grapes": "1F347",
+    "hamburger": "1F354",
     "hot-dog": "1F32D",
     "lady-beetle": "1F41E",
     "lemon": "1F34B",
@@ -38,6 +37,7 @@ CODE_POINTS = {
     "mushroom": "1F344",
     "penguin": "1F427",
     "pineapple": "1F34D",
+    "rabbit-face": "1F430",
     "tiger-face": "1F42F",
     "turtle": "1F422",
     "watermelon": "1F349",

@@ -19,8 +19,9 @@ GRID_NODE = "EpochWeightGrid"
 # Identical inputs would find the finished run of last time and train nothing.
 TRAIN_ANEW = {("TrainLoRA", "when_interrupted"): "start over"}
 LONGEST_JOB = 4 * 3600  # s
-LINE_EVERY = 5.0  # s between two lines of progress
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+LINE_EVERY = 5.0  # s between two lines of progress, at least
+SILENCE = 20.0  # s after which a silent server is said to be running
+DECORATION = re.compile(r"(\x1b\[[0-9;]*m)+(\[INFO\]\S* ?)?")
 
 Say = Callable[[str], None]
 
@@ -63,7 +64,7 @@ def serve(server: Server, say: Say) -> int:
 
 
 class Progress:
-    """Says every few seconds how long it has been running, and what the server printed last."""
+    """Says every few seconds how long it has been running and what the server printed last, once for each such line."""
 
     def __init__(self, server: Server, say: Say):
         self.server, self.say = server, say
@@ -74,10 +75,13 @@ class Progress:
         now = time.monotonic()
         if now - self.said < LINE_EVERY:
             return
-        self.said = now
-        fresh = COLOUR.sub("", self.server.log()[self.seen :]).replace("\r", "\n").splitlines()
-        last = next((line.strip() for line in reversed(fresh) if line.strip()), "running")
-        self.say(f"  {now - self.started:4.0f} s  {last[:110]}")
+        log = self.server.log()
+        fresh = DECORATION.sub("", log[self.seen :]).replace("\r", "\n").splitlines()
+        last = next((line.strip() for line in reversed(fresh) if line.strip()), None)
+        if last is None and now - self.said < SILENCE:
+            return
+        self.seen, self.said = len(log), now
+        self.say(f"  {now - self.started:4.0f} s  {(last or 'still running')[:110]}")
 
 
 def lora_files(server: Server) -> dict[Path, int]:

@@ -20,9 +20,7 @@ NO_NETWORK = re.compile(
 DISK_FULL = re.compile(r"No space left on device|ENOSPC|not enough space on the disk", re.IGNORECASE)
 WRONG_FILE = re.compile(r"DO NOT MATCH THE HASHES", re.IGNORECASE)
 NO_RELEASE = re.compile(r"No matching distribution found for (\S+)")
-NO_VENV = re.compile(
-    r"ensurepip is not available|No module named '?(venv|ensurepip)|returned non-zero exit status.*ensurepip", re.I
-)
+NO_VENV = re.compile(r"ensurepip is not available|No module named '?(venv|ensurepip)|ensurepip.*returned non-zero", re.I)
 LARGE_DOWNLOAD = re.compile(r"^Downloading (\S+) \((\d\d+)(?:\.\d)? MB\)")  # 10 MB and more
 INSTALLING = re.compile(r"^Installing collected packages: (.*)")
 
@@ -46,7 +44,7 @@ def advice(output: str, log: Path) -> str:
         return f"this Python cannot make virtual environments: install python{version}-venv (Debian, Ubuntu), then start again"
     if found := NO_RELEASE.search(output):
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        return f"there is no {found[1]} for Python {version} on this system: start again with Python 3.10 to 3.13"
+        return f"{found[1]} was not found for Python {version}: check the network, and use Python 3.10 to 3.13; then start again"
     return f"a command failed: see the end of {log}, then start again, it goes on where it stopped"
 
 

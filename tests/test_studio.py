@@ -77,9 +77,11 @@ def test_a_new_environment_forgets_what_was_installed_in_the_old_one(clone: Path
     made.make_venv(made.venv, "venv")
     assert made.birth() == first
     (made.venv / studio.BIRTH).unlink()
+    (made.venv / "half-of-pip").touch()
     made.make_venv(made.venv, "venv")
     assert made.birth() != first
     assert made.python.is_file()
+    assert not (made.venv / "half-of-pip").exists()
 
 
 def test_requirement_files_are_read_without_comments(root: Path) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,9 +188,16 @@ def cached(name: str) -> Path:
     sources = Path(__file__).read_bytes() + (ROOT / "demo" / "weights.py").read_bytes()
     folder = ROOT / ".studio" / "tiny-models" / hashlib.sha256(sources).hexdigest()[:12]
     path = folder / f"{name}.safetensors"
-    if not folder.exists() and folder.parent.exists():
-        shutil.rmtree(folder.parent)
+    if not folder.exists():
+        forget_old(folder.parent)
     return path if path.exists() else BUILDERS[name](path)
+
+
+def forget_old(cache: Path, seconds: float = 86_400) -> None:
+    """Remove what earlier versions of the sources left; younger ones may be in use by another run."""
+    for folder in cache.glob("*/"):
+        if time.time() - folder.stat().st_mtime > seconds:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def link(source: Path, target: Path) -> Path:

@@ -18,8 +18,8 @@ from .dataset.prepare import View, view, views
 from .dataset.samples import Dataset, Sample
 from .dataset.sightings import FIXED, caption_variants, plain_caption, sighted_caption
 
-PIXELS_AT_ONCE = 4 * 1024 * 1024
-"""Pictures of one size go through the VAE together, up to this many pixels."""
+PIXELS_AT_ONCE = 1024 * 1024
+"""Pictures of one size go through the VAE together, up to this many pixels, which costs no more memory than one large picture."""
 IN_MEMORY = 2 * 2**30
 """Bytes of latents, and of text encodings, that are kept in memory; the rest is read from the cache when its turn comes."""
 Advance = Callable[..., None]

@@ -21,14 +21,14 @@ from .dataset.scan import refresh_captions
 from .dataset.sightings import trained_captions
 from .encode import Encoded, Work, work_of
 from .errors import AtelierError
-from .grid.plan import EpochFile, Epochs
+from .grid.plan import Epochs
 from .grid.render import to_picture
 from .loop import Progress, Watcher, total_steps, train
 from .metadata import describe
 from .network import keys, targets
 from .network.attach import Adapter
 from .noise import Distribution, LevelSampler
-from .run import Run
+from .run import Run, SaveKind
 
 log = logging.getLogger("lora-atelier")
 CACHE_LIMIT = 20 * 2**30
@@ -105,7 +105,7 @@ def run_training(
         saver = _Saver(run, adapter, model, text, codec, config, dataset, plan, names, preview, graph, total)
         _train(model, layers, adapter, encoded, plan, config, run, saver, total, show)
     saved = run.saved()
-    files = tuple(EpochFile(s.path, s.epoch, s.step) for s in saved if "-step" not in s.path.stem.removeprefix(run.name))
+    files = tuple(s for s in saved if s.kind != "moment")
     return Trained(
         epochs=Epochs(run.name, model.family, files, trained_captions(dataset)),
         tensors=load_file(saved[-1].path),
@@ -195,7 +195,7 @@ class _Saver:
         self.preview, self.graph, self.total = preview, graph, total
         self.advance: Callable[..., None] = lambda *_: None
 
-    def save(self, kind: str, epoch: int, step: int) -> None:
+    def save(self, kind: SaveKind, epoch: int, step: int) -> None:
         tensors = keys.to_file(self.adapter, self.names, self.model.family, DTYPES[self.config.save_precision])
         metadata = describe(
             self.config, self.dataset, self.plan, family=self.model.family, prediction=self.model.prediction, epoch=epoch,

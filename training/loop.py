@@ -19,7 +19,7 @@ from .encode import Encoded, size_conditioning
 from .errors import AtelierError
 from .network.attach import Adapter
 from .optim import optimizers, schedules
-from .run import Run, State, finite
+from .run import Run, SaveKind, State, finite
 
 
 class Denoiser(Protocol):
@@ -62,7 +62,7 @@ class Watcher:
     """Called every step; raises when the person cancelled."""
     progress: Callable[[Progress], None] = lambda _: None
     """Called a few times a second at most."""
-    save: Callable[[str, int, int], None] = lambda kind, epoch, step: None
+    save: Callable[[SaveKind, int, int], None] = lambda kind, epoch, step: None
     """Writes the LoRA file of a ``kind`` (``epoch``, ``last``, ``moment``)."""
     interval: float = 0.5
     """Seconds between two reports; a report costs the one device sync there is."""

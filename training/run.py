@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from .errors import AtelierError
 from .files import replacing, write_tensors, write_text
 
 STATE_FILE = "state/state.safetensors"
+SaveKind = Literal["epoch", "last", "moment"]
+"""A numbered epoch; the last epoch, unnumbered; or the moment at which a run was stopped, numbered by its step."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class SavedLoRA:
     """1-based; for a file of the moment the epoch that was under way."""
     step: int
     """Steps trained since the run began."""
+    kind: SaveKind = "epoch"
 
 
 @dataclass(frozen=True)
@@ -93,24 +96,25 @@ class Run:
 
     def saved(self) -> list[SavedLoRA]:
         """LoRA files that were saved on the way and are still there, oldest first."""
-        rows = (SavedLoRA(self.lora_folder / r["file"], r["epoch"], r["step"]) for r in self.read().get("saved", []))
-        return [row for row in rows if row.path.is_file()]
+        rows = self.read().get("saved", [])
+        files = (SavedLoRA(self.lora_folder / r["file"], r["epoch"], r["step"], r["kind"]) for r in rows)
+        return [saved for saved in files if saved.path.is_file()]
 
     def finished(self) -> bool:
         saved = self.saved()
-        return bool(saved) and saved[-1].path.name == f"{self.name}.safetensors"
+        return bool(saved) and saved[-1].kind == "last"
 
     # LoRA files -----------------------------------------------------------------------------------------------------------
 
     def save_lora(
-        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, epoch: int, step: int, kind: str
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, epoch: int, step: int, kind: SaveKind
     ) -> SavedLoRA:
-        """``kind``: ``epoch`` (numbered), ``last`` (unnumbered) or ``moment`` (by step, when a run is stopped)."""
+        """Writes one LoRA file and enters it in run.json."""
         suffix = {"epoch": f"-{epoch:06d}", "last": "", "moment": f"-step{step:08d}"}[kind]
-        saved = SavedLoRA(self.lora_folder / f"{self.name}{suffix}.safetensors", epoch, step)
+        saved = SavedLoRA(self.lora_folder / f"{self.name}{suffix}.safetensors", epoch, step, kind)
         write_tensors(saved.path, tensors, metadata)
         rows = [r for r in self.read().get("saved", []) if r["file"] != saved.path.name]
-        self.write(saved=[*rows, {"file": saved.path.name, "epoch": epoch, "step": step}])
+        self.write(saved=[*rows, {"file": saved.path.name, "epoch": epoch, "step": step, "kind": kind}])
         return saved
 
     # State ----------------------------------------------------------------------------------------------------------------

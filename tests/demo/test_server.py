@@ -109,3 +109,19 @@ def test_a_taken_port_is_exchanged_for_a_free_one() -> None:
         taken.listen()
         assert run.port_or_free(free, said.append) != free
     assert str(free) in said[0]
+
+
+def test_progress_says_each_line_once_and_without_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "LINE_EVERY", 0.0)
+    server = Server(sys.executable, tmp_path, make_base(tmp_path / "base"), cpu=True)
+    server.log_file.write_text("from the start\n")
+    said: list[str] = []
+    progress = run.Progress(server, said.append)
+    with server.log_file.open("a") as log:
+        log.write("\x1b[32m[INFO]\x1b[0m ink: step 1/6\n\n")
+    progress.tick()
+    progress.tick()
+    with server.log_file.open("a") as log:
+        log.write("  0%|   | 0/1\r100%|###| 1/1")
+    progress.tick()
+    assert [line.split(" s  ")[1] for line in said] == ["ink: step 1/6", "100%|###| 1/1"]

@@ -113,7 +113,9 @@ def test_only_what_takes_long_is_a_milestone(line: str, news: str | None) -> Non
         ("npm error code ENOTFOUND", "check the network"),
         ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE", "not the one that is pinned"),
         ("The virtual environment was not created successfully because ensurepip is not available.", "-venv"),
-        ("ERROR: No matching distribution found for torch==2.13.0", "no torch==2.13.0 for Python"),
+        ("Error: Command '['/v/bin/python3', '-m', 'ensurepip', '--upgrade']' returned non-zero exit status 1.", "-venv"),
+        ("/usr/bin/python3: No module named venv", "-venv"),
+        ("ERROR: No matching distribution found for torch==2.13.0", "torch==2.13.0 was not found for Python"),
         ("something new", "see the end of"),
     ],
 )

@@ -19,7 +19,3 @@ def host_name(request: pytest.FixtureRequest) -> str:
 def host(host_name: str, comfyui: object) -> support.Host:
     """The running server; a test may kill it, the next one gets it started again."""
     return support.host(host_name)
-
-
-def pytest_sessionfinish() -> None:
-    support.stop_all()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
+import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
-from lora_atelier.demo.server import Server, ServerError, error_of, make_base
+from lora_atelier.demo.server import Server, error_of, make_base
 from lora_atelier.tests import tiny_models
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI = {
@@ -74,12 +76,18 @@ class Host:
         return entry
 
     def fail(self, graph: Graph, timeout: float = 120) -> Failure:
-        """Run to a bad end, and return what the person is told on the canvas."""
+        """Run to a bad end, and return what the person is told on the canvas.
+
+        A graph with several output nodes is refused in part: the server names the nodes that cannot run, and runs the others.
+        """
+        data = {"prompt": graph.prompt, "client_id": self.server.client_id}
         try:
-            prompt_id = self.server.queue(graph.prompt)
-        except ServerError as refused:
-            return Failure.refused(refused.answer)
-        entry = self.server.wait(prompt_id, timeout)
+            answer = self.server.post("/prompt", data)
+        except urllib.error.HTTPError as refused:
+            return Failure.refused(json.loads(refused.read()))
+        entry = self.server.wait(answer["prompt_id"], timeout)
+        if answer["node_errors"]:
+            return Failure.refused(answer)
         assert error_of(entry) is not None, "the graph ran well where it should have failed"
         return Failure.failed(entry)
 
@@ -91,19 +99,21 @@ class Failure:
     node: str
     """Class of the node that shows it."""
     message: str
+    times: int = 1
+    """How many messages the node shows."""
 
     @classmethod
     def refused(cls, answer: dict[str, Any]) -> Failure:
-        errors = list(answer.get("node_errors", {}).values())
-        assert errors, f"refused without naming a node: {answer}"
-        details = [f"{e['message']}: {e['details']}" for e in errors[0]["errors"]]
-        return cls(errors[0]["class_type"], "; ".join(details))
+        errors = [node for node in answer["node_errors"].values() if node["errors"]]
+        assert len({node["class_type"] for node in errors}) == 1, f"one node is to blame: {answer}"
+        told = [f"{error['message']}: {error['details']}" for error in errors[0]["errors"]]
+        return cls(errors[0]["class_type"], told[0], len(told))
 
     @classmethod
     def failed(cls, entry: dict[str, Any]) -> Failure:
         messages = dict(entry["status"]["messages"])
-        told = messages.get("execution_error") or messages["execution_interrupted"]
-        return cls(told["node_type"], str(told.get("exception_message", "interrupted")))
+        told = messages["execution_error"]
+        return cls(told["node_type"], told["exception_message"])
 
 
 class Graph:
@@ -151,11 +161,50 @@ def add_sampling(graph: Graph, model: list, clip: list, vae: list, family: str, 
     return graph.add("SaveImage", images=graph.out(picture), filename_prefix=prefix)
 
 
+@dataclass
+class Atelier:
+    """The five nodes in a graph: their ids, to look up links and outputs."""
+
+    graph: Graph
+    dataset: str
+    caption: str
+    config: str
+    train: str
+    grid: str
+    model: list
+    clip: list
+    vae: list
+
+
+def build_atelier(graph: Graph, family: str, name: str, **changes: dict[str, Any]) -> Atelier:
+    """The whole path on a tiny model: 4 pictures at 64 px, 2 epochs, a grid of 2 x 2 cells and a control.
+
+    ``changes`` are keyed by node class and hold widgets, links, or ``...`` for an input that is left out.
+    """
+    links = dict(zip(("model", "clip", "vae"), load_checkpoint(graph, family), strict=True))
+
+    def add(kind: str, **inputs: Any) -> str:
+        return graph.add(kind, **inputs | changes.get(kind, {}))
+
+    dataset = add("LoadDataset", folder="input/shapes", resolution=64, bucket_step=8, batch_size=2)
+    caption = add("AutoCaption", dataset=graph.out(dataset), captioner="file name")
+    config = add("ConfigureLoRA", name=name, rank=2, alpha=2.0, epochs=2, learning_rate=1e-2, schedule="constant")
+    train = add(
+        "TrainLoRA", **links, dataset=graph.out(caption), config=graph.out(config), preview_prompt="a red square",
+        preview_steps=1, preview_cfg=1.0,
+    )  # fmt: skip
+    grid = add(
+        "EpochWeightGrid", **links, epochs=graph.out(train, 0), prompts="a red square\na blue circle", strengths="0.5, 1.0",
+        steps=2, cfg=1.0, width=64, height=64, seed=3,
+    )  # fmt: skip
+    return Atelier(graph, dataset, caption, config, train, grid, **links)
+
+
 def draw_dataset(folder: Path, side: int = 96) -> Path:
-    """Four pictures named after what they show, one of them wide."""
+    """Four pictures named after what they show, two of them wide: two buckets, so an epoch of batches of two has two steps."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, (name, colour) in enumerate(PICTURES.items()):
-        picture = Image.new("RGB", (2 * side if i == 3 else side, side), "white")
+        picture = Image.new("RGB", (2 * side if i >= 2 else side, side), "white")
         draw = ImageDraw.Draw(picture)
         box = (side // 6, side // 6, side - side // 6, side - side // 6)
         (draw.rectangle if "square" in name else draw.ellipse)(box, fill=colour)
@@ -167,12 +216,15 @@ _running: dict[str, Host] = {}
 
 
 def host(name: str) -> Host:
-    """The session's server of that name, started when first asked for, started again if a test ended it."""
+    """The session's server of that name, started when first asked for, started again if a test ended it; ends with Python."""
     if name not in _running:
         base = make_base(Path(tempfile.mkdtemp(prefix=f"atelier-{name}-")), pack=ROOT)
         for family, file in CHECKPOINTS.items():
             tiny_models.link(tiny_models.cached(SOURCES[family]), base / "models" / "checkpoints" / file)
         draw_dataset(base / "input" / "shapes")
+        draw_dataset(base / "input" / "openmoji", side=128)  # where the shipped workflow looks
+        if not _running:
+            atexit.register(stop_all)
         _running[name] = Host(name, Server(sys.executable, COMFYUI[name], base))
     found = _running[name]
     if found.server.process is None or found.server.process.poll() is not None:

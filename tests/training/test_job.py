@@ -24,6 +24,7 @@ from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import plan, render
+from lora_atelier.training.run import SavedLoRA
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -362,7 +363,7 @@ def test_a_bad_file_costs_its_own_cells_only(tiny, dataset, tmp_path):
     epochs = go(t, dataset, recipe()).epochs
     alien = tmp_path / "alien.safetensors"
     save_file({"lora_unet_nowhere.lora_up.weight": torch.zeros(2, 2)}, alien)
-    mixed = dataclasses.replace(epochs, files=(plan.EpochFile(alien, 1, 1), epochs.files[-1]))
+    mixed = dataclasses.replace(epochs, files=(SavedLoRA(alien, 1, 1), epochs.files[-1]))
     with torch.inference_mode():
         grid = grid_of(t, mixed, tmp_path / "grids")
         grid.render(lambda done, page: None)

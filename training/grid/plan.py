@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import AtelierError
+from ..run import SavedLoRA
 
 MAX_CELLS = 1000
 NUMBER = r"[+-]?\d+(?:\.\d+)?"
 STEPPED = re.compile(rf"\s*({NUMBER})\s*-\s*({NUMBER})\s*(?:\(\s*\+\s*({NUMBER})\s*\))?\s*")
 COUNTED = re.compile(rf"\s*({NUMBER})\s*-\s*({NUMBER})\s*\[\s*(\d+)\s*\]\s*")
-
-
-@dataclass(frozen=True)
-class EpochFile:
-    """A saved LoRA."""
-
-    path: Path
-    epoch: int
-    """1-based."""
-    step: int
 
 
 @dataclass(frozen=True)
@@ -31,7 +21,7 @@ class Epochs:
     name: str
     base: str
     """The family of the model they were trained on."""
-    files: tuple[EpochFile, ...]
+    files: tuple[SavedLoRA, ...]
     captions: tuple[str, ...] = ()
     """The captions they were trained with."""
 
@@ -63,7 +53,7 @@ def parse_numbers(text: str, widget: str, default_step: float) -> list[float]:
     return out
 
 
-def choose_epochs(epochs: Epochs, text: str) -> list[EpochFile]:
+def choose_epochs(epochs: Epochs, text: str) -> list[SavedLoRA]:
     """``all``, ``every 2``, or a list or range of epoch numbers; the last epoch is always among ``all`` and ``every N``."""
     if not epochs.files:
         raise AtelierError("epochs: there is no saved LoRA to show; train first.")

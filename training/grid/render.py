@@ -23,8 +23,9 @@ from ..errors import AtelierError
 from ..files import replacing
 from ..network import keys
 from ..network.attach import Adapter
+from ..run import SavedLoRA
 from .picture import Cell, Failed, compose
-from .plan import EpochFile, Epochs
+from .plan import Epochs
 
 log = logging.getLogger("lora-atelier")
 
@@ -48,7 +49,7 @@ class Axes:
     """What varies: a page a prompt, a column an epoch (the first without any LoRA), a row a strength."""
 
     prompts: tuple[str, ...]
-    files: tuple[EpochFile, ...]
+    files: tuple[SavedLoRA, ...]
     strengths: tuple[float, ...]
 
     @property
@@ -123,7 +124,7 @@ class Grid:
             out.append(path)
         return out
 
-    def _cell(self, file: EpochFile | None, strength: float, prompt: str, positive: list, negative: list) -> Cell:
+    def _cell(self, file: SavedLoRA | None, strength: float, prompt: str, positive: list, negative: list) -> Cell:
         key = cache_key(self._base, content_key(file.path) if file else "", strength if file else 0, prompt)
         path = self.folder / "cells" / f"{key[:24]}.png"
         if path.is_file():
@@ -146,7 +147,7 @@ class Grid:
             picture.save(temporary, format="PNG", pnginfo=self._info({"lora_atelier.cell": json.dumps(facts)}))
         return picture
 
-    def _beside(self, file: EpochFile | None, strength: float) -> AbstractContextManager[Any]:
+    def _beside(self, file: SavedLoRA | None, strength: float) -> AbstractContextManager[Any]:
         if file is None:
             return nullcontext()
         if self._loaded is None or self._loaded[0] != file.path:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.grid.plan import EpochFile, Epochs, check_size, choose_epochs, parse_numbers, prompt_lines
+from lora_atelier.training.grid.plan import Epochs, check_size, choose_epochs, parse_numbers, prompt_lines
+from lora_atelier.training.run import SavedLoRA
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_a_typed_list_comes_back(values):
 
 
 def epochs(*numbers: int) -> Epochs:
-    return Epochs("ink", "SD15", tuple(EpochFile(Path(f"{n}.safetensors"), n, n * 10) for n in numbers))
+    return Epochs("ink", "SD15", tuple(SavedLoRA(Path(f"{n}.safetensors"), n, n * 10) for n in numbers))
 
 
 def test_epochs_are_chosen_and_the_last_is_never_missed():

@@ -1,0 +1,82 @@
+"""The shipped workflow in the real canvas: opened, queued, and the grid seen, as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lora_atelier.tests.host import support
+
+PLAYWRIGHT = Path(os.environ.get("ATELIER_PLAYWRIGHT", support.ROOT / ".studio" / "browser"))
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# The tiny random model needs no long training; everything else stays as it is shipped.
+SHORT = {
+    "LoadDataset": {"repeats": 1},
+    "ConfigureLoRA": {"epochs": 2, "save_every": 1},
+    "TrainLoRA": {"preview_steps": 1},
+    "EpochWeightGrid": {"steps": 2},
+    "KSampler": {"steps": 2},
+}
+
+
+def browser() -> str:
+    found = os.environ.get("ATELIER_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if not shutil.which("node"):
+        pytest.skip("Node.js is not installed; the browser tests drive Chromium with it")
+    if not (PLAYWRIGHT / "node_modules" / "playwright-core").is_dir():
+        pytest.skip(f"playwright-core is missing: run `npm install playwright-core` in {PLAYWRIGHT}")
+    if not found:
+        pytest.skip("no Chromium found: install it, or set ATELIER_CHROMIUM to its path")
+    return found
+
+
+@pytest.fixture(scope="module")
+def seen(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the driver saw; its two pictures of the page are in ``seen["shots"]``."""
+    chromium, host = browser(), support.host("new")
+    # ATELIER_SHOTS keeps the pictures, to look at them.
+    shots = Path(os.environ.get("ATELIER_SHOTS") or tmp_path_factory.mktemp("shots"))
+    task = {
+        "url": host.server.url, "playwright": str(PLAYWRIGHT), "chromium": chromium, "shots": str(shots), "seconds": 180,
+        "workflow": "/api/workflow_templates/lora-atelier/train_then_test.json", "widgets": SHORT,
+        "pictures": ["EpochWeightGrid", "PreviewImage", "SaveImage", "LoadDataset"],
+    }  # fmt: skip
+    driver = Path(__file__).parent / "open_and_queue.mjs"
+    done = subprocess.run(["node", str(driver), json.dumps(task)], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1]) | {"shots": shots}
+
+
+def test_workflow_is_among_the_templates(comfyui: Path) -> None:
+    browser()
+    assert "train_then_test" in support.host("new").server.get("/api/workflow_templates")["lora-atelier"]
+
+
+def test_it_opens_without_a_missing_node(seen: dict[str, Any]) -> None:
+    assert set(support.NODES) <= set(seen["types"])
+    assert not seen["unknown"] and not seen["missingText"] and not seen["dialogs"], seen
+
+
+def test_widgets_keep_their_values(seen: dict[str, Any]) -> None:
+    """What the canvas shows is what the file says: no value slipped into a neighbour's place."""
+    assert seen["widgets"] == seen["stored"]
+    assert not seen["unset"]
+
+
+def test_the_page_reports_no_error_of_ours(seen: dict[str, Any]) -> None:
+    assert not seen["pageErrors"]
+    assert not [line for line in seen["consoleErrors"] if "lora-atelier" in line]
+
+
+def test_it_runs_and_the_grid_is_seen(seen: dict[str, Any]) -> None:
+    assert seen["ended"]["name"] == "execution_success", seen["ended"]
+    assert not seen["dialogsAfter"]
+    for node in ("EpochWeightGrid", "PreviewImage", "SaveImage"):
+        assert seen["pictures"][node], f"{node} shows no picture"
+    width, height = seen["pictures"]["EpochWeightGrid"][0]
+    assert width >= 3 * 128 and height >= 3 * 128, "three columns and three rows of cells"
