@@ -1,4 +1,4 @@
-"""The pictures the demo model is trained on: emoji of three openly licensed sets, drawn from their SVG sources.
+"""The pictures the demo model is trained on: emoji of four openly licensed sets, drawn from their SVG sources.
 
 The sets are npm packages of one shape: ``icons.json`` holds one SVG body per slug, so that the same concept (``cat-face``)
 exists in several drawing styles. OpenMoji is deliberately not among them: its black outlines are the style the demo's LoRA
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-BASE_SETS = ("noto", "twemoji", "fluent-emoji-flat")
-SET_TITLES = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "fluent"}
-# Animals, plants and food with an outline of their own, which all sets draw.
+BASE_SETS = ("noto", "twemoji", "fluent-emoji-flat", "emojione")
+SET_TITLES = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "fluent", "emojione": "emojione"}
+# Animals, plants and food with a shape of their own, which nearly all sets draw.
 CONCEPTS = tuple(
     "avocado baby-chick banana bear bread broccoli cactus carrot cat-face cheese-wedge cherries cherry-blossom cookie cow-face "
     "crab crocodile croissant cucumber deciduous-tree dog-face dolphin doughnut dragon-face duck eagle ear-of-corn eggplant "
@@ -40,13 +40,17 @@ class EmojiSet:
         self.bodies: dict[str, dict] = icons["icons"]
         self.size: tuple[int, int] = (icons.get("width", 16), icons.get("height", 16))
 
-    def svg(self, slug: str) -> str:
+    def svg(self, slug: str, line_width: float = 0.0) -> str:
+        """The picture's source; ``line_width``, a share of its width, draws every shape with a black line around it."""
         icon = self.bodies[slug]
         width, height = icon.get("width", self.size[0]), icon.get("height", self.size[1])
         left, top = icon.get("left", 0), icon.get("top", 0)
+        body = icon["body"]
+        if line_width:
+            body = f'<g stroke="#000" stroke-width="{line_width * width:.3f}" stroke-linejoin="round">{body}</g>'
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+            f'viewBox="{left} {top} {width} {height}">{body}</svg>'
         )
 
 
@@ -63,11 +67,10 @@ def draw_svg(svg: str, size: int, margin: float = 0.06) -> Image.Image:
 
 
 def concepts(sets: list[EmojiSet]) -> list[str]:
-    """The chosen slugs, sorted; KeyError when a set lacks one."""
-    for emoji_set in sets:
-        missing = [slug for slug in CONCEPTS if slug not in emoji_set.bodies]
-        if missing:
-            raise KeyError(f"{emoji_set.name} has no {', '.join(missing)}")
+    """The chosen slugs, sorted; KeyError when no set draws one."""
+    missing = [slug for slug in CONCEPTS if not any(slug in s.bodies for s in sets)]
+    if missing:
+        raise KeyError(f"no set has {', '.join(missing)}")
     return sorted(CONCEPTS)
 
 

@@ -53,13 +53,22 @@ def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Draw every picture once: the concepts for the MMDiT, and all shared icons for the autoencoder."""
+    """Draw every picture once: the concepts for the MMDiT, and all shared icons for the autoencoder.
+
+    The autoencoder also sees them with black lines around every shape: what a LoRA is to draw later, the decoder must be able
+    to show, while the MMDiT never meets a lined picture.
+    """
     sets = [emoji.EmojiSet(Path(args.icons), name) for name in emoji.BASE_SETS]
     slugs = emoji.concepts(sets)
     shared = sorted(set.intersection(*(set(s.bodies) for s in sets)))
-    pictures = [emoji.to_array(emoji.draw_svg(s.svg(slug), PICTURE_SIZE)) for slug in slugs for s in sets]
-    extra = [emoji.to_array(emoji.draw_svg(s.svg(slug), PICTURE_SIZE)) for slug in shared for s in sets]
-    captions = [emoji.caption(s.name, slug) for slug in slugs for s in sets]
+    drawn = [(slug, s) for slug in slugs for s in sets if slug in s.bodies]
+    pictures = [emoji.to_array(emoji.draw_svg(s.svg(slug), PICTURE_SIZE)) for slug, s in drawn]
+    captions = [emoji.caption(s.name, slug) for slug, s in drawn]
+    extra = [
+        emoji.to_array(emoji.draw_svg(s.svg(slug, width), PICTURE_SIZE))
+        for slug in shared
+        for s, width in [*[(s, 0.0) for s in sets], (sets[len(slug) % len(sets)], 0.02), (sets[ord(slug[0]) % len(sets)], 0.03)]
+    ]
     np.savez_compressed(args.work / "pictures.npz", concepts=np.stack(pictures), all=np.stack(extra), captions=captions)
     print(f"{len(pictures)} pictures of {len(slugs)} concepts, {len(extra)} pictures for the autoencoder")
 
@@ -114,6 +123,9 @@ def autoencoder(args: argparse.Namespace) -> None:
     pictures = torch.from_numpy(np.load(args.work / "pictures.npz")["all"])
     model = build_autoencoder().to(memory_format=torch.channels_last)
     encoder, decoder = active_path(model)
+    checkpoint = args.work / "autoencoder.safetensors"
+    if checkpoint.exists():
+        model.load_state_dict(load_file(checkpoint))
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     limit, started, step = args.minutes * 60, time.monotonic(), 0
@@ -138,9 +150,9 @@ def autoencoder(args: argparse.Namespace) -> None:
             if not math.isfinite(loss.item()):
                 raise SystemExit("the autoencoder diverged: lower its rate")
         if step % 500 == 0:
-            save_atomically(model.state_dict(), args.work / "autoencoder.safetensors")
+            save_atomically(model.state_dict(), checkpoint)
     normalise_latents(model, pictures)
-    save_atomically(model.state_dict(), args.work / "autoencoder.safetensors")
+    save_atomically(model.state_dict(), checkpoint)
 
 
 @torch.no_grad()
