@@ -135,7 +135,7 @@ def autoencoder(args: argparse.Namespace) -> None:
         rate = 1e-3 * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        x = crops(pictures, 16, 32 if progress < 0.8 else 64, generator)
+        x = crops(pictures, 10, 64, generator)
         z = encoder(x)
         y = decoder(z + 0.05 * torch.randn(z.shape, generator=generator))
         loss = (x - y).abs().mean() + gradient_loss(x, y) + 1e-4 * z.square().mean()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from dataclasses import replace as with_changes
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 
 from .wires import CATEGORY, DATASET
+
+GIB = 1 << 30
 
 
 class AutoCaption(io.ComfyNode):
@@ -24,12 +29,14 @@ class AutoCaption(io.ComfyNode):
                 DATASET.Input("dataset", tooltip="The pictures, from Load Dataset."),
                 io.Combo.Input(
                     "captioner", options=captioning.list_captioners(host.captioner_folder()), default=captioning.FILE_NAME,
-                    tooltip="'file name' makes captions from the names of the files. Folders in models/captioners with a BLIP or "
-                    "BLIP-2 model look at the pictures.",
+                    tooltip="'file name' makes captions from the names of the files; 'existing captions' works on the text that "
+                    "is there; 'connected clip' asks the language model at the input clip. Folders in models/captioners (BLIP, "
+                    "Florence-2, Qwen-VL, WD tagger) look at the pictures.",
                 ),
                 io.Combo.Input(
-                    "mode", options=["fill missing", "overwrite"], default="fill missing",
-                    tooltip="fill missing: existing caption files are never touched. overwrite: all are written anew.",
+                    "mode", options=["fill missing", "overwrite", "append"], default="fill missing",
+                    tooltip="fill missing: existing caption files are never touched. overwrite: all are written anew. append: "
+                    "what is not in a caption yet is put behind it.",
                 ),
                 io.String.Input(
                     "pattern", default="{name}",
@@ -45,7 +52,11 @@ class AutoCaption(io.ComfyNode):
                     "prefix", default="",
                     tooltip="Text in front of the captioner's words, exactly as it stands here, for example 'a photo of '.",
                 ),
-                io.String.Input("prompt", default="", tooltip="For models: words that the caption begins with."),
+                io.String.Input(
+                    "prompt", default="",
+                    tooltip="BLIP: words that the caption begins with. Florence-2: a task such as <CAPTION> or "
+                    "<MORE_DETAILED_CAPTION>. Chat models: what they are asked. Empty: a detailed caption.",
+                ),
                 io.Int.Input(
                     "beams", default=4, min=1, max=32,
                     tooltip="For models: how many wordings are weighed against each other. More is slower and a little better.",
@@ -60,8 +71,10 @@ class AutoCaption(io.ComfyNode):
                 io.Int.Input(
                     "batch_size", default=4, min=1, max=256, tooltip="For models: pictures at a time. Less needs less memory."
                 ),
+                *_more_inputs(),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="The same pictures with their captions.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip
 
@@ -89,23 +102,153 @@ class AutoCaption(io.ComfyNode):
         min_length: int,
         max_length: int,
         batch_size: int,
+        suffix: str = "",
+        replace: str = "",
+        remove_tags: str = "",
+        deduplicate: bool = False,
+        order: Any = "as written",
+        underscores: str = "spaces in tags",
+        general_threshold: float = 0.6,
+        character_threshold: float = 0.6,
+        rating: bool = False,
+        blacklist: str = "",
+        device: str = "automatic",
+        dry_run: bool = False,
+        hub_id: str = "",
+        download: bool = False,
+        clip: Any = None,
     ) -> io.NodeOutput:
-        from ..training import captioning, host
-        from ..training.captioning.fill import fill, missing
-        from ..training.dataset.samples import counted
-        from ..training.dataset.scan import refresh_captions
+        from ..training import captioning
+        from ..training.captioning import text
+        from ..training.errors import AtelierError
 
+        if captioner == captioning.EXISTING and mode != "overwrite" and not download:
+            raise AtelierError(f"mode: {mode!r} leaves existing captions as they are; choose 'overwrite' to work on them.")
         settings = captioning.GenerationSettings(prompt, beams, min_length, max_length)
-        work, kept = missing(dataset, mode)
-        if not work:
-            captioned = refresh_captions(dataset)
-            return io.NodeOutput(captioned, ui={"text": [f"nothing to write, {counted(kept, 'caption')} kept"]})
-        if captioner != captioning.FILE_NAME:
-            host.free_memory()
-        model = captioning.load(captioner, host.captioner_folder(), pattern, settings, host.torch_device())
+        tagger = captioning.TaggerSettings(general_threshold, character_threshold, rating, text.parse_tags(blacklist))
+        rules, removed = text.parse_rules(replace), text.parse_tags(remove_tags)
+        work = text.TextWork(trigger, prefix, suffix, rules, removed, deduplicate, False, order)
+        choice = Choice(captioner, hub_id if download else None, pattern, underscores, device, clip, settings, tagger)
+        show = cls.hidden.unique_id if cls.hidden else None
+        return choice.apply(dataset, mode, work, batch_size, dry_run, show)
+
+
+def _more_inputs() -> list[Any]:
+    """The inputs that came later. They are optional, so that prompts saved before go on working."""
+    return [
+        io.String.Input(
+            "suffix", default="", optional=True,
+            tooltip="Text behind the captioner's words, exactly as it stands here, for example ', flat colours'.",
+        ),
+        io.String.Input(
+            "replace", default="", multiline=True, optional=True,
+            tooltip="One rule a line: 'old -> new'. Whole words are replaced, line after line; 'old ->' takes them out.",
+        ),
+        io.String.Input(
+            "remove_tags", default="", multiline=True, optional=True,
+            tooltip="Tags that leave the captions, between commas: features that always belong to the subject, so that the "
+            "trigger word learns them. '* hair' means every kind of hair.",
+        ),
+        io.Boolean.Input(
+            "deduplicate", default=False, optional=True, tooltip="A tag that stands twice in a caption is kept only once."
+        ),
+        io.Combo.Input(
+            "order", options=["as written", "by frequency"], default="as written", optional=True,
+            tooltip="by frequency: the tags that most pictures of the dataset have come first in every caption that is written.",
+        ),
+        io.Combo.Input(
+            "underscores", options=["spaces in tags", "spaces everywhere", "keep"], default="spaces in tags", optional=True,
+            tooltip="Underscores become spaces: in a tagger's tags, in every caption, or nowhere. Faces such as ^_^ always stay.",
+        ),
+        io.Float.Input(
+            "general_threshold", default=0.6, min=0.0, max=1.0, step=0.01, optional=True,
+            tooltip="For taggers: a tag is taken from this probability on. Lower gives more tags, and more wrong ones.",
+        ),
+        io.Float.Input(
+            "character_threshold", default=0.6, min=0.0, max=1.0, step=0.01, optional=True,
+            tooltip="For taggers: the name of a character is taken from this probability on.",
+        ),
+        io.Boolean.Input(
+            "rating", default=False, optional=True,
+            tooltip="For taggers: the most probable rating (general, sensitive, ...) comes first as a tag.",
+        ),
+        io.String.Input(
+            "blacklist", default="", multiline=True, optional=True,
+            tooltip="For taggers: tags that are never taken, between commas. '*' stands for any letters.",
+        ),
+        io.Combo.Input(
+            "device", options=["automatic", "cpu"], default="automatic", optional=True,
+            tooltip="For models and taggers: where they work. cpu is slow, and leaves the GPU's memory alone.",
+        ),
+        io.Boolean.Input(
+            "dry_run", default=False, optional=True,
+            tooltip="Shows every caption before and after in a table, and writes nothing.",
+        ),
+        io.String.Input(
+            "hub_id", default="", optional=True,
+            tooltip="The name of a model on the Hugging Face hub, such as owner/model. Used only while download is on.",
+        ),
+        io.Boolean.Input(
+            "download", default=False, optional=True,
+            tooltip="On: the model named in hub_id is fetched into models/captioners, unless it is there, and used in place of "
+            "captioner. Off: nothing is ever fetched.",
+        ),
+        io.Clip.Input(
+            "clip", optional=True,
+            tooltip="For 'connected clip': a language model that sees pictures, such as Qwen3-VL, from the stock CLIP loader.",
+        ),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which captioner, and what it needs to be loaded."""
+
+    captioner: str
+    hub_id: str | None
+    """To be fetched and used in place of ``captioner``."""
+    pattern: str
+    underscores: str
+    device: str
+    clip: Any
+    settings: Any
+    tagger: Any
+
+    def apply(self, dataset: Any, mode: Any, work: Any, batch_size: int, dry_run: bool, node_id: str | None) -> io.NodeOutput:
+        """Caption what there is to caption; a model is loaded, or fetched, only if there is something."""
+        from ..training import captioning, host
+        from ..training.captioning.fill import fill, plan
+
+        folder = host.captioner_folder()
+        needed = bool(plan(dataset, mode).work)
+        name = self.captioner if needed else captioning.EXISTING
+        if needed and self.hub_id is not None:
+            from ..training.captioning.download import download
+
+            name = download(self.hub_id, folder)
+        spaces = self.underscores == "spaces everywhere" or (
+            self.underscores == "spaces in tags" and name not in captioning.WITHOUT_FOLDER and captioning.is_tagger(folder / name)
+        )
+        model = None
         try:
-            captioned, report = fill(dataset, model, mode, prefix, trigger, batch_size, host.progress)
+            model = self._load(name, folder)
+            captioned, report = fill(
+                dataset, model, mode, with_changes(work, spaces=spaces), batch_size, host.progress,
+                host.status_of(node_id) if node_id else None, dry_run,
+            )  # fmt: skip
         finally:
-            del model
+            model = None
             host.free_memory()
         return io.NodeOutput(captioned, ui={"text": [report.describe(captioned)]})
+
+    def _load(self, name: str, folder: Path) -> Any:
+        import torch
+
+        from ..training import captioning, host
+
+        device = torch.device("cpu") if self.device == "cpu" else host.torch_device()
+        writer = host.TextWriter(self.clip) if name == captioning.CONNECTED and self.clip is not None else None
+        if name not in captioning.WITHOUT_FOLDER:
+            # Weights that are halves on the disk may be loaded as floats, and the work needs room as well.
+            host.make_room(2 * captioning.weight_bytes(folder / name) + GIB, device)
+        return captioning.load(name, folder, self.pattern, self.settings, device, self.tagger, writer)

@@ -11,6 +11,8 @@ from .wires import CATEGORY, DATASET
 
 NO_FOLDER = "(no folder with pictures yet)"
 """Shown in the list while there is nothing to choose."""
+SHOWN = 200
+"""Pictures in the table that the canvas receives."""
 
 
 class LoadDataset(io.ComfyNode):
@@ -53,9 +55,9 @@ class LoadDataset(io.ComfyNode):
                     tooltip="Sides of buckets are multiples of this many pixels; 64 suits all models.",
                 ),
                 io.Combo.Input(
-                    "crop", options=["center", "random", "none"], default="center",
-                    tooltip="Where overflow is cut off. random: elsewhere in each epoch. none: nothing is cut, the picture is "
-                    "stretched.",
+                    "crop", options=["center", "random", "none", "focus"], default="center",
+                    tooltip="Where overflow is cut off. random: elsewhere each time. none: the picture is stretched. "
+                    "focus: around faces or what stands out (needs the Python package smartcrop).",
                 ),
                 io.String.Input(
                     "caption_extension", default=".txt", tooltip="Ending of the caption files beside the pictures."
@@ -64,6 +66,7 @@ class LoadDataset(io.ComfyNode):
                     "dataset", optional=True,
                     tooltip="Another dataset in front of this one, to train on several folders or sizes in one run.",
                 ),
+                *_more_inputs(),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Auto Caption, another Load Dataset, or Train LoRA.")],
             is_output_node=True,
@@ -81,14 +84,14 @@ class LoadDataset(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, caption_extension: str = ".txt", **others: Any) -> str:
+    def fingerprint_inputs(cls, folder: str, caption_extension: str = ".txt", nested: bool = False, **others: Any) -> str:
         """Changes with the folder's pictures and captions, so that an edited folder is read again."""
         from ..training.dataset.scan import folder_stamp
         from ..training.errors import AtelierError
 
         try:
             path, root = _resolve(folder)
-            return folder_stamp(path, caption_extension, root)
+            return folder_stamp(path, caption_extension, root, nested)
         except AtelierError as error:
             return str(error)
 
@@ -104,24 +107,112 @@ class LoadDataset(io.ComfyNode):
         crop: Any,
         caption_extension: str,
         dataset: Any = None,
+        **more: Any,
     ) -> io.NodeOutput:
         from ..training import host
         from ..training.config import SubsetConfig
-        from ..training.dataset.plan import Plan
+        from ..training.dataset.cache import cache_key
+        from ..training.dataset.inspect import inspect, remarks
         from ..training.dataset.samples import Dataset
         from ..training.dataset.scan import scan
         from ..training.dataset.thumbnails import write_thumbnails
 
         config = SubsetConfig(
-            folder, resolution, batch_size, repeats, buckets, bucket_step, crop, caption_extension.strip()
+            folder, resolution, batch_size, repeats, buckets, bucket_step, crop, caption_extension.strip(), **more
         )  # fmt: skip
         path, root = _resolve(folder)
-        own = Dataset(scan(path, config, root))
+        index = host.cache_folder() / "pictures" / f"{cache_key(str(path))[:32]}.json"
+        own = Dataset(scan(path, config, root, index))
         thumbnails = write_thumbnails(own, host.temp_folder() / "lora-atelier")
         chained = dataset + own if dataset is not None else own
         images = [{"filename": thumbnail.name, "subfolder": "lora-atelier", "type": "temp"} for thumbnail in thumbnails]
-        text = f"{chained.describe()}\n{Plan(chained, 0).describe()}"
-        return io.NodeOutput(chained, ui={"images": images, "text": [text]})
+        notes = [f"Note: {remark}" for subset in own.subsets for remark in remarks(subset)]
+        text = "\n".join([chained.describe(), *notes, describe_plan(chained)])
+        table = [picture.to_dict() for picture in inspect(own)[:SHOWN]]
+        return io.NodeOutput(chained, ui={"images": images, "text": [text], "pictures": table})
+
+
+def _more_inputs() -> list[Any]:
+    """Settings that came later; optional, so that older workflows stay valid."""
+    share = {"min": 0.0, "max": 0.99, "step": 0.01, "optional": True}
+    return [
+        io.Combo.Input(
+            "role", options=["training", "regularisation", "validation"], default="training", optional=True,
+            tooltip="training: learnt. regularisation: pictures of the class, cycled or cut to as many as are trained, so that "
+            "the model keeps what it knew. validation: never trained on.",
+        ),
+        io.Boolean.Input(
+            "nested", default=False, optional=True, tooltip="Take the pictures of sub-folders without a number in front as well."
+        ),
+        io.Boolean.Input(
+            "flip", default=False, optional=True,
+            tooltip="Mirror every second sighting or so, by lot. Not for faces or text, which are not symmetrical.",
+        ),
+        io.Boolean.Input(
+            "captions", default=True, optional=True,
+            tooltip="Off: caption files are not read, and the class caption or an empty text takes their place. "
+            "Strengthens a style.",
+        ),
+        io.String.Input(
+            "class_caption", default="", optional=True,
+            tooltip="Caption of pictures that have none. Empty: the words behind the number in the folder's name.",
+        ),
+        io.String.Input(
+            "caption_prefix", default="", optional=True,
+            tooltip="Text in front of every caption, exactly as it stands here, for example 'ohwx, '. Files are not changed.",
+        ),
+        io.String.Input(
+            "caption_suffix", default="", optional=True, tooltip="Text behind every caption, exactly as it stands here."
+        ),
+        io.Boolean.Input(
+            "shuffle_captions", default=False, optional=True,
+            tooltip="Mix the parts between commas at every sighting, so that their order is not learnt.",
+        ),
+        io.Int.Input(
+            "keep_tokens", default=0, min=0, max=1000, optional=True,
+            tooltip="So many parts at a caption's start are neither moved nor dropped; 1 keeps a trigger word in front.",
+        ),
+        io.Float.Input(
+            "caption_dropout", default=0.0, tooltip="Share of the sightings without any caption; 0.1 is usual if any.", **share
+        ),
+        io.Float.Input("tag_dropout", default=0.0, tooltip="Share of the parts that a sighting does without.", **share),
+        io.Float.Input(
+            "loss_weight", default=1.0, min=0.001, max=100.0, step=0.05, optional=True,
+            tooltip="How much these pictures count. For regularisation this is the prior weight.",
+        ),
+        io.Float.Input(
+            "validation_share", default=0.0, tooltip="Share of the pictures that is held out: never trained on.", **share
+        ),
+        io.Int.Input(
+            "validation_seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, optional=True,
+            tooltip="Decides which pictures are held out, whatever the run's seed is.",
+        ),
+        io.Combo.Input(
+            "masks", options=["off", "alpha", "files"], default="off", optional=True,
+            tooltip="What is learnt of a picture. alpha: what is not transparent. files: what is white in name.mask.png beside "
+            "the picture or in masks/name.png. off: all; transparency is laid on white.",
+        ),
+        io.Float.Input(
+            "mask_floor", default=0.1, tooltip="How much the outside of a mask still counts; 0: not at all.", **share
+        ),
+        io.Combo.Input(
+            "broken", options=["stop", "leave out"], default="stop", optional=True,
+            tooltip="What a picture that cannot be read does: stop the node, or be left out and named.",
+        ),
+    ]  # fmt: skip
+
+
+def describe_plan(dataset: Any) -> str:
+    """The bucket table, or what is missing for one: the node in front of the training pictures may come first."""
+    from ..training.dataset.plan import Plan
+    from ..training.errors import AtelierError
+
+    try:
+        return Plan(dataset, 0).describe()
+    except AtelierError:
+        if all(subset.config.role != "training" for subset in dataset.subsets):
+            return "no training pictures yet: connect this node to a Load Dataset whose role is training"
+        raise
 
 
 def _resolve(folder: str) -> tuple[Path, Path]:

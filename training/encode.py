@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .dataset import masks
+from .dataset.buckets import Size
 from .dataset.cache import TensorCache, cache_key
 from .dataset.plan import Batch, Plan
-from .dataset.prepare import View, view
+from .dataset.prepare import View, view, views
 from .dataset.samples import Dataset, Sample
+from .dataset.sightings import FIXED, caption_variants, plain_caption, sighted_caption
 
-RANDOM_CROPS = 4
-"""Cached variants of every picture whose crop is random; each epoch takes the next."""
+PIXELS_AT_ONCE = 1024 * 1024
+"""Pictures of one size go through the VAE together, up to this many pixels, which costs no more memory than one large picture."""
 IN_MEMORY = 2 * 2**30
-"""Bytes of latents that are kept in memory; the rest is read from the cache when its turn comes."""
+"""Bytes of latents, and of text encodings, that are kept in memory; the rest is read from the cache when its turn comes."""
 Advance = Callable[..., None]
+Tensors = dict[str, Tensor]
+Chunk = list[tuple[Sample, View]]
+"""Pictures of one size."""
 
 
 class Pictures(Protocol):
@@ -35,6 +42,38 @@ class Texts(Protocol):
     def identity(self) -> str: ...
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a run needs encoded."""
+
+    pictures: tuple[tuple[Sample, View], ...]
+    """Every picture in every way it will be shown, each once, bucket by bucket."""
+    texts: tuple[str, ...]
+    """Every caption that will be read, each once."""
+
+    def __len__(self) -> int:
+        return len(self.pictures) + len(self.texts)
+
+
+def work_of(plan: Plan, epochs: int) -> Work:
+    """Everything that the steps of so many epochs, and validation, will ask for."""
+    pictures: dict[tuple[object, ...], tuple[Sample, View]] = {}
+    texts: dict[str, None] = {}
+    for row, (number, size, members) in enumerate(plan.buckets):
+        subset, count = plan.dataset.subsets[number], plan.most_sightings(row, epochs)
+        for sample in (subset.samples[index] for index in members):
+            for shown in views(sample, subset.config, size, plan.seed, count):
+                pictures.setdefault((*shown.parts, sample.mask_key), (sample, shown))
+            texts |= dict.fromkeys(caption_variants(sample.caption, subset.config, plan.seed, sample.key, count))
+    for batch in plan.validation:
+        subset = plan.dataset.subsets[batch.subset]
+        for sample in (subset.samples[index] for index in batch.samples):
+            shown = view(sample, subset.config, batch.size, plan.seed, FIXED)
+            pictures.setdefault((*shown.parts, sample.mask_key), (sample, shown))
+            texts[plain_caption(sample.caption, subset.config)] = None
+    return Work(tuple(pictures.values()), (*texts, *(() if "" in texts else ("",))))
+
+
 class Encoded:
     """The latents and texts of a dataset, ready for the loop."""
 
@@ -42,86 +81,125 @@ class Encoded:
         self.dataset, self.seed = dataset, seed
         self._pictures, self._texts, self._cache = pictures, texts, cache
         self._picture_identity, self._text_identity = pictures.identity(), texts.identity()
-        self._latents: OrderedDict[str, Tensor] = OrderedDict()
-        self._held = 0
-        self._conditionings: dict[str, dict[str, Tensor]] = {}
+        self._latents, self._conditionings = _Held(IN_MEMORY), _Held(IN_MEMORY)
 
-    def prepare(self, plan: Plan, epochs: int, advance: Advance) -> None:
-        """Encodes whatever the cache lacks; ``advance(done, preview)`` is called after every picture and may raise to cancel.
+    def prepare(self, work: Work, advance: Advance) -> None:
+        """Encodes whatever the cache lacks; ``advance(done)`` is called after every picture and text and may raise to cancel.
 
         What is encoded already stays in the cache, so a cancelled preparation goes on where it stopped.
         """
-        for done, (sample, shown) in enumerate(self._views(plan, epochs), 1):
-            if self._find_latent(shown) is None:
-                self._encode_picture(sample, shown)
-            advance(done)
-        for sample in self.dataset.samples:
-            self.text(sample.caption or "")
-        self.text("")
+        missing: dict[Size, Chunk] = {}
+        done = 0
+        for sample, shown in work.pictures:
+            if self._cache.has(self._key(sample, shown)):
+                advance(done := done + 1)
+            else:
+                missing.setdefault(shown.size, []).append((sample, shown))
+        for chunk in self._encode(_chunks(missing)):
+            for _ in chunk:
+                advance(done := done + 1)
+        for text in work.texts:
+            if not self._cache.has(self._text_key(text)):
+                self.text(text)
+            advance(done := done + 1)
 
-    def count(self, plan: Plan, epochs: int) -> int:
-        """How often ``prepare`` will advance."""
-        return sum(1 for _ in self._views(plan, epochs))
-
-    def latents(self, batch: Batch, epoch: int) -> tuple[Tensor, list[View]]:
-        """(B, C, H, W) as the VAE gave them, and how each picture was cut."""
+    def latents(self, batch: Batch) -> tuple[Tensor, list[View], Tensor | None]:
+        """(B, C, H, W) as the VAE gave them, how each picture was cut, and loss masks (B, 1, h, w) in 0..1 or None."""
         subset = self.dataset.subsets[batch.subset]
-        out, views = [], []
-        for index in batch.samples:
-            sample = subset.samples[index]
-            shown = view(sample, subset.config, batch.size, self.seed, epoch % RANDOM_CROPS)
-            latent = self._find_latent(shown)
-            out.append(self._encode_picture(sample, shown) if latent is None else latent)
-            views.append(shown)
-        return torch.stack(out), views
+        samples = [subset.samples[index] for index in batch.samples]
+        shown = [view(s, subset.config, batch.size, self.seed, n) for s, n in zip(samples, batch.sightings, strict=True)]
+        found = [self._picture(sample, one) for sample, one in zip(samples, shown, strict=True)]
+        latents = torch.stack([tensors["latent"] for tensors in found])
+        if all("mask" not in tensors for tensors in found):
+            return latents, shown, None
+        everything = torch.ones(1, *latents.shape[-2:])
+        return latents, shown, torch.stack([tensors.get("mask", everything) for tensors in found])
+
+    def captions(self, batch: Batch) -> list[str]:
+        """What each picture of the batch is called this time."""
+        subset = self.dataset.subsets[batch.subset]
+        return [
+            sighted_caption(subset.samples[i].caption, subset.config, self.seed, subset.samples[i].key, n)
+            for i, n in zip(batch.samples, batch.sightings, strict=True)
+        ]
 
     def text(self, caption: str) -> dict[str, Tensor]:
         """The conditioning of a caption, encoded once."""
-        if caption not in self._conditionings:
-            key = cache_key("text", self._text_identity, caption)
-            found = self._cache.get(key)
-            if found is None:
-                found = self._texts.encode(caption)
-                self._cache.put(key, found)
-            self._conditionings[caption] = found
-        return self._conditionings[caption]
-
-    def _views(self, plan: Plan, epochs: int) -> Iterator[tuple[Sample, View]]:
-        """Every picture in every way it will be shown, bucket by bucket."""
-        seen = set()
-        for number, size, members in plan.buckets:
-            subset = self.dataset.subsets[number]
-            for index in members:
-                for variant in range(min(epochs, RANDOM_CROPS) if subset.config.crop == "random" else 1):
-                    shown = view(subset.samples[index], subset.config, size, self.seed, variant)
-                    if shown.parts not in seen:
-                        seen.add(shown.parts)
-                        yield subset.samples[index], shown
-
-    def _key(self, shown: View) -> str:
-        return cache_key("latent", self._picture_identity, shown.parts)
-
-    def _find_latent(self, shown: View) -> Tensor | None:
-        key = self._key(shown)
-        if key in self._latents:
-            return self._latents[key]
-        found = self._cache.get(key)
+        key = self._text_key(caption)
+        found = self._conditionings.get(key) or self._cache.get(key)
         if found is None:
-            return None
-        self._remember(key, found["latent"])
-        return found["latent"]
+            found = self._texts.encode(caption)
+            self._cache.put(key, found)
+        return self._conditionings.keep(key, found)
 
-    def _encode_picture(self, sample: Sample, shown: View) -> Tensor:
-        latent = self._pictures.encode(shown.pixels(sample.path)[None])[0]
-        key = self._key(shown)
-        self._cache.put(key, {"latent": latent})
-        self._remember(key, latent)
-        return latent
+    def _text_key(self, caption: str) -> str:
+        return cache_key("text", self._text_identity, caption)
 
-    def _remember(self, key: str, latent: Tensor) -> None:
-        if self._held + latent.nbytes <= IN_MEMORY:
-            self._latents[key] = latent
-            self._held += latent.nbytes
+    def _key(self, sample: Sample, shown: View) -> str:
+        masked = (sample.mask_key, "alpha" if sample.mask == sample.path else "file") if sample.mask else ()
+        return cache_key("latent", self._picture_identity, shown.parts, *masked)
+
+    def _picture(self, sample: Sample, shown: View) -> Tensors:
+        """Latent and mask of a picture; encoded anew if the cache has lost it meanwhile."""
+        key = self._key(sample, shown)
+        found = self._latents.get(key) or self._cache.get(key)
+        if found is None:
+            list(self._encode([[(sample, shown)]]))
+            found = self._cache.get(key)
+            assert found is not None
+        return self._latents.keep(key, found)
+
+    def _encode(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
+        """Encodes and stores chunk by chunk, yielding each when it is done; the next one is read from the disk meanwhile."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(_read, chunks[0]) if chunks else None
+            for i, chunk in enumerate(chunks):
+                assert ahead is not None
+                pixels = ahead.result()
+                ahead = pool.submit(_read, chunks[i + 1]) if i + 1 < len(chunks) else None
+                latents = self._pictures.encode(pixels)
+                if len(latents) != len(pixels):
+                    # A video VAE takes several pictures for one film.
+                    latents = torch.cat([self._pictures.encode(one[None]) for one in pixels])
+                for (sample, shown), latent in zip(chunk, latents, strict=True):
+                    tensors = {"latent": latent}
+                    if sample.mask:
+                        tensors["mask"] = masks.to_latent_size(shown.mask(sample), (latent.shape[-2], latent.shape[-1]))
+                    self._cache.put(self._key(sample, shown), tensors)
+                yield chunk
+
+
+class _Held:
+    """Tensors in memory, as many as fit."""
+
+    def __init__(self, limit: int):
+        self._limit, self._bytes = limit, 0
+        self._tensors: dict[str, Tensors] = {}
+
+    def get(self, key: str) -> Tensors | None:
+        return self._tensors.get(key)
+
+    def keep(self, key: str, tensors: Tensors) -> Tensors:
+        """``tensors``, held if there is room."""
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if key not in self._tensors and self._bytes + size <= self._limit:
+            self._tensors[key] = tensors
+            self._bytes += size
+        return tensors
+
+
+def _chunks(missing: dict[Size, Chunk]) -> list[Chunk]:
+    """Pictures of one size in groups of at most ``PIXELS_AT_ONCE``."""
+    out = []
+    for (width, height), group in missing.items():
+        count = max(1, PIXELS_AT_ONCE // (width * height))
+        out += [group[i : i + count] for i in range(0, len(group), count)]
+    return out
+
+
+def _read(chunk: Chunk) -> Tensor:
+    """(B, H, W, 3) in 0..1."""
+    return torch.stack([shown.pixels(sample.path) for sample, shown in chunk])
 
 
 def size_conditioning(shown: View) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Below them stand small functions for folders, progress and files. Features are d
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -295,6 +296,38 @@ class TextEncoder:
             return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
 
+class TextWriter:
+    """A loaded CLIP that is a language model with eyes, for writing about pictures."""
+
+    def __init__(self, clip: Any):
+        if not hasattr(clip, "generate"):
+            raise AtelierError("clip: this ComfyUI cannot let a text encoder write. Update ComfyUI, or choose another captioner.")
+        if not _writes(clip.cond_stage_model):
+            raise AtelierError(
+                f"clip: {type(clip.cond_stage_model).__name__} only reads text. Connect a language model that sees pictures, "
+                "such as Qwen3-VL or Gemma 3, or choose another captioner."
+            )
+        self.clip = clip
+
+    def write(self, pixels: Tensor, question: str, max_length: int) -> str:
+        """The most probable answer, of at most ``max_length`` tokens, about ``pixels`` (1, H, W, 3) in 0..1."""
+        with torch.inference_mode():
+            tokens = self.clip.tokenize(question, image=pixels, skip_template=False, min_length=1, thinking=False)
+            if not any(isinstance(token[0], dict) for rows in tokens.values() for row in rows for token in row):
+                raise AtelierError(
+                    f"clip: {type(self.clip.tokenizer).__name__} takes no pictures. Connect a language model that sees pictures, "
+                    "such as Qwen3-VL or Gemma 3, or choose another captioner."
+                )
+            return self.clip.decode(self.clip.generate(tokens, do_sample=False, max_length=max_length))
+
+
+def _writes(model: nn.Module) -> bool:
+    """Whether a text encoder can generate: the host's wrapper has the method for all, the model in it only if it can."""
+    inner = getattr(model, str(getattr(model, "clip", "")), None)
+    transformer = getattr(inner, "transformer", None)
+    return hasattr(model, "generate") and (transformer is None or hasattr(transformer, "generate"))
+
+
 class PictureCodec:
     """A loaded VAE."""
 
@@ -433,6 +466,14 @@ def torch_device() -> torch.device:
 
 
 def free_memory() -> None:
+    """Give back what models that are no longer used have held."""
+    gc.collect()
+    comfy.model_management.soft_empty_cache()
+
+
+def make_room(needed: int, device: torch.device) -> None:
+    """Unload so many of the host's models from the device that ``needed`` bytes are free; it loads them again when asked."""
+    comfy.model_management.free_memory(needed, device)
     comfy.model_management.soft_empty_cache()
 
 

@@ -18,7 +18,8 @@ from .dataset.cache import TensorCache, cache_key
 from .dataset.plan import Plan
 from .dataset.samples import Dataset
 from .dataset.scan import refresh_captions
-from .encode import Encoded
+from .dataset.sightings import trained_captions
+from .encode import Encoded, Work, work_of
 from .errors import AtelierError
 from .grid.plan import Epochs
 from .grid.render import to_picture
@@ -79,10 +80,11 @@ def run_training(
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
     dataset = refresh_captions(dataset)
-    if all(sample.caption is None for sample in dataset.samples):
+    trained = [subset for subset in dataset.subsets if subset.config.role == "training"]
+    if trained and all(sample.caption is None for subset in trained for sample in subset.samples):
         raise AtelierError(
             "dataset: no picture has a caption. Put an Auto Caption node between Load Dataset and Train LoRA, or write a "
-            f"{dataset.subsets[0].config.caption_extension} file beside each picture."
+            f"{trained[0].config.caption_extension} file beside each picture."
         )
     model = model.for_training(DTYPES.get(config.precision))
     plan = Plan(dataset, config.seed)
@@ -98,14 +100,14 @@ def run_training(
     if not run.finished():
         run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family)
         log.info("training %s: %s\n%s\n%d steps, %d layers", run.name, config, plan.describe(), total, len(layers))
-        _encode(encoded, plan, plan.epochs_for(total), show)
+        _encode(encoded, work_of(plan, plan.epochs_for(total)), show)
         adapter = Adapter.fresh(layers, config.network, config.seed).to(model.device)
         saver = _Saver(run, adapter, model, text, codec, config, dataset, plan, names, preview, graph, total)
         _train(model, layers, adapter, encoded, plan, config, run, saver, total, show)
     saved = run.saved()
     files = tuple(s for s in saved if s.kind != "moment")
     return Trained(
-        epochs=Epochs(run.name, model.family, files, tuple(s.caption or "" for s in dataset.samples)),
+        epochs=Epochs(run.name, model.family, files, trained_captions(dataset)),
         tensors=load_file(saved[-1].path),
         losses=[row["loss"] for row in run.cut_history(total)],
     )
@@ -116,16 +118,16 @@ def _outcome(config: TrainingConfig) -> dict[str, Any]:
     return {k: v for k, v in to_dict(config).items() if k not in ("name", "comment")}
 
 
-def _encode(encoded: Encoded, plan: Plan, epochs: int, show: Callable[[str], None]) -> None:
-    count = encoded.count(plan, epochs)
+def _encode(encoded: Encoded, work: Work, show: Callable[[str], None]) -> None:
+    count = len(work)
     advance = host.progress(count)
 
     def step(done: int) -> None:
         advance(done)
         if done % 10 == 0 or done == count:
-            show(f"preparing pictures: {done} of {count}")
+            show(f"preparing pictures and captions: {done} of {count}")
 
-    encoded.prepare(plan, epochs, step)
+    encoded.prepare(work, step)
 
 
 def _train(
@@ -208,7 +210,7 @@ class _Saver:
         from PIL.PngImagePlugin import PngInfo
 
         p = self.preview
-        prompt = p.prompt or next((s.caption for s in self.dataset.samples if s.caption), "")
+        prompt = p.prompt or next((caption for caption in trained_captions(self.dataset) if caption), "")
         width, height = self.plan.buckets[0][1]
         cells = self.codec.downscale
         with self.adapter.attached(self.model.layers()):

@@ -151,20 +151,22 @@ def train(
                 while step < end:
                     watcher.check()
                     batch = plan.batch(step)
-                    latents, views = encoded.latents(batch, epoch)
+                    subset = plan.dataset.subsets[batch.subset].config
+                    latents, views, mask = encoded.latents(batch)
                     x0 = model.latents_in(latents.to(model.device))
                     draw = noises.step_generator(config.seed, step)
                     sigma = levels.draw(len(x0), (x0.shape[-2], x0.shape[-1]), draw).to(model.device)
                     noise = torch.randn(x0.shape, generator=draw).to(model.device)
                     x = noises.noisy(model.prediction, x0, noise, sigma)
-                    captions = [plan.dataset.subsets[batch.subset].samples[i].caption or "" for i in batch.samples]
                     conditions = [
                         model.condition(encoded.text(caption), x[i : i + 1], size_conditioning(shown))
-                        for i, (caption, shown) in enumerate(zip(captions, views, strict=True))
+                        for i, (caption, shown) in enumerate(zip(encoded.captions(batch), views, strict=True))
                     ]
 
                     answer = model.predict(x, sigma, conditions)
-                    loss = losses.batch_loss(answer, noises.target(model.prediction, x0, noise, sigma))
+                    wanted = noises.target(model.prediction, x0, noise, sigma)
+                    mask = mask.to(model.device) if mask is not None else None
+                    loss = losses.batch_loss(answer, wanted, mask, subset.mask_floor, subset.loss_weight)
                     scaler.scale(loss).backward()
 
                     scaler.unscale_(optimizer)

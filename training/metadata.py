@@ -60,7 +60,10 @@ def describe(
         "ss_max_train_steps": total_steps,
         "ss_seed": config.seed,
         "ss_mixed_precision": config.precision,
-        "ss_num_train_images": sum(len(s.samples) * s.repeats for s in dataset.subsets),
+        "ss_num_train_images": _sightings(plan, "training"),
+        "ss_num_reg_images": _sightings(plan, "regularisation"),
+        "ss_num_validation_images": sum(len(batch.samples) for batch in plan.validation),
+        "ss_prior_loss_weight": next((s.config.loss_weight for s in dataset.subsets if s.config.role == "regularisation"), 1.0),
         "ss_num_batches_per_epoch": plan.steps_per_epoch,
         "ss_datasets": [_subset_summary(s) for s in dataset.subsets],
         "ss_bucket_info": _bucket_info(plan),
@@ -112,8 +115,23 @@ def _subset_summary(subset: Any) -> dict[str, Any]:
         "batch_size_per_device": settings["batch_size"],
         "num_train_images": len(subset.samples) * subset.repeats,
         "enable_bucket": settings["buckets"],
-        "subsets": [{"img_count": len(subset.samples), "num_repeats": subset.repeats, "image_dir": settings["folder"]}],
-    }
+        "subsets": [
+            {
+                "img_count": len(subset.samples), "num_repeats": subset.repeats, "image_dir": settings["folder"],
+                "is_reg": settings["role"] == "regularisation", "class_tokens": subset.class_caption,
+                "flip_aug": settings["flip"], "random_crop": settings["crop"] == "random",
+                "shuffle_caption": settings["shuffle_captions"], "keep_tokens": settings["keep_tokens"],
+                "caption_dropout_rate": settings["caption_dropout"], "caption_tag_dropout_rate": settings["tag_dropout"],
+                "caption_prefix": settings["caption_prefix"], "caption_suffix": settings["caption_suffix"],
+                "role": settings["role"], "loss_weight": settings["loss_weight"],
+            }
+        ],
+    }  # fmt: skip
+
+
+def _sightings(plan: Plan, role: str) -> int:
+    """Pictures of this role shown per epoch, repeats included."""
+    return sum(row.sightings for row in plan.bucket_table() if plan.dataset.subsets[row.subset].config.role == role)
 
 
 def _bucket_info(plan: Plan) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lora_atelier.tests.training.captioning import tiny_blip
+from lora_atelier.tests.training.captioning import tiny_blip, tiny_tagger
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import scan
@@ -62,7 +62,7 @@ def test_a_model_describes_the_pictures(node, models, dataset):
     import torch
 
     tiny_blip.build_blip(models / "tiny")
-    assert node.define_schema().inputs[1].options == ["file name", "tiny"]
+    assert node.define_schema().inputs[1].options == ["file name", "existing captions", "connected clip", "tiny"]
     with torch.inference_mode():
         output = node.execute(dataset, **{**WIDGETS, "captioner": "tiny", "trigger": "ohwx", "prompt": "a photo of"})
     for sample in output.result[0].samples:
@@ -71,17 +71,28 @@ def test_a_model_describes_the_pictures(node, models, dataset):
 
 
 def test_cancel_keeps_what_is_written(node, models, dataset):
-    """The person presses cancel before the first batch is done; the host raises its own interrupt after it."""
+    """The person sees the third picture and presses cancel."""
     import comfy.model_management as management
+    import comfy.utils
 
-    management.interrupt_current_processing(True)
+    shown = []
+
+    def bar(value, total, preview, **more):
+        shown.append((value, total, preview[1].size))
+        management.interrupt_current_processing(value == 2)
+
+    tiny_blip.build_blip(models / "tiny")
+    earlier = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(bar)
     try:
         with pytest.raises(management.InterruptProcessingException):
-            node.execute(dataset, **WIDGETS)
+            node.execute(dataset, **{**WIDGETS, "captioner": "tiny"})
     finally:
+        comfy.utils.set_progress_bar_global_hook(earlier)
         management.interrupt_current_processing(False)
     folder = next(dataset.samples).path.parent
     assert sorted(path.name for path in folder.glob("*.txt")) == ["cat-face.txt", "crab.txt"]
+    assert shown == [(0, 3, (40, 40)), (2, 3, (40, 40))]
 
 
 def test_a_captioner_that_is_not_there_is_named(node, models, dataset):
@@ -94,7 +105,17 @@ def test_a_captioner_that_is_not_there_is_named(node, models, dataset):
 
 @pytest.mark.parametrize(
     ("widget", "value", "message"),
-    [("pattern", "{nmae}", "pattern: {nmae}"), ("max_length", 1, "max length: 1")],
+    [
+        ("pattern", "{nmae}", "pattern: {nmae}"),
+        ("max_length", 1, "max length: 1"),
+        ("replace", "cat", "replace: line 1"),
+        ("general_threshold", 1.5, "general_threshold: 1.5"),
+        ("character_threshold", -1, "character_threshold: -1"),
+        ("order", "by length", "order: 'by length'"),
+        ("captioner", "connected clip", "captioner: 'connected clip' needs a language model at the input clip"),
+        ("captioner", "existing captions", "mode: 'fill missing' leaves existing captions as they are"),
+        ("download", True, "hub_id: '' is no model's name"),
+    ],
 )
 def test_a_widget_that_cannot_work_is_named_and_nothing_is_written(node, models, dataset, widget, value, message):
     with pytest.raises(AtelierError, match=message):
@@ -105,3 +126,88 @@ def test_a_widget_that_cannot_work_is_named_and_nothing_is_written(node, models,
 def test_the_help_page_names_every_widget(node, root: Path):
     page = (root / "js" / "docs" / "AutoCaption.md").read_text(encoding="utf-8")
     assert [entry.id for entry in node.GET_SCHEMA().inputs if f"`{entry.id}`" not in page] == []
+
+
+def test_inputs_that_came_later_stand_behind_the_first_and_are_optional(node):
+    """A workflow saved before keeps its values in their places, and a prompt without the new inputs is accepted."""
+    inputs = node.GET_SCHEMA().inputs
+    assert [entry.id for entry in inputs[:11]] == ["dataset", *WIDGETS]
+    assert all(entry.optional for entry in inputs[11:]) and not any(entry.optional for entry in inputs[:11])
+
+
+def test_text_work_on_existing_captions(node, models, dataset):
+    """Recipe R3's tag work, through the widgets."""
+    folder = next(dataset.samples).path.parent
+    (folder / "crab.txt").write_text("crab, red_shell, ^_^, crab, a sea")
+    (folder / "hot-dog.txt").write_text("bun, crab")
+    widgets = {
+        **WIDGETS, "captioner": "existing captions", "mode": "overwrite", "trigger": "ohwx", "suffix": ", flat",
+        "replace": "a -> the", "remove_tags": "red *", "deduplicate": True,
+        "order": "by frequency", "underscores": "spaces everywhere",
+    }  # fmt: skip
+    preview = node.execute(dataset, **widgets, dry_run=True).ui["text"][0]
+    assert "| crab.png | crab, red_shell, ^_^, crab, a sea | ohwx, crab, ^_^, the sea, flat |" in preview
+    assert (folder / "crab.txt").read_text() == "crab, red_shell, ^_^, crab, a sea"
+    output = node.execute(dataset, **widgets)
+    assert [s.caption for s in output.result[0].samples] == [None, "ohwx, crab, ^_^, the sea, flat", "ohwx, crab, bun, flat"]
+    assert "| crab | 2 |" in output.ui["text"][0]
+
+
+def test_without_the_choice_nothing_is_ever_fetched(node, models, dataset, monkeypatch):
+    """Every captioner that reads a folder, with a hub id typed in but download off: no connection is even tried."""
+    import socket
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    tiny_blip.build_blip(models / "tiny")
+    node.execute(dataset, **{**WIDGETS, "captioner": "tiny"}, hub_id="Salesforce/blip-image-captioning-base", download=False)
+    tiny_blip.build_blip(models / "half")
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "processor_config.json"):
+        (models / "half" / name).unlink(missing_ok=True)
+    with pytest.raises(AtelierError, match="captioner: half cannot be loaded"):
+        node.execute(dataset, **{**WIDGETS, "captioner": "half", "mode": "overwrite"}, hub_id="owner/model", download=False)
+    assert sorted(path.name for path in models.iterdir()) == ["half", "tiny"]
+
+
+def test_when_download_is_chosen_and_fails_one_sentence_says_so(node, models, dataset, monkeypatch):
+    import socket
+
+    def no_network(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    with pytest.raises(AtelierError, match=r"download: owner/model could not be fetched from the hub .* put the model's folder"):
+        node.execute(dataset, **WIDGETS, hub_id="owner/model", download=True)
+    assert not list(next(dataset.samples).path.parent.glob("*.txt"))
+    assert node.define_schema().inputs[1].options == ["file name", "existing captions", "connected clip"]
+
+
+def test_a_model_is_gone_afterwards(node, models, dataset):
+    import gc
+
+    from transformers import BlipForConditionalGeneration
+
+    tiny_blip.build_blip(models / "tiny")
+    gc.collect()
+    before = sum(type(thing) is BlipForConditionalGeneration for thing in gc.get_objects())
+    node.execute(dataset, **{**WIDGETS, "captioner": "tiny"}, device="cpu")
+    assert sum(type(thing) is BlipForConditionalGeneration for thing in gc.get_objects()) == before
+
+
+def test_a_tagger_through_the_widgets(node, models, dataset):
+    """Underscores become spaces in tags without being asked, and the blacklist is heard."""
+    folder = tiny_tagger.build_tagger(models / "wd").parent
+    assert node.define_schema().inputs[1].options[-1] == "wd" and folder == models
+    for sample in dataset.samples:
+        Image.new("RGB", (8, 8), (255, 204, 0)).save(sample.path)
+    widgets = {**WIDGETS, "captioner": "wd", "trigger": "ohwx", "rating": True, "blacklist": "red thing"}
+    captions = [sample.caption for sample in node.execute(dataset, **widgets).result[0].samples]
+    assert captions == ["ohwx, sensitive, green thing"] * 3
+    kept = node.execute(
+        dataset, **{**widgets, "mode": "overwrite", "underscores": "keep", "general_threshold": 0.9, "blacklist": ""}
+    )
+    assert [sample.caption for sample in kept.result[0].samples] == ["ohwx, sensitive, red_thing"] * 3

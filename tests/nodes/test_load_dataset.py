@@ -140,3 +140,34 @@ def test_a_broken_picture_is_named_however_many_there_are(node, folder):
 def test_the_help_page_names_every_widget(node, root: Path):
     page = (root / "js" / "docs" / "LoadDataset.md").read_text(encoding="utf-8")
     assert [entry.id for entry in node.GET_SCHEMA().inputs if f"`{entry.id}`" not in page] == []
+
+
+def test_later_widgets_stand_behind_the_first_ones_and_may_be_missing(node, folder):
+    """The order of widgets is how saved workflows store their values, and an older prompt doesn't name the later ones."""
+    names = [entry.id for entry in node.GET_SCHEMA().inputs]
+    assert names[: len(WIDGETS) + 2] == ["folder", *WIDGETS, "dataset"]
+    assert all(entry.optional for entry in node.GET_SCHEMA().inputs[len(WIDGETS) + 1 :])
+
+
+def test_the_widgets_defaults_are_those_of_the_settings(node, folder):
+    from lora_atelier.training.config import SubsetConfig
+
+    plain = SubsetConfig("input/shapes")
+    for entry in node.GET_SCHEMA().inputs[1:]:
+        if hasattr(entry, "default"):
+            assert entry.default == getattr(plain, entry.id), entry.id
+
+
+def test_roles_captions_and_remarks_reach_the_node(node, folder):
+    output = node.execute(
+        "input/shapes", **WIDGETS, role="regularisation", captions=False, class_caption="a shape", loss_weight=0.5, flip=True
+    )
+    (subset,) = output.result[0].subsets
+    assert (subset.config.role, subset.config.loss_weight, subset.config.flip) == ("regularisation", 0.5, True)
+    assert {sample.caption for sample in subset.samples} == {"a shape"}
+    (text,) = output.ui["text"]
+    assert "no training pictures yet: connect this node" in text
+    assert "Note: 2 pictures smaller than the bucket, enlarged at most 2.0 times." in text
+    assert [row["name"] for row in output.ui["pictures"]] == ["red square.png", "tall.png", "wide.png"]
+    both = node.execute("input/shapes", **WIDGETS, dataset=output.result[0])
+    assert "no picture is left" not in both.ui["text"][0] and "for regularisation" in both.ui["text"][0]

@@ -198,6 +198,30 @@ def test_the_state_is_saved_within_an_epoch_too(tiny, dataset, monkeypatch):
     assert all(torch.equal(whole.tensors[k], cut.tensors[k]) for k in whole.tensors)
 
 
+def test_what_is_left_to_chance_comes_again_after_a_cancel(tiny, dataset, monkeypatch, interrupt):
+    """Flips, random crops, shuffled and dropped captions, masks, a prior and held-out pictures, cut in the middle of an epoch."""
+    folder = dataset.subsets[0].samples[0].path.parent
+    shared = {"resolution": 64, "bucket_step": 32, "flip": True, "crop": "random", "masks": "alpha", "mask_floor": 0.2}
+    chance = {"shuffle_captions": True, "tag_dropout": 0.3, "caption_dropout": 0.2, "caption_suffix": ", red, round"}
+    mixed = Dataset(
+        scan.scan(folder, SubsetConfig("input/a", batch_size=2, repeats=2, validation_share=0.2, **shared, **chance))
+        + scan.scan(folder, SubsetConfig("input/b", role="regularisation", class_caption="thing", loss_weight=0.5, **shared))
+    )
+    t = tiny("sd3")
+    whole = go(t, mixed, recipe("whole", length=LengthConfig(epochs=2)))
+    only_training_checks(monkeypatch)
+    with monkeypatch.context() as patch:
+        Stop(patch, 6, interrupt)
+        with pytest.raises(type(interrupt)):
+            go(t, mixed, recipe("pieces", length=LengthConfig(epochs=2)))
+    pieces = go(t, mixed, recipe("pieces", length=LengthConfig(epochs=2)))
+    assert pieces.losses == whole.losses and all(torch.equal(whole.tensors[k], pieces.tensors[k]) for k in whole.tensors)
+    with safe_open(pieces.epochs.files[-1].path, framework="pt") as file:
+        metadata = file.metadata()
+    numbers = [metadata[f"ss_num_{name}_images"] for name in ("train", "reg", "validation")]
+    assert numbers == ["8", "8", "1"], "4 of 5 pictures x 2, as many of the prior, 1 held out"
+
+
 def test_a_finished_run_is_handed_on_without_training_again(tiny, dataset, monkeypatch):
     t = tiny("sd3")
     first = go(t, dataset, recipe())
@@ -220,7 +244,7 @@ def test_lost_numbers_stop_the_run_and_keep_the_last_good_file(tiny, dataset, mo
     t = tiny("sd3")
     real = loop.losses.batch_loss
     count = iter(range(100))
-    monkeypatch.setattr(loop.losses, "batch_loss", lambda a, w: real(a, w) * (float("nan") if next(count) == 4 else 1.0))
+    monkeypatch.setattr(loop.losses, "batch_loss", lambda *given: real(*given) * (float("nan") if next(count) == 4 else 1.0))
     with pytest.raises(AtelierError, match=r"NaN.*step 5.*learning rate"):
         go(t, dataset, recipe())
     kept = sorted(p.name for p in (host.loras_folder() / "tiny").iterdir())

@@ -8,23 +8,40 @@ from typing import TYPE_CHECKING
 
 from ..errors import AtelierError
 from .settings import GenerationSettings as GenerationSettings
+from .settings import TaggerSettings as TaggerSettings
 
 if TYPE_CHECKING:
     import torch
 
+    from .connected import Writer
     from .protocol import Captioner
 
 FILE_NAME = "file name"
-"""The captioner that needs no model."""
+EXISTING = "existing captions"
+CONNECTED = "connected clip"
+WITHOUT_FOLDER = (FILE_NAME, EXISTING, CONNECTED)
+"""Captioners that need no model's folder."""
+BY_DEFAULT = TaggerSettings()
 
 
 def list_captioners(folder: Path) -> list[str]:
-    """Names of the captioners: "file name", then the sub-folders of ``folder`` that hold a model's ``config.json``."""
+    """Names of the captioners: those without a folder, then the sub-folders of ``folder`` that hold a model."""
     try:
-        models = sorted((entry.name for entry in folder.iterdir() if (entry / "config.json").is_file()), key=str.casefold)
+        models = sorted((entry.name for entry in folder.iterdir() if _is_model(entry)), key=str.casefold)
     except OSError:
         models = []
-    return [FILE_NAME, *models]
+    return [*WITHOUT_FOLDER, *models]
+
+
+def _is_model(folder: Path) -> bool:
+    """Hidden folders are downloads under way."""
+    if folder.name.startswith(".") or not folder.is_dir():
+        return False
+    return (folder / "config.json").is_file() or is_tagger(folder)
+
+
+def is_tagger(folder: Path) -> bool:
+    return any(folder.glob("*.onnx"))
 
 
 def model_type(folder: Path) -> str:
@@ -36,12 +53,30 @@ def model_type(folder: Path) -> str:
         raise AtelierError(
             f"captioner: there is no {path}. Put a model's folder into {folder.parent}, or choose another."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise AtelierError(
+            f"captioner: {path} names no model_type. Only models for transformers can be used, and taggers."
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
         raise AtelierError(f"captioner: {path} cannot be read. Download the model's files again.") from error
 
 
-def load(name: str, folder: Path, pattern: str, settings: GenerationSettings, device: torch.device) -> Captioner:
-    """The captioner ``name``: "file name" with ``pattern``, or the model in ``folder / name`` with ``settings``.
+def weight_bytes(folder: Path) -> int:
+    """The size of the weights on the disk."""
+    return sum(path.stat().st_size for kind in ("*.safetensors", "*.onnx") for path in folder.glob(kind))
+
+
+def load(
+    name: str,
+    folder: Path,
+    pattern: str,
+    settings: GenerationSettings,
+    device: torch.device,
+    tagger: TaggerSettings = BY_DEFAULT,
+    writer: Writer | None = None,
+) -> Captioner:
+    """The captioner ``name``: "file name" with ``pattern``, "existing captions", "connected clip" with ``writer``, or the
+    model in ``folder / name`` with ``settings`` (a tagger with ``tagger``).
 
     Raises AtelierError naming the widget or the folder: an unknown name, a kind of model that is not supported, weights that are
     not safetensors, a damaged file.
@@ -50,17 +85,39 @@ def load(name: str, folder: Path, pattern: str, settings: GenerationSettings, de
         from .file_name import FileNameCaptioner
 
         return FileNameCaptioner(pattern)
+    if name == EXISTING:
+        from .existing import ExistingCaptioner
+
+        return ExistingCaptioner()
+    if name == CONNECTED:
+        from .connected import ConnectedCaptioner
+
+        if writer is None:
+            raise AtelierError(
+                f"captioner: {CONNECTED!r} needs a language model at the input clip. Connect one, or choose another."
+            )
+        return ConnectedCaptioner(writer, settings)
     if name not in list_captioners(folder):
         raise AtelierError(f"captioner: {name!r} is not in {folder}. Put the model's folder there, or choose another captioner.")
-    from . import blip
+    if is_tagger(folder / name):
+        from .tagger import Tagger
 
-    path = folder / name
-    kind = model_type(path)
-    if kind not in blip.MODEL_TYPES:
-        raise AtelierError(f"captioner: {name} is a {kind!r} model; supported are {' and '.join(blip.MODEL_TYPES)}.")
-    if not any(path.glob("*.safetensors")):
+        return Tagger(folder / name, tagger, device)
+    return _language_model(folder / name, settings, device)
+
+
+def _language_model(path: Path, settings: GenerationSettings, device: torch.device) -> Captioner:
+    from . import blip, chat, florence
+    from .pretrained import refuse_unreadable
+
+    kind, known = model_type(path), (*blip.MODEL_TYPES, *florence.MODEL_TYPES, *chat.MODEL_TYPES)
+    if kind not in known:
         raise AtelierError(
-            f"captioner: {name} has no safetensors weights. Files like pytorch_model.bin can run code when they are loaded and "
-            f"are never read here; put the model's .safetensors file into {path}."
+            f"captioner: {path.name} is a {kind!r} model; supported are {', '.join(known)}, and taggers in ONNX form."
         )
-    return blip.BlipCaptioner(path, settings, device)
+    refuse_unreadable(path, kind)
+    if kind in florence.MODEL_TYPES:
+        return florence.FlorenceCaptioner(path, settings, device)
+    if kind in chat.MODEL_TYPES:
+        return chat.ChatCaptioner(path, settings, device)
+    return blip.BlipCaptioner(path, kind, settings, device)

@@ -11,6 +11,8 @@ from .protocol import Picture
 class FileNameCaptioner:
     """``pattern`` with {name} (the file name in words) and {folder} (the class text of the folder, or its name)."""
 
+    looks = False
+
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
 

@@ -1,4 +1,4 @@
-"""Captioning a dataset: what is missing is written beside the pictures, batch by batch."""
+"""Captioning a dataset: the texts are written beside the pictures, batch by batch."""
 
 from __future__ import annotations
 
@@ -7,84 +7,132 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..dataset.captions import caption_path, read_caption, with_prefix, with_trigger, write_caption
-from ..dataset.samples import Dataset, counted
+from ..dataset.captions import caption_path, read_caption, write_caption
+from ..dataset.samples import Dataset
 from ..dataset.scan import refresh_captions
 from ..dataset.stamps import remember, stamp
 from .protocol import Captioner, Picture
+from .report import Change, Report
+from .text import TextWork, appended, by_frequency
 
-Mode = Literal["fill missing", "overwrite"]
+Mode = Literal["fill missing", "overwrite", "append"]
+MODES: tuple[Mode, ...] = ("fill missing", "overwrite", "append")
 Advance = Callable[..., None]
 """``advance(done, preview)``; may raise to cancel."""
+UNCHANGED = TextWork()
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was done to the caption files."""
+class Task:
+    """One caption file and the picture that it describes."""
 
-    written: tuple[Path, ...]
-    kept: int
-    """Pictures whose caption file was there already."""
-    empty: tuple[Path, ...]
-    """Pictures for which the captioner found no words; nothing was written for them."""
+    picture: Path
+    class_caption: str
+    file: Path
+    before: str | None
+    """What the file says; None without a file."""
+    note: str | None = None
+    """A word on the file's encoding."""
 
-    def describe(self, dataset: Dataset, examples: int = 5) -> str:
-        """Counts, then a few of the captions."""
-        lines = [f"{counted(len(self.written), 'caption')} written, {self.kept} kept"]
-        if self.empty:
-            lines.append(f"Note: no words were found for {', '.join(path.name for path in self.empty[:examples])}")
-        shown = {sample.path: sample.caption for sample in dataset.samples if sample.caption is not None}
-        lines += [f"{path.name}: {caption}" for path, caption in list(shown.items())[:examples]]
-        if len(shown) > examples:
-            lines.append(f"and {len(shown) - examples} more")
-        return "\n".join(lines)
+    def fresh(self) -> Picture:
+        """Without pixels, so that those of earlier batches are not kept."""
+        return Picture(self.picture, self.class_caption, self.before)
 
 
-def missing(dataset: Dataset, mode: Mode) -> tuple[list[tuple[Picture, Path]], int]:
-    """((picture, caption file) to be written, number kept).
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do, as the files on the disk say it now."""
+
+    work: tuple[Task, ...]
+    kept: tuple[Task, ...]
+    """Those whose caption file is left as it is."""
+
+
+def plan(dataset: Dataset, mode: Mode) -> Plan:
+    """Every caption file once, sorted into work and kept; AtelierError naming a caption file that cannot be read.
 
     Files on the disk decide, not the dataset, whose captions may be older. A caption file that several pictures or subsets share
-    is written once. An empty file is a caption that somebody left empty, and is kept.
+    is written once. An empty file is a caption that somebody left empty, and is kept unless the mode is "overwrite".
     """
-    files: dict[Path, Picture] = {}
+    tasks: dict[Path, Task] = {}
     for subset in dataset.subsets:
         for sample in subset.samples:
             file = caption_path(sample.path, subset.config.caption_extension)
-            files.setdefault(file, Picture(sample.path, subset.class_caption or ""))
-    work = [(picture, file) for file, picture in files.items() if mode == "overwrite" or read_caption(file)[0] is None]
-    return work, len(files) - len(work)
+            if file in tasks:
+                continue
+            before, note = read_caption(file)
+            tasks[file] = Task(sample.path, subset.class_caption or "", file, before, note)
+    work: list[Task] = []
+    kept: list[Task] = []
+    for task in tasks.values():
+        is_kept = {"fill missing": task.before is not None, "append": task.before == "", "overwrite": False}[mode]
+        (kept if is_kept else work).append(task)
+    return Plan(tuple(work), tuple(kept))
 
 
 def fill(
     dataset: Dataset,
     captioner: Captioner,
     mode: Mode = "fill missing",
-    prefix: str = "",
-    trigger: str = "",
+    text: TextWork = UNCHANGED,
     batch_size: int = 1,
     progress: Callable[[int], Advance] | None = None,
+    show: Callable[[str], None] | None = None,
+    dry_run: bool = False,
 ) -> tuple[Dataset, Report]:
     """Write the captions, and return the dataset with the captions that are on the disk then.
 
-    A caption is ``trigger``, then ``prefix`` followed by the captioner's text. ``progress(total)`` gives the function that is
-    called after every batch; when it raises, what is written stays.
+    ``progress(total)`` gives the function that is called before every batch with its first picture, and after the last; when it
+    raises, what is written stays. ``show`` gets the name of the picture that is looked at. A dry run does everything but write.
     """
-    work, kept = missing(dataset, mode)
-    advance = progress(len(work)) if progress and work else None
-    written: list[Path] = []
+    todo = plan(dataset, mode)
+    advance = progress(len(todo.work)) if progress and todo.work else None
+    bodies: dict[Task, str] = {}
+    finals: dict[Task, str] = {}
     empty: list[Path] = []
-    for start in range(0, len(work), batch_size):
-        # Fresh pictures, so that the pixels of earlier batches are not kept.
-        batch = [(Picture(picture.path, picture.class_caption), file) for picture, file in work[start : start + batch_size]]
-        texts = captioner.caption([picture for picture, _ in batch])
-        for (picture, file), text in zip(batch, texts, strict=True):
-            if not text.strip():
-                empty.append(picture.path)
-                continue
-            before = stamp(file)
-            write_caption(file, with_trigger(trigger, with_prefix(prefix, text.strip())))
-            remember(file, before)
-            written.append(file)
+    for start in range(0, len(todo.work), batch_size):
+        batch = [(task, task.fresh()) for task in todo.work[start : start + batch_size]]
         if advance:
-            advance(start + len(batch), batch[0][0].seen)
-    return refresh_captions(dataset), Report(tuple(written), kept, tuple(empty))
+            advance(start, batch[0][1].image if captioner.looks else None)
+        if show:
+            show(f"{batch[0][0].picture.name} ({start + 1} of {len(todo.work)})")
+        words = captioner.caption([picture for _, picture in batch])
+        for (task, _), said in zip(batch, words, strict=True):
+            if not said.strip():
+                empty.append(task.picture)
+                continue
+            bodies[task] = text.body(_with_existing(task, text, said, mode))
+            finals[task] = text.framed(bodies[task])
+            # A file in another encoding is written anew even when its words stay.
+            _put(task.file, None if task.note else task.before, finals[task], dry_run)
+    if advance:
+        advance(len(todo.work))
+    if text.order == "by frequency":
+        others = [text.bare(task.before or "") for task in todo.kept]
+        for task, ordered in zip(bodies, by_frequency([*bodies.values(), *others]), strict=False):
+            before, finals[task] = finals[task], text.framed(ordered)
+            _put(task.file, before, finals[task], dry_run)
+    changes = tuple(Change(task.picture, task.file, task.before, final) for task, final in finals.items())
+    notes = [task.note for task in (*todo.kept, *todo.work) if task.note and (dry_run or task not in finals)]
+    notes += [f"{task.note.partition(';')[0]} and written anew as UTF-8." for task in finals if task.note and not dry_run]
+    report = Report(changes, len(todo.kept), tuple(empty), tuple(notes), dry_run)
+    after = refresh_captions(dataset)
+    if dry_run:
+        report = report.foreseeing(after)
+    return after, report
+
+
+def _with_existing(task: Task, text: TextWork, said: str, mode: Mode) -> str:
+    """The words to work on: behind what is there already when appending, and without the frame of an earlier run."""
+    if mode == "append":
+        return appended(text.bare(task.before or ""), said.strip())
+    return text.bare(said)
+
+
+def _put(file: Path, before: str | None, caption: str, dry_run: bool) -> None:
+    """Write a caption that differs from what the file says."""
+    if dry_run or before == caption:
+        return
+    earlier = stamp(file)
+    write_caption(file, caption)
+    remember(file, earlier)

@@ -20,20 +20,22 @@ class Picture:
     path: Path
     class_caption: str = ""
     """Text after the first ``_`` of an ``N_name`` folder, if there is one."""
+    caption: str | None = None
+    """What its caption file says; None without a file."""
 
     @cached_property
     def image(self) -> Image.Image:
         """The picture in RGB; AtelierError naming the file if it is broken."""
         return open_picture(self.path)
 
-    @property
-    def seen(self) -> Image.Image | None:
-        """The pixels if somebody has looked at them, for a preview that costs nothing."""
-        return self.__dict__.get("image")
-
 
 class Captioner(Protocol):
     """One way of describing pictures."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether it reads the pixels, so that they can be shown at no cost."""
+        ...
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:
         """One text for each picture, in order."""

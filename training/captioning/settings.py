@@ -1,4 +1,4 @@
-"""How a language model is asked."""
+"""How a captioner is asked."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..errors import AtelierError
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Beam search settings; lengths are in tokens of the model and don't count the prompt."""
+    """Beam search settings of a language model; lengths are in tokens of the model and don't count the prompt."""
 
     prompt: str = ""
-    """The text that the model continues; its answer begins with it."""
+    """BLIP: the text that the model continues; its answer begins with it. Others: what they are asked."""
     beams: int = 4
     min_length: int = 5
     max_length: int = 75
@@ -25,3 +25,22 @@ class GenerationSettings:
                 f"max length: {self.max_length} tokens cannot hold a caption of at least {self.min_length} tokens; "
                 "raise it, or lower min length."
             )
+
+
+@dataclass(frozen=True)
+class TaggerSettings:
+    """Which of a tagger's tags are taken; probabilities are between 0 and 1."""
+
+    general: float = 0.6
+    """A tag is taken from this probability on."""
+    character: float = 0.6
+    """The same for names of characters."""
+    rating: bool = False
+    """Whether the most probable rating is a tag too."""
+    blacklist: tuple[str, ...] = ()
+    """Tags that are never taken; ``*`` stands for any letters."""
+
+    def __post_init__(self) -> None:
+        for widget, value in (("general_threshold", self.general), ("character_threshold", self.character)):
+            if not 0 <= value <= 1:
+                raise AtelierError(f"{widget}: {value} is not between 0 and 1. A tag is taken from this probability on.")

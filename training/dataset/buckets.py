@@ -66,7 +66,8 @@ def crop_box(width: int, height: int, target: Size, crop: Crop = "center", draw:
     """Scale and cut that turn a picture of width x height pixels into ``target`` (width, height).
 
     ``center`` and ``random`` scale until the target is covered and keep the aspect ratio to within a pixel; ``random``
-    takes the place from ``draw``, two numbers in [0, 1). ``none`` scales each side on its own and cuts nothing.
+    takes the place from ``draw``, two numbers in [0, 1). ``focus`` puts the point ``draw``, in shares of the picture's sides,
+    as near to the middle as the picture allows. ``none`` scales each side on its own and cuts nothing.
     """
     if crop == "none":
         return Placement(target, 0, 0)
@@ -75,4 +76,7 @@ def crop_box(width: int, height: int, target: Size, crop: Crop = "center", draw:
     free = (scaled[0] - target[0], scaled[1] - target[1])
     if crop == "center":
         return Placement(scaled, free[0] // 2, free[1] // 2)
+    if crop == "focus":
+        left, top = (min(f, max(0, round(d * s - t / 2))) for d, s, t, f in zip(draw, scaled, target, free, strict=True))
+        return Placement(scaled, left, top)
     return Placement(scaled, min(free[0], int(draw[0] * (free[0] + 1))), min(free[1], int(draw[1] * (free[1] + 1))))

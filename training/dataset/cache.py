@@ -58,6 +58,14 @@ class TensorCache:
             raise ValueError(f"{key!r} is not a cache key")
         return self.folder / key[:2] / f"{key}.safetensors"
 
+    def has(self, key: str) -> bool:
+        """Whether tensors are stored under ``key``; notes that they are needed, and doesn't read them."""
+        try:
+            os.utime(self.path(key))
+        except OSError:
+            return False
+        return True
+
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """The tensors stored under ``key`` (on the CPU), or None; a damaged file is removed and counts as None."""
         path = self.path(key)

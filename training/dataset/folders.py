@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import AtelierError
 from .images import EXTENSIONS
+from .masks import FOLDER as MASKS
 from .scan import NUMBERED, natural_key
 
 DEPTH = 3
@@ -43,6 +44,8 @@ def list_folders(roots: Mapping[str, Path]) -> list[str]:
         for entry in _sub_folders(folder):
             path, full = entry.path, f"{name}/{entry.name}"
             if _odd(full):
+                continue
+            if entry.name == MASKS:
                 continue
             if _holds_picture(path) or any(NUMBERED.fullmatch(e.name) and _holds_picture(e.path) for e in _sub_folders(path)):
                 names.append(full)

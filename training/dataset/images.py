@@ -101,6 +101,35 @@ def open_picture(path: Path) -> Image.Image:
             raise _broken(path, error) from error
 
 
+def small_picture(path: Path, side: int = 64) -> Image.Image:
+    """The picture in RGB on white, at least ``side`` pixels on its shorter side if it has them; as it lies, colours as stored.
+
+    Quick for JPEG, which is decoded at a fraction of its size. AtelierError naming the file if it is broken.
+    """
+    with _open(path) as image:
+        try:
+            image.draft("RGB", (side, side))
+            image.load()
+            upright = _to_8_bit(image)
+            if max(upright.size) > 4 * side:
+                upright.thumbnail((4 * side, 4 * side), Image.Resampling.BOX)
+            return _on_white(upright.convert("RGBA") if "transparency" in upright.info else upright)
+        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+            raise _broken(path, error) from error
+
+
+def alpha_of(path: Path) -> Image.Image | None:
+    """The picture's transparency as grey (255 is opaque), upright; None for a picture that has none."""
+    with _open(path) as image:
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+            opaque = not ({"A", "a"} & set(upright.getbands()) or "transparency" in upright.info)
+            return None if opaque else upright.convert("RGBA").getchannel("A")
+        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+            raise _broken(path, error) from error
+
+
 def _to_8_bit(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I"):
         return image
@@ -142,11 +171,11 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def to_tensor(image: Image.Image, scaled: tuple[int, int], box: tuple[int, int, int, int]) -> torch.Tensor:
-    """The part ``box`` (left, top, right, bottom) of the RGB picture as if scaled to ``scaled`` (width, height).
+    """The part ``box`` (left, top, right, bottom) of the picture as if scaled to ``scaled`` (width, height).
 
-    Returns float32 (H, W, 3) in 0..1, ComfyUI's layout. Only the part that is kept is resampled. Both ways use Lanczos:
-    Pillow widens the kernel with the scale, so shrinking is antialiased, and near scale 1 it stays even where Pillow's box
-    filter would drop or double pixels; a strong reduction first averages whole blocks (``reducing_gap``).
+    Returns float32 (H, W, 3) in 0..1, ComfyUI's layout; (H, W) for a grey picture. Only the part that is kept is resampled. Both
+    ways use Lanczos: Pillow widens the kernel with the scale, so shrinking is antialiased, and near scale 1 it stays even where
+    Pillow's box filter would drop or double pixels; a strong reduction first averages whole blocks (``reducing_gap``).
     """
     left, top, right, bottom = box
     x, y = image.width / scaled[0], image.height / scaled[1]

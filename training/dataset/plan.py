@@ -6,12 +6,19 @@ A resumed run that asks for step k gets the batch that the interrupted run would
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..config import SubsetConfig
 from ..errors import AtelierError
 from .buckets import Size, assign, bucket_sizes
+from .holdout import held_out
 from .samples import Dataset, counted
+from .sightings import FIXED
+
+Bucket = tuple[int, Size, tuple[int, ...]]
+"""(subset, (width, height) in pixels, indices of its samples)."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,8 @@ class Batch:
     """(width, height) in pixels to which every picture of the batch is brought."""
     samples: tuple[int, ...]
     """Indices into the subset's samples; the last batch of a bucket may be shorter than the batch size."""
+    sightings: tuple[int, ...] = ()
+    """For each sample how often its picture was shown before in this run, or ``FIXED`` where nothing is left to chance."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class BucketRow:
     size: Size
     images: int
     sightings: int
-    """Images x repeats: what is shown per epoch."""
+    """What is shown per epoch: images x repeats; for regularisation this bucket's part of as many as are trained."""
     batches: int
     """Steps per epoch, ceil(sightings / batch size)."""
 
@@ -48,20 +57,58 @@ class Plan:
         self.dataset = dataset
         self.seed = seed
         self._last: tuple[int, tuple[Batch, ...]] | None = None
+        if not any(dataset.subsets[number].config.role == "training" for number, _, _ in self.buckets):
+            raise AtelierError(
+                "dataset: no picture is left for training. Set the role of a Load Dataset node to training, and lower the "
+                "validation share; a picture that is held out anywhere is trained nowhere."
+            )
 
     @cached_property
-    def buckets(self) -> tuple[tuple[int, Size, tuple[int, ...]], ...]:
-        """(subset, size, indices of its samples), in order of subset and size; empty buckets are not listed."""
+    def buckets(self) -> tuple[Bucket, ...]:
+        """(subset, size, indices of its samples) of what is trained, by subset and size; empty buckets are not listed."""
+        return self._sorted(held=False)
+
+    @cached_property
+    def validation(self) -> tuple[Batch, ...]:
+        """The batches of the pictures that are held out: always the same, in order of subset and size."""
+        batches = []
+        for number, size, members in self._sorted(held=True):
+            width = self.dataset.subsets[number].config.batch_size
+            parts = [members[i : i + width] for i in range(0, len(members), width)]
+            batches += [Batch(number, size, part, (FIXED,) * len(part)) for part in parts]
+        return tuple(batches)
+
+    def _sorted(self, held: bool) -> tuple[Bucket, ...]:
+        """The buckets of what is held out, or of the rest."""
         rows = []
+        out = held_out(self.dataset)
         for number, subset in enumerate(self.dataset.subsets):
-            config = subset.config
-            square = (config.resolution, config.resolution)
-            sizes = bucket_sizes(config.resolution, config.bucket_step) if config.buckets else (square,)
+            if held and not (subset.config.role == "validation" or subset.config.validation_share > 0):
+                continue
             members: dict[Size, list[int]] = {}
             for index, sample in enumerate(subset.samples):
-                members.setdefault(assign(sample.width, sample.height, sizes), []).append(index)
+                if (sample.key in out) == held:
+                    members.setdefault(bucket_of(sample.width, sample.height, subset.config), []).append(index)
             rows += [(number, size, tuple(members[size])) for size in sorted(members)]
         return tuple(rows)
+
+    @cached_property
+    def quotas(self) -> tuple[int, ...]:
+        """Sightings per epoch of each of ``buckets``.
+
+        Training: pictures x repeats. Regularisation, all its subsets taken together: exactly as many as are trained, cycled or
+        cut, divided among the buckets in proportion to pictures x repeats (by largest remainder), so that an epoch's steps are
+        the same in every epoch.
+        """
+        weights = [len(members) * self.dataset.subsets[number].repeats for number, _, members in self.buckets]
+        prior = [self.dataset.subsets[number].config.role == "regularisation" for number, _, _ in self.buckets]
+        total = sum(w for w, p in zip(weights, prior, strict=True) if not p)
+        parts = iter(shares(total, [w for w, p in zip(weights, prior, strict=True) if p]))
+        return tuple(next(parts) if p else w for w, p in zip(weights, prior, strict=True))
+
+    def most_sightings(self, bucket: int, epochs: int) -> int:
+        """How often a picture of ``buckets[bucket]`` is shown at most in so many epochs."""
+        return -(-self.quotas[bucket] * epochs // len(self.buckets[bucket][2]))
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -100,23 +147,27 @@ class Plan:
     def _shuffled(self, epoch: int) -> tuple[Batch, ...]:
         generator = random.Random(self.seed + epoch)
         batches = []
-        for number, size, members in self.buckets:
-            subset = self.dataset.subsets[number]
-            order: list[int] = []
-            for _ in range(subset.repeats):
-                order += generator.sample(members, len(members))
-            width = subset.config.batch_size
-            batches += [Batch(number, size, tuple(order[i : i + width])) for i in range(0, len(order), width)]
+        for (number, size, members), quota in zip(self.buckets, self.quotas, strict=True):
+            order: list[tuple[int, int]] = []
+            # Whole rounds over the bucket; where the quota cuts one short, the next epoch goes on with the others.
+            first = epoch * quota
+            while len(order) < quota:
+                turn, place = divmod(first + len(order), len(members))
+                part = members[place : place + quota - len(order)]
+                order += [(index, turn) for index in generator.sample(part, len(part))]
+            width = self.dataset.subsets[number].config.batch_size
+            for i in range(0, len(order), width):
+                indices, turns = zip(*order[i : i + width], strict=True)
+                batches.append(Batch(number, size, indices, turns))
         generator.shuffle(batches)
         return tuple(batches)
 
     def bucket_table(self) -> tuple[BucketRow, ...]:
         """One row for every bucket in use."""
         rows = []
-        for number, size, members in self.buckets:
-            subset = self.dataset.subsets[number]
-            sightings = len(members) * subset.repeats
-            rows.append(BucketRow(number, size, len(members), sightings, -(-sightings // subset.config.batch_size)))
+        for (number, size, members), quota in zip(self.buckets, self.quotas, strict=True):
+            batches = -(-quota // self.dataset.subsets[number].config.batch_size)
+            rows.append(BucketRow(number, size, len(members), quota, batches))
         return tuple(rows)
 
     def describe(self) -> str:
@@ -127,5 +178,28 @@ class Plan:
             short = f", the last with {rest}" if rest and row.batches > 1 else ""
             name = f"subset {row.subset + 1}, " if len(self.dataset.subsets) > 1 else ""
             size, pictures = f"{row.size[0]} x {row.size[1]}", counted(row.images, "picture")
-            rows.append(f"{name}{size}: {pictures}, {counted(row.batches, 'step')}{short}")
+            prior = self.dataset.subsets[row.subset].config.role == "regularisation"
+            role = f" for regularisation, {counted(row.sightings, 'sighting')}" if prior else ""
+            rows.append(f"{name}{size}: {pictures}{role}, {counted(row.batches, 'step')}{short}")
+        held = sum(len(batch.samples) for batch in self.validation)
+        if held:
+            rows.append(f"held out for validation: {counted(held, 'picture')}")
         return "\n".join([*rows, f"{counted(self.steps_per_epoch, 'step')} an epoch"])
+
+
+def bucket_of(width: int, height: int, config: SubsetConfig) -> Size:
+    """The size (width, height) at which a picture of these sides is shown."""
+    square = (config.resolution, config.resolution)
+    return assign(width, height, bucket_sizes(config.resolution, config.bucket_step)) if config.buckets else square
+
+
+def shares(total: int, weights: Sequence[int]) -> tuple[int, ...]:
+    """``total`` divided in proportion to ``weights`` by largest remainder; equal remainders go to the earlier one."""
+    if not weights:
+        return ()
+    whole = sum(weights)
+    parts = [total * weight // whole for weight in weights]
+    left = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % whole), i))
+    for i in left[: total - sum(parts)]:
+        parts[i] += 1
+    return tuple(parts)

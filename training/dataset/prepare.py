@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
 from .buckets import Size, crop_box
 from .images import open_picture, to_tensor
+from .masks import open_mask
 from .samples import Sample
+from .sightings import FIXED, mirrored
+
+CROP_VARIANTS = 4
+"""Cached places of every random crop; a picture's sightings take them in turn."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +35,31 @@ class View:
     """(left, top) of the kept part in the scaled picture."""
     scaled: Size
     """(width, height) of the whole picture after scaling."""
+    flipped: bool = False
+    """Mirrored left to right, after the cut."""
 
     @property
-    def parts(self) -> tuple[str, Size, Size, tuple[int, int]]:
+    def parts(self) -> tuple[object, ...]:
         """What a cache key must contain so that other pixels never share it."""
-        return (self.sample_key, self.size, self.scaled, self.crop)
+        return (self.sample_key, self.size, self.scaled, self.crop, *(("flipped",) if self.flipped else ()))
 
     def pixels(self, path: Path) -> torch.Tensor:
         """Float32 (H, W, 3) in 0..1; AtelierError if the file is broken or was replaced since the folder was read."""
         image = open_picture(path)
         if image.size != self.original:
             raise AtelierError(f"{path}: the picture has changed since the folder was read. Queue the workflow again.")
+        return self._cut(image)
+
+    def mask(self, sample: Sample) -> torch.Tensor:
+        """Float32 (H, W) in 0..1, cut as the picture is; 1 is learnt. AtelierError naming the file if it doesn't fit."""
+        assert sample.mask is not None
+        return self._cut(open_mask(sample.mask, sample.path, self.original))[..., 0]
+
+    def _cut(self, image: Image.Image) -> torch.Tensor:
         left, top = self.crop
-        return to_tensor(image, self.scaled, (left, top, left + self.size[0], top + self.size[1]))
+        pixels = to_tensor(image, self.scaled, (left, top, left + self.size[0], top + self.size[1]))
+        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+        return pixels.flip(1) if self.flipped else pixels
 
 
 def crop_draw(seed: int, epoch: int, sample_key: str) -> tuple[float, float]:
@@ -54,8 +72,26 @@ def crop_draw(seed: int, epoch: int, sample_key: str) -> tuple[float, float]:
     return x / 2**53, y / 2**53
 
 
-def view(sample: Sample, config: SubsetConfig, size: Size, seed: int = 0, epoch: int = 0) -> View:
-    """How ``sample`` is shown at ``size`` (width, height); seed and epoch matter only for ``crop`` = ``random``."""
-    draw = crop_draw(seed, epoch, sample.key) if config.crop == "random" else (0.5, 0.5)
-    placed = crop_box(sample.width, sample.height, size, config.crop, draw)
-    return View(sample.key, size, (sample.width, sample.height), (placed.left, placed.top), placed.scaled)
+def view(sample: Sample, config: SubsetConfig, size: Size, seed: int = 0, sighting: int = 0) -> View:
+    """How ``sample`` is shown at ``size`` (width, height) the ``sighting``-th time.
+
+    Seed and sighting matter only for ``crop`` = ``random``, whose places recur after ``CROP_VARIANTS`` sightings, and for
+    ``flip``.
+    """
+    draw, crop = (0.5, 0.5), config.crop
+    if crop == "random" and sighting != FIXED:
+        draw = crop_draw(seed, sighting % CROP_VARIANTS, sample.key)
+    elif crop == "focus" and sample.focus is not None:
+        draw = sample.focus
+    placed = crop_box(sample.width, sample.height, size, crop, draw)
+    flipped = mirrored(config, seed, sample.key, sighting)
+    return View(sample.key, size, (sample.width, sample.height), (placed.left, placed.top), placed.scaled, flipped)
+
+
+def views(sample: Sample, config: SubsetConfig, size: Size, seed: int, sightings: int) -> list[View]:
+    """Every view that ``view`` can give within the first ``sightings`` sightings, each once."""
+    if config.crop != "random" and not config.flip:
+        return [view(sample, config, size)]
+    # Beyond this number every combination of place and mirror has come up, but for a chance of less than 1 in 10^6.
+    seen = (view(sample, config, size, seed, sighting) for sighting in range(min(sightings, 96)))
+    return list({shown.parts: shown for shown in seen}.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
@@ -31,6 +30,16 @@ class Sample:
     """None: neither a caption file nor a class caption; an empty text is a caption that somebody left empty."""
     key: str
     """SHA-256 (hex) of the file's bytes."""
+    fallback: str | None = None
+    """Caption from a .jsonl file or from the node that made the dataset: what holds while there is no caption file."""
+    focus: tuple[float, float] | None = None
+    """Middle of what matters, in shares of width and height; only for the crop ``focus``."""
+    mask: Path | None = None
+    """File of the loss mask; the picture itself where its transparency is the mask."""
+    mask_key: str = ""
+    """SHA-256 (hex) of the mask's file."""
+    look: str = ""
+    """What near duplicates have in common (``lookalikes.look``); empty where nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,8 @@ class Dataset:
             settings = {**to_dict(subset.config), "repeats": subset.repeats}
             digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode())
             for sample in subset.samples:
-                digest.update(json.dumps([sample.key, sample.caption], ensure_ascii=False).encode())
+                values = [sample.key, sample.caption, sample.mask_key, sample.focus]
+                digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def describe(self) -> str:
@@ -103,17 +113,3 @@ class Dataset:
             pictures = sum(len(subset.samples) for subset in self.subsets)
             lines.append(f"together: {counted(pictures, 'picture')}, {sum(s.sightings for s in self.subsets)} sightings an epoch")
         return "\n".join(lines + [f"Note: {warning}" for warning in self.warnings])
-
-    def with_captions(self, captions: dict[Path, str | None]) -> Dataset:
-        """The same dataset with the captions of the named pictures replaced."""
-        return Dataset(
-            tuple(
-                dataclasses.replace(
-                    subset,
-                    samples=tuple(
-                        dataclasses.replace(s, caption=captions[s.path]) if s.path in captions else s for s in subset.samples
-                    ),
-                )
-                for subset in self.subsets
-            )
-        )

@@ -1,18 +1,22 @@
-"""Reading a folder of pictures: flat, or in kohya's layout of ``N_name`` sub-folders."""
+"""Reading a folder of pictures: flat, in kohya's layout of ``N_name`` sub-folders, or nested."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
+from . import masks
 from .captions import caption_path, read_caption
-from .images import EXTENSIONS, check_picture, picture_size
+from .images import EXTENSIONS
+from .index import Facts, Index, file_digest
+from .jsonl import captions_of
+from .plan import bucket_of
 from .samples import Dataset, Sample, Subset
 from .stamps import files_stamp
 
@@ -21,6 +25,8 @@ OTHER_PICTURES = frozenset({".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", 
 MAX_REPEATS = 10_000
 # A number above this in a folder's name may be a year.
 UNUSUAL_REPEATS = 200
+WORKERS = 4
+"""Pictures that are looked into at once; decoding a large one takes up to 0.7 GB."""
 FORMATS = ", ".join(sorted(extension[1:] for extension in EXTENSIONS))
 
 
@@ -34,6 +40,10 @@ class Found:
     """The number before the first ``_`` of the folder's name."""
     class_caption: str | None
     warnings: tuple[str, ...]
+    tables: tuple[Path, ...] = ()
+    """``.jsonl`` files with captions."""
+    has_masks: bool = False
+    """Whether there are files that only serve as masks."""
 
 
 def natural_key(name: str) -> tuple[object, ...]:
@@ -62,19 +72,51 @@ def _refuse_outside(path: Path, root: Path) -> None:
 
 def _find(folder: Path, root: Path) -> tuple[Found, list[Path]]:
     """The folder's own pictures, and its sub-folders."""
-    pictures, folders, warnings = [], [], []
+    pictures, folders, tables, warnings, has_masks = [], [], [], [], False
     for entry in _entries(folder):
         suffix = entry.suffix.lower()
         if entry.is_dir():
+            has_masks |= entry.name == masks.FOLDER
             folders.append(entry)
+        elif masks.is_mask(entry):
+            has_masks = True
         elif suffix in EXTENSIONS:
             _refuse_outside(entry, root)
             pictures.append(entry)
+        elif suffix == ".jsonl":
+            _refuse_outside(entry, root)
+            tables.append(entry)
         elif suffix in OTHER_PICTURES:
             warnings.append(f"{entry.name} is not used: its format is not one of {FORMATS}.")
     match = NUMBERED.fullmatch(folder.name)
     repeats, caption = (int(match[1]), match[2].strip() or None) if match else (None, None)
-    return Found(folder, tuple(pictures), repeats, caption, tuple(warnings)), folders
+    return Found(folder, tuple(pictures), repeats, caption, tuple(warnings), tuple(tables), has_masks), folders
+
+
+def _walk(folder: Path, root: Path, nested: bool, ignored: list[str]) -> list[Found]:
+    """``folder`` with all that belongs to it, then each ``N_name`` folder below; ``ignored`` grows by what is passed over."""
+    own, below = _find(folder, root)
+    numbered: list[Found] = []
+    for path in below:
+        if path.name == masks.FOLDER:
+            continue
+        if NUMBERED.fullmatch(path.name):
+            _refuse_outside(path, root)
+            numbered += _walk(path, root, nested, ignored) if nested else [_find(path, root)[0]]
+        elif nested and not path.is_symlink():
+            inner, *others = _walk(path, root, nested, ignored)
+            own = _joined(own, inner)
+            numbered += others
+        elif not path.is_symlink() and any(entry.suffix.lower() in EXTENSIONS for entry in _entries(path)):
+            ignored.append(path.name)
+    return [own, *numbered]
+
+
+def _joined(own: Found, inner: Found) -> Found:
+    return dataclasses.replace(
+        own, pictures=own.pictures + inner.pictures, warnings=own.warnings + inner.warnings, tables=own.tables + inner.tables,
+        has_masks=own.has_masks or inner.has_masks,
+    )  # fmt: skip
 
 
 def _repeats(found: Found, config: SubsetConfig) -> tuple[int, str | None]:
@@ -91,92 +133,136 @@ def _repeats(found: Found, config: SubsetConfig) -> tuple[int, str | None]:
     return found.repeats, unusual if found.repeats > UNUSUAL_REPEATS else None
 
 
-def find(folder: Path, root: Path | None = None) -> tuple[Found, ...]:
+def find(folder: Path, root: Path | None = None, nested: bool = False) -> tuple[Found, ...]:
     """``folder`` and its ``N_name`` sub-folders, as far as they hold pictures; AtelierError if there is none.
 
-    Links may lead anywhere inside ``root`` (default: the folder itself) and nowhere else.
+    ``nested``: the pictures of all other sub-folders, however deep, belong to the folder around them. Links may lead anywhere
+    inside ``root`` (default: the folder itself) and nowhere else.
     """
     inside = (root or folder).resolve()
     _refuse_outside(folder, inside)
-    own, below = _find(folder, inside)
-    found, ignored = [own], []
-    for path in below:
-        if NUMBERED.fullmatch(path.name):
-            _refuse_outside(path, inside)
-            found.append(_find(path, inside)[0])
-        elif not path.is_symlink() and any(entry.suffix.lower() in EXTENSIONS for entry in _entries(path)):
-            ignored.append(path.name)
+    ignored: list[str] = []
+    found = _walk(folder, inside, nested, ignored)
+    own = found[0]
     with_pictures = [one for one in found if one.pictures]
     if not with_pictures:
-        hint = f" Its sub-folders ({', '.join(ignored[:3])}) have no number in front: choose one of them." if ignored else ""
+        names = ", ".join(ignored[:3])
+        hint = f" Its sub-folders ({names}) have no number in front: choose one of them, or switch nested on." if ignored else ""
         other = f" {own.warnings[0]}" if own.warnings else ""
         expected = f"Put pictures ({FORMATS}) there, or into sub-folders named like '10_name'."
         raise AtelierError(f"folder: {folder} has no pictures. {expected}{hint}{other}")
     if ignored:
-        note = f"sub-folders without a number in front are not used: {', '.join(ignored)}."
+        note = f"sub-folders without a number in front are not used: {', '.join(ignored)}. Switch nested on to take them."
         with_pictures[0] = dataclasses.replace(with_pictures[0], warnings=(*with_pictures[0].warnings, note))
     return tuple(with_pictures)
 
 
-@lru_cache(maxsize=100_000)
-def _probe(path: Path, size: int, mtime_ns: int) -> tuple[int, int, str]:
-    """(width, height, SHA-256) of a sound picture; size and time are arguments so that a changed file is read again."""
-    del size, mtime_ns
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    check_picture(path)
-    return *picture_size(path), digest.hexdigest()
+def _facts(pictures: Sequence[Path], config: SubsetConfig, index: Index) -> tuple[dict[Path, Facts], list[str]]:
+    """(facts by picture, warnings about those that are left out); AtelierError for a broken picture unless it may be left out."""
+
+    def look_into(path: Path) -> Facts | AtelierError:
+        try:
+            return index.facts(path)
+        except AtelierError as error:
+            if config.broken == "stop":
+                raise
+            return error
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = dict(zip(pictures, pool.map(look_into, pictures), strict=True))
+    broken = [error for error in found.values() if isinstance(error, AtelierError)]
+    facts = {path: one for path, one in found.items() if isinstance(one, Facts)}
+    if not facts:
+        raise broken[0]
+    return facts, [f"left out: {error}" for error in broken]
 
 
-def _sample(path: Path, config: SubsetConfig, class_caption: str | None, root: Path) -> tuple[Sample, str | None]:
-    try:
-        stat = path.stat()
-        width, height, key = _probe(path, stat.st_size, stat.st_mtime_ns)
-    except AtelierError:
-        raise
-    except OSError as error:
-        raise AtelierError(f"{path}: this picture cannot be read ({error.strerror}). Allow reading it, or remove it.") from error
-    text_file = caption_path(path, config.caption_extension)
-    _refuse_outside(text_file, root)
-    caption, warning = read_caption(text_file)
-    return Sample(path, width, height, class_caption if caption is None else caption, key), warning
+def caption_now(
+    path: Path, config: SubsetConfig, fallback: str | None, class_caption: str | None
+) -> tuple[str | None, str | None]:
+    """(caption, warning): the caption file as it is on the disk now, else ``fallback``, else the class caption, else None."""
+    if not config.captions:
+        return class_caption or "", None
+    text, warning = read_caption(caption_path(path, config.caption_extension))
+    return next((t for t in (text, fallback, class_caption) if t is not None), None), warning
 
 
-def scan(folder: Path, config: SubsetConfig, root: Path | None = None) -> tuple[Subset, ...]:
+def _mask(path: Path, config: SubsetConfig, key: str, root: Path) -> tuple[Path | None, str]:
+    """(file of the loss mask, SHA-256 of it)."""
+    if config.masks == "alpha":
+        return path, key
+    for file in masks.mask_files(path) if config.masks == "files" else ():
+        _refuse_outside(file, root)
+        if file.is_file():
+            return file, file_digest(file)
+    return None, ""
+
+
+def _subset(found: Found, config: SubsetConfig, root: Path, index: Index) -> Subset:
+    facts, warnings = _facts(found.pictures, config, index)
+    texts, unknown = captions_of(found.tables, found.pictures)
+    class_caption = config.class_caption.strip() or found.class_caption
+    samples = []
+    for path, one in facts.items():
+        _refuse_outside(caption_path(path, config.caption_extension), root)
+        caption, odd = caption_now(path, config, texts.get(path), class_caption)
+        warnings += [odd] if odd else []
+        focus = index.focus(path, bucket_of(one.width, one.height, config)) if config.crop == "focus" else None
+        mask, mask_key = _mask(path, config, one.key, root)
+        samples.append(
+            Sample(path, one.width, one.height, caption, one.key, texts.get(path), focus, mask, mask_key, one.look)
+        )  # fmt: skip
+    repeats, unusual = _repeats(found, config)
+    notes = [*([unusual] if unusual else []), *found.warnings, *warnings, *unknown, *_mask_notes(found, config, samples)]
+    return Subset(config, tuple(samples), repeats, class_caption, tuple(notes))
+
+
+def _mask_notes(found: Found, config: SubsetConfig, samples: Sequence[Sample]) -> list[str]:
+    if config.masks == "off" and found.has_masks:
+        return ["mask files are there and not used; set masks to files to use them."]
+    bare = [sample.path.name for sample in samples if sample.mask is None]
+    if config.masks == "files" and bare:
+        return [f"no mask, so all of the picture is learnt: {', '.join(bare[:3])}{' and others' if len(bare) > 3 else ''}."]
+    return []
+
+
+def scan(folder: Path, config: SubsetConfig, root: Path | None = None, index: Path | None = None) -> tuple[Subset, ...]:
     """The subsets of a folder, in natural order: its own pictures, then one subset for each ``N_name`` sub-folder.
 
     Repeats: ``config.repeats`` if above 0, else the number in the folder's name, else 1. A picture's caption is its caption
-    file, else the text after the first ``_`` of the folder's name, else None. Raises AtelierError naming the file or folder:
-    a missing or empty folder, a broken or too large picture, a link out of ``root`` (default: the folder itself).
+    file, else its line in a ``.jsonl`` file, else the class caption of the settings, else the text after the first ``_`` of the
+    folder's name, else None. ``index`` is the file that remembers pictures from earlier sessions. Raises AtelierError naming the
+    file or folder: a missing or empty folder, a broken or too large picture, a link out of ``root`` (default: the folder itself).
     """
     inside = (root or folder).resolve()
+    memory = Index(index)
     subsets = []
-    for found in find(folder, root):
-        below = "" if found.folder == folder else f"/{found.folder.name}"
-        own = dataclasses.replace(config, folder=config.folder + below)
-        pairs = [_sample(path, config, found.class_caption, inside) for path in found.pictures]
-        repeats, unusual = _repeats(found, config)
-        warnings = tuple(warning for warning in (unusual, *found.warnings, *(warning for _, warning in pairs)) if warning)
-        subsets.append(Subset(own, tuple(sample for sample, _ in pairs), repeats, found.class_caption, warnings))
+    for found in find(folder, root, config.nested):
+        below = "" if found.folder == folder else f"/{found.folder.relative_to(folder).as_posix()}"
+        subsets.append(_subset(found, dataclasses.replace(config, folder=config.folder + below), inside, memory))
+    memory.save()
     return tuple(subsets)
 
 
-def folder_stamp(folder: Path, caption_extension: str = ".txt", root: Path | None = None) -> str:
-    """Hex digest that changes when a picture or a caption in the folder comes, goes or changes; opens no file."""
-    pictures = [path for found in find(folder, root) for path in found.pictures]
-    return files_stamp(path for picture in pictures for path in (picture, caption_path(picture, caption_extension)))
+def folder_stamp(folder: Path, caption_extension: str = ".txt", root: Path | None = None, nested: bool = False) -> str:
+    """Hex digest that changes when a picture, caption or mask in the folder comes, goes or changes; opens no file."""
+    every = find(folder, root, nested)
+    pictures = [path for found in every for path in found.pictures]
+    beside = [path for p in pictures for path in (p, caption_path(p, caption_extension), *masks.mask_files(p))]
+    return files_stamp([*beside, *(table for found in every for table in found.tables)])
 
 
 def refresh_captions(dataset: Dataset) -> Dataset:
     """The dataset with the captions that are on the disk now.
 
-    A dataset on a wire is from the time when its folder was read; captions may have been written since.
+    A dataset on a wire is from the time when its folder was read; captions may have been written since. Every subset reads by
+    its own settings, since one picture may be in several; a picture without files on the disk keeps the caption it came with.
     """
-    captions: dict[Path, str | None] = {}
-    for subset in dataset.subsets:
-        for sample in subset.samples:
-            text, _ = read_caption(caption_path(sample.path, subset.config.caption_extension))
-            captions[sample.path] = subset.class_caption if text is None else text
-    return dataset.with_captions(captions)
+
+    def now(sample: Sample, subset: Subset) -> Sample:
+        caption, _ = caption_now(sample.path, subset.config, sample.fallback, subset.class_caption)
+        return dataclasses.replace(sample, caption=caption)
+
+    return Dataset(
+        tuple(dataclasses.replace(subset, samples=tuple(now(s, subset) for s in subset.samples)) for subset in dataset.subsets)
+    )

@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..files import replacing
 from .cache import cache_key
 from .images import open_picture
-from .plan import Plan
-from .prepare import View, view
-from .samples import Dataset, Sample
+from .inspect import Inspected, inspect
+from .samples import Dataset
 
 SIDE = 192
 """Longer side of a thumbnail in pixels."""
-
-
-def _views(dataset: Dataset) -> Iterator[tuple[Sample, View]]:
-    """Every picture as its bucket shows it, in the order of the folders."""
-    sizes = {(number, index): size for number, size, members in Plan(dataset, 0).buckets for index in members}
-    for number, subset in enumerate(dataset.subsets):
-        for index, sample in enumerate(subset.samples):
-            yield sample, view(sample, subset.config, sizes[number, index])
+FRAME = (255, 120, 0)
 
 
 def write_thumbnails(dataset: Dataset, folder: Path, limit: int = 24) -> list[Path]:
-    """JPEG files in ``folder`` of the first ``limit`` pictures, scaled and cut as their buckets ask; existing ones are kept."""
+    """JPEG files in ``folder`` of the first ``limit`` pictures; existing ones are kept.
+
+    They are scaled and cut as their buckets ask. Where the crop is ``focus``, the whole picture is shown, dark outside the part
+    that is kept.
+    """
     paths: list[Path] = []
-    for sample, shown in _views(dataset):
-        if len(paths) >= limit:
-            break
-        path = folder / f"{cache_key(*shown.parts)[:32]}.jpg"
+    for picture in inspect(dataset)[:limit]:
+        whole = dataset.subsets[picture.subset].config.crop == "focus"
+        path = folder / f"{cache_key(*picture.shown.parts, *(('whole',) if whole else ()))[:32]}.jpg"
         if not path.is_file():
-            left, top = shown.crop
-            x, y = shown.original[0] / shown.scaled[0], shown.original[1] / shown.scaled[1]
-            part = (left * x, top * y, (left + shown.size[0]) * x, (top + shown.size[1]) * y)
-            shrink = min(1.0, SIDE / max(shown.size))
-            size = (max(1, round(shown.size[0] * shrink)), max(1, round(shown.size[1] * shrink)))
-            image = open_picture(sample.path)
-            part = (part[0], part[1], min(part[2], image.width), min(part[3], image.height))
+            image = open_picture(picture.path)
+            small = _framed(image, picture) if whole else _part(image, picture)
             with replacing(path) as temporary:
-                image.resize(size, Image.Resampling.LANCZOS, part, reducing_gap=2.0).save(temporary, "JPEG", quality=88)
+                small.save(temporary, "JPEG", quality=88)
         paths.append(path)
     return paths
+
+
+def _part(image: Image.Image, picture: Inspected) -> Image.Image:
+    shown = picture.shown
+    left, top = shown.crop
+    x, y = shown.original[0] / shown.scaled[0], shown.original[1] / shown.scaled[1]
+    part = (left * x, top * y, min((left + shown.size[0]) * x, image.width), min((top + shown.size[1]) * y, image.height))
+    return image.resize(_shrunk(shown.size), Image.Resampling.LANCZOS, part, reducing_gap=2.0)
+
+
+def _framed(image: Image.Image, picture: Inspected) -> Image.Image:
+    small = image.resize(_shrunk(image.size), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    x, y = small.width / image.width, small.height / image.height
+    left, top, right, bottom = picture.box
+    box = (round(left * x), round(top * y), max(1, round(right * x)), max(1, round(bottom * y)))
+    dark = Image.blend(small, Image.new("RGB", small.size), 0.6)
+    dark.paste(small.crop(box), box[:2])
+    ImageDraw.Draw(dark).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=FRAME, width=2)
+    return dark
+
+
+def _shrunk(size: tuple[int, int]) -> tuple[int, int]:
+    shrink = min(1.0, SIDE / max(size))
+    return max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))

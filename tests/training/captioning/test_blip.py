@@ -94,7 +94,7 @@ def test_pickled_weights_are_refused(tmp_path):
 
 def test_another_kind_of_model_is_refused(tmp_path):
     tiny_blip.of_another_kind(tmp_path / "bert")
-    with pytest.raises(AtelierError, match="captioner: bert is a 'bert' model; supported are blip and blip-2"):
+    with pytest.raises(AtelierError, match="captioner: bert is a 'bert' model; supported are blip, blip-2, florence2"):
         load("bert", tmp_path, "", GenerationSettings(), CPU)
 
 

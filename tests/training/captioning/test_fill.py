@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 from lora_atelier.training.captioning import list_captioners, load
+from lora_atelier.training.captioning.existing import ExistingCaptioner
 from lora_atelier.training.captioning.file_name import FileNameCaptioner
-from lora_atelier.training.captioning.fill import fill, missing
+from lora_atelier.training.captioning.fill import fill, plan
 from lora_atelier.training.captioning.protocol import Picture
-from lora_atelier.training.captioning.settings import GenerationSettings
+from lora_atelier.training.captioning.settings import GenerationSettings, TaggerSettings
+from lora_atelier.training.captioning.text import TextWork
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, scan
@@ -59,9 +61,9 @@ def test_an_empty_caption_file_is_kept(folder):
 
 def test_overwriting_with_trigger_and_prefix(folder):
     (folder / "crab_01.txt").write_text("by hand")
-    fill(dataset(folder), FileNameCaptioner("{name}"), "overwrite", prefix="a drawing of ", trigger="ohwx")
+    fill(dataset(folder), FileNameCaptioner("{name}"), "overwrite", TextWork("ohwx", "a drawing of "))
     assert texts(folder)["crab_01"] == "ohwx, a drawing of crab"
-    _, report = fill(dataset(folder), FileNameCaptioner("{name}"), "fill missing", trigger="other")
+    _, report = fill(dataset(folder), FileNameCaptioner("{name}"), "fill missing", TextWork("other"))
     assert report.written == () and texts(folder)["crab_01"] == "ohwx, a drawing of crab"
 
 
@@ -111,23 +113,43 @@ def test_a_cancel_keeps_what_is_written(folder):
 
 
 class Silent:
+    looks = False
+
     def caption(self, pictures):
         return ["" if picture.path.stem == "crab_01" else " words " for picture in pictures]
 
 
 def test_where_no_words_are_found_nothing_is_written_and_it_is_said(folder):
-    captioned, report = fill(dataset(folder), Silent(), trigger="ohwx", batch_size=2)
+    captioned, report = fill(dataset(folder), Silent(), text=TextWork("ohwx"), batch_size=2)
     assert sorted(texts(folder)) == ["cat-face", "hot-dog"]
     assert "no words were found for crab_01.png" in report.describe(captioned)
     assert "2 captions written, 0 kept" in report.describe(captioned)
 
 
+class InTheWay:
+    """Puts a folder where the second caption is to be written, which fails for every user, root too."""
+
+    looks = False
+
+    def caption(self, pictures):
+        if pictures[0].path.stem == "crab_01":
+            pictures[0].path.with_suffix(".txt").mkdir()
+        return ["words"] * len(pictures)
+
+
 def test_a_caption_file_that_cannot_be_written_is_named(folder):
-    pictures = dataset(folder)
-    (folder / "crab_01.txt").mkdir()
     with pytest.raises(AtelierError, match=r"crab_01\.txt: the caption cannot be written"):
-        fill(pictures, NAMES, "overwrite")
-    assert (folder / "cat-face.txt").read_text() == "openmoji emoji, cat face\n", "what was written before stays"
+        fill(dataset(folder), InTheWay(), "overwrite")
+    assert (folder / "cat-face.txt").read_text() == "words\n", "what was written before stays"
+
+
+@pytest.mark.parametrize("mode", ["fill missing", "overwrite", "append"])
+def test_a_caption_file_that_cannot_be_read_is_named_before_anything_is_written(folder, mode):
+    pictures = dataset(folder)
+    (folder / "hot-dog.txt").mkdir()
+    with pytest.raises(AtelierError, match=r"hot-dog\.txt: the caption cannot be read"):
+        fill(pictures, NAMES, mode)
+    assert [path.name for path in folder.glob("*.txt")] == ["hot-dog.txt"]
 
 
 def test_filled_captions_do_not_make_the_folder_look_changed(folder):
@@ -143,28 +165,37 @@ def test_file_names_need_no_pixels(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"")
     picture = Picture(tmp_path / "broken.png")
     assert FileNameCaptioner("{name}").caption([picture]) == ["broken"]
-    assert picture.seen is None
+    assert not FileNameCaptioner.looks and not ExistingCaptioner.looks
 
 
 def test_work_is_counted_before_a_model_is_loaded(folder):
     (folder / "crab_01.txt").write_text("x")
-    work, kept = missing(dataset(folder), "fill missing")
-    assert ([file.name for _, file in work], kept) == (["cat-face.txt", "hot-dog.txt"], 1)
+    todo = plan(dataset(folder), "fill missing")
+    assert [task.file.name for task in todo.work] == ["cat-face.txt", "hot-dog.txt"]
+    assert [task.file.name for task in todo.kept] == ["crab_01.txt"]
 
 
 def test_captioners_are_listed_and_unknown_names_refused(tmp_path):
     import torch
 
-    assert list_captioners(tmp_path / "nothing") == ["file name"]
+    without = ["file name", "existing captions", "connected clip"]
+    assert list_captioners(tmp_path / "nothing") == without
     (tmp_path / "blip").mkdir()
     (tmp_path / "blip" / "config.json").write_text("{")
     (tmp_path / "no model").mkdir()
-    assert list_captioners(tmp_path) == ["file name", "blip"]
+    (tmp_path / ".half.partial").mkdir()
+    (tmp_path / ".half.partial" / "config.json").write_text("{}")
+    assert list_captioners(tmp_path) == [*without, "blip"], "a download under way is no captioner yet"
     for name in ("gone", "../blip", "", "no model"):
         with pytest.raises(AtelierError, match=r"captioner: .* is not in"):
             load(name, tmp_path, "{name}", GenerationSettings(), torch.device("cpu"))
     with pytest.raises(AtelierError, match=r"captioner: .*blip.config\.json cannot be read"):
         load("blip", tmp_path, "{name}", GenerationSettings(), torch.device("cpu"))
+    (tmp_path / "blip" / "config.json").write_text("{}")
+    with pytest.raises(AtelierError, match=r"captioner: .*blip.config\.json names no model_type"):
+        load("blip", tmp_path, "{name}", GenerationSettings(), torch.device("cpu"))
+    with pytest.raises(AtelierError, match="captioner: 'connected clip' needs a language model at the input clip"):
+        load("connected clip", tmp_path, "{name}", GenerationSettings(), torch.device("cpu"))
 
 
 def test_settings_that_cannot_work_name_the_widget():
@@ -172,3 +203,128 @@ def test_settings_that_cannot_work_name_the_widget():
         GenerationSettings(min_length=25, max_length=5)
     with pytest.raises(AtelierError, match="beams: 0"):
         GenerationSettings(beams=0)
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
+def test_a_threshold_that_is_no_probability_names_the_widget(value):
+    with pytest.raises(AtelierError, match=r"general_threshold: .* is not between 0 and 1"):
+        TaggerSettings(general=value)
+    with pytest.raises(AtelierError, match=r"character_threshold: .* is not between 0 and 1"):
+        TaggerSettings(character=value)
+
+
+class Says:
+    """A captioner with fixed words for every picture."""
+
+    looks = True
+
+    def __init__(self, **words):
+        self.words = words
+
+    def caption(self, pictures):
+        return [self.words[picture.path.stem[:3]] for picture in pictures]
+
+
+SAYS = Says(cat="cat, red hat, solo", cra="crab, solo", hot="dog, bun, solo, bun")
+
+
+def test_appending_adds_what_is_not_there_and_does_so_once(folder):
+    (folder / "crab_01.txt").write_text("ohwx, by hand, Solo\n")
+    for _ in range(2):
+        fill(dataset(folder), SAYS, "append", TextWork("ohwx"))
+        assert texts(folder) == {
+            "cat-face": "ohwx, cat, red hat, solo",
+            "crab_01": "ohwx, by hand, Solo, crab",
+            "hot-dog": "ohwx, dog, bun, solo, bun",
+        }
+
+
+def test_appending_leaves_an_empty_caption_empty(folder):
+    (folder / "crab_01.txt").write_text("")
+    _, report = fill(dataset(folder), SAYS, "append")
+    assert texts(folder)["crab_01"] == "" and report.kept == 1
+
+
+def test_ordered_by_frequency_in_the_dataset_the_frame_stays_outside(folder):
+    """solo is in all four captions with the kept one, the others are in one; the kept file itself is not touched."""
+    (folder / "crab_01.txt").write_text("crab, bun, solo")
+    fill(dataset(folder), SAYS, text=TextWork("ohwx", suffix=", end", deduplicate=True, order="by frequency"))
+    assert texts(folder) == {
+        "cat-face": "ohwx, solo, cat, red hat, end", "crab_01": "crab, bun, solo", "hot-dog": "ohwx, solo, bun, dog, end",
+    }  # fmt: skip
+
+
+def test_work_on_existing_captions_alone(folder):
+    """Recipe R3's second half: tags exist, fixed features leave, a trigger comes; twice is once."""
+    (folder / "cat-face.txt").write_text("1girl, blue_eyes, solo")
+    (folder / "crab_01.txt").write_bytes("blue eyes, café".encode("cp1252"))
+    work = TextWork("ohwx", remove=("blue eyes",), spaces=True)
+    for _ in range(2):
+        _, report = fill(dataset(folder), ExistingCaptioner(), "overwrite", work)
+        assert texts(folder) == {"cat-face": "ohwx, 1girl, solo", "crab_01": "ohwx, café"}
+        assert [path.name for path in report.empty] == ["hot-dog.png"]
+
+
+def test_another_encoding_is_read_reported_and_written_as_utf8(folder):
+    (folder / "crab_01.txt").write_bytes("café".encode("cp1252"))
+    captioned, report = fill(dataset(folder), ExistingCaptioner(), "overwrite")
+    assert "Note: crab_01.txt was read as Windows-1252 and written anew as UTF-8." in report.describe(captioned)
+    assert (folder / "crab_01.txt").read_bytes() == "café\n".encode()
+    (folder / "crab_01.txt").write_bytes("café".encode("cp1252"))
+    captioned, report = fill(dataset(folder), NAMES)
+    assert "Note: crab_01.txt was read as Windows-1252; save it as UTF-8" in report.describe(captioned)
+    assert (folder / "crab_01.txt").read_bytes() == "café".encode("cp1252"), "kept means kept"
+
+
+def test_a_dry_run_shows_before_and_after_and_writes_nothing(folder):
+    (folder / "crab_01.txt").write_text("old | caption\n")
+    (folder / "hot-dog.txt").write_text("ohwx, dog, bun, solo, bun\n")
+    stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    before = dataset(folder)
+    after, report = fill(before, SAYS, "overwrite", TextWork("ohwx"), dry_run=True)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+    assert after == before and report.written == ()
+    lines = report.describe(after).splitlines()
+    assert lines[:2] == ["3 captions would be written, 0 kept", "Dry run: nothing was changed on the disk."]
+    assert lines[3:8] == [
+        "| picture | before | after |",
+        "| --- | --- | --- |",
+        "| cat-face.png | (none) | ohwx, cat, red hat, solo |",
+        "| crab_01.png | old \\| caption | ohwx, crab, solo |",
+        "| hot-dog.png | ohwx, dog, bun, solo, bun | (the same) |",
+    ]
+    assert "| ohwx | 3 |" in lines, "the tags are counted as they would be"
+
+
+def test_tags_are_counted_in_the_report_as_in_the_lora_file(folder):
+    from lora_atelier.training.metadata import tag_frequency
+
+    captioned, report = fill(dataset(folder), SAYS)
+    lines = report.describe(captioned).splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines[lines.index("| --- | --- |") + 1 :]]
+    assert {tag: int(count) for tag, count in rows} == tag_frequency(captioned)["1_set"]
+    assert rows[0] == ["solo", "3"]
+
+
+def test_a_file_that_would_stay_as_it_is_is_not_written_again(folder):
+    fill(dataset(folder), NAMES)
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*.txt")}
+    fill(dataset(folder), NAMES, "overwrite")
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.txt")} == stamps
+
+
+def test_the_picture_that_is_looked_at_is_shown_before_its_batch(folder):
+    seen, names = [], []
+
+    def progress(total):
+        return lambda done, preview=None: seen.append((done, preview and preview.size, len(list(folder.glob("*.txt")))))
+
+    fill(dataset(folder), SAYS, batch_size=2, progress=progress, show=names.append)
+    assert seen == [(0, (8, 8), 0), (2, (8, 8), 2), (3, None, 3)]
+    assert names == ["cat-face.png (1 of 3)", "hot-dog.png (3 of 3)"]
+
+
+def test_file_names_show_no_picture_for_they_read_none(folder):
+    seen = []
+    fill(dataset(folder), NAMES, progress=lambda total: lambda done, preview=None: seen.append(preview))
+    assert set(seen) == {None}

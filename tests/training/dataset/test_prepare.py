@@ -27,12 +27,12 @@ def test_a_centred_view_reports_what_sdxl_needs():
     assert (seen.scaled, seen.crop) == ((1024, 512), (256, 0))
 
 
-def test_random_crops_change_with_epoch_and_seed_and_come_again():
+def test_random_crops_change_with_sighting_and_seed_and_come_again():
     config = SubsetConfig("input/x", resolution=512, crop="random")
-    crops = [view(sample(2000, 1000), config, (512, 512), seed=3, epoch=e).crop for e in range(8)]
-    assert len(set(crops)) > 4
-    assert crops == [view(sample(2000, 1000), config, (512, 512), seed=3, epoch=e).crop for e in range(8)]
-    assert crops != [view(sample(2000, 1000), config, (512, 512), seed=4, epoch=e).crop for e in range(8)]
+    crops = [view(sample(2000, 1000), config, (512, 512), seed=3, sighting=e).crop for e in range(8)]
+    assert len(set(crops)) == 4 and crops[:4] == crops[4:], "four cached places that are taken in turn"
+    assert crops == [view(sample(2000, 1000), config, (512, 512), seed=3, sighting=e).crop for e in range(8)]
+    assert crops != [view(sample(2000, 1000), config, (512, 512), seed=4, sighting=e).crop for e in range(8)]
     assert all(0 <= left <= 512 and top == 0 for left, top in crops)
 
 
@@ -57,7 +57,7 @@ def test_parts_differ_whenever_the_pixels_may():
         view(sample(2000, 1000, key="cd" * 32), config, (512, 512)),
         view(sample(2000, 1000), config, (640, 384)),
         view(sample(2000, 1000), stretched, (512, 512)),
-        view(sample(2000, 1000), SubsetConfig("input/x", crop="random"), (512, 512), epoch=1),
+        view(sample(2000, 1000), SubsetConfig("input/x", crop="random"), (512, 512), sighting=1),
     ]
     assert len({one.parts for one in views}) == len(views)
 

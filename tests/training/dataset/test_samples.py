@@ -32,6 +32,8 @@ def test_the_fingerprint_is_stable_and_sees_every_change():
         dataset(CAT, DOG, resolution=256),
         dataset(CAT, dataclasses.replace(DOG, caption="")),
         dataset(CAT, dataclasses.replace(DOG, key="3" * 64)),
+        dataset(CAT, dataclasses.replace(DOG, mask_key="4" * 64)),
+        dataset(CAT, dataclasses.replace(DOG, focus=(0.5, 0.25))),
         base + base,
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
@@ -39,11 +41,6 @@ def test_the_fingerprint_is_stable_and_sees_every_change():
 
 def test_the_place_on_the_disk_does_not_count():
     assert dataset(CAT).fingerprint == dataset(dataclasses.replace(CAT, path=Path("/elsewhere/cat.png"))).fingerprint
-
-
-def test_captions_are_replaced_by_path():
-    changed = dataset(CAT, DOG).with_captions({DOG.path: "a dog"})
-    assert [sample.caption for sample in changed.samples] == ["a cat", "a dog"]
 
 
 def test_the_summary_names_folder_pictures_and_missing_captions():

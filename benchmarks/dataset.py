@@ -1,0 +1,180 @@
+"""Preparing a dataset against ComfyUI's own folder loader + ``MakeTrainingDataset``: same host, same VAE and CLIP, in one run.
+
+    python3 studio.py bench dataset [--json] [--pictures 200] [--resolutions 256 512] [--checkpoint FILE]
+
+The pictures are OpenMoji drawings, rendered at the very sizes of their buckets, because the stock nodes neither scale nor cut.
+Every measurement has a process of its own: seconds from the folder to encoded latents and texts, and the rise of the peak memory
+over what the loaded models took (Linux only). ``cold`` has an empty cache, ``warm`` comes after it; the stock nodes keep nothing,
+so both are compared with the same figure. Beside these ``peak_growth``, the peak beside that of a quarter of the pictures, shows
+whether it grows with their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def use_host() -> None:
+    """ComfyUI on the path, and this pack under a name of its own."""
+    sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() not in (ROOT, ROOT / "benchmarks")]
+    sys.path.insert(0, os.environ["ATELIER_COMFYUI"])
+    package = ModuleType("lora_atelier")
+    package.__path__ = [str(ROOT)]
+    package.__spec__ = importlib.machinery.ModuleSpec("lora_atelier", None, is_package=True)
+    sys.modules["lora_atelier"] = package
+
+
+def draw(folder: Path, count: int, resolution: int) -> None:
+    """``count`` OpenMoji drawings with captions, at three bucket sizes of the resolution."""
+    import io
+
+    import resvg_py
+    from lora_atelier.demo.pictures import svg_folder
+    from lora_atelier.training.dataset.buckets import assign, bucket_sizes
+    from PIL import Image
+
+    sources = sorted(svg_folder().glob("*.svg"))
+    sizes = bucket_sizes(resolution, 64)
+    shapes = [assign(*aspect, sizes) for aspect in ((1, 1), (3, 4), (4, 3))]
+    folder.mkdir(parents=True)
+    for i, source in enumerate(sources[:: max(1, len(sources) // count)][:count]):
+        side = min(shapes[i % 3])
+        png = bytes(resvg_py.svg_to_bytes(svg_string=source.read_text(encoding="utf-8"), width=side, height=side))
+        page = Image.new("RGB", shapes[i % 3], "white")
+        with Image.open(io.BytesIO(png)) as drawing:
+            page.paste(drawing, ((page.width - drawing.width) // 2, (page.height - drawing.height) // 2), drawing.convert("RGBA"))
+        page.save(folder / f"{i:04d}.png")
+        (folder / f"{i:04d}.txt").write_text(f"a drawing, number {i}, {source.stem}", encoding="utf-8")
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process since ``reset_peak``."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def one_side(side: str, folder: Path, resolution: int, checkpoint: str, cache: Path) -> dict[str, float]:
+    """Seconds and peak memory (bytes above the loaded models) of one preparation in this process."""
+    import torch
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    import comfy.sd
+    import folder_paths
+
+    folder_paths.set_input_directory(str(folder.parent))
+    with torch.inference_mode():
+        _, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True, output_model=False)
+        vae.encode(torch.zeros(1, 64, 64, 3))
+        clip.encode_from_tokens(clip.tokenize("a"))
+    # Imports are no part of the work; the pack's own are measured by ``import_time``.
+    from comfy_extras.nodes_dataset import LoadImageTextDataSetFromFolderNode, MakeTrainingDataset
+    from lora_atelier.training import encode, host
+    from lora_atelier.training.config import SubsetConfig
+    from lora_atelier.training.dataset.cache import TensorCache
+    from lora_atelier.training.dataset.plan import Plan
+    from lora_atelier.training.dataset.samples import Dataset
+    from lora_atelier.training.dataset.scan import scan
+
+    reset_peak()
+    before, start = peak_bytes(), time.perf_counter()
+    if side == "stock":
+        with torch.inference_mode():
+            images, texts = LoadImageTextDataSetFromFolderNode.execute(folder.name).result
+            MakeTrainingDataset.execute(images, [vae], [clip], texts)
+    else:
+        config = SubsetConfig(f"input/{folder.name}", resolution=resolution, batch_size=4)
+        dataset = Dataset(scan(folder, config, index=cache / "pictures.json"))
+        plan = Plan(dataset, 0)
+        encoded = encode.Encoded(dataset, 0, host.PictureCodec(vae), host.TextEncoder(clip), TensorCache(cache, 2**40))
+        encoded.prepare(encode.work_of(plan, 10), lambda done: None)
+    return {"seconds": time.perf_counter() - start, "peak": peak_bytes() - before}
+
+
+def measure(side: str, folder: Path, resolution: int, checkpoint: str, cache: Path) -> dict[str, float]:
+    """``one_side`` in a process of its own."""
+    line = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--resolutions", str(resolution)]
+    line += ["--checkpoint", checkpoint, "--cache", str(cache)]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ)
+    if done.returncode:
+        raise SystemExit(f"the measurement of {side} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(count: int, resolution: int, checkpoint: str, place: Path) -> dict[str, float]:
+    """The figures of one resolution."""
+    folder, cache = place / f"pictures{resolution}", place / f"cache{resolution}"
+    draw(folder, count, resolution)
+    few = place / f"few{resolution}"
+    few.mkdir()
+    for path in sorted(folder.iterdir())[: max(2, count // 4 * 2)]:
+        shutil.copy(path, few / path.name)
+    stock = measure("stock", folder, resolution, checkpoint, cache)
+    cold = measure("ours", folder, resolution, checkpoint, cache)
+    warm = measure("ours", folder, resolution, checkpoint, cache)
+    quarter = measure("ours", few, resolution, checkpoint, place / f"cache-few{resolution}")
+    return {
+        "stock_seconds": stock["seconds"], "cold_seconds": cold["seconds"], "warm_seconds": warm["seconds"],
+        "stock_peak_mb": stock["peak"] / 2**20, "cold_peak_mb": cold["peak"] / 2**20, "quarter_peak_mb": quarter["peak"] / 2**20,
+        "cold_ratio": cold["seconds"] / stock["seconds"], "warm_ratio": warm["seconds"] / stock["seconds"],
+        "peak_memory_ratio": cold["peak"] / max(1, stock["peak"]), "peak_growth": cold["peak"] / max(1, quarter["peak"]),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--resolutions", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--json", action="store_true")
+    for hidden in ("--side", "--folder", "--cache"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    use_host()
+    if options.side:
+        place = Path(options.folder), options.resolutions[0], options.checkpoint, Path(options.cache)
+        print(json.dumps(one_side(options.side, *place)))
+        return
+    checkpoint = options.checkpoint
+    if checkpoint is None:
+        from lora_atelier.demo.weights import assemble
+
+        checkpoint = str(assemble(ROOT / "demo" / "weights.safetensors", ROOT / ".studio" / "bench" / "demo.safetensors"))
+    with tempfile.TemporaryDirectory() as place:
+        rows = {r: compare(options.pictures, r, checkpoint, Path(place)) for r in options.resolutions}
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    result: dict[str, Any] = {"device": device, "machine": platform.machine(), "pictures": options.pictures}
+    for name in ("cold_ratio", "warm_ratio", "peak_memory_ratio", "peak_growth"):
+        result[name] = round(statistics.geometric_mean(row[name] for row in rows.values()), 4)
+    result["by_resolution"] = {r: {name: round(value, 4) for name, value in row.items()} for r, row in rows.items()}
+    for name, value in result.items():
+        print(f"{name}: {value}")
+    if options.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

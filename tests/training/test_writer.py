@@ -1,0 +1,117 @@
+"""Captions by a connected text encoder, and room for captioners: the host's own classes, small."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lora_atelier.training.captioning import load
+from lora_atelier.training.captioning.protocol import Picture
+from lora_atelier.training.captioning.settings import GenerationSettings
+from lora_atelier.training.errors import AtelierError
+from PIL import Image
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def seeing(comfyui):
+    """A CLIP with a Qwen3-VL of width 64 and random weights, and the host's own tokenizer and chat template."""
+    import comfy.sd
+    from comfy.text_encoders import llama, qwen3vl
+
+    small = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    config = dataclasses.make_dataclass(
+        "TinyConfig", [(name, int, value) for name, value in small.items()], bases=(llama.Qwen3VL_4BConfig,)
+    )
+    qwen3vl.QWEN3VL_CONFIGS["tiny"] = config
+    qwen3vl.QWEN3VL_VISION["tiny"] = {
+        "hidden_size": 64, "intermediate_size": 64, "depth": 2, "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+
+    class TinyModel(qwen3vl.Qwen3VLTEModel):
+        def __init__(self, **options):
+            super().__init__(**options, model_type="tiny")
+
+    target = SimpleNamespace(params={}, clip=TinyModel, tokenizer=qwen3vl.tokenizer(model_type="tiny"))
+    with torch.inference_mode():
+        clip = comfy.sd.CLIP(target, embedding_directory=None)
+        stream = torch.Generator().manual_seed(0)
+        for name, weight in clip.cond_stage_model.named_parameters():
+            weight.data.normal_(0, 0.2, generator=stream)
+            if "norm" in name:
+                weight.data.fill_(1)
+    yield clip
+    del qwen3vl.QWEN3VL_CONFIGS["tiny"], qwen3vl.QWEN3VL_VISION["tiny"]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for i in range(2):
+        Image.effect_noise((64, 64 + 32 * i), 90).convert("RGB").save(tmp_path / f"{i}.png")
+    return [Picture(path) for path in sorted(tmp_path.iterdir())]
+
+
+def test_the_connected_model_says_what_the_stock_node_lets_it_say(seeing, pictures, tmp_path):
+    import numpy as np
+    from comfy_extras.nodes_textgen import TextGenerate
+    from lora_atelier.training import host
+
+    settings = GenerationSettings(prompt="What is this?", min_length=0, max_length=6)
+    captioner = load("connected clip", tmp_path, "", settings, CPU, writer=host.TextWriter(seeing))
+    expected = []
+    for picture in pictures:
+        image = torch.from_numpy(np.asarray(picture.image, np.float32) / 255)[None]
+        with torch.inference_mode():
+            said = TextGenerate.execute(seeing, "What is this?", 6, {"sampling_mode": "off"}, image=image).result[0]
+        expected.append(" ".join(said.split()))
+    assert captioner.caption(pictures) == expected
+    assert len(set(expected)) == 2, "the pictures must matter"
+
+
+def test_a_text_encoder_that_only_reads_is_named(tiny):
+    from lora_atelier.training import host
+
+    with pytest.raises(AtelierError, match=r"clip: .* only reads text. Connect a language model that sees pictures"):
+        host.TextWriter(tiny("sd15").text.clip)
+
+
+def test_a_host_whose_text_encoders_cannot_write_is_named(seeing, monkeypatch):
+    import comfy.sd
+    from lora_atelier.training import host
+
+    monkeypatch.delattr(comfy.sd.CLIP, "generate")
+    with pytest.raises(AtelierError, match=r"clip: this ComfyUI cannot let a text encoder write. Update ComfyUI"):
+        host.TextWriter(seeing)
+
+
+def test_a_language_model_without_eyes_is_named(seeing, pictures):
+    from comfy.text_encoders.z_image import ZImageTokenizer
+    from lora_atelier.training import host
+
+    blind = seeing.clone()
+    blind.tokenizer = ZImageTokenizer()
+    with pytest.raises(AtelierError, match=r"clip: ZImageTokenizer takes no pictures. Connect a language model that sees"):
+        host.TextWriter(blind).write(torch.zeros(1, 64, 64, 3), "What is this?", 4)
+
+
+def test_room_is_made_through_the_hosts_own_memory_management(tiny):
+    import comfy.model_management as management
+    from lora_atelier.training import host
+
+    patcher = tiny("sd15").model.patcher
+    with torch.inference_mode():
+        management.load_models_gpu([patcher])
+        assert any(loaded.model is patcher for loaded in management.current_loaded_models)
+        host.make_room(1, patcher.load_device)
+        assert any(loaded.model is patcher for loaded in management.current_loaded_models), "there is room for a byte"
+        host.make_room(1 << 60, patcher.load_device)
+    assert not any(loaded.model is patcher for loaded in management.current_loaded_models)

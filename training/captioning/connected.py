@@ -1,0 +1,40 @@
+"""The text encoder that is wired in, where it is a language model that sees and the host can let it write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .chat import MAX_PIXELS, QUESTION, within
+from .pretrained import in_one_line
+from .protocol import Picture
+from .settings import GenerationSettings
+
+
+class Writer(Protocol):
+    """What answers a question about a picture."""
+
+    def write(self, pixels: Tensor, question: str, max_length: int) -> str:
+        """The answer, of at most ``max_length`` tokens, about ``pixels`` (1, H, W, 3) in 0..1."""
+        ...
+
+
+class ConnectedCaptioner:
+    """One question to the connected model about each picture, the most probable word each time."""
+
+    looks = True
+
+    def __init__(self, writer: Writer, settings: GenerationSettings) -> None:
+        self.writer, self.settings = writer, settings
+
+    def caption(self, pictures: Sequence[Picture]) -> list[str]:
+        question = self.settings.prompt.strip() or QUESTION
+        return in_one_line([self.writer.write(_pixels(p), question, self.settings.max_length) for p in pictures])
+
+
+def _pixels(picture: Picture) -> Tensor:
+    return torch.from_numpy(np.asarray(within(picture.image, MAX_PIXELS), np.float32) / 255)[None]

@@ -1,0 +1,116 @@
+"""What was learnt from opening a picture, kept beside the cache so that an unchanged picture is not opened again.
+
+A picture counts as unchanged while its size and its time of change are the same, as in version control systems.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import AtelierError
+from ..files import write_text
+from .buckets import Size
+from .focus import detector_name, focus_point
+from .images import check_picture, open_picture, picture_size, small_picture
+from .lookalikes import look
+
+VERSION = 1
+_known: dict[Path, tuple[tuple[int, int], Facts]] = {}
+"""This process' memory: path -> ((bytes, mtime in ns), facts)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a picture is."""
+
+    width: int
+    """Pixels, after EXIF rotation."""
+    height: int
+    key: str
+    """SHA-256 (hex) of the file's bytes."""
+    look: str
+    """``lookalikes.look``."""
+    focus: dict[str, list[float]] = field(default_factory=dict)
+    """``"<detector> <width>x<height>"`` -> where the middle of what matters is, for a cut of these proportions."""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of the file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Index:
+    """The facts of the pictures of one folder; ``file`` (JSON) outlives the process, None doesn't."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self._changed = False
+        self._used: dict[Path, tuple[tuple[int, int], Facts]] = {}
+        self._stored = _read(file) if file is not None else {}
+
+    def facts(self, path: Path) -> Facts:
+        """Facts of a sound picture; AtelierError naming the file if it is none."""
+        try:
+            stat = path.stat()
+            stamp = (stat.st_size, stat.st_mtime_ns)
+            entry = next((e for e in (_known.get(path), self._stored.get(str(path))) if e and e[0] == stamp), None)
+            if entry is None:
+                entry = (stamp, _look_into(path))
+        except AtelierError:
+            raise
+        except OSError as error:
+            raise AtelierError(f"{path}: this picture cannot be read ({error.strerror}). Allow it, or remove it.") from error
+        self._keep(path, *entry)
+        return entry[1]
+
+    def focus(self, path: Path, shape: Size) -> tuple[float, float]:
+        """Where the middle of what matters is if the picture is cut to the proportions of ``shape``."""
+        stamp, facts = self._used[path]
+        name = f"{detector_name()} {shape[0]}x{shape[1]}"
+        if name not in facts.focus:
+            point = focus_point(open_picture(path), shape)
+            facts = dataclasses.replace(facts, focus={**facts.focus, name: list(point)})
+            self._keep(path, stamp, facts)
+        x, y = facts.focus[name]
+        return x, y
+
+    def save(self) -> None:
+        """Writes the file if anything was learnt; a folder that cannot be written costs only time."""
+        if self.file is None or not self._changed:
+            return
+        rows = {str(path): [*stamp, dataclasses.asdict(facts)] for path, (stamp, facts) in self._used.items()}
+        try:
+            write_text(self.file, json.dumps({"version": VERSION, "pictures": rows}))
+        except (OSError, AtelierError):
+            return
+        self._changed = False
+
+    def _keep(self, path: Path, stamp: tuple[int, int], facts: Facts) -> None:
+        self._changed |= self._stored.get(str(path)) != (stamp, facts)
+        _known[path] = self._used[path] = (stamp, facts)
+
+
+def _look_into(path: Path) -> Facts:
+    key = file_digest(path)
+    check_picture(path)
+    width, height = picture_size(path)
+    return Facts(width, height, key, look(small_picture(path)))
+
+
+def _read(file: Path) -> dict[str, tuple[tuple[int, int], Facts]]:
+    """The stored facts; a missing, damaged or older file counts as empty."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["version"] != VERSION:
+            return {}
+        return {path: ((row[0], row[1]), Facts(**row[2])) for path, row in values["pictures"].items()}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return {}

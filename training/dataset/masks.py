@@ -1,0 +1,49 @@
+"""Loss masks: which part of a picture is learnt. White is learnt, black is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..errors import AtelierError
+from .images import alpha_of, open_picture
+
+SUFFIX = ".mask.png"
+"""``cat.mask.png`` beside ``cat.jpg`` is its mask."""
+FOLDER = "masks"
+"""``masks/cat.png`` is the mask of ``cat.jpg``; a mask beside the picture comes first."""
+
+
+def is_mask(path: Path) -> bool:
+    """Whether the file's name says that it is a mask and no picture to train on."""
+    return path.name.lower().endswith(SUFFIX)
+
+
+def mask_files(picture: Path) -> tuple[Path, ...]:
+    """Where the mask of a picture may be, in this order."""
+    return (picture.with_name(picture.stem + SUFFIX), picture.parent / FOLDER / f"{picture.stem}.png")
+
+
+def open_mask(mask: Path, picture: Path, size: tuple[int, int]) -> Image.Image:
+    """Grey picture of ``size`` (width, height); ``mask`` = ``picture`` takes the picture's own transparency (none: all white).
+
+    AtelierError naming the file if it is broken or has another shape than the picture.
+    """
+    if mask == picture:
+        alpha = alpha_of(picture)
+        return Image.new("L", size, 255) if alpha is None else alpha
+    grey = open_picture(mask).convert("L")
+    # One pixel of rounding on the shorter side is what tools that shrink pictures leave.
+    if abs(grey.width * size[1] - grey.height * size[0]) > max(*size, *grey.size):
+        raise AtelierError(
+            f"{mask}: this mask has {grey.width} x {grey.height} pixels and another shape than {picture.name} "
+            f"({size[0]} x {size[1]}). Draw it on a copy of the picture."
+        )
+    return grey if grey.size == size else grey.resize(size, Image.Resampling.BILINEAR)
+
+
+def to_latent_size(mask: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
+    """(H, W) pixels -> (1, h, w): each cell of the latent gets the mean of the pixels that it covers."""
+    return torch.nn.functional.adaptive_avg_pool2d(mask[None], cells)
