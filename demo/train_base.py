@@ -127,12 +127,12 @@ def autoencoder(args: argparse.Namespace) -> None:
     if checkpoint.exists():
         model.load_state_dict(load_file(checkpoint))
     parameters = [*encoder.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=6e-4, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     limit, started, step = args.minutes * 60, time.monotonic(), 0
     generator = torch.Generator().manual_seed(1)
     while (elapsed := time.monotonic() - started) < limit:
         progress = elapsed / limit
-        rate = 1e-3 * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+        rate = 6e-4 * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
         x = crops(pictures, 10, 64, generator)

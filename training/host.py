@@ -25,6 +25,7 @@ from comfy import lora as comfy_lora
 from comfy import sampler_helpers
 from torch import Tensor, nn
 
+from .checkpointing import blocks_of
 from .errors import AtelierError
 from .network.lora import is_conv, is_linear
 from .noise import Prediction
@@ -94,21 +95,17 @@ class Model:
         A model whose weights the host pages in op by op may lose them between forward and backward, so its resident twin is
         taken, which the host itself makes.
         """
-        patcher = self.patcher
-        if getattr(patcher, "is_dynamic", lambda: False)():
-            try:
-                patcher = patcher.get_non_dynamic_delegate()
-            except RuntimeError as error:
-                raise AtelierError(
-                    "model: this loader's weights are paged in and out while the model works, which cannot be trained. Start "
-                    "ComfyUI with --disable-dynamic-vram, or use a stock loader."
-                ) from error
+        patcher = _resident(self.patcher, "model")
         if dtype is not None and dtype != Model(patcher).compute_dtype:
             patcher = patcher.clone()
             patcher.set_model_compute_dtype(dtype)
         changed = Model(patcher)
         changed._compute_dtype = dtype
         return changed
+
+    def blocks(self) -> list[nn.Module]:
+        """What gradient checkpointing may compute twice."""
+        return blocks_of(self.base.diffusion_model)
 
     def layers(self) -> dict[str, nn.Module]:
         """Linear and Conv2d layers by dotted name under the diffusion model."""
@@ -117,12 +114,7 @@ class Model:
 
     def lora_names(self) -> dict[str, list[str]]:
         """For every layer the names under which the host finds it in a LoRA file."""
-        prefix, suffix = "diffusion_model.", ".weight"
-        out: dict[str, list[str]] = {}
-        for name, key in comfy_lora.model_lora_keys_unet(self.base, {}).items():
-            if isinstance(key, str) and key.startswith(prefix) and key.endswith(suffix):
-                out.setdefault(key[len(prefix) : -len(suffix)], []).append(name)
-        return out
+        return _names_of_layers(comfy_lora.model_lora_keys_unet(self.base, {}), "diffusion_model.")
 
     def identity(self) -> str:
         """A fingerprint of the weights and of the patches on them, equal in every session."""
@@ -133,17 +125,18 @@ class Model:
         return self.base.process_latent_in(latents)
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self, text: TextEncoder | None = None) -> Iterator[None]:
         """The model on its device, outside inference mode, differentiable, and afterwards exactly as it was found.
 
         Weights made by other nodes are inference tensors, which autograd refuses; meanwhile ordinary tensors over the very
-        same storage stand in their places, so nothing is copied.
+        same storage stand in their places, so nothing is copied. ``text`` is held as well, for training it.
         """
         management = comfy.model_management
+        patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
         with torch.inference_mode(False), torch.enable_grad():
             # Asking for all memory makes the host put every other model aside; on a CPU it has no effect.
-            management.load_models_gpu([self.patcher], memory_required=1e20, force_full_load=True)
-            swapped = _without_inference_tensors(self.base)
+            management.load_models_gpu(patchers, memory_required=1e20, force_full_load=True)
+            swapped = [swap for patcher in patchers for swap in _without_inference_tensors(patcher.model)]
             was_training = getattr(management, "in_training", None)
             if was_training is not None:
                 management.in_training = True
@@ -233,6 +226,29 @@ class Model:
         return comfy.sd.load_lora_for_models(self.patcher, clip, tensors, strength, strength)
 
 
+def _resident(patcher: Any, widget: str) -> Any:
+    """``patcher``, or its twin whose weights stay where they are."""
+    if not getattr(patcher, "is_dynamic", lambda: False)():
+        return patcher
+    try:
+        return patcher.get_non_dynamic_delegate()
+    except RuntimeError as error:
+        raise AtelierError(
+            f"{widget}: this loader's weights are paged in and out while the model works, which cannot be trained. Start "
+            "ComfyUI with --disable-dynamic-vram, or use a stock loader."
+        ) from error
+
+
+def _names_of_layers(keys: Mapping[str, Any], prefix: str) -> dict[str, list[str]]:
+    """The host's table from names in files to weights, turned round and by layer."""
+    suffix = ".weight"
+    out: dict[str, list[str]] = {}
+    for name, key in keys.items():
+        if isinstance(key, str) and key.startswith(prefix) and key.endswith(suffix):
+            out.setdefault(key[len(prefix) : -len(suffix)], []).append(name)
+    return out
+
+
 def _alike(conditions: Sequence[dict[str, Any]]) -> list[list[int]]:
     """Indices of conditionings that the host can put into one batch."""
     groups: list[list[int]] = []
@@ -289,6 +305,32 @@ class TextEncoder:
         with torch.inference_mode(False), torch.no_grad():
             out = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True, return_dict=True)
             return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in out.items() if isinstance(v, Tensor)}
+
+    def for_training(self) -> TextEncoder:
+        """This encoder as the loop can hold it: see ``Model.for_training``."""
+        patcher = _resident(self.clip.patcher, "clip")
+        if patcher is self.clip.patcher:
+            return self
+        clip = self.clip.clone()
+        clip.patcher, clip.cond_stage_model = patcher, patcher.model
+        return TextEncoder(clip)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Linear layers by dotted name, the first part being the encoder's: ``clip_l``, ``clip_g``, ``t5xxl`` and so on."""
+        return {name: m for name, m in self.clip.cond_stage_model.named_modules() if is_linear(m)}
+
+    def lora_names(self) -> dict[str, list[str]]:
+        """For every layer the names under which the host finds it in a LoRA file."""
+        return _names_of_layers(comfy_lora.model_lora_keys_clip(self.clip.cond_stage_model, {}), "")
+
+    def blocks(self) -> list[nn.Module]:
+        """What gradient checkpointing may compute twice."""
+        return blocks_of(self.clip.cond_stage_model)
+
+    def encode_live(self, text: str) -> Conditioning:
+        """Like ``encode``, but on the device and connected with whatever learns in the encoder; only while it is held."""
+        out = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True, return_dict=True)
+        return {k: v for k, v in out.items() if isinstance(v, Tensor)}
 
     def for_sampling(self, text: str) -> list:
         """CONDITIONING as CLIPTextEncode makes it."""
