@@ -9,9 +9,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .wires import CATEGORY, DATASET
+from .wires import CATEGORY, DATASET, folded
 
 GIB = 1 << 30
+RARE = frozenset({
+    "beams", "min_length", "max_length", "batch_size", "suffix", "replace", "deduplicate", "order", "underscores",
+    "general_threshold", "character_threshold", "rating", "blacklist", "device", "hub_id", "download",
+})  # fmt: skip
+"""Widgets that are right as they are for most sets."""
 
 
 class AutoCaption(io.ComfyNode):
@@ -25,7 +30,7 @@ class AutoCaption(io.ComfyNode):
             category=CATEGORY,
             description="Writes a caption file beside every picture that has none (or beside all). Read and edit them "
             "afterwards: edited captions are noticed and kept.",
-            inputs=[
+            inputs=folded([
                 DATASET.Input("dataset", tooltip="The pictures, from Load Dataset."),
                 io.Combo.Input(
                     "captioner", options=captioning.list_captioners(host.captioner_folder()), default=captioning.FILE_NAME,
@@ -72,19 +77,22 @@ class AutoCaption(io.ComfyNode):
                     "batch_size", default=4, min=1, max=256, tooltip="For models: pictures at a time. Less needs less memory."
                 ),
                 *_more_inputs(),
-            ],
+            ], RARE),
             outputs=[DATASET.Output(display_name="dataset", tooltip="The same pictures with their captions.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, captioner: str | None = None) -> bool | str:
-        """A sentence for a captioner that this computer doesn't have, in place of "value not in list"."""
+    def validate_inputs(cls, captioner: str | None = None, download: bool = False) -> bool | str:
+        """A sentence for a captioner that this computer doesn't have, in place of "value not in list".
+
+        A download comes in its place, so then it need not be here.
+        """
         from ..training import captioning, host
 
         folder = host.captioner_folder()
-        if captioner is None or captioner in captioning.list_captioners(folder):
+        if captioner is None or download or captioner in captioning.list_captioners(folder):
             return True
         return f"captioner: {captioner!r} is not in {folder}. Put the model's folder there, or choose another captioner."
 
@@ -251,4 +259,4 @@ class Choice:
         if name not in captioning.WITHOUT_FOLDER:
             # Weights that are halves on the disk may be loaded as floats, and the work needs room as well.
             host.make_room(2 * captioning.weight_bytes(folder / name) + GIB, device)
-        return captioning.load(name, folder, self.pattern, self.settings, device, self.tagger, writer)
+        return captioning.load(name, folder, self.pattern, self.settings, device, self.tagger, writer, host.check_interrupt)

@@ -7,12 +7,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .wires import CATEGORY, DATASET
+from .wires import CATEGORY, DATASET, folded
 
 NO_FOLDER = "(no folder with pictures yet)"
 """Shown in the list while there is nothing to choose."""
 SHOWN = 200
 """Pictures in the table that the canvas receives."""
+RARE = frozenset({
+    "bucket_step", "caption_extension", "nested", "class_caption", "caption_prefix", "caption_suffix", "shuffle_captions",
+    "keep_tokens", "caption_dropout", "tag_dropout", "loss_weight", "validation_share", "validation_seed", "mask_floor", "broken",
+})  # fmt: skip
+"""Widgets that most folders need no change of."""
 
 
 class LoadDataset(io.ComfyNode):
@@ -27,7 +32,7 @@ class LoadDataset(io.ComfyNode):
             category=CATEGORY,
             description="Pictures of a folder, with the captions in the .txt files beside them. Several of these nodes in a row "
             "make one dataset.",
-            inputs=[
+            inputs=folded([
                 io.Combo.Input(
                     "folder", options=list_folders(host.dataset_roots()) or [NO_FOLDER],
                     tooltip="A folder inside ComfyUI's input or datasets folder: pictures, or sub-folders named like '10_name', "
@@ -67,7 +72,7 @@ class LoadDataset(io.ComfyNode):
                     tooltip="Another dataset in front of this one, to train on several folders or sizes in one run.",
                 ),
                 *_more_inputs(),
-            ],
+            ], RARE),
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Auto Caption, another Load Dataset, or Train LoRA.")],
             is_output_node=True,
         )  # fmt: skip

@@ -25,6 +25,11 @@ SavePrecision = Literal["fp16", "bf16", "fp32"]
 Levels = Literal["auto", "uniform", "logit-normal", "shifted"]
 
 T = TypeVar("T")
+# Auto Caption writes to files with the caption's ending: never to pictures, tables of captions, or weights.
+NO_CAPTIONS = (
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd",
+    ".jsonl", ".safetensors",
+)  # fmt: skip
 RUN_NAME = re.compile(r"[^\W_][\w .+-]*", re.UNICODE)
 # Device names that Windows reserves, whatever the extension.
 RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
@@ -126,6 +131,11 @@ class SubsetConfig:
         _refuse(
             not re.fullmatch(r"\.[A-Za-z0-9_.-]{1,20}", self.caption_extension) or ".." in self.caption_extension,
             f"caption extension: {self.caption_extension!r} is not a file suffix such as .txt.",
+        )
+        _refuse(
+            self.caption_extension.lower().endswith(NO_CAPTIONS),
+            f"caption extension: {self.caption_extension!r} files are no caption files, and captions would be written over them. "
+            "Use .txt.",
         )
         for widget, value, allowed in (("role", self.role, Role), ("masks", self.masks, Masks), ("broken", self.broken, Broken)):
             _choice(widget, value, allowed)

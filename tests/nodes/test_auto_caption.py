@@ -95,10 +95,35 @@ def test_cancel_keeps_what_is_written(node, models, dataset):
     assert shown == [(0, 3, (40, 40)), (2, 3, (40, 40))]
 
 
+def test_cancel_inside_a_caption_keeps_the_captions_before_it(node, models, dataset):
+    """The person presses cancel while the second picture's third word is written."""
+    import comfy.model_management as management
+    from torch.nn.modules.module import register_module_forward_hook
+
+    words = []
+
+    def word(module, *_):
+        if type(module).__name__ == "BlipTextLMHeadModel":
+            words.append(sum(1 for _ in folder.glob("*.txt")))
+            management.interrupt_current_processing(words.count(1) == 3)
+
+    tiny_blip.build_blip(models / "tiny")
+    folder = next(dataset.samples).path.parent
+    handle = register_module_forward_hook(word)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            node.execute(dataset, **{**WIDGETS, "captioner": "tiny", "batch_size": 1, "min_length": 8})
+    finally:
+        handle.remove()
+        management.interrupt_current_processing(False)
+    assert words == [0] * 8 + [1] * 3 and [path.name for path in folder.glob("*.txt")] == ["cat-face.txt"]
+
+
 def test_a_captioner_that_is_not_there_is_named(node, models, dataset):
     message = node.validate_inputs(captioner="blip-large")
     assert isinstance(message, str) and "captioner: 'blip-large' is not in" in message and str(models) in message
     assert node.validate_inputs(captioner="file name") is True and node.validate_inputs() is True
+    assert node.validate_inputs(captioner="blip-large", download=True) is True, "a download takes its place"
     with pytest.raises(AtelierError, match="captioner: 'blip-large'"):
         node.execute(dataset, **{**WIDGETS, "captioner": "blip-large"})
 
@@ -133,6 +158,14 @@ def test_inputs_that_came_later_stand_behind_the_first_and_are_optional(node):
     inputs = node.GET_SCHEMA().inputs
     assert [entry.id for entry in inputs[:11]] == ["dataset", *WIDGETS]
     assert all(entry.optional for entry in inputs[11:]) and not any(entry.optional for entry in inputs[:11])
+
+
+def test_what_is_rarely_needed_is_folded_away(node):
+    info = node.GET_NODE_INFO_V1()["input"]
+    shown = [name for group in info.values() for name, spec in group.items() if not spec[1].get("advanced")]
+    assert shown == [
+        "dataset", "captioner", "mode", "pattern", "trigger", "prefix", "prompt", "remove_tags", "dry_run", "clip",
+    ]  # fmt: skip
 
 
 def test_text_work_on_existing_captions(node, models, dataset):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,9 @@ def test_a_good_folder_and_a_linked_one_are_valid(node, folder):
         ("bucket_step", 12, "bucket step: 12"),
         ("caption_extension", "../x", "caption extension: '../x'"),
         ("caption_extension", "txt", "caption extension: 'txt'"),
+        ("caption_extension", ".PNG", "caption extension: '.PNG' files are no caption files"),
+        ("caption_extension", ".mask.png", "caption extension: '.mask.png' files are no caption files"),
+        ("caption_extension", ".jsonl", "caption extension: '.jsonl' files are no caption files"),
     ],
 )
 def test_a_widget_that_cannot_work_is_named(node, folder, widget, value, message):
@@ -147,6 +152,31 @@ def test_later_widgets_stand_behind_the_first_ones_and_may_be_missing(node, fold
     names = [entry.id for entry in node.GET_SCHEMA().inputs]
     assert names[: len(WIDGETS) + 2] == ["folder", *WIDGETS, "dataset"]
     assert all(entry.optional for entry in node.GET_SCHEMA().inputs[len(WIDGETS) + 1 :])
+
+
+def test_what_is_rarely_needed_is_folded_away(node, folder):
+    info = node.GET_NODE_INFO_V1()["input"]
+    shown = [name for group in info.values() for name, spec in group.items() if not spec[1].get("advanced")]
+    assert shown == [
+        "folder", "resolution", "batch_size", "repeats", "buckets", "crop", "dataset", "role", "flip", "captions", "masks",
+    ]  # fmt: skip
+
+
+OLD_HOST = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from comfy_api.latest import io
+import importlib.util
+spec = importlib.util.spec_from_file_location("wires", sys.argv[2])
+wires = importlib.util.module_from_spec(spec); spec.loader.exec_module(wires)
+kinds = [io.Int.Input("a", default=1), io.Boolean.Input("b"), io.String.Input("c", multiline=True), io.Float.Input("d"),
+         io.Combo.Input("e", options=["x"]), io.Int.Input("f")]
+assert [entry.as_dict().get("advanced") for entry in wires.folded(kinds, "abcde")] == [True] * 5 + [None]
+"""
+
+
+def test_the_oldest_host_sends_the_mark_as_well(comfyui_old, root):
+    subprocess.run([sys.executable, "-c", OLD_HOST, str(comfyui_old), str(root / "nodes" / "wires.py")], check=True)
 
 
 def test_the_widgets_defaults_are_those_of_the_settings(node, folder):

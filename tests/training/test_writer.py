@@ -77,6 +77,31 @@ def test_the_connected_model_says_what_the_stock_node_lets_it_say(seeing, pictur
     assert len(set(expected)) == 2, "the pictures must matter"
 
 
+def test_a_cancel_ends_the_answer_long_before_its_length(seeing, pictures, tmp_path):
+    """The host moves its bar for every token and, in a server, looks for a cancel then; the bar passes on a few a second."""
+    import comfy.model_management as management
+    import comfy.utils
+    from lora_atelier.training import host
+
+    seen = []
+
+    def bar(value, total, preview, **more):
+        management.throw_exception_if_processing_interrupted()
+        seen.append(value)
+        management.interrupt_current_processing(True)
+
+    settings = GenerationSettings(prompt="What is this?", min_length=0, max_length=400)
+    captioner = load("connected clip", tmp_path, "", settings, CPU, writer=host.TextWriter(seeing))
+    comfy.utils.set_progress_bar_global_hook(bar)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            captioner.caption(pictures)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        management.interrupt_current_processing(False)
+    assert seen == [1]
+
+
 def test_a_text_encoder_that_only_reads_is_named(tiny):
     from lora_atelier.training import host
 

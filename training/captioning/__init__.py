@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AtelierError
+from .protocol import Check, go_on
 from .settings import GenerationSettings as GenerationSettings
 from .settings import TaggerSettings as TaggerSettings
 
@@ -74,9 +75,10 @@ def load(
     device: torch.device,
     tagger: TaggerSettings = BY_DEFAULT,
     writer: Writer | None = None,
+    check: Check = go_on,
 ) -> Captioner:
     """The captioner ``name``: "file name" with ``pattern``, "existing captions", "connected clip" with ``writer``, or the
-    model in ``folder / name`` with ``settings`` (a tagger with ``tagger``).
+    model in ``folder / name`` with ``settings`` (a tagger with ``tagger``). ``check`` is called after every token of a model.
 
     Raises AtelierError naming the widget or the folder: an unknown name, a kind of model that is not supported, weights that are
     not safetensors, a damaged file.
@@ -103,10 +105,10 @@ def load(
         from .tagger import Tagger
 
         return Tagger(folder / name, tagger, device)
-    return _language_model(folder / name, settings, device)
+    return _language_model(folder / name, settings, device, check)
 
 
-def _language_model(path: Path, settings: GenerationSettings, device: torch.device) -> Captioner:
+def _language_model(path: Path, settings: GenerationSettings, device: torch.device, check: Check) -> Captioner:
     from . import blip, chat, florence
     from .pretrained import refuse_unreadable
 
@@ -117,7 +119,7 @@ def _language_model(path: Path, settings: GenerationSettings, device: torch.devi
         )
     refuse_unreadable(path, kind)
     if kind in florence.MODEL_TYPES:
-        return florence.FlorenceCaptioner(path, settings, device)
+        return florence.FlorenceCaptioner(path, settings, device, check)
     if kind in chat.MODEL_TYPES:
-        return chat.ChatCaptioner(path, settings, device)
-    return blip.BlipCaptioner(path, kind, settings, device)
+        return chat.ChatCaptioner(path, settings, device, check)
+    return blip.BlipCaptioner(path, kind, settings, device, check)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .pretrained import generate, in_one_line, load_pretrained, prepared
-from .protocol import Picture
+from .protocol import Check, Picture
 from .settings import GenerationSettings
 
 MODEL_TYPES = ("blip", "blip-2")
@@ -19,11 +19,11 @@ class BlipCaptioner:
 
     looks = True
 
-    def __init__(self, folder: Path, kind: str, settings: GenerationSettings, device: torch.device) -> None:
+    def __init__(self, folder: Path, kind: str, settings: GenerationSettings, device: torch.device, check: Check) -> None:
         # BLIP-2 has billions of weights, and half precision is what it was published for; on a CPU halves are slow.
         self.dtype = torch.float16 if device.type == "cuda" and kind == "blip-2" else torch.float32
         self.processor, self.model = load_pretrained(folder, device, self.dtype)
-        self.settings, self.device = settings, device
+        self.settings, self.device, self.check = settings, device, check
         self.needs_text = kind == "blip-2"
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:
@@ -31,5 +31,5 @@ class BlipCaptioner:
         call = {"text": [prompt] * len(pictures)} if prompt or self.needs_text else {}
         images = [picture.image for picture in pictures]
         inputs = prepared(self.processor, pictures, self.device, self.dtype, images=images, **call)
-        tokens = generate(self.model, inputs, self.settings)
+        tokens = generate(self.model, inputs, self.settings, self.check)
         return in_one_line(self.processor.batch_decode(tokens, skip_special_tokens=True))

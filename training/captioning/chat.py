@@ -1,4 +1,7 @@
-"""Chat models that see, of the Qwen-VL class (Qwen2-VL: Wang et al. 2024, arXiv 2409.12191; Qwen2.5-VL: arXiv 2502.13923)."""
+"""Chat models that see, of the Qwen-VL class.
+
+Qwen2-VL: Wang et al. 2024, arXiv 2409.12191; Qwen2.5-VL: arXiv 2502.13923; Qwen3-VL: arXiv 2511.21631.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from PIL import Image
 
 from ..errors import AtelierError
 from .pretrained import generate, in_one_line, load_pretrained, prepared
-from .protocol import Picture
+from .protocol import Check, Picture
 from .settings import GenerationSettings
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 QUESTION = "Describe this picture in one sentence for somebody who cannot see it. Answer with the description only."
 """What is asked when the prompt is empty."""
 MAX_PIXELS = 1280 * 28 * 28
-"""A picture becomes one token for each 28 x 28 pixels, and 1280 tokens are what the models' authors advise as a limit."""
+"""A picture becomes one token for each 28 x 28 pixels (32 x 32 in Qwen3-VL), and 1280 are the authors' advice for a limit."""
 
 
 class ChatCaptioner:
@@ -25,7 +28,7 @@ class ChatCaptioner:
 
     looks = True
 
-    def __init__(self, folder: Path, settings: GenerationSettings, device: torch.device) -> None:
+    def __init__(self, folder: Path, settings: GenerationSettings, device: torch.device, check: Check) -> None:
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.processor, self.model = load_pretrained(folder, device, self.dtype)
         if not getattr(self.processor, "chat_template", None):
@@ -34,7 +37,7 @@ class ChatCaptioner:
             )
         # An answer begins where the question ends, so shorter questions are filled up in front.
         self.processor.tokenizer.padding_side = "left"
-        self.settings, self.device = settings, device
+        self.settings, self.device, self.check = settings, device, check
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:
         question = self.settings.prompt.strip() or QUESTION
@@ -43,7 +46,7 @@ class ChatCaptioner:
         images = [within(picture.image, MAX_PIXELS) for picture in pictures]
         call = {"images": images, "text": [text] * len(images), "padding": True}
         inputs = prepared(self.processor, pictures, self.device, self.dtype, **call)
-        tokens = generate(self.model, inputs, self.settings)
+        tokens = generate(self.model, inputs, self.settings, self.check)
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         return in_one_line(self.processor.batch_decode(answers, skip_special_tokens=True))
 

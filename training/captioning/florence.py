@@ -14,7 +14,7 @@ import torch
 
 from ..errors import AtelierError
 from .pretrained import generate, in_one_line, load_pretrained, prepared
-from .protocol import Picture
+from .protocol import Check, Picture
 from .settings import GenerationSettings
 
 MODEL_TYPES = ("florence2",)
@@ -32,7 +32,7 @@ class FlorenceCaptioner:
 
     looks = True
 
-    def __init__(self, folder: Path, settings: GenerationSettings, device: torch.device) -> None:
+    def __init__(self, folder: Path, settings: GenerationSettings, device: torch.device, check: Check) -> None:
         self.task = settings.prompt.strip() or TASK
         if any(task in self.task for task in NOT_TEXT):
             raise AtelierError(
@@ -42,12 +42,12 @@ class FlorenceCaptioner:
         _refuse_own_code(folder)
         self.dtype = torch.float16 if device.type == "cuda" else torch.float32
         self.processor, self.model = load_pretrained(folder, device, self.dtype)
-        self.settings, self.device = settings, device
+        self.settings, self.device, self.check = settings, device, check
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:
         images, text = [picture.image for picture in pictures], [self.task] * len(pictures)
         inputs = prepared(self.processor, pictures, self.device, self.dtype, images=images, text=text)
-        tokens = generate(self.model, inputs, self.settings)
+        tokens = generate(self.model, inputs, self.settings, self.check)
         return in_one_line(self.processor.batch_decode(tokens, skip_special_tokens=True))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError
-from .protocol import Picture
+from .protocol import Check, Picture
 from .settings import GenerationSettings
 
 
@@ -69,8 +69,17 @@ def prepared(processor: Any, pictures: Sequence[Picture], device: torch.device, 
         ) from error
 
 
-def generate(model: Any, inputs: Mapping[str, Any], settings: GenerationSettings) -> Tensor:
-    """Tokens (B, T) by beam search; AtelierError naming the widget if the memory is too small."""
+def generate(model: Any, inputs: Mapping[str, Any], settings: GenerationSettings, check: Check) -> Tensor:
+    """Tokens (B, T) by beam search; AtelierError naming the widget if the memory is too small.
+
+    ``check`` is called after every token, so that what it raises ends the caption within one.
+    """
+    from transformers import StoppingCriteriaList
+
+    def goes_on(tokens: Tensor, _scores: Any, **_more: Any) -> Tensor:
+        check()
+        return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+
     try:
         with torch.no_grad():
             return model.generate(
@@ -79,6 +88,7 @@ def generate(model: Any, inputs: Mapping[str, Any], settings: GenerationSettings
                 min_new_tokens=settings.min_length,
                 max_new_tokens=settings.max_length,
                 do_sample=False,
+                stopping_criteria=StoppingCriteriaList([goes_on]),
             )
     except torch.cuda.OutOfMemoryError as error:
         raise AtelierError(

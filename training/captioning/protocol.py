@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,13 @@ from typing import Protocol
 from PIL import Image
 
 from ..dataset.images import open_picture
+
+Check = Callable[[], None]
+"""Called after every token that a model writes; may raise to cancel."""
+
+
+def go_on() -> None:
+    """The check of a caller that never cancels."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ NOT_INSTALLED = (
     "crop: focus needs the Python package smartcrop, which is not installed here. Install it with "
     "'pip install smartcrop', or choose center."
 )
+NO_FACES = (
+    "focus keeps what stands out; faces are looked for once the Python package opencv-python-headless is installed in a version "
+    "below 5."
+)
 
 
 def focus_point(image: Image.Image, shape: tuple[int, int]) -> tuple[float, float]:
@@ -62,9 +66,14 @@ def _detector() -> Any:
     return None if detector.empty() else detector
 
 
+def finds_faces() -> bool:
+    """Whether a face detector is installed here."""
+    return _detector() is not None
+
+
 def detector_name() -> str:
     """Which detectors are at work here; a cached focus belongs to them."""
-    return "faces, smartcrop" if _detector() is not None else "smartcrop"
+    return "faces, smartcrop" if finds_faces() else "smartcrop"
 
 
 def _faces(grey: np.ndarray) -> list[tuple[float, float, float, float]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .focus import NO_FACES, finds_faces
 from .lookalikes import duplicates
 from .plan import bucket_of
 from .prepare import View, view
@@ -93,6 +94,8 @@ def remarks(subset: Subset) -> list[str]:
         said.append(f"duplicates: {_some(names)}.")
     if bare and len(bare) < len(pictures):
         said.append(f"no caption: {_some([path.name for path in bare])}.")
+    if subset.config.crop == "focus" and not finds_faces():
+        said.append(NO_FACES)
     return said
 
 

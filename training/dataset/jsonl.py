@@ -14,15 +14,15 @@ TEXT = ("text", "caption")
 """Names under which the caption is looked for, in this order."""
 
 
-def read_jsonl(file: Path) -> dict[Path, str]:
-    """Caption by picture; ``file_name`` counts from the folder in which the file is, and the last of several lines wins.
+def read_jsonl(file: Path) -> tuple[dict[Path, str], str]:
+    """(caption by picture, encoding); ``file_name`` counts from the file's folder, and the last of several lines wins.
 
     Names are compared with pictures that were found in the folder, never opened. AtelierError naming file and line.
     """
     try:
         if file.stat().st_size > MAX_BYTES:
             raise AtelierError(f"{file}: this file has more than {MAX_BYTES >> 20} MB. Take it out of the folder.")
-        text, _ = decode(file.read_bytes())
+        text, encoding = decode(file.read_bytes())
     except OSError as error:
         raise AtelierError(f"{file}: this file cannot be read ({error.strerror}).") from error
     captions = {}
@@ -39,7 +39,7 @@ def read_jsonl(file: Path) -> dict[Path, str]:
             raise _bad(file, number)
         if caption is not None:
             captions[file.parent / name.replace("\\", "/")] = " ".join(caption.split())
-    return captions
+    return captions, encoding
 
 
 def _bad(file: Path, number: int) -> AtelierError:
@@ -47,10 +47,12 @@ def _bad(file: Path, number: int) -> AtelierError:
 
 
 def captions_of(files: Iterable[Path], pictures: Iterable[Path]) -> tuple[dict[Path, str], list[str]]:
-    """(caption by picture, warnings about lines whose picture is not there)."""
+    """(caption by picture, warnings about unusual encodings and lines whose picture is not there)."""
     known, captions, warnings = set(pictures), {}, []
     for file in files:
-        found = read_jsonl(file)
+        found, encoding = read_jsonl(file)
+        if encoding != "UTF-8":
+            warnings.append(f"{file.name} was read as {encoding}; save it as UTF-8 to be sure of every letter.")
         captions.update({path: text for path, text in found.items() if path in known})
         missing = [path.name for path in found if path not in known]
         if missing:

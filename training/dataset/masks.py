@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..errors import AtelierError
-from .images import alpha_of, open_picture
+from .images import alpha_of, check_picture, open_picture, picture_size
 
 SUFFIX = ".mask.png"
 """``cat.mask.png`` beside ``cat.jpg`` is its mask."""
@@ -26,6 +26,12 @@ def mask_files(picture: Path) -> tuple[Path, ...]:
     return (picture.with_name(picture.stem + SUFFIX), picture.parent / FOLDER / f"{picture.stem}.png")
 
 
+def check_mask(mask: Path, picture: Path, size: tuple[int, int]) -> None:
+    """AtelierError naming the file if it is broken or has another shape than the picture, which has ``size``; hardly decodes."""
+    check_picture(mask)
+    _same_shape(mask, picture_size(mask), picture, size)
+
+
 def open_mask(mask: Path, picture: Path, size: tuple[int, int]) -> Image.Image:
     """Grey picture of ``size`` (width, height); ``mask`` = ``picture`` takes the picture's own transparency (none: all white).
 
@@ -35,13 +41,17 @@ def open_mask(mask: Path, picture: Path, size: tuple[int, int]) -> Image.Image:
         alpha = alpha_of(picture)
         return Image.new("L", size, 255) if alpha is None else alpha
     grey = open_picture(mask).convert("L")
+    _same_shape(mask, grey.size, picture, size)
+    return grey if grey.size == size else grey.resize(size, Image.Resampling.BILINEAR)
+
+
+def _same_shape(mask: Path, own: tuple[int, int], picture: Path, size: tuple[int, int]) -> None:
     # One pixel of rounding on the shorter side is what tools that shrink pictures leave.
-    if abs(grey.width * size[1] - grey.height * size[0]) > max(*size, *grey.size):
+    if abs(own[0] * size[1] - own[1] * size[0]) > max(*size, *own):
         raise AtelierError(
-            f"{mask}: this mask has {grey.width} x {grey.height} pixels and another shape than {picture.name} "
+            f"{mask}: this mask has {own[0]} x {own[1]} pixels and another shape than {picture.name} "
             f"({size[0]} x {size[1]}). Draw it on a copy of the picture."
         )
-    return grey if grey.size == size else grey.resize(size, Image.Resampling.BILINEAR)
 
 
 def to_latent_size(mask: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:

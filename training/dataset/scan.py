@@ -187,13 +187,14 @@ def caption_now(
     return next((t for t in (text, fallback, class_caption) if t is not None), None), warning
 
 
-def _mask(path: Path, config: SubsetConfig, key: str, root: Path) -> tuple[Path | None, str]:
-    """(file of the loss mask, SHA-256 of it)."""
+def _mask(path: Path, config: SubsetConfig, one: Facts, root: Path) -> tuple[Path | None, str]:
+    """(file of the loss mask, SHA-256 of it); AtelierError naming a mask that is broken or has another shape."""
     if config.masks == "alpha":
-        return path, key
+        return path, one.key
     for file in masks.mask_files(path) if config.masks == "files" else ():
         _refuse_outside(file, root)
         if file.is_file():
+            masks.check_mask(file, path, (one.width, one.height))
             return file, file_digest(file)
     return None, ""
 
@@ -208,7 +209,7 @@ def _subset(found: Found, config: SubsetConfig, root: Path, index: Index) -> Sub
         caption, odd = caption_now(path, config, texts.get(path), class_caption)
         warnings += [odd] if odd else []
         focus = index.focus(path, bucket_of(one.width, one.height, config)) if config.crop == "focus" else None
-        mask, mask_key = _mask(path, config, one.key, root)
+        mask, mask_key = _mask(path, config, one, root)
         samples.append(
             Sample(path, one.width, one.height, caption, one.key, texts.get(path), focus, mask, mask_key, one.look)
         )  # fmt: skip

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from lora_atelier.tests.training.captioning import tiny_blip
+from lora_atelier.tests.training.captioning import cancel, tiny_blip
 from lora_atelier.training.captioning import load
 from lora_atelier.training.captioning.protocol import Picture
 from lora_atelier.training.captioning.settings import GenerationSettings
@@ -64,6 +64,45 @@ def test_greedy_captions_are_what_the_model_says_word_by_word(captioners, tmp_pa
     assert len(set(expected)) > 1, "the pictures must matter"
 
 
+def test_blip2_says_what_its_parts_say_word_by_word(captioners, tmp_path):
+    """Vision tower, query transformer, projection and language model one after another, by an own decoding loop."""
+    import numpy as np
+    from transformers import Blip2ForConditionalGeneration, PreTrainedTokenizerFast
+
+    model = Blip2ForConditionalGeneration.from_pretrained(captioners / "blip-2").eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(captioners / "blip-2")
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    asked = tokenizer("a photo of", return_tensors="pt")["input_ids"]
+    pictures, expected = [tmp_path / f"{i}.png" for i in range(4)], []
+    for i, path in enumerate(pictures):
+        values = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(values).save(path)
+        pixels = ((torch.from_numpy(values).float() / 255 - mean) / std).permute(2, 0, 1)[None]
+        tokens: list[int] = []
+        with torch.no_grad():
+            seen = model.vision_model(pixel_values=pixels)[0]
+            queries = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=seen)[0]
+            words = model.get_input_embeddings()(asked)
+            so_far = torch.cat([model.language_projection(queries), words], 1)
+            while len(tokens) < 6 and tokens[-1:] != [2]:
+                tokens.append(int(model.language_model(inputs_embeds=so_far).logits[0, -1].argmax()))
+                so_far = torch.cat([so_far, model.get_input_embeddings()(torch.tensor([tokens[-1:]]))], 1)
+        expected.append(" ".join(tokenizer.decode([*asked[0].tolist(), *tokens], skip_special_tokens=True).split()))
+    assert described(captioners, "blip-2", pictures, prompt="a photo of", beams=1, min_length=0, max_length=6) == expected
+    assert len(set(expected)) > 1, "the pictures must matter"
+
+
+@pytest.mark.parametrize("name", ["blip", "blip-2"])
+def test_a_cancel_ends_the_caption_within_a_token(captioners, pictures, name):
+    cancelled = cancel.After(3)
+    captioner = load(name, captioners, "", GenerationSettings(beams=3, min_length=20, max_length=30), CPU, check=cancelled)
+    writes = captioner.model.text_decoder if name == "blip" else captioner.model.language_model
+    with cancel.counted(writes) as steps, pytest.raises(KeyboardInterrupt):
+        captioner.caption([Picture(path) for path in pictures])
+    assert cancelled.asked == len(steps) == 3
+
+
 @pytest.mark.parametrize("name", ["blip", "blip-2"])
 def test_a_batch_gives_the_same_captions_as_one_by_one(captioners, pictures, name):
     together = described(captioners, name, pictures, beams=3, min_length=4, max_length=9)
@@ -90,6 +129,18 @@ def test_pickled_weights_are_refused(tmp_path):
     tiny_blip.with_pickled_weights_only(tiny_blip.build_blip(tmp_path / "old"))
     with pytest.raises(AtelierError, match=r"captioner: old has no safetensors weights"):
         load("old", tmp_path, "", GenerationSettings(), CPU)
+
+
+@pytest.mark.parametrize("build", [tiny_blip.build_blip, tiny_blip.build_blip2])
+def test_a_folder_without_any_weights_is_named(tmp_path, build):
+    (build(tmp_path / "bare") / "model.safetensors").unlink()
+    with pytest.raises(AtelierError, match=r"captioner: bare has no safetensors weights.*put the model's \.safetensors"):
+        load("bare", tmp_path, "", GenerationSettings(), CPU)
+
+
+def test_a_picture_that_has_gone_is_named(captioners, tmp_path):
+    with pytest.raises(AtelierError, match=r"gone\.png: this picture cannot be read"):
+        described(captioners, "blip", [tmp_path / "gone.png"])
 
 
 def test_another_kind_of_model_is_refused(tmp_path):

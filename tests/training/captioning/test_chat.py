@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora_atelier.tests.training.captioning import tiny_blip, tiny_chat
+from lora_atelier.tests.training.captioning import cancel, tiny_blip, tiny_chat
 from lora_atelier.training.captioning import load
-from lora_atelier.training.captioning.chat import within
+from lora_atelier.training.captioning.chat import MODEL_TYPES, within
 from lora_atelier.training.captioning.protocol import Picture
 from lora_atelier.training.captioning.settings import GenerationSettings
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
 CPU = torch.device("cpu")
-KINDS = ("qwen2_vl", "qwen2_5_vl")
+KINDS = tuple(tiny_chat.KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,14 @@ def test_a_batch_gives_the_same_captions_as_one_by_one(captioners, pictures, kin
     assert len(set(together)) > 1, "the pictures must matter"
 
 
-def test_the_answer_is_what_the_model_says_word_by_word_without_the_question(captioners, pictures):
-    """An own loop over the model's logits, from a question that is written out by hand: 4 patches are one token."""
-    from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+def test_the_answer_is_what_the_model_says_word_by_word_without_the_question(captioners, pictures, kind):
+    """An own loop over the model's logits, from a question that is written out by hand: the picture becomes 2 x 2 tokens."""
+    import transformers
 
-    folder = captioners / "qwen2_vl"
-    model, processor = Qwen2VLForConditionalGeneration.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    folder, name = captioners / kind, tiny_chat.KINDS[kind][0]
+    model = getattr(transformers, f"{name}ForConditionalGeneration").from_pretrained(folder).eval()
+    processor = transformers.AutoProcessor.from_pretrained(folder)
     question = (
         "<|im_start|>user <|vision_start|>"
         + "<|image_pad|>" * 4
@@ -68,8 +70,21 @@ def test_the_answer_is_what_the_model_says_word_by_word_without_the_question(cap
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
     expected = " ".join(processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True).split())
     settings = {"beams": 1, "min_length": 0, "max_length": 6, "prompt": "What is this ?"}
-    assert described(captioners, "qwen2_vl", pictures[:1], **settings) == [expected]
+    assert described(captioners, kind, pictures[:1], **settings) == [expected]
     assert expected and "What is this ?" not in expected
+
+
+def test_every_kind_that_is_offered_was_tried():
+    assert set(KINDS) == set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cancel_ends_the_answer_within_a_token(captioners, pictures, kind):
+    cancelled = cancel.After(3)
+    captioner = load(kind, captioners, "", GenerationSettings(beams=2, min_length=20, max_length=30), CPU, check=cancelled)
+    with cancel.counted(captioner.model) as steps, pytest.raises(KeyboardInterrupt):
+        captioner.caption([Picture(path) for path in pictures])
+    assert cancelled.asked == len(steps) == 3
 
 
 def test_large_pictures_are_shrunk_in_proportion():

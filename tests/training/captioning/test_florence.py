@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from lora_atelier.tests.training.captioning import tiny_blip, tiny_florence
+from lora_atelier.tests.training.captioning import cancel, tiny_blip, tiny_florence
 from lora_atelier.training.captioning import load
 from lora_atelier.training.captioning.protocol import Picture
 from lora_atelier.training.captioning.settings import GenerationSettings
@@ -69,6 +69,14 @@ def test_a_batch_gives_the_same_captions_as_one_by_one(captioners, pictures):
     together = described(captioners, pictures, **settings)
     assert together == [described(captioners, [path], **settings)[0] for path in pictures]
     assert together == described(captioners, pictures, prompt="<DETAILED_CAPTION>", **settings)
+
+
+def test_a_cancel_ends_the_caption_within_a_token(captioners, pictures):
+    cancelled = cancel.After(3)
+    captioner = load("florence", captioners, "", GenerationSettings(beams=2, min_length=20, max_length=30), CPU, check=cancelled)
+    with cancel.counted(captioner.model) as steps, pytest.raises(KeyboardInterrupt):
+        captioner.caption([Picture(path) for path in pictures])
+    assert cancelled.asked == len(steps) == 3
 
 
 def test_a_prompt_that_it_cannot_answer_with_a_caption_is_named(captioners, pictures):

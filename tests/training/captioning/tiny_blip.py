@@ -54,13 +54,16 @@ def build_blip2(folder: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = Blip2Config(
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-        qformer_config={**small, "encoder_hidden_size": 32, "vocab_size": 32, "max_position_embeddings": 32},
+        vision_config={**small, "image_size": 32, "patch_size": 8, "initializer_range": 0.5},
+        qformer_config={
+            **small, "encoder_hidden_size": 32, "vocab_size": 32, "max_position_embeddings": 32, "initializer_range": 0.5,
+        },
         text_config={
             "model_type": "opt", "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
             "vocab_size": len(vocabulary), "max_position_embeddings": 128, "word_embed_proj_dim": 32,
-            "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
+            "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "init_std": 0.5,
         },
+        initializer_range=0.5,
         num_query_tokens=4,
         image_token_index=vocabulary["<image>"],
     )  # fmt: skip

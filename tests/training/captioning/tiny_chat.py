@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL models so small that a test can build them; random weights, real files."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL models so small that a test can build them; random weights, real files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,24 @@ SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
     "<unk>",
 )  # fmt: skip
+
+SMALL = {"depth": 2, "hidden_size": 32, "num_heads": 2, "initializer_range": 0.5}
+KINDS = {
+    "qwen2_vl": ("Qwen2VL", {**SMALL, "embed_dim": 32, "mlp_ratio": 2}, 28, "Qwen2VLVideoProcessor"),
+    "qwen2_5_vl": (
+        "Qwen2_5_VL", {**SMALL, "out_hidden_size": 32, "intermediate_size": 64, "fullatt_block_indexes": [1]}, 28,
+        "Qwen2VLVideoProcessor",
+    ),
+    "qwen3_vl": (
+        "Qwen3VL",
+        {
+            **SMALL, "out_hidden_size": 32, "intermediate_size": 64, "patch_size": 16, "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        32, "Qwen3VLVideoProcessor",
+    ),
+}  # fmt: skip
+"""Kind as in ``config.json`` -> prefix of its classes, vision tower, pixels that one token covers, class for films."""
 
 
 def build_chat(folder: Path, kind: str = "qwen2_vl", seed: int = 0) -> Path:
@@ -40,20 +58,16 @@ def build_chat(folder: Path, kind: str = "qwen2_vl", seed: int = 0) -> Path:
         "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
     }  # fmt: skip
     tokens = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 3, "vision_end_token_id": 4}
-    if kind == "qwen2_vl":
-        vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "initializer_range": 0.5}
-        config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, **tokens)
-        model_class, processor_class = transformers.Qwen2VLForConditionalGeneration, transformers.Qwen2VLProcessor
-    else:
-        vision = {
-            "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 64,
-            "fullatt_block_indexes": [1], "initializer_range": 0.5,
-        }  # fmt: skip
-        config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
-        model_class, processor_class = transformers.Qwen2_5_VLForConditionalGeneration, transformers.Qwen2_5_VLProcessor
+    prefix, vision, side, film = KINDS[kind]
+    if kind == "qwen3_vl":
+        text["head_dim"] = 16
+    of = {
+        part: getattr(transformers, prefix + part)
+        for part in ("Config", "ForConditionalGeneration", "Processor")
+    }  # fmt: skip
     torch.manual_seed(seed)
-    model_class(config).save_pretrained(folder)
-    pictures = transformers.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=8 * 28 * 28)
-    films = transformers.Qwen2VLVideoProcessor()
-    processor_class(pictures, tokenizer, films, chat_template=TEMPLATE).save_pretrained(folder)
+    of["ForConditionalGeneration"](of["Config"](text_config=text, vision_config=vision, **tokens)).save_pretrained(folder)
+    patch = {"patch_size": side // 2, "min_pixels": side * side, "max_pixels": 8 * side * side}
+    pictures, films = transformers.Qwen2VLImageProcessor(**patch), getattr(transformers, film)()
+    of["Processor"](pictures, tokenizer, films, chat_template=TEMPLATE).save_pretrained(folder)
     return folder

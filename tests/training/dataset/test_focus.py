@@ -7,13 +7,15 @@ import sys
 import numpy as np
 import pytest
 from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.dataset import focus
 from lora_atelier.training.dataset.buckets import crop_box
 from lora_atelier.training.dataset.focus import focus_point
+from lora_atelier.training.dataset.inspect import remarks
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.dataset.thumbnails import write_thumbnails
 from lora_atelier.training.errors import AtelierError
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 
 def subject_at(x, size=(600, 200)):
@@ -57,6 +59,93 @@ def test_the_preview_shows_the_box(tmp_path):
         assert shown.size == (192, 64)
         grey = np.asarray(shown.convert("L"))
     assert grey[5, 20] < 70 < 100 < grey[5, 165], "dark outside the box, bright inside"
+
+
+def face(size):
+    """A face as plain as a cascade of light and dark boxes needs it, ``size`` pixels wide and high."""
+    drawn = Image.new("RGB", (160, 160), (120, 120, 120))
+    draw = ImageDraw.Draw(drawn)
+    draw.ellipse((28, 4, 132, 120), fill=(60, 40, 30))
+    draw.ellipse((36, 18, 124, 152), fill=(225, 185, 160))
+    draw.rectangle((40, 14, 120, 38), fill=(60, 40, 30))
+    for x in (58, 102):
+        draw.ellipse((x - 15, 56, x + 15, 80), fill=(175, 130, 110))
+        draw.rounded_rectangle((x - 15, 54, x + 15, 60), 3, fill=(70, 45, 35))
+        draw.ellipse((x - 11, 64, x + 11, 77), fill=(240, 240, 240))
+        draw.ellipse((x - 5, 64, x + 5, 77), fill=(30, 25, 25))
+    draw.ellipse((76, 72, 84, 108), fill=(240, 205, 180))
+    draw.ellipse((68, 98, 92, 112), fill=(190, 145, 125))
+    draw.ellipse((60, 120, 100, 134), fill=(150, 70, 70))
+    return drawn.filter(ImageFilter.GaussianBlur(2)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+@pytest.fixture
+def cascades():
+    """OpenCV with its face cascade; versions from 5 on have none."""
+    if not hasattr(pytest.importorskip("cv2"), "CascadeClassifier"):
+        pytest.skip("this OpenCV has no cascades")
+
+
+@pytest.fixture
+def opencv(monkeypatch):
+    """A function that takes OpenCV away, or gives it back."""
+
+    def there(is_there):
+        if is_there:
+            monkeypatch.undo()
+        else:
+            monkeypatch.setitem(sys.modules, "cv2", None)
+        focus._detector.cache_clear()
+
+    yield there
+    there(True)
+
+
+@pytest.mark.parametrize("x", [10, 460])
+def test_a_face_wins_over_what_stands_out(cascades, x):
+    """The face is grey beside the colourful disc at the other end of the picture."""
+    pytest.importorskip("smartcrop")
+    image = subject_at(600 - x - 60)
+    image.paste(face(120), (x, 40))
+    assert focus_point(image, (512, 512))[0] == pytest.approx((x + 60) / 600, abs=0.03)
+
+
+def test_two_faces_are_kept_together(cascades):
+    pytest.importorskip("smartcrop")
+    image = Image.new("RGB", (600, 200), (120, 120, 120))
+    for x in (180, 320):
+        image.paste(face(110), (x, 40))
+    assert focus_point(image, (512, 512))[0] == pytest.approx(305 / 600, abs=0.03)
+
+
+def test_without_opencv_it_is_what_stands_out_and_a_remark_says_so(opencv, tmp_path):
+    pytest.importorskip("smartcrop")
+    opencv(False)
+    image = subject_at(500)
+    image.paste(face(120), (10, 40))
+    (tmp_path / "set").mkdir()
+    image.save(tmp_path / "set" / "1.png")
+    (subset,) = scan(tmp_path / "set", SubsetConfig("input/set", crop="focus", resolution=64))
+    assert subset.samples[0].focus[0] > 0.7
+    (said,) = [text for text in remarks(subset) if "faces" in text]
+    assert "opencv-python-headless" in said and said.count(".") == 1
+    (plain,) = scan(tmp_path / "set", SubsetConfig("input/set", resolution=64))
+    assert not [text for text in remarks(plain) if "faces" in text]
+
+
+def test_with_a_detector_nothing_is_said_and_the_focus_is_found_anew(cascades, opencv, tmp_path):
+    """A focus that was remembered belongs to the detectors that found it."""
+    pytest.importorskip("smartcrop")
+    opencv(False)
+    image = subject_at(500)
+    image.paste(face(120), (10, 40))
+    (tmp_path / "set").mkdir()
+    image.save(tmp_path / "set" / "1.png")
+    config = SubsetConfig("input/set", crop="focus", resolution=64)
+    assert scan(tmp_path / "set", config, index=tmp_path / "i.json")[0].samples[0].focus[0] > 0.7
+    opencv(True)
+    (subset,) = scan(tmp_path / "set", config, index=tmp_path / "i.json")
+    assert subset.samples[0].focus[0] < 0.3 and not [text for text in remarks(subset) if "faces" in text]
 
 
 def test_without_the_package_it_is_said_what_to_install(tmp_path, monkeypatch):

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from lora_atelier.training.dataset.images import EXTENSIONS, check_picture, open_picture, picture_size, to_tensor
+from lora_atelier.training.dataset.images import (
+    EXTENSIONS,
+    check_picture,
+    open_picture,
+    picture_size,
+    small_picture,
+    to_tensor,
+)
 from lora_atelier.training.errors import AtelierError
 from PIL import Image, ImageCms, features
 
@@ -87,6 +96,22 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     assert [p[0] for p in np.asarray(open_picture(path))[0]] == [0, 100, 255]
 
 
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_of_colour_or_transparency_keep_their_upper_half(tmp_path, kind, channels):
+    """PNG of colour, grey with transparency, and colour with transparency: one pixel of 200 / 255 that is opaque."""
+    path = tmp_path / "x.png"
+    values = [200 * 257] * (channels - (kind > 2)) + [65535] * (kind > 2)
+    row = b"\0" + b"".join(value.to_bytes(2, "big") for value in values)
+    path.write_bytes(png((1, 1), 16, kind, row))
+    check_picture(path)
+    assert open_picture(path).getpixel((0, 0)) == (200, 200, 200) == small_picture(path).getpixel((0, 0))
+
+
+def test_one_bit_is_black_and_white(tmp_path):
+    Image.new("1", (8, 8), 1).save(tmp_path / "x.png")
+    assert open_picture(tmp_path / "x.png").getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_alpha_is_laid_on_white(tmp_path):
     path = tmp_path / "x.png"
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(path)
@@ -120,10 +145,16 @@ def test_cmyk_keeps_its_colours(tmp_path):
     assert np.allclose(open_picture(path).getpixel((8, 16)), (255, 0, 0), atol=12)
 
 
-def test_an_animation_gives_its_first_frame(tmp_path):
-    path = tmp_path / "x.webp"
-    stripes().save(path, save_all=True, append_images=[Image.new("RGB", (64, 32), "green")], lossless=True)
-    assert open_picture(path).getpixel((0, 0)) == (255, 0, 0)
+@pytest.mark.parametrize("extension", sorted({".webp", ".png", ".avif"} & EXTENSIONS))
+def test_an_animation_gives_its_first_frame(tmp_path, extension):
+    path = tmp_path / f"x{extension}"
+    options = {".webp": {"lossless": True}, ".avif": {"quality": 100}}.get(extension, {})
+    stripes().save(path, save_all=True, append_images=[Image.new("RGB", (64, 32), "green")], **options)
+    with Image.open(path) as stored:
+        assert stored.n_frames == 2
+    check_picture(path)
+    assert np.allclose(open_picture(path).getpixel((8, 16)), (255, 0, 0), atol=12)
+    assert np.allclose(small_picture(path).getpixel((8, 16)), (255, 0, 0), atol=12)
 
 
 def broken_files():
@@ -167,16 +198,19 @@ def test_what_follows_a_picture_does_not_matter(tmp_path, extension):
     assert open_picture(path).size == (64, 32)
 
 
+def png(size, depth, kind, rows):
+    """A PNG of these bits a channel and this colour type, with ``rows`` (each begins with its filter) as they are."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def huge_png(side):
     """The header of a PNG that claims side x side pixels."""
-    import struct
-    import zlib
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return png((side, side), 8, 2, b"\0" * 100)
 
 
 @pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])

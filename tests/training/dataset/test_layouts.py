@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from lora_atelier.tests.training.dataset.test_images import huge_png
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset import index
+from lora_atelier.training.dataset.inspect import inspect, remarks
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, refresh_captions, scan
 from lora_atelier.training.errors import AtelierError
@@ -67,8 +69,18 @@ def test_captions_in_a_table(tmp_path):
     assert [s.caption for s in refresh_captions(Dataset((subset,))).samples] == ["one", "from its own file", None, "four"]
 
 
+@pytest.mark.parametrize(("encoding", "name"), [("utf-8-sig", None), ("utf-16", "UTF-16"), ("cp1252", "Windows-1252")])
+def test_a_table_in_another_encoding_is_read_and_reported(tmp_path, encoding, name):
+    picture(tmp_path / "1.png")
+    (tmp_path / "m.jsonl").write_bytes('{"file_name": "1.png", "text": "café"}\n'.encode(encoding))
+    (subset,) = scan(tmp_path, config())
+    assert subset.samples[0].caption == "café"
+    said = [text for text in subset.warnings if "m.jsonl was read as" in text]
+    assert said == ([f"m.jsonl was read as {name}; save it as UTF-8 to be sure of every letter."] if name else [])
+
+
 @pytest.mark.parametrize(
-    "line", ["not json", "[]", '{"text": "a"}', '{"file_name": "1.png"}', '{"file_name": 1, "text": "a"}', "[" * 9999]
+    "line", ["not json", "[]", '{"text": "a"}', '{"file_name": "1.png"}', '{"file_name": 1, "text": "a"}', "[" * 9999, "\0\ufffe"]
 )
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
     picture(tmp_path / "1.png")
@@ -84,6 +96,14 @@ def test_a_table_cannot_reach_out_of_the_folder(tmp_path):
     table(folder, {"file_name": "../secret.png", "text": "a"}, {"file_name": "/etc/passwd", "text": "b"})
     (subset,) = scan(folder, config())
     assert [s.path.name for s in subset.samples] == ["1.png"] and subset.samples[0].caption is None
+
+
+def test_a_table_linked_from_elsewhere_is_named(tmp_path):
+    picture(tmp_path / "set" / "1.png")
+    (tmp_path / "secret.jsonl").write_text('{"file_name": "1.png", "text": "a secret"}')
+    (tmp_path / "set" / "m.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(AtelierError, match=r"m\.jsonl: this is a link that leads out of"):
+        scan(tmp_path / "set", config())
 
 
 def test_a_changed_table_changes_the_stamp(tmp_path):
@@ -116,6 +136,34 @@ def test_broken_pictures_stop_or_are_left_out_by_name(tmp_path):
     (tmp_path / "1.png").unlink()
     with pytest.raises(AtelierError, match=r"2\.png"):
         scan(tmp_path, config(broken="leave out"))
+
+
+def test_a_picture_that_is_too_large_stops_or_is_left_out_by_name(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "bomb.png").write_bytes(huge_png(60_000))
+    with pytest.raises(AtelierError, match=r"bomb\.png: this picture has more than 178 million pixels"):
+        scan(tmp_path, config())
+    (subset,) = scan(tmp_path, config(broken="leave out"))
+    assert [s.path.name for s in subset.samples] == ["1.png"] and "bomb.png" in subset.warnings[0]
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"a" * (1 << 20) + b"b", "this is too large"), (None, "cannot be read")])
+def test_a_caption_file_that_is_none_is_named(tmp_path, content, message):
+    picture(tmp_path / "1.png")
+    if content is None:
+        (tmp_path / "1.txt").mkdir()
+    else:
+        (tmp_path / "1.txt").write_bytes(content)
+    with pytest.raises(AtelierError, match=rf"1\.txt: .*{message}"):
+        scan(tmp_path, config())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5000, 1), (1, 5000)])
+def test_a_picture_of_hardly_any_pixels_is_read_and_remarked_upon(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "speck.png")
+    (subset,) = scan(tmp_path, config())
+    (row,) = inspect(Dataset((subset,)))
+    assert row.size == size and "speck.png" in " ".join(remarks(subset))
 
 
 def test_pictures_are_remembered_between_sessions_and_changes_noticed(tmp_path, monkeypatch):

@@ -80,17 +80,24 @@ def test_transparency_as_a_mask(tmp_path):
 
 
 def test_a_mask_of_another_shape_is_named(folder):
-    half_white((64, 64)).save(folder / "a.mask.png")
+    """When the folder is read, and again should it change between that and the training."""
     sample = scan(folder, config(masks="files"))[0].samples[0]
+    half_white((64, 64)).save(folder / "a.mask.png")
+    with pytest.raises(AtelierError, match=r"a\.mask\.png: this mask has 64 x 64 pixels and another shape than a\.jpg"):
+        scan(folder, config(masks="files"))
     with pytest.raises(AtelierError, match=r"a\.mask\.png: this mask has 64 x 64 pixels and another shape than a\.jpg"):
         view(sample, config(), (64, 64)).mask(sample)
 
 
 def test_a_broken_mask_and_a_mask_linked_from_elsewhere_are_named(folder, tmp_path_factory):
-    (folder / "a.mask.png").write_bytes(b"no picture")
     sample = scan(folder, config(masks="files"))[0].samples[0]
-    with pytest.raises(AtelierError, match=r"a\.mask\.png: this picture cannot be read"):
-        view(sample, config(), (64, 64)).mask(sample)
+    whole = (folder / "a.mask.png").read_bytes()
+    for content in (b"no picture", whole[: len(whole) // 2]):
+        (folder / "a.mask.png").write_bytes(content)
+        with pytest.raises(AtelierError, match=r"a\.mask\.png: this picture cannot be read"):
+            scan(folder, config(masks="files"))
+        with pytest.raises(AtelierError, match=r"a\.mask\.png: this picture cannot be read"):
+            view(sample, config(), (64, 64)).mask(sample)
     outside = tmp_path_factory.mktemp("outside") / "m.png"
     half_white().save(outside)
     (folder / "a.mask.png").unlink()
