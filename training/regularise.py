@@ -35,8 +35,6 @@ IN_WORDS = {
     "vae": "another VAE",
 }  # fmt: skip
 """What a setting is called on the node, or what a difference in it means."""
-NAMED = 4
-SHORT = 60
 
 
 @dataclass(frozen=True)
@@ -270,19 +268,16 @@ def differences(stated: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> 
     """What differs, to follow "this picture is there already and"; an empty text if nothing does."""
     if stated is None:
         return "does not say with which settings it was made"
-    unlike = [key for key in wanted if key not in stated or stated[key] != wanted[key]]
-    said = [
-        IN_WORDS[key] if key in ("model", "clip", "vae") else f"{IN_WORDS.get(key, key)} {_short(stated.get(key))} in place of "
-        f"{_short(wanted[key])}"
-        for key in unlike
-    ]  # fmt: skip
-    more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
-    return f"was made with other settings ({', '.join(said[:NAMED])}{more})" if said else ""
+    said = []
+    for key in (key for key in wanted if key not in stated or stated[key] != wanted[key]):
+        values = "" if key in ("model", "clip", "vae") else f" {_short(stated.get(key))} in place of {_short(wanted[key])}"
+        said.append(IN_WORDS.get(key, key) + values)
+    return f"was made with other settings ({', '.join(said)})" if said else ""
 
 
 def _short(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_repeats(folder: Path) -> None:
