@@ -8,6 +8,7 @@ from .auto_caption import AutoCaption
 from .configure_lora import ConfigureLoRA
 from .epoch_weight_grid import EpochWeightGrid
 from .load_dataset import LoadDataset
+from .render_regularisation import RenderRegularisation
 from .train_lora import TrainLoRA
 
 
@@ -15,4 +16,4 @@ class Atelier(ComfyExtension):
     """The pack's nodes in the order in which they are wired."""
 
     async def get_node_list(self) -> list[type]:
-        return [LoadDataset, AutoCaption, ConfigureLoRA, TrainLoRA, EpochWeightGrid]
+        return [LoadDataset, AutoCaption, RenderRegularisation, ConfigureLoRA, TrainLoRA, EpochWeightGrid]

@@ -201,14 +201,20 @@ class Model:
         cfg: float,
         sampler: str,
         scheduler: str,
-        seed: int,
+        seed: int | Sequence[int],
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """What the stock KSampler gives from an empty latent: (1, C, H, W), ``latent_size`` as (height, width) in cells."""
+        """What the stock KSampler gives from an empty latent: (B, C, H, W), ``latent_size`` as (height, width) in cells.
+
+        B is 1, or the number of seeds: each picture begins with the noise that it would have alone. Samplers that draw noise on
+        their way draw it by the first seed.
+        """
+        seeds = [seed] if isinstance(seed, int) else list(seed)
         channels = self.patcher.get_model_object("latent_format").latent_channels
         empty = torch.zeros((1, channels, *latent_size), device=comfy.model_management.intermediate_device())
         empty = comfy.sample.fix_empty_latent_channels(self.patcher, empty)
-        noise = comfy.sample.prepare_noise(empty, seed)
+        noise = torch.cat([comfy.sample.prepare_noise(empty, one) for one in seeds])
+        empty = torch.cat([empty] * len(seeds))
 
         def callback(step: int, _x0: Tensor, _x: Tensor, _total: int) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -218,7 +224,7 @@ class Model:
         with torch.inference_mode():
             return comfy.sample.sample(
                 self.patcher, noise, steps, cfg, sampler, scheduler, positive, negative, empty,
-                denoise=1.0, callback=callback, disable_pbar=True, seed=seed,
+                denoise=1.0, callback=callback, disable_pbar=True, seed=seeds[0],
             )  # fmt: skip
 
     def with_lora(self, clip: Any, tensors: dict[str, Tensor], strength: float) -> tuple[Any, Any]:

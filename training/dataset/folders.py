@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ..config import RESERVED
 from ..errors import AtelierError
 from .images import EXTENSIONS
 from .masks import FOLDER as MASKS
 from .scan import NUMBERED, natural_key
 
 DEPTH = 3
+NEW_NAME = re.compile(r"[^\s.~<>:\"|?*\x00-\x1f][^<>:\"|?*\x00-\x1f]{0,99}")
+"""A folder's name that every system can have, and that is not hidden."""
 
 
 def _holds_picture(folder: str) -> bool:
@@ -70,3 +74,26 @@ def resolve_folder(name: str, roots: Mapping[str, Path]) -> Path:
     if not path.is_dir():
         raise AtelierError(f"folder: {name!r} does not exist here. Put the pictures into that folder, or choose another one.")
     return path
+
+
+def folder_to_fill(name: str, roots: Mapping[str, Path]) -> tuple[str, Path]:
+    """(``<root>/<path>``, the folder), which may not exist yet; a name that begins with no root lies in the first one.
+
+    AtelierError for whatever leads out of the roots, and for names that some system cannot have.
+    """
+    parts = PurePosixPath(name.strip()).parts
+    first = next(iter(roots))
+    allowed = " or ".join(f"{root}/" for root in roots)
+    if not name.strip() or _odd(name) or name.strip().startswith("/") or ".." in parts or parts in [(root,) for root in roots]:
+        raise AtelierError(f"folder: {name!r} is not a folder in {allowed}. Write a name such as {first}/reg/1_man.")
+    root, *below = parts if parts[0] in roots else (first, *parts)
+    for part in below:
+        taken = part == MASKS or part.split(".")[0].lower() in RESERVED or len(part.encode("utf-8", "replace")) > 200
+        if taken or not NEW_NAME.fullmatch(part) or part.endswith((" ", ".")):
+            raise AtelierError(f"folder: {name!r} has the part {part!r}, which cannot be a folder's name. Write another one.")
+    path = Path(roots[root]).joinpath(*below)
+    if not path.resolve().is_relative_to(Path(roots[root]).resolve()):
+        raise AtelierError(f"folder: {name!r} is a link that leads out of {root}/. Write another name.")
+    if next((p for p in (path, *path.parents) if p.exists()), path).is_file():
+        raise AtelierError(f"folder: {name!r} is or goes through a file. Write another name.")
+    return "/".join((root, *below)), path
