@@ -66,7 +66,7 @@ class LoadDataset(io.ComfyNode):
                     "dataset", optional=True,
                     tooltip="Another dataset in front of this one, to train on several folders or sizes in one run.",
                 ),
-                *_more_inputs(),
+                *more_inputs(),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Auto Caption, another Load Dataset, or Train LoRA.")],
             is_output_node=True,
@@ -132,7 +132,7 @@ class LoadDataset(io.ComfyNode):
         return io.NodeOutput(chained, ui={"images": images, "text": [text], "pictures": table})
 
 
-def _more_inputs() -> list[Any]:
+def more_inputs() -> list[Any]:
     """Settings that came later; optional, so that older workflows stay valid."""
     share = {"min": 0.0, "max": 0.99, "step": 0.01, "optional": True}
     return [
@@ -198,6 +198,11 @@ def _more_inputs() -> list[Any]:
         io.Combo.Input(
             "broken", options=["stop", "leave out"], default="stop", optional=True,
             tooltip="What a picture that cannot be read does: stop the node, or be left out and named.",
+        ),
+        io.Int.Input(
+            "variants", default=4, min=0, max=100, optional=True, extra_dict={"advanced": True},
+            tooltip="How many places of a random crop are cached per picture and taken in turn. 0: every sighting is encoded in "
+            "its step, and no picture is cached; every crop is new, and every step slower.",
         ),
     ]  # fmt: skip
 

@@ -29,7 +29,7 @@ def test_node_is_listed_with_category_and_help(host: support.Host, node: str) ->
 
 def test_display_names_are_plain_words(host: support.Host) -> None:
     names = [host.info[node]["display_name"] for node in support.NODES]
-    assert names == ["Load Dataset", "Auto Caption", "Configure LoRA", "Train LoRA", "Epoch Weight Grid"]
+    assert names == ["Load Dataset", "Dataset From Nodes", "Auto Caption", "Configure LoRA", "Train LoRA", "Epoch Weight Grid"]
 
 
 def test_custom_wires_fit_the_stock_nodes(host: support.Host) -> None:

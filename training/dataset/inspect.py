@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .lookalikes import duplicates
-from .plan import bucket_of
+from .plan import size_of
 from .prepare import View, view
 from .samples import Dataset, Sample, Subset, counted
 
@@ -67,7 +67,7 @@ def inspect(dataset: Dataset) -> list[Inspected]:
 
 
 def _view(sample: Sample, subset: Subset) -> View:
-    return view(sample, subset.config, bucket_of(sample.width, sample.height, subset.config))
+    return view(sample, subset.config, size_of(sample, subset.config))
 
 
 def remarks(subset: Subset) -> list[str]:
