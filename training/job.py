@@ -81,7 +81,7 @@ def run_training(
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
     dataset = refresh_captions(dataset)
-    trained = [subset for subset in dataset.subsets if subset.config.role == "training"]
+    trained = [subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready]
     if trained and all(sample.caption is None for subset in trained for sample in subset.samples):
         raise AtelierError(
             "dataset: no picture has a caption. Put an Auto Caption node between Load Dataset and Train LoRA, or write a "

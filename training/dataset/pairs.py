@@ -42,7 +42,9 @@ def store(latents: Sequence[Any], conditioning: Sequence[Any], cache: TensorCach
         size = latent.shape[-1] * cell, latent.shape[-2] * cell
         samples.append(Sample(cache.path(key), *size, "", key, "", ready=ready))
     if not all(cache.has(sample.ready.latent) and cache.has(sample.ready.text) for sample in samples if sample.ready):
-        raise AtelierError(f"latents: together they are more than the cache in {cache.folder} may hold. Connect fewer, or images.")
+        raise AtelierError(
+            f"latents: together they are more than the cache in {cache.folder} may hold. Connect fewer, or images."
+        )
     return tuple(samples)
 
 
@@ -109,7 +111,9 @@ def _flat_latents(latents: Sequence[Any]) -> list[tuple[Tensor, int]]:
     for entry in latents:
         batch = entry.get("samples") if isinstance(entry, Mapping) else None
         if not isinstance(batch, Tensor) or batch.ndim not in (4, 5):
-            raise AtelierError(f"latents: number {len(out) + 1} is not the latent of a picture. Connect what a VAE Encode node gives.")
+            raise AtelierError(
+                f"latents: number {len(out) + 1} is not the latent of a picture. Connect what a VAE Encode node gives."
+            )
         out += [(latent, int(entry.get("downscale_ratio_spacial") or CELL)) for latent in batch]
     if not out:
         raise AtelierError("latents: the list is empty. Connect a node that gives at least one.")
@@ -121,7 +125,9 @@ def _flat_latents(latents: Sequence[Any]) -> list[tuple[Tensor, int]]:
                 "pictures with one VAE."
             )
         if not latent.isfinite().all():
-            raise AtelierError(f"latents: number {number} holds NaN or infinite numbers. Try another VAE, or start with --fp32-vae.")
+            raise AtelierError(
+                f"latents: number {number} holds NaN or infinite numbers. Try another VAE, or start with --fp32-vae."
+            )
     return out
 
 
