@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .wires import CATEGORY, DATASET
+from .wires import CATEGORY, DATASET, folded
 
 NO_FOLDER = "(no folder with pictures yet)"
 """Shown in the list while there is nothing to choose."""
@@ -135,7 +135,7 @@ class LoadDataset(io.ComfyNode):
 def more_inputs() -> list[Any]:
     """Settings that came later; optional, so that older workflows stay valid."""
     share = {"min": 0.0, "max": 0.99, "step": 0.01, "optional": True}
-    return [
+    inputs: list[Any] = [
         io.Combo.Input(
             "role", options=["training", "regularisation", "validation"], default="training", optional=True,
             tooltip="training: learnt. regularisation: pictures of the class, cycled or cut to as many as are trained, so that "
@@ -200,11 +200,12 @@ def more_inputs() -> list[Any]:
             tooltip="What a picture that cannot be read does: stop the node, or be left out and named.",
         ),
         io.Int.Input(
-            "variants", default=4, min=0, max=100, optional=True, extra_dict={"advanced": True},
+            "variants", default=4, min=0, max=100, optional=True,
             tooltip="How many places of a random crop are cached per picture and taken in turn. 0: every sighting is encoded in "
             "its step, and no picture is cached; every crop is new, and every step slower.",
         ),
     ]  # fmt: skip
+    return folded(inputs, ("variants",))
 
 
 def describe_plan(dataset: Any) -> str:

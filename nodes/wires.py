@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 from comfy_api.latest import io
 
 CATEGORY = "LoRA Atelier"
@@ -17,3 +20,14 @@ LORA_MODEL = io.LoraModel
 """The stock type: a dictionary of tensors."""
 LOSS_MAP = io.LossMap
 """The stock type: ``{"loss": [...]}``."""
+
+
+def folded(inputs: list[Any], names: Collection[str]) -> list[Any]:
+    """The inputs, those with these names marked as advanced: the canvas shows them when asked to. Their order stays.
+
+    Set on the finished input, since the older hosts' inputs take no argument for it; all of them send what is in ``extra_dict``.
+    """
+    for entry in inputs:
+        if entry.id in names:
+            entry.extra_dict = {**entry.extra_dict, "advanced": True}
+    return inputs

@@ -149,6 +149,11 @@ def test_later_widgets_stand_behind_the_first_ones_and_may_be_missing(node, fold
     assert all(entry.optional for entry in node.GET_SCHEMA().inputs[len(WIDGETS) + 1 :])
 
 
+def test_crop_variants_are_folded_away(node, folder):
+    rare = [entry.id for entry in node.GET_SCHEMA().inputs if entry.as_dict().get("advanced")]
+    assert rare == ["variants"]
+
+
 def test_the_widgets_defaults_are_those_of_the_settings(node, folder):
     from lora_atelier.training.config import SubsetConfig
 
