@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension
 
 from .auto_caption import AutoCaption
 from .configure_lora import ConfigureLoRA
+from .dataset_from_nodes import DatasetFromNodes
 from .epoch_weight_grid import EpochWeightGrid
 from .load_dataset import LoadDataset
 from .render_regularisation import RenderRegularisation
@@ -16,4 +17,4 @@ class Atelier(ComfyExtension):
     """The pack's nodes in the order in which they are wired."""
 
     async def get_node_list(self) -> list[type]:
-        return [LoadDataset, AutoCaption, RenderRegularisation, ConfigureLoRA, TrainLoRA, EpochWeightGrid]
+        return [LoadDataset, DatasetFromNodes, AutoCaption, RenderRegularisation, ConfigureLoRA, TrainLoRA, EpochWeightGrid]

@@ -16,6 +16,7 @@ SHOWN = 200
 RARE = frozenset({
     "bucket_step", "caption_extension", "nested", "class_caption", "caption_prefix", "caption_suffix", "shuffle_captions",
     "keep_tokens", "caption_dropout", "tag_dropout", "loss_weight", "validation_share", "validation_seed", "mask_floor", "broken",
+    "variants",
 })  # fmt: skip
 """Widgets that most folders need no change of."""
 
@@ -71,7 +72,7 @@ class LoadDataset(io.ComfyNode):
                     "dataset", optional=True,
                     tooltip="Another dataset in front of this one, to train on several folders or sizes in one run.",
                 ),
-                *_more_inputs(),
+                *more_inputs(),
             ], RARE),
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Auto Caption, another Load Dataset, or Train LoRA.")],
             is_output_node=True,
@@ -137,10 +138,10 @@ class LoadDataset(io.ComfyNode):
         return io.NodeOutput(chained, ui={"images": images, "text": [text], "pictures": table})
 
 
-def _more_inputs() -> list[Any]:
+def more_inputs() -> list[Any]:
     """Settings that came later; optional, so that older workflows stay valid."""
     share = {"min": 0.0, "max": 0.99, "step": 0.01, "optional": True}
-    return [
+    inputs: list[Any] = [
         io.Combo.Input(
             "role", options=["training", "regularisation", "validation"], default="training", optional=True,
             tooltip="training: learnt. regularisation: pictures of the class, cycled or cut to as many as are trained, so that "
@@ -203,6 +204,11 @@ def _more_inputs() -> list[Any]:
         io.Combo.Input(
             "broken", options=["stop", "leave out"], default="stop", optional=True,
             tooltip="What a picture that cannot be read does: stop the node, or be left out and named.",
+        ),
+        io.Int.Input(
+            "variants", default=4, min=0, max=100, optional=True,
+            tooltip="How many places of a random crop are cached per picture and taken in turn. 0: every sighting is encoded in "
+            "its step, and no picture is cached; every crop is new, and every step slower.",
         ),
     ]  # fmt: skip
 

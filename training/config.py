@@ -112,6 +112,8 @@ class SubsetConfig:
     """Weight of what the mask excludes; 0 ignores it."""
     broken: Broken = "stop"
     """What a picture that cannot be read does: it stops everything, or is left out and named."""
+    variants: int = 4
+    """How many places of a random crop are cached per picture; 0 encodes every sighting in its step and caches no picture."""
 
     def __post_init__(self) -> None:
         _refuse(not self.folder, "folder: choose a folder with pictures.")
@@ -164,6 +166,7 @@ class SubsetConfig:
         _refuse(not 0 < self.loss_weight <= 100, f"loss weight: {self.loss_weight} is outside 0.001 to 100.")
         _refuse(not 0 <= self.mask_floor < 1, f"mask floor: {self.mask_floor} is outside 0 to 0.99; switch masks off instead.")
         _refuse(not 0 <= self.validation_share < 1, f"validation share: {self.validation_share} is outside 0 to 0.99.")
+        _refuse(not 0 <= self.variants <= 100, f"crop variants: {self.variants} is outside 0 to 100.")
         _refuse(not 0 <= self.validation_seed < 2**64, f"validation seed: {self.validation_seed} is outside 0 to 2^64 - 1.")
         _refuse(
             self.role != "training" and self.validation_share > 0,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .dataset import masks
+from .dataset import masks, pairs
 from .dataset.buckets import Size
 from .dataset.cache import TensorCache, cache_key
 from .dataset.plan import Batch, Plan
@@ -56,20 +56,21 @@ class Work:
 
 
 def work_of(plan: Plan, epochs: int) -> Work:
-    """Everything that the steps of so many epochs, and validation, will ask for."""
+    """Everything that the steps of so many epochs, and validation, will ask for, but for what is encoded in its step."""
     pictures: dict[tuple[object, ...], tuple[Sample, View]] = {}
     texts: dict[str, None] = {}
     for row, (number, size, members) in enumerate(plan.buckets):
         subset, count = plan.dataset.subsets[number], plan.most_sightings(row, epochs)
-        for sample in (subset.samples[index] for index in members):
-            for shown in views(sample, subset.config, size, plan.seed, count):
+        for sample in (subset.samples[index] for index in members if not subset.ready):
+            for shown in views(sample, subset.config, size, plan.seed, count) if subset.config.variants else ():
                 pictures.setdefault((*shown.parts, sample.mask_key), (sample, shown))
             texts |= dict.fromkeys(caption_variants(sample.caption, subset.config, plan.seed, sample.key, count))
     for batch in plan.validation:
         subset = plan.dataset.subsets[batch.subset]
-        for sample in (subset.samples[index] for index in batch.samples):
-            shown = view(sample, subset.config, batch.size, plan.seed, FIXED)
-            pictures.setdefault((*shown.parts, sample.mask_key), (sample, shown))
+        for sample in (subset.samples[index] for index in batch.samples if not subset.ready):
+            if subset.config.variants:
+                shown = view(sample, subset.config, batch.size, plan.seed, FIXED)
+                pictures.setdefault((*shown.parts, sample.mask_key), (sample, shown))
             texts[plain_caption(sample.caption, subset.config)] = None
     return Work(tuple(pictures.values()), (*texts, *(() if "" in texts else ("",))))
 
@@ -108,7 +109,11 @@ class Encoded:
         subset = self.dataset.subsets[batch.subset]
         samples = [subset.samples[index] for index in batch.samples]
         shown = [view(s, subset.config, batch.size, self.seed, n) for s, n in zip(samples, batch.sightings, strict=True)]
-        found = [self._picture(sample, one) for sample, one in zip(samples, shown, strict=True)]
+        if subset.config.variants:
+            found = [self._picture(sample, one) for sample, one in zip(samples, shown, strict=True)]
+        else:
+            chunks = _chunks({batch.size: list(zip(samples, shown, strict=True))})
+            found = [tensors for chunk in chunks for tensors in self._tensors(chunk, _read(chunk))]
         latents = torch.stack([tensors["latent"] for tensors in found])
         if all("mask" not in tensors for tensors in found):
             return latents, shown, None
@@ -122,6 +127,14 @@ class Encoded:
             sighted_caption(subset.samples[i].caption, subset.config, self.seed, subset.samples[i].key, n)
             for i, n in zip(batch.samples, batch.sightings, strict=True)
         ]
+
+    def conditionings(self, batch: Batch) -> list[dict[str, Any]]:
+        """What the model is told about each picture of the batch this time, in tensors and, from other nodes, numbers."""
+        subset = self.dataset.subsets[batch.subset]
+        if not subset.ready:
+            return [self.text(caption) for caption in self.captions(batch)]
+        ready = (subset.samples[i].ready for i in batch.samples)
+        return [pairs.unpacked(self._stored(one.text, self._conditionings)) for one in ready if one is not None]
 
     def text(self, caption: str) -> dict[str, Tensor]:
         """The conditioning of a caption, encoded once."""
@@ -141,6 +154,8 @@ class Encoded:
 
     def _picture(self, sample: Sample, shown: View) -> Tensors:
         """Latent and mask of a picture; encoded anew if the cache has lost it meanwhile."""
+        if sample.ready:
+            return self._stored(sample.ready.latent, self._latents)
         key = self._key(sample, shown)
         found = self._latents.get(key) or self._cache.get(key)
         if found is None:
@@ -148,6 +163,27 @@ class Encoded:
             found = self._cache.get(key)
             assert found is not None
         return self._latents.keep(key, found)
+
+    def _stored(self, key: str, held: _Held) -> Tensors:
+        """What only the node that stored it can make again."""
+        found = held.get(key) or self._cache.get(key)
+        if found is None:
+            raise pairs.lost()
+        return held.keep(key, found)
+
+    def _tensors(self, chunk: Chunk, pixels: Tensor) -> list[Tensors]:
+        """Latent and mask of every picture of the chunk; ``pixels`` is (B, H, W, 3) in 0..1."""
+        latents = self._pictures.encode(pixels)
+        if len(latents) != len(pixels):
+            # A video VAE takes several pictures for one film.
+            latents = torch.cat([self._pictures.encode(one[None]) for one in pixels])
+        out = []
+        for (sample, shown), latent in zip(chunk, latents, strict=True):
+            tensors = {"latent": latent}
+            if sample.mask:
+                tensors["mask"] = masks.to_latent_size(shown.mask(sample), (latent.shape[-2], latent.shape[-1]))
+            out.append(tensors)
+        return out
 
     def _encode(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
         """Encodes and stores chunk by chunk, yielding each when it is done; the next one is read from the disk meanwhile."""
@@ -157,14 +193,7 @@ class Encoded:
                 assert ahead is not None
                 pixels = ahead.result()
                 ahead = pool.submit(_read, chunks[i + 1]) if i + 1 < len(chunks) else None
-                latents = self._pictures.encode(pixels)
-                if len(latents) != len(pixels):
-                    # A video VAE takes several pictures for one film.
-                    latents = torch.cat([self._pictures.encode(one[None]) for one in pixels])
-                for (sample, shown), latent in zip(chunk, latents, strict=True):
-                    tensors = {"latent": latent}
-                    if sample.mask:
-                        tensors["mask"] = masks.to_latent_size(shown.mask(sample), (latent.shape[-2], latent.shape[-1]))
+                for (sample, shown), tensors in zip(chunk, self._tensors(chunk, pixels), strict=True):
                     self._cache.put(self._key(sample, shown), tensors)
                 yield chunk
 

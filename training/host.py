@@ -34,6 +34,9 @@ log = logging.getLogger("lora-atelier")
 Conditioning = dict[str, Tensor]
 """One encoded text: ``cond`` (1, tokens, width), usually ``pooled_output`` (1, width), and whatever else the encoder gives."""
 
+_held: list[Model] = []
+"""Models that a loop holds now, which nothing may put aside."""
+
 PREDICTIONS: dict[str, Prediction] = {"EPS": "eps", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
 
 
@@ -75,6 +78,10 @@ class Model:
     @property
     def is_flux(self) -> bool:
         return self.base.model_type.name == "FLUX"
+
+    @property
+    def latent_channels(self) -> int:
+        return self.patcher.get_model_object("latent_format").latent_channels
 
     @property
     def sigmas(self) -> Tensor | None:
@@ -141,9 +148,11 @@ class Model:
             if was_training is not None:
                 management.in_training = True
             self.patcher.pre_run()
+            _held.append(self)
             try:
                 yield
             finally:
+                _held.remove(self)
                 self.patcher.cleanup()
                 if was_training is not None:
                     management.in_training = was_training
@@ -156,7 +165,8 @@ class Model:
         ``target_height`` in pixels, used by models with size conditioning.
         """
         extras = {k: v for k, v in text.items() if k != "cond"}
-        conds = sampler_helpers.convert_cond([[text["cond"], {**extras, **size}]])
+        # A conditioning from the canvas may name sizes itself; those are meant.
+        conds = sampler_helpers.convert_cond([[text["cond"], {**size, **extras}]])
         conds = comfy.samplers.encode_model_conds(
             self.base.extra_conds, conds, x, self.device, "positive", latent_image=x, denoise_mask=None, seed=0
         )
@@ -210,8 +220,7 @@ class Model:
         their way draw it by the first seed.
         """
         seeds = [seed] if isinstance(seed, int) else list(seed)
-        channels = self.patcher.get_model_object("latent_format").latent_channels
-        empty = torch.zeros((1, channels, *latent_size), device=comfy.model_management.intermediate_device())
+        empty = torch.zeros((1, self.latent_channels, *latent_size), device=comfy.model_management.intermediate_device())
         empty = comfy.sample.fix_empty_latent_channels(self.patcher, empty)
         noise = torch.cat([comfy.sample.prepare_noise(empty, one) for one in seeds])
         empty = torch.cat([empty] * len(seeds))
@@ -392,9 +401,32 @@ class PictureCodec:
         return _identity(self.vae.first_stage_model, self.vae.patcher)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, 3) in 0..1 -> latents on the CPU, unscaled (see ``Model.latents_in``)."""
+        """(B, H, W, 3) in 0..1 -> latents on the CPU, unscaled (see ``Model.latents_in``).
+
+        AtelierError while a model is held, if the host would have to put that model aside to make room.
+        """
+        if any(model.device == self.vae.patcher.load_device for model in _held) and not self._fits_beside(pixels):
+            raise AtelierError(
+                "crop variants: there is too little memory for the VAE beside the model that is trained. Set it above 0, so that "
+                "the pictures are encoded before the training."
+            )
         with torch.inference_mode(False), torch.no_grad():
             return self.vae.encode(pixels).detach().to("cpu", torch.float32, copy=True)
+
+    def _fits_beside(self, pixels: Tensor) -> bool:
+        """Whether the VAE can encode ``pixels`` while all other models stay where they are, by the host's own measure."""
+        management, patcher = comfy.model_management, self.vae.patcher
+        if management.is_device_cpu(patcher.load_device):
+            return True
+        if management.DISABLE_SMART_MEMORY:
+            return False
+        seen = pixels.movedim(-1, 1)
+        if self.vae.latent_dim == 3:
+            seen = seen.unsqueeze(2) if self.vae.not_video else seen.movedim(1, 0).unsqueeze(0)
+        work = self.vae.memory_used_encode(seen.shape, self.vae.vae_dtype)
+        work = max(management.minimum_inference_memory(), work + management.extra_reserved_memory())
+        missing = patcher.model_size() - patcher.loaded_size()
+        return management.get_free_memory(patcher.load_device) > 1.1 * missing + work
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> (B, H, W, 3) in 0..1 on the CPU."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import host
 from .config import TrainingConfig, to_dict
+from .dataset import pairs
 from .dataset.cache import TensorCache, cache_key
 from .dataset.plan import Plan
 from .dataset.samples import Dataset
@@ -80,12 +81,13 @@ def run_training(
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
     dataset = refresh_captions(dataset)
-    trained = [subset for subset in dataset.subsets if subset.config.role == "training"]
+    trained = [subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready]
     if trained and all(sample.caption is None for subset in trained for sample in subset.samples):
         raise AtelierError(
             "dataset: no picture has a caption. Put an Auto Caption node between Load Dataset and Train LoRA, or write a "
             f"{trained[0].config.caption_extension} file beside each picture."
         )
+    pairs.check(dataset, model.latent_channels)
     model = model.for_training(DTYPES.get(config.precision))
     plan = Plan(dataset, config.seed)
     total = total_steps(config, plan)

@@ -159,8 +159,8 @@ def train(
                     noise = torch.randn(x0.shape, generator=draw).to(model.device)
                     x = noises.noisy(model.prediction, x0, noise, sigma)
                     conditions = [
-                        model.condition(encoded.text(caption), x[i : i + 1], size_conditioning(shown))
-                        for i, (caption, shown) in enumerate(zip(encoded.captions(batch), views, strict=True))
+                        model.condition(text, x[i : i + 1], size_conditioning(shown))
+                        for i, (text, shown) in enumerate(zip(encoded.conditionings(batch), views, strict=True))
                     ]
 
                     answer = model.predict(x, sigma, conditions)

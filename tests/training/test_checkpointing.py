@@ -84,9 +84,7 @@ def test_blocks_that_change_their_input_in_place_get_the_right_gradient():
     weights = list(blocks.parameters())
     with torch.no_grad():
         assert torch.allclose(plain(), checkpointed_pass())
-    for one, other in zip(
-        torch.autograd.grad(plain(), weights), torch.autograd.grad(checkpointed_pass(), weights), strict=True
-    ):
+    for one, other in zip(torch.autograd.grad(plain(), weights), torch.autograd.grad(checkpointed_pass(), weights), strict=True):
         assert torch.allclose(one, other)
 
 

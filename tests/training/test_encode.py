@@ -173,6 +173,46 @@ def test_a_picture_that_vanished_is_named(folder, tmp_path):
         encoded.prepare(encode.work_of(plan, 1), lambda done: None)
 
 
+FRESH = {"variants": 0, "crop": "random", "flip": True, "resolution": 32}
+
+
+def test_pictures_that_are_encoded_in_their_step_are_never_cached(folder, tmp_path):
+    plan, encoded, codec, texts = prepared(folder, tmp_path, validation_share=0.3, **FRESH)
+    assert encode.work_of(plan, 3).pictures == () and codec.calls == [] and texts.calls
+    texts_only = sorted((tmp_path / "cache").glob("??/*"))
+    for batch in [*(plan.batch(step) for step in range(3 * plan.steps_per_epoch)), *plan.validation]:
+        latents, views, _ = encoded.latents(batch)
+        for index, shown, latent in zip(batch.samples, views, latents, strict=True):
+            pixels = shown.pixels(plan.dataset.subsets[batch.subset].samples[index].path)
+            assert torch.allclose(latent, Averages().encode(pixels[None])[0], atol=1e-6)
+    assert sorted((tmp_path / "cache").glob("??/*")) == texts_only
+
+
+def test_every_sighting_has_its_own_crop_and_depends_on_nothing_else(folder, tmp_path):
+    plan, encoded, _, _ = prepared(folder, tmp_path, **FRESH)
+    steps = list(range(6 * plan.steps_per_epoch))
+    seen = {step: encoded.latents(plan.batch(step)) for step in steps}
+    wide = [
+        (index, shown.crop)
+        for step in steps
+        for index, shown in zip(plan.batch(step).samples, seen[step][1], strict=True)
+        if shown.scaled != shown.size
+    ]
+    assert len(wide) > 10 and len(set(wide)) > len(wide) / 2, "few places come twice by chance, and none in turn"
+    again = encode.Encoded(plan.dataset, 5, Averages(), Lengths(), TensorCache(tmp_path / "other", 2**30))
+    for step in reversed(steps):
+        latents, views, _ = again.latents(plan.batch(step))
+        assert views == seen[step][1] and torch.equal(latents, seen[step][0])
+
+
+def test_a_view_is_the_same_cached_or_encoded_in_its_step(folder, tmp_path):
+    plan, encoded, _, _ = prepared(folder, tmp_path, **{**FRESH, "variants": 4})
+    fresh, in_step, _, _ = prepared(folder, tmp_path, **FRESH)
+    for step in range(4 * plan.steps_per_epoch):
+        (cached, views, _), (new, new_views, _) = encoded.latents(plan.batch(step)), in_step.latents(fresh.batch(step))
+        assert views == new_views and torch.allclose(cached, new, atol=1e-6), "the first four places are the same"
+
+
 def test_one_picture_in_two_subsets_keeps_the_captions_of_each(folder):
     """A subset without captions beside one with captions, both of the same folder."""
     both = dataset(folder, captions=False) + dataset(folder)

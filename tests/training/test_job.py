@@ -173,6 +173,39 @@ def test_a_cancelled_run_goes_on_to_the_very_same_lora(tiny, dataset, monkeypatc
     assert [f.step for f in pieces.epochs.files] == [3, 6, 9]
 
 
+@pytest.fixture(scope="module")
+def fresh_crops(dataset):
+    """The same pictures, cut elsewhere at every sighting and encoded in their step."""
+    (subset,) = dataset.subsets
+    config = dataclasses.replace(subset.config, crop="random", flip=True, variants=0, batch_size=1)
+    return Dataset((dataclasses.replace(subset, config=config),))
+
+
+def test_pictures_encoded_in_their_step_train_as_cached_ones_do(tiny, fresh_crops):
+    """For the four sightings at which both see the same places; the model is the same afterwards."""
+    t = tiny("sd3")
+    (subset,) = fresh_crops.subsets
+    cached = Dataset((dataclasses.replace(subset, config=dataclasses.replace(subset.config, variants=4)),))
+    before = t.model.identity()
+    fresh = go(t, fresh_crops, recipe("fresh", length=LengthConfig(epochs=5))).losses
+    assert t.model.identity() == before
+    expected = go(t, cached, recipe("cached", length=LengthConfig(epochs=5))).losses
+    assert fresh[:20] == pytest.approx(expected[:20], rel=1e-3) and fresh[20:] != pytest.approx(expected[20:], rel=1e-3)
+
+
+def test_a_cancelled_run_with_fresh_crops_goes_on_to_the_very_same_lora(tiny, fresh_crops, monkeypatch, interrupt):
+    t = tiny("sd3")
+    whole = go(t, fresh_crops, recipe("whole"))
+    only_training_checks(monkeypatch)
+    with monkeypatch.context() as patch:
+        Stop(patch, 8, interrupt)
+        with pytest.raises(type(interrupt)):
+            go(t, fresh_crops, recipe("pieces"))
+    pieces = go(t, fresh_crops, recipe("pieces"))
+    assert pieces.losses == whole.losses
+    assert all(torch.equal(whole.tensors[k], pieces.tensors[k]) for k in whole.tensors)
+
+
 def test_the_state_is_saved_within_an_epoch_too(tiny, dataset, monkeypatch):
     """What a power cut leaves: the snapshot of an earlier step, from which the same LoRA is reached."""
     t = tiny("sd3")

@@ -11,6 +11,7 @@ from ..dataset.captions import caption_path, read_caption, write_caption
 from ..dataset.samples import Dataset
 from ..dataset.scan import refresh_captions
 from ..dataset.stamps import remember, stamp
+from ..errors import AtelierError
 from .protocol import Captioner, Picture
 from .report import Change, Report
 from .text import TextWork, appended, by_frequency
@@ -52,13 +53,18 @@ def plan(dataset: Dataset, mode: Mode) -> Plan:
     """Every caption file once, sorted into work and kept; AtelierError naming a caption file that cannot be read.
 
     Files on the disk decide, not the dataset, whose captions may be older. A caption file that several pictures or subsets share
-    is written once. An empty file is a caption that somebody left empty, and is kept unless the mode is "overwrite".
+    is written once. An empty file is a caption that somebody left empty, and is kept unless the mode is "overwrite". Latents
+    are passed over.
     """
+    if dataset.subsets and all(subset.ready for subset in dataset.subsets):
+        raise AtelierError(
+            "dataset: it holds latents with their conditioning, and no picture to caption. Take Auto Caption out of this row."
+        )
     tasks: dict[Path, Task] = {}
     for subset in dataset.subsets:
         for sample in subset.samples:
             file = caption_path(sample.path, subset.config.caption_extension)
-            if file in tasks:
+            if file in tasks or sample.ready:
                 continue
             before, note = read_caption(file)
             tasks[file] = Task(sample.path, subset.class_caption or "", file, before, note)

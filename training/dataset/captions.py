@@ -33,6 +33,11 @@ def decode(data: bytes) -> tuple[str, str]:
     return data.decode("latin-1"), "Latin-1"
 
 
+def one_line(text: str) -> str:
+    """The text with its lines joined by a space."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
 def read_caption(path: Path) -> tuple[str | None, str | None]:
     """(caption, warning): None without a file; lines are joined with a space; the warning names an unusual encoding."""
     try:
@@ -45,7 +50,7 @@ def read_caption(path: Path) -> tuple[str | None, str | None]:
         raise AtelierError(f"{path}: the caption cannot be read ({error.strerror}).") from error
     text, encoding = decode(data)
     warning = None if encoding == "UTF-8" else f"{path.name} was read as {encoding}; save it as UTF-8 to be sure of every letter."
-    return " ".join(line.strip() for line in text.splitlines() if line.strip()), warning
+    return one_line(text), warning
 
 
 def write_caption(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .focus import NO_FACES, finds_faces
 from .lookalikes import duplicates
-from .plan import bucket_of
+from .plan import size_of
 from .prepare import View, view
 from .samples import Dataset, Sample, Subset, counted
 
@@ -68,7 +68,7 @@ def inspect(dataset: Dataset) -> list[Inspected]:
 
 
 def _view(sample: Sample, subset: Subset) -> View:
-    return view(sample, subset.config, bucket_of(sample.width, sample.height, subset.config))
+    return view(sample, subset.config, size_of(sample, subset.config))
 
 
 def remarks(subset: Subset) -> list[str]:

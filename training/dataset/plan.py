@@ -14,7 +14,7 @@ from ..config import SubsetConfig
 from ..errors import AtelierError
 from .buckets import Size, assign, bucket_sizes
 from .holdout import held_out
-from .samples import Dataset, counted
+from .samples import Dataset, Sample, counted
 from .sightings import FIXED
 
 Bucket = tuple[int, Size, tuple[int, ...]]
@@ -88,7 +88,7 @@ class Plan:
             members: dict[Size, list[int]] = {}
             for index, sample in enumerate(subset.samples):
                 if (sample.key in out) == held:
-                    members.setdefault(bucket_of(sample.width, sample.height, subset.config), []).append(index)
+                    members.setdefault(size_of(sample, subset.config), []).append(index)
             rows += [(number, size, tuple(members[size])) for size in sorted(members)]
         return tuple(rows)
 
@@ -191,6 +191,11 @@ def bucket_of(width: int, height: int, config: SubsetConfig) -> Size:
     """The size (width, height) at which a picture of these sides is shown."""
     square = (config.resolution, config.resolution)
     return assign(width, height, bucket_sizes(config.resolution, config.bucket_step)) if config.buckets else square
+
+
+def size_of(sample: Sample, config: SubsetConfig) -> Size:
+    """The size (width, height) at which a sample is shown; a latent is a bucket of its own."""
+    return (sample.width, sample.height) if sample.ready else bucket_of(sample.width, sample.height, config)
 
 
 def shares(total: int, weights: Sequence[int]) -> tuple[int, ...]:

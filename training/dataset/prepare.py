@@ -17,8 +17,8 @@ from .masks import open_mask
 from .samples import Sample
 from .sightings import FIXED, mirrored
 
-CROP_VARIANTS = 4
-"""Cached places of every random crop; a picture's sightings take them in turn."""
+LOTS = 24
+"""Sightings at one place after which both ways of mirroring have come up, but for a chance of less than 1 in 10^6."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def crop_draw(seed: int, epoch: int, sample_key: str) -> tuple[float, float]:
 def view(sample: Sample, config: SubsetConfig, size: Size, seed: int = 0, sighting: int = 0) -> View:
     """How ``sample`` is shown at ``size`` (width, height) the ``sighting``-th time.
 
-    Seed and sighting matter only for ``crop`` = ``random``, whose places recur after ``CROP_VARIANTS`` sightings, and for
-    ``flip``.
+    Seed and sighting matter only for ``crop`` = ``random``, whose places recur after ``config.variants`` sightings, or never
+    where that is 0, and for ``flip``.
     """
     draw, crop = (0.5, 0.5), config.crop
     if crop == "random" and sighting != FIXED:
-        draw = crop_draw(seed, sighting % CROP_VARIANTS, sample.key)
+        draw = crop_draw(seed, sighting % config.variants if config.variants else sighting, sample.key)
     elif crop == "focus" and sample.focus is not None:
         draw = sample.focus
     placed = crop_box(sample.width, sample.height, size, crop, draw)
@@ -89,9 +89,9 @@ def view(sample: Sample, config: SubsetConfig, size: Size, seed: int = 0, sighti
 
 
 def views(sample: Sample, config: SubsetConfig, size: Size, seed: int, sightings: int) -> list[View]:
-    """Every view that ``view`` can give within the first ``sightings`` sightings, each once."""
+    """Every view that ``view`` can give within the first ``sightings`` sightings, each once; not for ``variants`` = 0."""
     if config.crop != "random" and not config.flip:
         return [view(sample, config, size)]
-    # Beyond this number every combination of place and mirror has come up, but for a chance of less than 1 in 10^6.
-    seen = (view(sample, config, size, seed, sighting) for sighting in range(min(sightings, 96)))
+    places = config.variants if config.crop == "random" else 1
+    seen = (view(sample, config, size, seed, sighting) for sighting in range(min(sightings, LOTS * places)))
     return list({shown.parts: shown for shown in seen}.values())

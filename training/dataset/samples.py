@@ -18,6 +18,16 @@ def counted(number: int, noun: str) -> str:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A latent and a conditioning that other nodes made, by the keys under which they lie in the cache."""
+
+    latent: str
+    text: str
+    channels: int
+    """Channels of the latent, by which it is told whether it suits the model."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One picture and its caption."""
 
@@ -40,6 +50,8 @@ class Sample:
     """SHA-256 (hex) of the mask's file."""
     look: str = ""
     """What near duplicates have in common (``lookalikes.look``); empty where nobody asked."""
+    ready: Ready | None = None
+    """What stands for picture and caption where both came encoded; ``path`` is then the latent's file."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +68,20 @@ class Subset:
     """What the person should know about this folder, one sentence each."""
 
     @property
+    def ready(self) -> bool:
+        """Whether the subset came encoded."""
+        return any(sample.ready for sample in self.samples)
+
+    @property
     def sightings(self) -> int:
         """Pictures shown per epoch, repeats included."""
         return len(self.samples) * self.repeats
 
     def describe(self) -> str:
         """One line for the node: folder, pictures, repeats, size and captions."""
+        if self.ready:
+            pairs = f"{counted(len(self.samples), 'latent')} x {self.repeats}, sizes as they are"
+            return f"{self.config.folder}: {pairs}, batch {self.config.batch_size}, all with conditioning"
         without = sum(sample.caption is None for sample in self.samples)
         captions = "all with captions" if without == 0 else f"{without} without caption"
         shape = f"buckets around {self.config.resolution}" if self.config.buckets else f"square {self.config.resolution}"
@@ -102,7 +122,7 @@ class Dataset:
             settings = {**to_dict(subset.config), "repeats": subset.repeats}
             digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode())
             for sample in subset.samples:
-                values = [sample.key, sample.caption, sample.mask_key, sample.focus]
+                values = [sample.key, sample.caption, sample.mask_key, sample.focus, sample.ready and sample.ready.text]
                 digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 

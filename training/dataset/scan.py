@@ -261,6 +261,8 @@ def refresh_captions(dataset: Dataset) -> Dataset:
     """
 
     def now(sample: Sample, subset: Subset) -> Sample:
+        if sample.ready:
+            return sample
         caption, _ = caption_now(sample.path, subset.config, sample.fallback, subset.class_caption)
         return dataclasses.replace(sample, caption=caption)
 

@@ -75,6 +75,6 @@ def mirrored(config: SubsetConfig, seed: int, key: str, sighting: int) -> bool:
 
 
 def trained_captions(dataset: Dataset) -> tuple[str, ...]:
-    """The captions of the training pictures as they stand before anything is left to chance."""
-    training = (subset for subset in dataset.subsets if subset.config.role == "training")
+    """The captions of the training pictures as they stand before anything is left to chance; latents have none."""
+    training = (subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready)
     return tuple(plain_caption(sample.caption, subset.config) for subset in training for sample in subset.samples)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lora_atelier.training.config import SubsetConfig
-from lora_atelier.training.dataset.prepare import crop_draw, view
+from lora_atelier.training.dataset.prepare import crop_draw, view, views
 from lora_atelier.training.dataset.samples import Sample
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
@@ -34,6 +34,23 @@ def test_random_crops_change_with_sighting_and_seed_and_come_again():
     assert crops == [view(sample(2000, 1000), config, (512, 512), seed=3, sighting=e).crop for e in range(8)]
     assert crops != [view(sample(2000, 1000), config, (512, 512), seed=4, sighting=e).crop for e in range(8)]
     assert all(0 <= left <= 512 and top == 0 for left, top in crops)
+
+
+@pytest.mark.parametrize(("variants", "places"), [(1, 1), (7, 7), (0, 40)])
+def test_as_many_places_come_up_as_are_asked_for(variants, places):
+    """0: a new one at every sighting."""
+    config = SubsetConfig("input/x", resolution=512, crop="random", variants=variants)
+    crops = [view(sample(40_000, 1000), config, (512, 512), seed=3, sighting=e).crop for e in range(40)]
+    assert len(set(crops)) == places
+    assert crops[0] == view(sample(40_000, 1000), SubsetConfig("input/x", crop="random"), (512, 512), seed=3).crop
+
+
+@pytest.mark.parametrize("variants", [1, 4, 9])
+def test_every_view_of_a_long_run_is_known_beforehand(variants):
+    config = SubsetConfig("input/x", resolution=512, crop="random", flip=True, variants=variants)
+    known = {one.parts for one in views(sample(2000, 1000), config, (512, 512), 3, 2000)}
+    seen = {view(sample(2000, 1000), config, (512, 512), 3, e).parts for e in range(2000)}
+    assert known == seen and len(seen) == 2 * variants
 
 
 def test_the_draw_is_the_documented_one():

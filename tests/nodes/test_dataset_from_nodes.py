@@ -1,0 +1,219 @@
+"""DatasetFromNodes inside ComfyUI: what the stock nodes give enters as it is, and what cannot be trained on is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lora_atelier.training.errors import AtelierError
+from PIL import Image
+
+SIZES = ((64, 64), (96, 32), (64, 64))
+
+
+@pytest.fixture
+def node(comfyui):
+    from lora_atelier.nodes.dataset_from_nodes import DatasetFromNodes
+
+    return DatasetFromNodes
+
+
+@pytest.fixture
+def folder(comfyui, tmp_path, monkeypatch):
+    """``input/shapes`` with three captioned pictures; the host's folders lie in this test's own place."""
+    import folder_paths
+
+    for name in ("input", "temp", "user"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    folder = tmp_path / "input" / "shapes"
+    folder.mkdir()
+    stream = np.random.default_rng(0)
+    for i, (width, height) in enumerate(SIZES):
+        Image.fromarray(stream.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i}, red")
+    return folder
+
+
+def widgets(node, **changes):
+    """Every widget's value as the host gives it to a node that takes lists."""
+    values = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs if hasattr(entry, "default")}
+    values.pop("texts", None)
+    return {name: [value] for name, value in {**values, "resolution": 64, "bucket_step": 32, **changes}.items()}
+
+
+def stock(folder):
+    """(images, texts) of the stock loader, by the file's number."""
+    from comfy_extras.nodes_dataset import LoadImageTextDataSetFromFolderNode
+
+    with torch.inference_mode():
+        images, texts = LoadImageTextDataSetFromFolderNode.execute(folder.name).result
+    order = sorted(range(len(texts)), key=lambda i: texts[i])
+    return [images[i] for i in order], [texts[i] for i in order]
+
+
+def test_every_input_has_a_tooltip_and_stands_in_the_help(node, root: Path):
+    schema = node.GET_SCHEMA()
+    assert (schema.node_id, schema.display_name, schema.is_input_list) == ("DatasetFromNodes", "Dataset From Nodes", True)
+    assert all(len(entry.tooltip) > 20 for entry in [*schema.inputs, *schema.outputs])
+    page = (root / "js" / "docs" / "DatasetFromNodes.md").read_text(encoding="utf-8")
+    assert [entry.id for entry in schema.inputs if f"`{entry.id}`" not in page] == []
+
+
+def test_the_stock_loaders_pictures_come_in_level_for_level(node, folder):
+    images, texts = stock(folder)
+    output = node.execute(images=images, texts=texts, **widgets(node, batch_size=2, repeats=3))
+    (subset,) = output.result[0].subsets
+    assert [(s.width, s.height, s.caption) for s in subset.samples] == [
+        (*size, f"picture {i}, red") for i, size in enumerate(SIZES)
+    ]
+    for i, sample in enumerate(subset.samples):
+        with Image.open(sample.path) as ours, Image.open(folder / f"{i}.png") as original:
+            assert np.array_equal(np.asarray(ours), np.asarray(original))
+        assert sample.path.is_relative_to(folder.parent.parent / "user")
+    (text,) = output.ui["text"]
+    assert "nodes/images: 3 pictures x 3" in text and "64 x 64: 2 pictures, 3 steps" in text and "5 steps an epoch" in text
+    assert len(output.ui["images"]) == len(output.ui["pictures"]) == 3
+
+
+def test_batches_count_as_their_pictures_and_one_text_serves_all(node, folder):
+    images = [torch.rand(2, 64, 64, 3), torch.rand(1, 64, 64, 1), torch.rand(1, 64, 64, 4)]
+    (subset,) = node.execute(images=images, texts=["ohwx\n in  red "], **widgets(node)).result[0].subsets
+    assert [s.caption for s in subset.samples] == ["ohwx in  red"] * 4
+    modes = []
+    for sample in subset.samples:
+        with Image.open(sample.path) as image:
+            modes.append(image.mode)
+    assert modes == ["RGB", "RGB", "L", "RGBA"]
+
+
+def test_settings_reach_the_dataset_and_datasets_chain(node, folder):
+    images, texts = stock(folder)
+    first = node.execute(images=images, texts=texts, **widgets(node, role="regularisation", crop="random", variants=0)).result[0]
+    both = node.execute(images=images, dataset=[first], **widgets(node, flip=True, caption_prefix="ohwx, ")).result[0]
+    prior, own = (subset.config for subset in both.subsets)
+    assert (prior.role, prior.crop, prior.variants) == ("regularisation", "random", 0)
+    assert (own.role, own.flip, own.caption_prefix) == ("training", True, "ohwx, ")
+    assert [s.caption for s in both.subsets[1].samples] == [None, None, None], "no text was connected"
+
+
+def test_pictures_are_written_once_and_again_when_they_are_gone(node, folder):
+    images, texts = stock(folder)
+    before = node.fingerprint_inputs(**widgets(node))
+    first = node.execute(images=images, texts=texts, **widgets(node)).result[0]
+    stamps = [s.path.stat().st_mtime_ns for s in first.samples]
+    second = node.execute(images=images, texts=texts, **widgets(node)).result[0]
+    assert [s.path.stat().st_mtime_ns for s in second.samples] == stamps and second.fingerprint == first.fingerprint
+    assert node.fingerprint_inputs(**widgets(node)) == before
+    next(iter(first.samples)).path.unlink()
+    changed = node.fingerprint_inputs(**widgets(node))
+    assert changed != before
+    node.execute(images=images, texts=texts, **widgets(node))
+    assert next(iter(first.samples)).path.is_file() and node.fingerprint_inputs(**widgets(node)) == changed
+
+
+def test_auto_caption_writes_beside_the_pictures_and_another_text_wins_again(node, folder):
+    from lora_atelier.training.captioning.existing import ExistingCaptioner
+    from lora_atelier.training.captioning.fill import fill
+    from lora_atelier.training.captioning.text import TextWork
+    from lora_atelier.training.dataset.captions import write_caption
+
+    images, _ = stock(folder)
+    dataset = node.execute(images=images, texts=["one"], **widgets(node)).result[0]
+    for sample in dataset.samples:
+        write_caption(sample.path.with_suffix(".txt"), "a file")
+    captioned, _ = fill(dataset, ExistingCaptioner(), "overwrite", TextWork(trigger="ohwx"))
+    assert [s.caption for s in captioned.samples] == ["ohwx, a file"] * 3
+    again = node.execute(images=images, texts=["one"], **widgets(node)).result[0]
+    assert [s.caption for s in again.samples] == ["ohwx, a file"] * 3
+    other = node.execute(images=images, texts=["two"], **widgets(node)).result[0]
+    assert [s.caption for s in other.samples] == ["two"] * 3
+
+
+def latent(channels=4, width=8, height=8, batch=1, seed=0, **extras):
+    stream = torch.Generator().manual_seed(seed)
+    return {"samples": torch.randn(batch, channels, height, width, generator=stream), **extras}
+
+
+def text(seed=0, tokens=77, **extras):
+    stream = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, tokens, 768, generator=stream), extras]
+
+
+def test_latents_are_buckets_of_their_own(node, folder):
+    from lora_atelier.training.dataset.plan import Plan
+
+    output = node.execute(
+        latents=[latent(batch=2), latent(width=12, height=5, seed=1)],
+        conditioning=[[text(i)] for i in range(3)],
+        **{**widgets(node, batch_size=2, repeats=2), "resolution": [512], "bucket_step": [64]},
+    )
+    assert [row.size for row in Plan(output.result[0], 0).bucket_table()] == [(64, 64), (96, 40)]
+    assert "nodes/latents: 3 latents x 2, sizes as they are, batch 2, all with conditioning" in output.ui["text"][0]
+    assert output.ui["images"] == []
+
+
+def test_a_latents_own_scale_and_mask_are_heard(node, folder):
+    given = latent(width=4, height=4, downscale_ratio_spacial=16, noise_mask=torch.ones(1, 64, 64))
+    output = node.execute(latents=[given], conditioning=[[text()]], **{**widgets(node), "resolution": [512], "bucket_step": [64]})
+    assert [(s.width, s.height) for s in output.result[0].samples] == [(64, 64)]
+    assert "noise masks are not used" in output.ui["text"][0]
+
+
+NAN = torch.full((1, 64, 64, 3), float("nan"))
+PICTURE = torch.zeros(1, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "images: nothing is connected"),
+        ({"images": []}, "images: the list is empty"),
+        ({"images": [PICTURE, PICTURE[..., :2]]}, r"images: number 2 is no picture of 1, 3 or 4 channels \(\(1, 64, 64, 2\)\)"),
+        ({"images": [PICTURE, NAN]}, "images: number 2 holds NaN"),
+        ({"images": [PICTURE] * 3, "texts": ["a", "b"]}, "texts: there are 2 for 3 pictures"),
+        ({"images": [PICTURE], "texts": []}, "texts: there are 0 for 1 picture"),
+        ({"texts": ["a"]}, "images: nothing is connected"),
+        ({"latents": [latent()]}, "conditioning: they belong to the latents"),
+        ({"conditioning": [[text()]]}, "latents: they belong to the conditioning"),
+        (
+            {"latents": [latent()], "conditioning": [[text()]], "images": [PICTURE]},
+            "images: latents or conditioning are connected",
+        ),
+        ({"latents": [latent()], "conditioning": [[text()]], "texts": ["a"]}, "texts: latents or conditioning are connected"),
+        ({"latents": [], "conditioning": [[text()]]}, "latents: the list is empty"),
+        ({"latents": [latent()], "conditioning": [[]]}, "conditioning: the list is empty"),
+        ({"latents": [latent(batch=3)], "conditioning": [[text()], [text()]]}, "conditioning: there are 2 for 3 latents"),
+        ({"latents": [latent(), latent(16)], "conditioning": [[text()]]}, "latents: number 2 has 16 channels and number 1 has 4"),
+        ({"latents": [{"samples": NAN}], "conditioning": [[text()]]}, "latents: number 1 holds NaN"),
+        ({"latents": [{"samples": NAN[0]}], "conditioning": [[text()]]}, "latents: number 1 is not the latent"),
+        ({"latents": [latent()], "conditioning": [[[NAN[0, :1], {}]]]}, "conditioning: number 1 holds NaN"),
+        ({"latents": [latent()], "conditioning": [[[NAN, {}]]]}, "conditioning: number 1 is not the encoding of one text"),
+        ({"latents": [latent()], "conditioning": [[text(control=object())]]}, "conditioning: number 1 carries 'control'"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_named(node, folder, inputs, message):
+    with pytest.raises(AtelierError, match=message):
+        node.execute(**inputs, **{**widgets(node), "resolution": [512], "bucket_step": [64]})
+
+
+@pytest.mark.parametrize(
+    ("widget", "value"), [("crop", "random"), ("flip", True), ("shuffle_captions", True), ("resolution", 64), ("variants", 0)]
+)
+def test_settings_that_latents_cannot_have_are_refused(node, folder, widget, value):
+    values = {**widgets(node), "resolution": [512], "bucket_step": [64], widget: [value]}
+    with pytest.raises(AtelierError, match=f"{widget.replace('_', ' ')}: latents are trained on as they are, so {value!r}"):
+        node.execute(latents=[latent()], conditioning=[[text()]], **values)
+
+
+def test_auto_caption_passes_latents_over(node, folder):
+    from lora_atelier.training.captioning.fill import plan
+
+    values = {**widgets(node), "resolution": [512], "bucket_step": [64]}
+    encoded = node.execute(latents=[latent()], conditioning=[[text()]], **values).result[0]
+    with pytest.raises(AtelierError, match="no picture to caption"):
+        plan(encoded, "overwrite")
+    both = node.execute(images=[PICTURE], dataset=[encoded], **values).result[0]
+    assert len(plan(both, "overwrite").work) == 1

@@ -1,0 +1,110 @@
+"""Pictures and texts that other nodes made, as a subset: every picture becomes a file, so that all settings apply to it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..config import SubsetConfig
+from ..errors import AtelierError
+from ..files import replacing
+from .cache import cache_key
+from .captions import one_line
+from .index import Facts, Index
+from .plan import bucket_of
+from .samples import Sample, Subset, counted
+from .scan import WORKERS, caption_now
+
+CHANNELS = (1, 3, 4)
+"""Grey, colour, colour with transparency."""
+_made: set[Path] = set()
+_losses = 0
+
+
+def subset_of(
+    images: Sequence[Tensor], texts: Sequence[str] | None, config: SubsetConfig, folder: Path, index: Path | None = None
+) -> Subset:
+    """The subset of a list of IMAGE (B, H, W, C) in 0..1, with one text for all, one for each picture, or None.
+
+    Every picture is written once into ``folder``, as a PNG of 8 bits under a name that stands for its pixels and its text: a
+    caption file that Auto Caption puts beside it is not taken for a picture that comes with another text. A caption file wins
+    over the text. AtelierError naming the input for an empty list, numbers that don't fit, or no picture.
+    """
+    pictures = _flat(images)
+    if texts is not None and len(texts) not in (1, len(pictures)):
+        raise AtelierError(
+            f"texts: there are {len(texts)} for {counted(len(pictures), 'picture')}. Connect one for all, or one for each."
+        )
+    captions = [None] * len(pictures) if texts is None else [one_line(texts[i % len(texts)]) for i in range(len(pictures))]
+    memory = Index(index)
+
+    def written(pixels: Tensor, text: str | None) -> tuple[Path, Facts]:
+        path = write_picture(pixels, text, folder)
+        return path, memory.facts(path)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        files = list(pool.map(written, pictures, captions))
+    samples, warnings = [], []
+    for (path, facts), text in zip(files, captions, strict=True):
+        caption, odd = caption_now(path, config, text, None)
+        warnings += [odd] if odd else []
+        focus = memory.focus(path, bucket_of(facts.width, facts.height, config)) if config.crop == "focus" else None
+        samples.append(Sample(path, facts.width, facts.height, caption, facts.key, text, focus, look=facts.look))
+    memory.save()
+    return Subset(config, tuple(samples), config.repeats or 1, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:
+    """The file of a picture (H, W, C) in 0..1, written if it isn't there."""
+    levels = (pixels.detach().cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
+    digest = hashlib.sha256(levels.contiguous().numpy()).hexdigest()
+    path = folder / f"{cache_key(digest, tuple(levels.shape), text)[:32]}.png"
+    if not path.is_file():
+        image = Image.fromarray(levels.squeeze(-1).numpy() if levels.shape[-1] == 1 else levels.numpy())
+        with replacing(path) as temporary:
+            image.save(temporary, "PNG", compress_level=4)
+    note_made(path)
+    return path
+
+
+def note_made(*paths: Path) -> None:
+    """Remember files that nodes' values became, for ``losses``."""
+    _made.update(paths)
+
+
+def losses() -> int:
+    """How often it was noticed that files which were made here have gone.
+
+    A node whose files were deleted must run again, although nothing in front of it has changed.
+    """
+    global _losses
+    gone = {path for path in _made if not path.is_file()}
+    if gone:
+        _losses += 1
+        _made.difference_update(gone)
+    return _losses
+
+
+def _flat(images: Sequence[Tensor]) -> list[Tensor]:
+    """Every picture (H, W, C) of every batch."""
+    out: list[Tensor] = []
+    for batch in images:
+        if not isinstance(batch, Tensor) or batch.ndim not in (3, 4) or batch.shape[-1] not in CHANNELS:
+            shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+            raise AtelierError(
+                f"images: number {len(out) + 1} is no picture of 1, 3 or 4 channels ({shape}). Connect what a Load Image "
+                "node gives."
+            )
+        out += batch if batch.ndim == 4 else [batch]
+    if not out:
+        raise AtelierError("images: the list is empty. Connect a node that gives at least one picture.")
+    for number, pixels in enumerate(out, start=1):
+        if not pixels.isfinite().all():
+            raise AtelierError(f"images: number {number} holds NaN or infinite numbers. Look at it with a Preview Image node.")
+    return out
