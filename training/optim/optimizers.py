@@ -42,7 +42,7 @@ SOURCES: dict[str, Source] = {
         "bitsandbytes.optim", "AdamW8bit", "bitsandbytes>=0.43", "AdamW, its full-precision twin",
         own=frozenset({"args", "optim_bits", "amsgrad", "block_wise"}),
     ),
-    "Lion": Source("pytorch_optimizer", "Lion", "pytorch-optimizer>=3.3", "AdamW with ten times the learning rate"),
+    "Lion": Source("pytorch_optimizer", "Lion", "pytorch-optimizer>=4.1", "AdamW with ten times the learning rate"),
     "Prodigy": Source("prodigyopt", "Prodigy", "prodigyopt>=1.1.2", PLAIN, {"use_bias_correction": True}),
     "DAdaptAdam": Source("dadaptation", "DAdaptAdam", "dadaptation>=3.2", PLAIN),
     "DAdaptAdamW": Source("dadaptation", "DAdaptAdam", "dadaptation>=3.2", PLAIN, {"decouple": True}),
@@ -54,7 +54,7 @@ SOURCES: dict[str, Source] = {
         "schedulefree", "AdamWScheduleFree", "schedulefree>=1.4", "AdamW with the cosine schedule",
         own=frozenset({"warmup_steps"}),
     ),
-    "CAME": Source("pytorch_optimizer", "CAME", "pytorch-optimizer>=3.3", "Adafactor, which saves as much memory"),
+    "CAME": Source("pytorch_optimizer", "CAME", "pytorch-optimizer>=4.1", "Adafactor, which saves as much memory"),
     "SGD": Source("torch.optim", "SGD", "", defaults={"momentum": 0.9}),
 }  # fmt: skip
 

@@ -266,7 +266,7 @@ def test_other_optimizers_are_saved_as_they_are():
 
 def test_eight_bit_names_its_twin():
     parameters, _ = quadratic()
-    with pytest.raises(AtelierError, match="AdamW8bit .*AdamW, its full-precision twin"):
+    with pytest.raises(AtelierError, match=r"AdamW8bit .*AdamW, its full-precision twin"):
         optimizers.build(OptimizerConfig("AdamW8bit"), [(parameters, 1e-4)])
 
 
