@@ -91,7 +91,7 @@ def main() -> None:
             with torch.inference_mode(False):
                 layers = targets.choose(model.layers(), preset)  # type: ignore[arg-type]
                 adapter = Adapter.fresh(layers, NetworkConfig(rank=16), 0).to(model.device)
-                optimizer = optimizers.build(OptimizerConfig(), adapter.parameters())
+                optimizer = optimizers.build(OptimizerConfig(), [(adapter.parameters(), OptimizerConfig().peak)])
                 with model.hold(), adapter.attached(layers):
                     x0 = model.latents_in(latents.to(model.device))
                     for step in range(steps):

@@ -141,7 +141,7 @@ class LoadDataset(io.ComfyNode):
 def more_inputs() -> list[Any]:
     """Settings that came later; optional, so that older workflows stay valid."""
     share = {"min": 0.0, "max": 0.99, "step": 0.01, "optional": True}
-    inputs: list[Any] = [
+    return [
         io.Combo.Input(
             "role", options=["training", "regularisation", "validation"], default="training", optional=True,
             tooltip="training: learnt. regularisation: pictures of the class, cycled or cut to as many as are trained, so that "

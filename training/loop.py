@@ -101,7 +101,8 @@ def train(
     """
     total = total_steps(config, plan)
     epochs = plan.epochs_for(total)
-    optimizer = optimizers.build(config.optimizer, adapter.parameters())
+    schedules.check(config.optimizer, total)
+    optimizer = optimizers.build(config.optimizer, [(adapter.parameters(), config.optimizer.peak)])
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
     state = run.load_state()
     step = 0
@@ -135,7 +136,7 @@ def train(
         rows = settle()
         speed, left = clock.report(total - step)
         mean, last = sum(row["loss"] for row in rows) / len(rows), rows[-1]
-        watcher.progress(Progress(step, total, last["epoch"], epochs, mean, last["rate"], speed, left))
+        watcher.progress(Progress(step, total, last["epoch"], epochs, mean, optimizers.effective_rate(optimizer), speed, left))
         reported = time.monotonic()
 
     def snapshot() -> None:
@@ -170,9 +171,9 @@ def train(
                     scaler.scale(loss).backward()
 
                     scaler.unscale_(optimizer)
-                    if config.optimizer.max_grad_norm > 0:
-                        nn.utils.clip_grad_norm_(adapter.parameters(), config.optimizer.max_grad_norm)
-                    optimizers.set_rate(optimizer, rate_at(config, step, total))
+                    if config.optimizer.clip_norm > 0:
+                        nn.utils.clip_grad_norm_(adapter.parameters(), config.optimizer.clip_norm)
+                    optimizers.set_rate(optimizer, schedules.factor(config.optimizer, step, total))
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
@@ -184,10 +185,9 @@ def train(
                         report()
                         if step < end and time.monotonic() - snapped > watcher.snapshot_interval:
                             snapshot()
-            if step == total:
-                watcher.save("last", epoch + 1, step)
-            elif (epoch + 1) % config.length.save_every == 0:
-                watcher.save("epoch", epoch + 1, step)
+            if step == total or (epoch + 1) % config.length.save_every == 0:
+                with optimizers.averaged(optimizer):
+                    watcher.save("last" if step == total else "epoch", epoch + 1, step)
             snapshot()
     except LostNumbers as lost:
         raise AtelierError(
@@ -202,7 +202,8 @@ def train(
                     settle()
             snapshot()
             if step % plan.steps_per_epoch or not run.saved() or run.saved()[-1].step != step:
-                watcher.save("moment", plan.epoch_of(step - 1) + 1, step)
+                with optimizers.averaged(optimizer):
+                    watcher.save("moment", plan.epoch_of(step - 1) + 1, step)
         raise
 
 
@@ -220,7 +221,7 @@ def total_steps(config: TrainingConfig, plan: Plan) -> int:
 
 def rate_at(config: TrainingConfig, step: int, total: int) -> float:
     """Learning rate of a 0-based step."""
-    return config.optimizer.learning_rate * schedules.factor(config.optimizer, step, total)
+    return config.optimizer.peak * schedules.factor(config.optimizer, step, total)
 
 
 def computes_in_half(model: Denoiser) -> bool:

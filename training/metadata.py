@@ -15,6 +15,7 @@ from torch import Tensor
 from .config import TrainingConfig, to_dict
 from .dataset.plan import Plan
 from .dataset.samples import Dataset
+from .optim import optimizers, schedules
 
 BASE_VERSIONS = {"SD15": "sd_v1-5", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0", "SD3": "sd3", "Flux": "flux1"}
 ARCHITECTURES = {
@@ -49,11 +50,11 @@ def describe(
         "ss_network_dim": config.network.rank,
         "ss_network_alpha": config.network.alpha or config.network.rank,
         "ss_network_args": {"targets": config.network.targets},
-        "ss_learning_rate": config.optimizer.learning_rate,
-        "ss_optimizer": f"torch.optim.{config.optimizer.name}(weight_decay={config.optimizer.weight_decay})",
+        "ss_learning_rate": config.optimizer.peak,
+        "ss_optimizer": optimizers.title(config.optimizer),
         "ss_lr_scheduler": config.optimizer.schedule,
-        "ss_lr_warmup_steps": config.optimizer.warmup_steps,
-        "ss_max_grad_norm": config.optimizer.max_grad_norm,
+        "ss_lr_warmup_steps": schedules.warmup_steps(config.optimizer, total_steps),
+        "ss_max_grad_norm": config.optimizer.clip_norm,
         "ss_num_epochs": -(-total_steps // plan.steps_per_epoch),
         "ss_epoch": epoch,
         "ss_steps": step,

@@ -174,7 +174,8 @@ class Run:
 def _split_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """``value`` as JSON, its tensors put aside into ``tensors`` and replaced by references (safetensors holds no structure)."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous()
+        # Always a copy: some optimizers give all parameters one and the same table, and a file may not hold shared memory.
+        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": path}
     if isinstance(value, Mapping):
         return {"items": [[k, _split_tensors(v, f"{path}.{k}", tensors)] for k, v in value.items()]}

@@ -65,7 +65,7 @@ def test_outputs_and_gradients_are_those_of_peft(rank, alpha):
 def test_a_whole_training_ends_at_pefts_weights():
     ours, adapter, theirs = same_adapters(4, 2.0)
     config = OptimizerConfig(learning_rate=1e-2, schedule="constant")
-    mine = optimizers.build(config, adapter.parameters())
+    mine = optimizers.build(config, [(adapter.parameters(), config.peak)])
     other = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.01)
     x, wanted = torch.randn(5, 3, 8, 8), torch.randn(5, 4)
     for _ in range(50):

@@ -1,8 +1,11 @@
-"""Optimizers by the name in the widget. All come from libraries; here they are only found, checked and built."""
+"""Optimizers by the name in the widget. All come from libraries; here they are only found, checked, built and led."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,35 +13,192 @@ from torch import nn
 
 from ..config import OptimizerConfig
 from ..errors import AtelierError
+from . import arguments
+
+Groups = Sequence[tuple[Iterable[nn.Parameter], float]]
+"""(parameters, their peak rate) for every part that is trained."""
 
 
-def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer over ``parameters``, which already lie on their device.
+@dataclass(frozen=True)
+class Source:
+    """Where an optimizer comes from."""
 
-    Raises AtelierError where a library is missing or has no kernels for the device.
+    module: str
+    attribute: str
+    package: str
+    """What pip installs; empty for what is always there."""
+    instead: str = ""
+    """What to choose where the package is missing."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that differ from the library's own defaults, unless the optimizer arguments name them."""
+    own: frozenset[str] = frozenset()
+    """Arguments that other widgets stand for, or that do nothing."""
+
+
+PLAIN = "AdamW with a learning rate such as 1e-4"
+SOURCES: dict[str, Source] = {
+    "AdamW": Source("torch.optim", "AdamW", ""),
+    "AdamW8bit": Source(
+        "bitsandbytes.optim", "AdamW8bit", "bitsandbytes>=0.43", "AdamW, its full-precision twin",
+        own=frozenset({"args", "optim_bits", "amsgrad", "block_wise"}),
+    ),
+    "Lion": Source("pytorch_optimizer", "Lion", "pytorch-optimizer>=4.1", "AdamW with ten times the learning rate"),
+    "Prodigy": Source("prodigyopt", "Prodigy", "prodigyopt>=1.1.2", PLAIN, {"use_bias_correction": True}),
+    "DAdaptAdam": Source("dadaptation", "DAdaptAdam", "dadaptation>=3.2", PLAIN),
+    "DAdaptAdamW": Source("dadaptation", "DAdaptAdam", "dadaptation>=3.2", PLAIN, {"decouple": True}),
+    "Adafactor": Source(
+        "transformers.optimization", "Adafactor", "transformers>=4.50.3", "AdamW",
+        {"scale_parameter": False, "relative_step": False, "warmup_init": False},
+    ),
+    "AdamWScheduleFree": Source(
+        "schedulefree", "AdamWScheduleFree", "schedulefree>=1.4", "AdamW with the cosine schedule",
+        own=frozenset({"warmup_steps"}),
+    ),
+    "CAME": Source("pytorch_optimizer", "CAME", "pytorch-optimizer>=4.1", "Adafactor, which saves as much memory"),
+    "SGD": Source("torch.optim", "SGD", "", defaults={"momentum": 0.9}),
+}  # fmt: skip
+
+
+def build(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+    """The optimizer over ``groups``, whose parameters already lie on their devices. A part with rate 0 is not trained.
+
+    Raises AtelierError where a library is missing or has no kernels for the device, or takes no such arguments.
     """
-    parameters = list(parameters)
-    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.name == "AdamW":
-        return torch.optim.AdamW(parameters, fused=parameters[0].device.type in ("cpu", "cuda"), **settings)
-    if config.name == "SGD":
-        return torch.optim.SGD(parameters, momentum=0.9, **settings)
-    return _eight_bit(parameters, settings)
-
-
-def _eight_bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:
-    try:
-        import bitsandbytes
-    except Exception as error:  # a broken CUDA set-up raises more than ImportError here
-        raise AtelierError(
-            f"optimizer: AdamW8bit needs the package bitsandbytes, which cannot be loaded ({error}). "
-            "Install it, or choose AdamW, its full-precision twin."
-        ) from error
-    if parameters[0].device.type != "cuda":
+    parts = [(list(parameters), rate) for parameters, rate in groups if rate > 0]
+    parts = [(parameters, rate) for parameters, rate in parts if parameters]
+    if not parts:
+        raise AtelierError("learning rate: every part that could be trained has the rate 0; give one of them a rate.")
+    make, settings = _constructor(config), _settings(config)
+    devices = {p.device.type for parameters, _ in parts for p in parameters}
+    if config.name == "AdamW8bit" and devices != {"cuda"}:
         raise AtelierError("optimizer: AdamW8bit runs on CUDA GPUs only; choose AdamW, its full-precision twin.")
-    return bitsandbytes.optim.AdamW8bit(parameters, **settings)
+    if config.name == "AdamW" and not settings.get("foreach"):
+        settings.setdefault("fused", devices <= {"cpu", "cuda"})
+    try:
+        optimizer: torch.optim.Optimizer = make(_groups(config, parts), **settings)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise AtelierError(f"optimizer arguments: {config.name} refuses them: {error}.") from error
+    if config.name == "AdamWScheduleFree":
+        optimizer.train()  # type: ignore[attr-defined]
+    return optimizer
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def check(config: OptimizerConfig) -> None:
+    """What ``build`` would refuse, as far as it can be said without parameters."""
+    _settings(config)
+
+
+def _constructor(config: OptimizerConfig) -> Any:
+    source = SOURCES[config.name]
+    try:
+        return getattr(importlib.import_module(source.module), source.attribute)
+    except Exception as error:  # a broken CUDA set-up raises more than ImportError
+        raise AtelierError(
+            f"optimizer: {config.name} needs the package {source.package.split('>')[0]}, which cannot be loaded ({error}). "
+            f'Install it for ComfyUI\'s Python with: pip install "{source.package}", or choose {source.instead}.'
+        ) from error
+
+
+def _settings(config: OptimizerConfig) -> dict[str, Any]:
+    """The constructor's arguments besides the parameters: defaults of this pack, then widgets, then the optimizer arguments."""
+    source = SOURCES[config.name]
+    given = arguments.check(config.name, _constructor(config), config.args, source.own)
+    given.pop("lr", None)  # in the groups, through config.peak
+    if config.name == "AdamWScheduleFree" and given.get("betas", (1.0,))[0] == 0:
+        raise AtelierError("optimizer arguments: AdamWScheduleFree needs a first beta above 0, such as betas=0.9,0.999.")
+    settings = {**source.defaults, "weight_decay": config.decay}
+    if config.name == "Prodigy" and (config.warmup_steps or config.warmup_share):
+        settings["safeguard_warmup"] = True
+    return {**settings, **given}
+
+
+def _groups(config: OptimizerConfig, parts: list[tuple[list[nn.Parameter], float]]) -> list[dict[str, Any]]:
+    """Parameter groups; ``initial_lr`` (torch's name for it) is a group's rate before the schedule."""
+    if config.own_rate:
+        return [{"params": parameters, "lr": None, "initial_lr": None} for parameters, _ in parts]
+    top = max(rate for _, rate in parts)
+    if config.name == "Prodigy" and any(rate != top for _, rate in parts):
+        raise AtelierError(
+            "learning rate: Prodigy estimates one rate for everything it trains. Give every part the same (usually 1) or 0, "
+            "or choose DAdaptAdam, which keeps the ratio of different ones."
+        )
+    if config.adaptive and config.name != "Prodigy":
+        # One estimate for all as well, but this library has a factor for every group.
+        return [{"params": parameters, "lr": top, "initial_lr": top, "layer_scale": rate / top} for parameters, rate in parts]
+    return [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in parts]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Every group's own rate times the schedule's ``factor``; what sets its own rate is left alone."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if group["initial_lr"] is not None:
+            group["lr"] = group["initial_lr"] * factor
+
+
+def effective_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The rate that moves the weights of every group, for display: with the estimate d of Prodigy and D-adaptation (0 before
+    the first step of an Adafactor that sets its own). May wait for the device.
+    """
+    return [_effective(optimizer, group) for group in optimizer.param_groups]
+
+
+def effective_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The first group's effective rate."""
+    return _effective(optimizer, optimizer.param_groups[0])
+
+
+def _effective(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> float:
+    state = optimizer.state.get(group["params"][0])
+    if "relative_step" in group and state:
+        # Adafactor (Shazeer & Stern 2018), algorithm 5: every parameter has its own scale; the first one stands for all.
+        return float(optimizer._get_lr(group, state))  # type: ignore[attr-defined]
+    return float(group["lr"] or 0.0) * float(group.get("d", 1.0)) * float(group.get("layer_scale", 1.0))
+
+
+@contextmanager
+def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """The weights to save and sample with: a schedule-free optimizer's average, else what they are.
+
+    Afterwards they are bit for bit what they were (the library's way there and back is not), so saving changes no training.
+    """
+    if "train_mode" not in optimizer.param_groups[0]:
+        yield
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [p.detach().clone() for p in parameters]
+    optimizer.eval()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(parameters, kept, strict=True):
+                p.copy_(value)
+        for group in optimizer.param_groups:
+            group["train_mode"] = True
+
+
+def title(config: OptimizerConfig) -> str:
+    """The optimizer with its settings as the metadata of LoRA files names it: ``torch.optim.AdamW(weight_decay=0.01)``."""
+    source = SOURCES[config.name]
+    values = {**source.defaults, "weight_decay": config.decay, **{k: v for k, v in config.args.items() if k != "lr"}}
+    return f"{source.module}.{source.attribute}({arguments.write(values).replace(' ', ', ')})"
+
+
+def notes(config: OptimizerConfig, rates: Sequence[float] = ()) -> list[str]:
+    """What is done otherwise than the widgets say, in sentences; ``rates`` are those of the parts that are trained."""
+    out = []
+    for key, widget, used, value in (
+        ("lr", "learning rate", config.peak, config.learning_rate),
+        ("weight_decay", "weight decay", config.decay, config.weight_decay),
+    ):
+        if key in config.args and used != value:
+            out.append(f"{widget}: {used} from the optimizer arguments is used, not {value}.")
+    if config.own_rate:
+        out.append("learning rate: Adafactor sets its own, because of relative_step=True; the widget's is not used.")
+        if config.max_grad_norm > 0:
+            out.append("gradient clipping: off, since Adafactor clips its updates itself.")
+    if config.name == "Prodigy" and (config.warmup_steps or config.warmup_share) and "safeguard_warmup" not in config.args:
+        out.append("optimizer: Prodigy runs with safeguard_warmup=True because there is a warmup.")
+    if config.adaptive and len({rate for rate in rates if rate > 0}) > 1:
+        out.append(f"learning rate: {config.name} estimates one rate for all parts; yours count as ratios to the highest.")
+    return out

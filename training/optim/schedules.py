@@ -5,19 +5,69 @@ from __future__ import annotations
 import math
 
 from ..config import OptimizerConfig
+from ..errors import AtelierError
 
 
 def factor(config: OptimizerConfig, step: int, total: int) -> float:
-    """The multiple of the peak rate used for ``step`` (0-based) of ``total``.
+    """The multiple of the peak rate used for ``step`` (0-based) of ``total`` steps of the optimizer, between 0 and 1.
 
-    Warmup rises linearly and reaches 1 at its end; what follows runs over the remaining steps (progress p from 0 to 1):
-    linear 1 - p, cosine (1 + cos(pi p)) / 2 (Loshchilov & Hutter 2017).
+    Warmup rises linearly and reaches 1 at its end; what follows falls from 1 to the minimum m over the remaining steps:
+    m + (1 - m) * shape.
     """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    p = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    warmup = warmup_steps(config, total)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    low = lowest(config)
+    return low + (1 - low) * _shape(config, step - warmup, max(1, total - warmup))
+
+
+def _shape(config: OptimizerConfig, step: int, span: int) -> float:
+    """1 at step 0 of ``span``, falling towards 0 at its end (p is the progress from 0 to 1).
+
+    linear 1 - p, polynomial (1 - p)^power, cosine (1 + cos(pi p)) / 2; with restarts the cosine of every cycle's own progress
+    (SGDR, Loshchilov & Hutter 2017), and 0 once the cycles are over. Cycles are counted in whole numbers: a rounded progress
+    would put a restart at the wrong end of its jump.
+    """
+    if config.schedule == "annealing" and config.cycle_steps:
+        done, part = divmod(step, config.cycle_steps)
+        p = part / config.cycle_steps if done < config.cycles else 1.0
+    elif config.schedule in ("cosine with restarts", "annealing"):
+        done, part = divmod(step * config.cycles, span)
+        p = part / span if done < config.cycles else 1.0
+    else:
+        p = min(1.0, step / span)
     if config.schedule == "linear":
         return 1 - p
-    if config.schedule == "cosine":
-        return (1 + math.cos(math.pi * p)) / 2
-    return 1.0
+    if config.schedule == "polynomial":
+        return (1 - p) ** config.power
+    return (1 + math.cos(math.pi * p)) / 2
+
+
+def warmup_steps(config: OptimizerConfig, total: int) -> int:
+    return config.warmup_steps or round(config.warmup_share * total)
+
+
+def lowest(config: OptimizerConfig) -> float:
+    """The schedule's minimum as a share of the peak rate; parts with rates of their own keep their ratio to it."""
+    return config.min_rate / config.peak if config.min_rate else config.min_share
+
+
+def check(config: OptimizerConfig, total: int) -> None:
+    """Refuses a schedule that does not fit into ``total`` steps of the optimizer."""
+    warmup = warmup_steps(config, total)
+    if warmup and warmup >= total:
+        raise AtelierError(
+            f"warmup: {warmup} steps, but the run has only {total}; the learning rate would never be reached. Use fewer."
+        )
+    if config.schedule not in ("cosine with restarts", "annealing"):
+        return
+    if not config.cycle_steps and config.cycles > total - warmup:
+        raise AtelierError(f"cycles: {config.cycles} do not fit into {total - warmup} steps; use fewer.")
+    rest = total - warmup - config.cycles * config.cycle_steps
+    if config.schedule == "annealing" and config.cycle_steps and rest > 0 and lowest(config) == 0:
+        raise AtelierError(
+            f"min rate: annealing stays at its minimum for the last {rest} steps of the run, and at 0 they would learn nothing. "
+            "Set a min rate, or more cycles, or longer ones."
+        )

@@ -1,0 +1,407 @@
+"""Every optimizer on a quadratic: its weights against another implementation, or against the paper's formula in numpy."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from lora_atelier.training.config import OptimizerConfig
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.optim import optimizers
+from torch import nn
+
+STEPS = 25
+
+
+def quadratic(dtype: torch.dtype = torch.float64) -> tuple[list[nn.Parameter], list[torch.Tensor]]:
+    """A matrix and a vector, and where the minimum of ``descend`` lies."""
+    draw = torch.Generator().manual_seed(3)
+    parameters = [nn.Parameter(torch.randn(shape, generator=draw, dtype=dtype)) for shape in ((5, 4), (7,))]
+    return parameters, [torch.randn(p.shape, generator=draw, dtype=dtype) for p in parameters]
+
+
+def gradient(p: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
+    return (p - minimum) * torch.linspace(0.1, 2, p.numel(), dtype=p.dtype).view(p.shape)
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], minima: list[torch.Tensor], steps: int = STEPS
+) -> None:
+    for _ in range(steps):
+        for p, minimum in zip(parameters, minima, strict=True):
+            p.grad = gradient(p.detach(), minimum)
+        optimizer.step()
+
+
+def ours(config: OptimizerConfig) -> list[torch.Tensor]:
+    parameters, minima = quadratic()
+    optimizer = optimizers.build(config, [(parameters, config.peak)])
+    descend(optimizer, parameters, minima)
+    return [p.detach() for p in parameters]
+
+
+def by_hand(update) -> list[np.ndarray]:
+    """``update(t, p, g, memory) -> p`` in numpy, t from 1."""
+    out = []
+    for parameter, minimum in zip(*quadratic(), strict=True):
+        p, memory = parameter.detach().numpy().copy(), {}
+        for t in range(1, STEPS + 1):
+            p = update(t, p, gradient(torch.from_numpy(p), minimum).numpy(), memory)
+        out.append(p)
+    return out
+
+
+def same(weights, expected, rtol: float = 1e-9) -> bool:
+    start, _ = quadratic()
+    moved = [not np.allclose(w, s.detach(), rtol=1e-3) for w, s in zip(weights, start, strict=True)]
+    return all(moved) and all(np.allclose(w, e, rtol=rtol, atol=rtol) for w, e in zip(weights, expected, strict=True))
+
+
+def theirs(make) -> list[np.ndarray]:
+    parameters, minima = quadratic()
+    descend(make(parameters), parameters, minima)
+    return [p.detach().numpy() for p in parameters]
+
+
+def test_adamw_is_torchs():
+    config = OptimizerConfig("AdamW", 0.05, 0.1, optimizer_args="betas=0.8,0.95 eps=1e-6")
+    plain = theirs(lambda p: torch.optim.AdamW(p, 0.05, (0.8, 0.95), 1e-6, 0.1, foreach=False, fused=False))
+    assert same(ours(config), plain)
+
+
+def test_sgd_by_hand():
+    """v = 0.9 v + g + l p; p = p - r v."""
+
+    def update(t, p, g, memory):
+        memory["v"] = 0.9 * memory.get("v", 0) + g + 0.1 * p
+        return p - 0.02 * memory["v"]
+
+    assert same(ours(OptimizerConfig("SGD", 0.02, 0.1)), by_hand(update))
+
+
+def test_lion_by_hand():
+    """Chen et al. 2023, algorithm 2: p = p - r (sign(b1 m + (1 - b1) g) + l p); m = b2 m + (1 - b2) g."""
+    pytest.importorskip("pytorch_optimizer")
+
+    def update(t, p, g, memory):
+        m = memory.get("m", np.zeros_like(p))
+        memory["m"] = 0.99 * m + 0.01 * g
+        return p - 0.01 * (np.sign(0.9 * m + 0.1 * g) + 0.1 * p)
+
+    assert same(ours(OptimizerConfig("Lion", 0.01, 0.1)), by_hand(update))
+
+
+def test_came_by_hand():
+    """Luo et al. 2023, algorithm 2; a vector keeps a full second moment and no confidence, as in the authors' code."""
+    pytest.importorskip("pytorch_optimizer")
+    b1, b2, b3, rate, decay = 0.9, 0.999, 0.9999, 0.03, 0.1
+
+    def factored(row, column):
+        return 1 / np.sqrt(row[:, None] * column[None, :] / row.mean())
+
+    def ema(memory, key, new, b):
+        memory[key] = b * memory.get(key, 0) + (1 - b) * new
+        return memory[key]
+
+    def update(t, p, g, memory):
+        square = g**2 + 1e-30
+        if p.ndim == 2:
+            u = g * factored(ema(memory, "r", square.mean(1), b2), ema(memory, "c", square.mean(0), b2))
+        else:
+            u = g / np.sqrt(ema(memory, "v", square, b2))
+        u = u / max(1, np.sqrt((u**2).mean()))
+        m = ema(memory, "m", u, b1)
+        step = m
+        if p.ndim == 2:
+            res = (u - m) ** 2 + 1e-16
+            step = m * factored(ema(memory, "R", res.mean(1), b3), ema(memory, "C", res.mean(0), b3))
+        return p * (1 - decay * rate) - rate * step
+
+    assert same(ours(OptimizerConfig("CAME", rate, decay)), by_hand(update), rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ("scale_parameter=False relative_step=False warmup_init=False", {"scale_parameter": False, "relative_step": False}),
+        ("", {"scale_parameter": False, "relative_step": False}),
+        ("scale_parameter=True", {"scale_parameter": True, "relative_step": False}),
+        (
+            "relative_step=True scale_parameter=True warmup_init=True",
+            {"scale_parameter": True, "relative_step": True, "warmup_init": True},
+        ),
+        ("relative_step=True", {"scale_parameter": False, "relative_step": True}),
+    ],
+)
+def test_adafactor_has_the_weights_of_another_implementation(arguments, settings):
+    library = pytest.importorskip("pytorch_optimizer")
+    config = OptimizerConfig("Adafactor", 0.05, 0.1, schedule="constant", optimizer_args=arguments)
+    lr = None if settings["relative_step"] else 0.05
+    other = theirs(lambda p: library.AdaFactor(p, lr=lr, betas=(None, 0.999), weight_decay=0.1, **settings))
+    weights = ours(config)
+    assert all(np.allclose(w, e, rtol=1e-6, atol=1e-9) for w, e in zip(weights, other, strict=True))
+    assert not any(np.array_equal(w, s.detach()) for w, s in zip(weights, quadratic()[0], strict=True))
+
+
+def test_adafactors_own_rate_by_hand():
+    """Shazeer & Stern 2018: max(eps2, RMS(p)) * min(1e-6 t, 1 / sqrt(t)), RMS before the step."""
+    config = OptimizerConfig(
+        "Adafactor", 1, schedule="constant", optimizer_args="relative_step=True scale_parameter=True warmup_init=True"
+    )
+    parameters, minima = quadratic()
+    optimizer = optimizers.build(config, [(parameters, config.peak)])
+    assert optimizers.effective_rate(optimizer) == 0
+    for t in range(1, 5):
+        before = parameters[0].detach().square().mean().sqrt().item()
+        optimizers.set_rate(optimizer, 1.0)
+        descend(optimizer, parameters, minima, 1)
+        assert optimizers.effective_rate(optimizer) == pytest.approx(before * 1e-6 * t, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (
+            "weight_decay=0.01 decouple=True d0=0.0001 use_bias_correction=True",
+            {"weight_decay": 0.01, "d0": 1e-4, "bias_correction": True},
+        ),
+        ("use_bias_correction=False d_coef=0.8", {"weight_decay": 0.1, "d_coef": 0.8}),
+        ("", {"weight_decay": 0.1, "bias_correction": True}),
+    ],
+)
+def test_prodigy_has_the_weights_of_another_implementation(arguments, settings):
+    pytest.importorskip("prodigyopt")
+    library = pytest.importorskip("pytorch_optimizer")
+    config = OptimizerConfig("Prodigy", 1, 0.1, optimizer_args=arguments)
+    assert same(ours(config), theirs(lambda p: library.Prodigy(p, **settings)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "decouple"),
+    [
+        ("DAdaptAdam", "decouple=True weight_decay=0.01 betas=0.9,0.999", True),
+        ("DAdaptAdam", "weight_decay=0.01", False),
+        ("DAdaptAdamW", "weight_decay=0.01", True),
+    ],
+)
+def test_d_adaptation_has_the_weights_of_another_implementation(name, arguments, decouple):
+    """From a large first estimate: with the default, 25 steps would hardly move anything."""
+    pytest.importorskip("dadaptation")
+    library = pytest.importorskip("pytorch_optimizer")
+    config = OptimizerConfig(name, 1, optimizer_args=f"{arguments} d0=0.01")
+    other = theirs(lambda p: library.DAdaptAdam(p, weight_decay=0.01, weight_decouple=decouple, d0=0.01))
+    assert same(ours(config), other, rtol=1e-5)
+
+
+def schedule_free(rate: float, b1: float, b2: float, decay: float, warmup: int = 0):
+    """Defazio et al. 2024, algorithm 1: z walks, x averages, the gradient is taken at y between them."""
+
+    def update(t, y, g, memory):
+        z, x = memory.setdefault("z", y), memory.setdefault("x", y)
+        memory["v"] = b2 * memory.get("v", 0) + (1 - b2) * g**2
+        now = rate * min(1, t / warmup) if warmup else rate
+        z = z - now * (g / (np.sqrt(memory["v"] / (1 - b2**t)) + 1e-8) + decay * y)
+        memory["sum"] = memory.get("sum", 0) + now**2
+        c = now**2 / memory["sum"]
+        x = (1 - c) * x + c * z
+        memory["z"], memory["x"] = z, x
+        return (1 - b1) * z + b1 * x
+
+    return update
+
+
+@pytest.mark.parametrize("warmup", [0, 6])
+def test_schedule_free_by_hand(warmup):
+    pytest.importorskip("schedulefree")
+    config = OptimizerConfig("AdamWScheduleFree", 0.03, 0.1, schedule="constant", optimizer_args="betas=0.9,0.99")
+    parameters, minima = quadratic()
+    optimizer = optimizers.build(config, [(parameters, config.peak)])
+    for t in range(1, STEPS + 1):
+        optimizers.set_rate(optimizer, min(1, t / warmup) if warmup else 1.0)
+        descend(optimizer, parameters, minima, 1)
+    averages = []
+    update = schedule_free(0.03, 0.9, 0.99, 0.1, warmup)
+
+    def keeping(t, y, g, memory):
+        y = update(t, y, g, memory)
+        if t == STEPS:
+            averages.append(memory["x"])
+        return y
+
+    y = by_hand(keeping)
+    assert same([p.detach() for p in parameters], y)
+    before = [p.detach().clone() for p in parameters]
+    with optimizers.averaged(optimizer):
+        assert same([p.detach() for p in parameters], averages)
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+
+
+def test_saving_in_between_changes_no_training():
+    pytest.importorskip("schedulefree")
+    config = OptimizerConfig("AdamWScheduleFree", 0.03, schedule="constant")
+    results = []
+    for saving in (False, True):
+        parameters, minima = quadratic(torch.float32)
+        optimizer = optimizers.build(config, [(parameters, config.peak)])
+        for _ in range(STEPS):
+            descend(optimizer, parameters, minima, 1)
+            if saving:
+                with pytest.raises(KeyboardInterrupt), optimizers.averaged(optimizer):
+                    raise KeyboardInterrupt
+        results.append(parameters)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_other_optimizers_are_saved_as_they_are():
+    parameters, minima = quadratic()
+    optimizer = optimizers.build(OptimizerConfig(), [(parameters, 0.1)])
+    descend(optimizer, parameters, minima)
+    before = [p.detach().clone() for p in parameters]
+    with optimizers.averaged(optimizer):
+        assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+
+
+def test_eight_bit_names_its_twin():
+    parameters, _ = quadratic()
+    with pytest.raises(AtelierError, match=r"AdamW8bit .*AdamW, its full-precision twin"):
+        optimizers.build(OptimizerConfig("AdamW8bit"), [(parameters, 1e-4)])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="8-bit kernels run on CUDA only")
+def test_eight_bit_stays_near_its_twin():
+    pytest.importorskip("bitsandbytes")
+    ends = []
+    for name in ("AdamW8bit", "AdamW"):
+        draw = torch.Generator().manual_seed(0)
+        p = nn.Parameter(torch.randn(128, 64, generator=draw).cuda())
+        optimizer = optimizers.build(OptimizerConfig(name, 0.02), [([p], 0.02)])
+        for _ in range(100):
+            p.grad = p.detach().clone()
+            optimizer.step()
+        ends.append(p.detach().square().mean().item())
+    assert ends[0] == pytest.approx(ends[1], abs=0.02)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, source in optimizers.SOURCES.items() if source.package))
+def test_a_missing_package_is_named_with_its_twin(name, monkeypatch):
+    source = optimizers.SOURCES[name]
+    monkeypatch.setitem(sys.modules, source.module, None)  # Python's own way to say that there is no such module
+    rate = 1.0 if OptimizerConfig(name, 1, schedule="constant").adaptive else 1e-4
+    with pytest.raises(AtelierError) as caught:
+        optimizers.check(OptimizerConfig(name, rate, schedule="constant"))
+    package = re.split("[>=]", source.package)[0]
+    assert f"{name} needs the package {package}" in str(caught.value)
+    assert f"or choose {source.instead}" in str(caught.value)
+    assert "AdamW" in source.instead or "Adafactor" in source.instead
+
+
+def test_parts_keep_their_own_rates():
+    (a, b), minima = quadratic()
+    optimizer = optimizers.build(OptimizerConfig("SGD", 0.1, 0), [([a], 0.1), ([b], 0.02)])
+    optimizers.set_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.01]
+    assert optimizers.effective_rates(optimizer) == [0.05, 0.01]
+    before = [p.detach().clone() for p in (a, b)]
+    steps = [gradient(p, m) for p, m in zip(before, minima, strict=True)]
+    descend(optimizer, [a, b], minima, 1)
+    assert torch.allclose(a, before[0] - 0.05 * steps[0])
+    assert torch.allclose(b, before[1] - 0.01 * steps[1])
+
+
+def test_a_part_with_rate_zero_is_not_trained():
+    (a, b), minima = quadratic()
+    before = b.detach().clone()
+    descend(optimizers.build(OptimizerConfig("AdamW", 0.1, 0.5), [([a], 0.1), ([b], 0.0)]), [a, b], minima, 2)
+    assert torch.equal(b, before)
+    with pytest.raises(AtelierError, match="every part"):
+        optimizers.build(OptimizerConfig(), [([a], 0.0), ([], 1.0)])
+
+
+def test_d_adaptation_takes_rates_as_ratios():
+    pytest.importorskip("dadaptation")
+    (a, b), minima = quadratic()
+    optimizer = optimizers.build(OptimizerConfig("DAdaptAdam", 1, 0, optimizer_args="d0=0.01"), [([a], 1.0), ([b], 0.25)])
+    optimizers.set_rate(optimizer, 0.5)
+    descend(optimizer, [a, b], minima, 1)
+    first, second = optimizers.effective_rates(optimizer)
+    assert first == 0.5 * optimizer.param_groups[0]["d"]
+    assert second == first / 4
+    # The first step is r d lr (1 - b1) g / (sqrt(1 - b2) |g|): its size shows the group's rate.
+    start, _ = quadratic()
+    size = [(p - s).abs().median().item() for p, s in zip((a, b), start, strict=True)]
+    assert size == pytest.approx([x * 0.01 * 0.5 * 0.1 / 0.001**0.5 for x in (1, 0.25)], rel=1e-3)
+
+
+def test_prodigy_refuses_different_rates_and_shows_its_estimate():
+    pytest.importorskip("prodigyopt")
+    (a, b), minima = quadratic()
+    config = OptimizerConfig("Prodigy", 1, optimizer_args="d0=0.001")
+    with pytest.raises(AtelierError, match="Give every part the same"):
+        optimizers.build(config, [([a], 1.0), ([b], 0.5)])
+    optimizer = optimizers.build(config, [([a], 1.0), ([b], 1.0)])
+    assert optimizers.effective_rate(optimizer) == 0.001
+    descend(optimizer, [a, b], minima)
+    optimizers.set_rate(optimizer, 0.5)
+    assert optimizers.effective_rate(optimizer) == 0.5 * optimizer.param_groups[0]["d"] > 0.001
+
+
+def test_prodigy_is_guarded_during_warmup():
+    pytest.importorskip("prodigyopt")
+    for config, guarded in (
+        (OptimizerConfig("Prodigy", 1), False),
+        (OptimizerConfig("Prodigy", 1, warmup_steps=3), True),
+        (OptimizerConfig("Prodigy", 1, warmup_share=0.1), True),
+        (OptimizerConfig("Prodigy", 1, warmup_steps=3, optimizer_args="safeguard_warmup=False"), False),
+    ):
+        optimizer = optimizers.build(config, [(quadratic()[0], 1.0)])
+        assert optimizer.param_groups[0]["safeguard_warmup"] is guarded
+        assert any("safeguard" in note for note in optimizers.notes(config)) is guarded
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (OptimizerConfig(optimizer_args="betas=0.9,1.5"), "AdamW refuses them: Invalid beta"),
+        (OptimizerConfig(optimizer_args="foreach=true fused=true"), "AdamW refuses them"),
+        (OptimizerConfig("SGD", optimizer_args="nesterov=true momentum=0"), "SGD refuses them"),
+        (OptimizerConfig("AdamW", optimizer_args="decouple=True"), "AdamW has no 'decouple'; it takes lr, betas"),
+        (
+            OptimizerConfig("AdamWScheduleFree", schedule="constant", optimizer_args="betas=0,0.9"),
+            "needs a first beta above 0",
+        ),
+        (OptimizerConfig("AdamWScheduleFree", schedule="constant", optimizer_args="warmup_steps=9"), "has no 'warmup_steps'"),
+    ],
+)
+def test_wrong_arguments_are_said_before_training(config, said):
+    with pytest.raises(AtelierError) as caught:
+        optimizers.build(config, [(quadratic()[0], config.peak)])
+    assert said in str(caught.value)
+
+
+def test_what_wins_over_a_widget_is_reported():
+    config = OptimizerConfig("AdamW", 1e-4, 0.1, optimizer_args="lr=1e-3 weight_decay=0.01")
+    assert (config.peak, config.decay) == (1e-3, 0.01)
+    optimizer = optimizers.build(config, [(quadratic()[0], config.peak)])
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]) == (1e-3, 0.01)
+    assert optimizers.notes(config) == [
+        "learning rate: 0.001 from the optimizer arguments is used, not 0.0001.",
+        "weight decay: 0.01 from the optimizer arguments is used, not 0.1.",
+    ]
+    assert optimizers.notes(OptimizerConfig()) == []
+    assert "ratios" in optimizers.notes(OptimizerConfig("DAdaptAdam", 1), (1.0, 0.5))[0]
+
+
+def test_adafactor_with_its_own_rate_does_not_clip():
+    config = OptimizerConfig("Adafactor", 1, max_grad_norm=1.0, schedule="constant", optimizer_args="relative_step=True")
+    assert config.clip_norm == 0
+    assert [note.split(":")[0] for note in optimizers.notes(config)] == ["learning rate", "gradient clipping"]
+    assert OptimizerConfig("Adafactor").clip_norm == 1.0
+
+
+def test_titles_for_the_metadata():
+    assert optimizers.title(OptimizerConfig()) == "torch.optim.AdamW(weight_decay=0.01)"
+    config = OptimizerConfig("DAdaptAdamW", 1, optimizer_args="lr=0.9 betas=0.9,0.99")
+    assert optimizers.title(config) == "dadaptation.DAdaptAdam(decouple=True, weight_decay=0.01, betas=0.9,0.99)"
