@@ -10,8 +10,9 @@ from typing import Literal
 
 WINDOW = 100
 """Steps in the running mean; single losses differ ten times by their noise level alone."""
-WARN, STOP = 2.0, 4.0
-"""Times its best that the running mean may reach."""
+WARN, STOP = 3.0, 6.0
+"""Times its best that the running mean may reach. Among 200 runs of 10,000 losses that scatter as those of single pictures do
+(lognormal, sigma 1) the mean of 100 reached 2.6 times its best by chance."""
 
 Alarm = Literal["none", "warning", "stop"]
 
