@@ -72,8 +72,9 @@ class LevelSampler:
 
     def draw(self, count: int, latent_size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """(count,) float32 on the CPU. ``latent_size`` is (height, width) in latent cells."""
-        number = torch.rand if self.distribution == "uniform" else torch.randn
-        return self._levels(number(count, generator=generator), latent_size)
+        if self.distribution == "uniform":
+            return self._levels(torch.rand(count, generator=generator), latent_size)
+        return self._levels(torch.randn(count, generator=generator), latent_size)
 
     def quantiles(self, count: int, latent_size: tuple[int, int]) -> Tensor:
         """(count,) levels, ascending, in the middles of ``count`` equally likely parts of what ``draw`` gives."""
