@@ -65,7 +65,7 @@ def work_of(plan: Plan, epochs: int) -> Work:
             for shown in views(sample, subset.config, size, plan.seed, count) if subset.config.variants else ():
                 pictures.setdefault((*shown.parts, sample.mask_key), (sample, shown))
             texts |= dict.fromkeys(caption_variants(sample.caption, subset.config, plan.seed, sample.key, count))
-    for batch in plan.validation:
+    for batch in (*plan.validation, *plan.training_share):
         subset = plan.dataset.subsets[batch.subset]
         for sample in (subset.samples[index] for index in batch.samples if not subset.ready):
             if subset.config.variants:

@@ -25,10 +25,11 @@ from .errors import AtelierError
 from .grid.plan import Epochs
 from .grid.render import to_picture
 from .loop import Progress, Watcher, total_steps, train
+from .loss import check_weighting
 from .metadata import describe
 from .network import keys, targets
 from .network.attach import Adapter
-from .noise import Distribution, LevelSampler
+from .noise import LevelSampler
 from .run import Run, SaveKind
 
 log = logging.getLogger("lora-atelier")
@@ -88,6 +89,7 @@ def run_training(
             f"{trained[0].config.caption_extension} file beside each picture."
         )
     pairs.check(dataset, model.latent_channels)
+    check_weighting(model.prediction, config.loss)
     model = model.for_training(DTYPES.get(config.precision))
     plan = Plan(dataset, config.seed)
     total = total_steps(config, plan)
@@ -144,12 +146,7 @@ def _train(
     total: int,
     show: Callable[[str], None],
 ) -> None:
-    distribution: Distribution = {"eps": "uniform", "v": "uniform", "flow": "logit-normal"}[model.prediction]  # type: ignore[assignment]
-    if config.noise.levels != "auto":
-        distribution = config.noise.levels
-    elif model.is_flux:
-        distribution = "shifted"
-    levels = LevelSampler(model.prediction, distribution, model.sigmas, model.is_flux)
+    levels = LevelSampler.suited(model.prediction, config.noise, model.sigmas, model.is_flux)
     advance = host.progress(total)
 
     def report(progress: Progress) -> None:

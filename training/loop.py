@@ -157,8 +157,9 @@ def train(
                     x0 = model.latents_in(latents.to(model.device))
                     draw = noises.step_generator(config.seed, step)
                     sigma = levels.draw(len(x0), (x0.shape[-2], x0.shape[-1]), draw).to(model.device)
-                    noise = torch.randn(x0.shape, generator=draw).to(model.device)
-                    x = noises.noisy(model.prediction, x0, noise, sigma)
+                    drawn = noises.make_noise(x0.shape, config.noise, draw)
+                    noise, entering = drawn.to(model.device), noises.perturbed(drawn, config.noise, draw).to(model.device)
+                    x = noises.noisy(model.prediction, x0, entering, sigma)
                     conditions = [
                         model.condition(text, x[i : i + 1], size_conditioning(shown))
                         for i, (text, shown) in enumerate(zip(encoded.conditionings(batch), views, strict=True))
@@ -167,7 +168,9 @@ def train(
                     answer = model.predict(x, sigma, conditions)
                     wanted = noises.target(model.prediction, x0, noise, sigma)
                     mask = mask.to(model.device) if mask is not None else None
-                    loss = losses.batch_loss(answer, wanted, mask, subset.mask_floor, subset.loss_weight)
+                    loss = losses.batch_loss(
+                        answer, wanted, mask, subset.mask_floor, subset.loss_weight, model.prediction, sigma, config.loss
+                    )
                     scaler.scale(loss).backward()
 
                     scaler.unscale_(optimizer)

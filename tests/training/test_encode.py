@@ -100,7 +100,7 @@ def test_the_loop_never_needs_an_encoder(folder, tmp_path, values):
     before = len(codec.calls), len(texts.calls)
     steps = [plan.batch(step) for step in range(7 * plan.steps_per_epoch)]
     seen = set()
-    for batch in [*steps, *plan.validation]:
+    for batch in [*steps, *plan.validation, *plan.training_share]:
         latents, views, mask = encoded.latents(batch)
         assert latents.shape == (len(batch.samples), 3, batch.size[1] // 8, batch.size[0] // 8) and mask is None
         for index, shown, latent in zip(batch.samples, views, latents, strict=True):

@@ -5,8 +5,9 @@ A resumed run that asks for step k gets the batch that the interrupted run would
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +20,8 @@ from .sightings import FIXED
 
 Bucket = tuple[int, Size, tuple[int, ...]]
 """(subset, (width, height) in pixels, indices of its samples)."""
+SHARE_ALONE = 8
+"""Pictures in the training share when none are held out."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,31 @@ class Plan:
     @cached_property
     def validation(self) -> tuple[Batch, ...]:
         """The batches of the pictures that are held out: always the same, in order of subset and size."""
+        return self._fixed(self._sorted(held=True))
+
+    @cached_property
+    def training_share(self) -> tuple[Batch, ...]:
+        """Some of the pictures that are trained, in batches like ``validation`` and as many as these (8 if there are none).
+
+        Those with the smallest SHA-256 of "share:<key>", whatever the run's seed is.
+        """
+        trained = [row for row in self.buckets if self.dataset.subsets[row[0]].config.role == "training"]
+        places = [(row, index) for row, (_, _, members) in enumerate(trained) for index in members]
+
+        def rank(place: tuple[int, int]) -> tuple[bytes, int]:
+            key = self.dataset.subsets[trained[place[0]][0]].samples[place[1]].key
+            return hashlib.sha256(f"share:{key}".encode("utf-8", "surrogatepass")).digest(), place[0]
+
+        held = sum(len(batch.samples) for batch in self.validation)
+        kept = set(sorted(places, key=rank)[: held or SHARE_ALONE])
+        return self._fixed(
+            [(number, size, tuple(i for i in members if (row, i) in kept)) for row, (number, size, members) in enumerate(trained)]
+        )
+
+    def _fixed(self, buckets: Iterable[Bucket]) -> tuple[Batch, ...]:
+        """Batches in which nothing is left to chance."""
         batches = []
-        for number, size, members in self._sorted(held=True):
+        for number, size, members in buckets:
             width = self.dataset.subsets[number].config.batch_size
             parts = [members[i : i + width] for i in range(0, len(members), width)]
             batches += [Batch(number, size, part, (FIXED,) * len(part)) for part in parts]

@@ -123,6 +123,23 @@ def test_a_share_is_held_out_whatever_the_runs_seed_and_never_trained():
     assert "held out for validation: 4 pictures" in plans[0].describe()
 
 
+def test_the_training_share_is_as_large_as_what_is_held_out_and_of_the_trained():
+    pictures = subset([SQUARE, TALL] * 10, 3, validation_share=0.2, batch_size=3)
+    prior = subset([SQUARE] * 5, 1, "r", role="regularisation")
+    plans = [Plan(Dataset((pictures, prior)), seed) for seed in (0, 1)]
+    assert plans[0].training_share == plans[1].training_share
+    share = {i for batch in plans[0].training_share for i in batch.samples}
+    held = {i for batch in plans[0].validation for i in batch.samples}
+    assert len(share) == len(held) == 4 and not share & held
+    assert all(batch.subset == 0 and len(batch.samples) <= 3 for batch in plans[0].training_share)
+
+
+@pytest.mark.parametrize(("pictures", "expected"), [(20, 8), (3, 3)])
+def test_without_validation_the_training_share_is_eight_pictures_at_most(pictures, expected):
+    plan = Plan(Dataset((subset([SQUARE] * pictures, 5),)), 0)
+    assert sum(len(batch.samples) for batch in plan.training_share) == expected and plan.validation == ()
+
+
 def test_another_validation_seed_holds_out_others_and_a_new_picture_moves_at_most_one():
     first, other = (held_out(Dataset((subset([SQUARE] * 40, validation_share=0.25, validation_seed=s),))) for s in (0, 1))
     assert first != other
