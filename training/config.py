@@ -26,6 +26,9 @@ OptimizerName = Literal[
 ScheduleName = Literal["constant", "linear", "cosine", "cosine with restarts", "annealing", "polynomial"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SavePrecision = Literal["fp16", "bf16", "fp32"]
+WhenEnough = Literal["off", "say", "stop"]
+OnDivergence = Literal["warn", "stop"]
+TextEncoders = Literal["none", "clip", "all"]
 Levels = Literal["auto", "uniform", "logit-normal", "shifted", "sigmoid"]
 LossKind = Literal["mse", "huber", "smooth-l1"]
 HuberSchedule = Literal["constant", "snr"]
@@ -432,7 +435,19 @@ class LengthConfig:
     max_steps: int = 0
     """If above 0, the run has exactly this many steps and ``epochs`` is not used; the last epoch may be cut short."""
     save_every: int = 1
-    """Keep the LoRA of every N-th epoch; the last one is always kept, without a number."""
+    """Keep the LoRA of every N-th epoch; 0 keeps none on the way. The last one is always kept, without a number."""
+    save_every_steps: int = 0
+    """Keep the LoRA of every N-th step as well; 0 does not."""
+    keep_last: int = 0
+    """Keep only so many of the files saved on the way; 0 keeps all."""
+    sample_every: int = 0
+    """Draw the samples after every N-th epoch. If this and the next are 0, they are drawn at every save."""
+    sample_every_steps: int = 0
+    """Draw the samples after every N-th step."""
+    when_enough: WhenEnough = "off"
+    """What happens once the losses on a fixed set have settled or turned: nothing is measured, it is said, or the run ends."""
+    on_divergence: OnDivergence = "warn"
+    """What happens when the loss rises to several times its best."""
 
     def __post_init__(self) -> None:
         _refuse(self.max_steps < 0, f"steps: {self.max_steps} is below 0; 0 means the epochs decide.")
@@ -441,7 +456,27 @@ class LengthConfig:
             f"epochs: {self.epochs} would train nothing; use at least 1, or set steps.",
         )
         _refuse(self.epochs > 100_000 or self.max_steps > 10_000_000, "epochs: that would never end; use fewer.")
-        _refuse(self.save_every < 1, f"save every: {self.save_every} epochs; use at least 1.")
+        for widget, value in (
+            ("save every", self.save_every), ("save every steps", self.save_every_steps), ("keep last", self.keep_last),
+            ("sample every", self.sample_every), ("sample every steps", self.sample_every_steps),
+        ):  # fmt: skip
+            _refuse(value < 0, f"{widget}: {value} is below 0.")
+        _choice("when enough", self.when_enough, WhenEnough)
+        _choice("on divergence", self.on_divergence, OnDivergence)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Training of the text encoder beside the model."""
+
+    encoders: TextEncoders = "none"
+    """``clip`` trains CLIP-L and CLIP-G only, ``all`` whatever the loaded CLIP holds, T5 and language models included."""
+    learning_rate: float = 0.0
+    """Its own peak rate; 0 takes the optimizer's. A half to a tenth of that is usual."""
+
+    def __post_init__(self) -> None:
+        _choice("text encoder", self.encoders, TextEncoders)
+        _refuse(not 0 <= self.learning_rate <= 10, f"text encoder rate: {self.learning_rate} is outside 0 to 10.")
 
 
 @dataclass(frozen=True)
@@ -451,6 +486,7 @@ class TrainingConfig:
     name: str
     """File name of the LoRA, without extension."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -459,6 +495,10 @@ class TrainingConfig:
     """Number format of the model's computation; ``auto`` keeps what ComfyUI loaded. The adapter itself is always fp32."""
     save_precision: SavePrecision = "fp16"
     """Number format in the LoRA file."""
+    ema_decay: float = 0.0
+    """Save and sample a running average of the weights with this decay; 0 takes the weights as they are."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks' inner values twice instead of keeping them: about a third slower, and far less memory."""
     seed: int = 0
     """Seeds the adapter, the order of pictures, the crops and the noise."""
     comment: str = ""
@@ -468,6 +508,11 @@ class TrainingConfig:
         object.__setattr__(self, "name", check_run_name(self.name))
         _choice("precision", self.precision, Precision)
         _choice("save precision", self.save_precision, SavePrecision)
+        _refuse(not 0 <= self.ema_decay < 1, f"EMA decay: {self.ema_decay} is outside 0 to 0.9999; 0 is off, 0.999 is usual.")
+        _refuse(
+            self.network.targets == "none" and self.text.encoders == "none",
+            "targets: neither the model nor the text encoder would be trained; choose layers, or a text encoder.",
+        )
         _refuse(not 0 <= self.seed < 2**64, f"seed: {self.seed} is outside 0 to 2^64 - 1.")
 
 
@@ -483,7 +528,7 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     _refuse(bool(unknown), f"{kind.__name__}: unknown setting {', '.join(unknown)}.")
     nested = {
         "network": NetworkConfig, "optimizer": OptimizerConfig, "noise": NoiseConfig, "loss": LossConfig,
-        "length": LengthConfig,
+        "length": LengthConfig, "text": TextConfig,
     }  # fmt: skip
     parts = {k: from_dict(nested[k], v) if k in nested and isinstance(v, dict) else v for k, v in values.items()}
     return kind(**parts)

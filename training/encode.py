@@ -82,6 +82,8 @@ class Encoded:
         self.dataset, self.seed = dataset, seed
         self._pictures, self._texts, self._cache = pictures, texts, cache
         self._picture_identity, self._text_identity = pictures.identity(), texts.identity()
+        self.live: Callable[[str], dict[str, Tensor]] | None = None
+        """Set while the text encoder is trained: captions are encoded anew in every step, and gradients reach it."""
         self._latents, self._conditionings = _Held(IN_MEMORY), _Held(IN_MEMORY)
 
     def prepare(self, work: Work, advance: Advance) -> None:
@@ -132,7 +134,11 @@ class Encoded:
         """What the model is told about each picture of the batch this time, in tensors and, from other nodes, numbers."""
         subset = self.dataset.subsets[batch.subset]
         if not subset.ready:
-            return [self.text(caption) for caption in self.captions(batch)]
+            captions = self.captions(batch)
+            if self.live is None:
+                return [self.text(caption) for caption in captions]
+            fresh = {caption: self.live(caption) for caption in dict.fromkeys(captions)}
+            return [fresh[caption] for caption in captions]
         ready = (subset.samples[i].ready for i in batch.samples)
         return [pairs.unpacked(self._stored(one.text, self._conditionings)) for one in ready if one is not None]
 

@@ -5,6 +5,7 @@ on the way, ``ink.safetensors`` for the last one), and ``output/lora-atelier/ink
 
     run.json          what makes this run this run (its identity) and where it stands
     history.jsonl     one line a step
+    measured.jsonl    one line an epoch: the losses on a fixed set
     state/            everything needed to go on bit for bit
     samples/          preview pictures
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,8 @@ from .errors import AtelierError
 from .files import replacing, write_tensors, write_text
 
 STATE_FILE = "state/state.safetensors"
-SaveKind = Literal["epoch", "last", "moment"]
-"""A numbered epoch; the last epoch, unnumbered; or the moment at which a run was stopped, numbered by its step."""
+SaveKind = Literal["epoch", "step", "last", "moment"]
+"""A numbered epoch; a step in between; the last epoch, unnumbered; or the moment at which a run was stopped."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class SavedLoRA:
     """Steps trained since the run began."""
     kind: SaveKind = "epoch"
 
+    @property
+    def label(self) -> str:
+        """What stands above its column in a grid."""
+        return f"step {self.step}" if self.kind in ("step", "moment") else f"epoch {self.epoch}"
+
 
 @dataclass(frozen=True)
 class State:
@@ -48,6 +54,8 @@ class State:
     adapter: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     scaler: Mapping[str, Any]
+    average: Mapping[str, Tensor] = field(default_factory=dict)
+    """The averaged weights, if there are any."""
 
 
 class Run:
@@ -110,17 +118,28 @@ class Run:
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, epoch: int, step: int, kind: SaveKind
     ) -> SavedLoRA:
         """Writes one LoRA file and enters it in run.json."""
-        suffix = {"epoch": f"-{epoch:06d}", "last": "", "moment": f"-step{step:08d}"}[kind]
+        suffix = {"epoch": f"-{epoch:06d}", "last": ""}.get(kind, f"-step{step:08d}")
         saved = SavedLoRA(self.lora_folder / f"{self.name}{suffix}.safetensors", epoch, step, kind)
         write_tensors(saved.path, tensors, metadata)
         rows = [r for r in self.read().get("saved", []) if r["file"] != saved.path.name]
         self.write(saved=[*rows, {"file": saved.path.name, "epoch": epoch, "step": step, "kind": kind}])
         return saved
 
+    def keep_last(self, count: int) -> None:
+        """Deletes all but the newest ``count`` of the files saved on the way; the last epoch's and those of a stop stay."""
+        on_the_way = [saved for saved in self.saved() if saved.kind in ("epoch", "step")]
+        old = on_the_way[: max(0, len(on_the_way) - count)]
+        names = {saved.path.name for saved in old}
+        if names:
+            self.write(saved=[r for r in self.read().get("saved", []) if r["file"] not in names])
+        for saved in old:
+            saved.path.unlink(missing_ok=True)
+
     # State ----------------------------------------------------------------------------------------------------------------
 
     def save_state(self, state: State) -> None:
         tensors = {f"adapter.{k}": v.detach().cpu().contiguous() for k, v in state.adapter.items()}
+        tensors |= {f"average.{k}": v.detach().cpu().contiguous() for k, v in state.average.items()}
         plain: dict[str, Any] = {"step": state.step, "scaler": dict(state.scaler)}
         plain["optimizer"] = _split_tensors(state.optimizer, "optimizer", tensors)
         write_tensors(self.folder / STATE_FILE, tensors, {"state": json.dumps(plain)})
@@ -138,19 +157,35 @@ class Run:
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise AtelierError(f"{path}: the saved state is damaged; delete it, or choose 'start over'.") from error
-        adapter = {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}
+        adapter, average = (
+            {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)} for part in ("adapter.", "average.")
+        )
         optimizer = _join_tensors(plain["optimizer"], tensors)
-        return State(step=plain["step"], adapter=adapter, optimizer=optimizer, scaler=plain["scaler"])
+        return State(step=plain["step"], adapter=adapter, optimizer=optimizer, scaler=plain["scaler"], average=average)
 
     # History --------------------------------------------------------------------------------------------------------------
 
     def append_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        with open(self.folder / "history.jsonl", "a", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        self._append("history.jsonl", rows)
+
+    def append_measured(self, epoch: int, step: int, held_out: float | None, training: float) -> None:
+        """The fixed losses at the end of an epoch (1-based)."""
+        self._append("measured.jsonl", [{"step": step, "epoch": epoch, "held_out": held_out, "training": training}])
 
     def cut_history(self, step: int) -> list[dict[str, Any]]:
         """Keeps the rows of the first ``step`` steps (what came after the state is trained again) and returns them."""
-        path = self.folder / "history.jsonl"
+        return self._cut("history.jsonl", step)
+
+    def cut_measured(self, step: int) -> list[dict[str, Any]]:
+        """The same for the fixed losses."""
+        return self._cut("measured.jsonl", step)
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def _cut(self, name: str, step: int) -> list[dict[str, Any]]:
+        path = self.folder / name
         rows: list[dict[str, Any]] = []
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ class Validation:
 
 def validate(
     model: Denoiser,
+    text: Any,
     layers: Mapping[str, nn.Module],
     adapter: Adapter,
     encoded: Encoded,
@@ -48,12 +49,12 @@ def validate(
     levels: noises.LevelSampler,
     epoch: int,
 ) -> Validation:
-    """Both losses with ``adapter`` beside ``layers``, equal whenever the adapter is equal.
+    """Both losses with ``adapter`` beside ``layers``, equal whenever the adapter is equal; ``text`` is None unless trained.
 
     Mean square error, masked as in training but without any weights, so that runs with different weights compare. It holds the
     model itself, so it is called between two epochs. Nothing is drawn from any generator of the run.
     """
-    with model.hold(), adapter.attached(layers), torch.no_grad():
+    with model.hold(text), adapter.attached(layers), torch.no_grad():
         held = fixed_losses(model, encoded, plan, plan.validation, levels)
         share = fixed_losses(model, encoded, plan, plan.training_share, levels)
         both = torch.cat([held, share]).tolist()
@@ -76,7 +77,7 @@ def batch_losses(model: Denoiser, encoded: Encoded, plan: Plan, batch: Batch, le
     latents, views, mask = encoded.latents(batch)
     x0 = model.latents_in(latents.to(model.device))
     mask = mask.to(model.device) if mask is not None else None
-    captions = encoded.captions(batch)
+    texts = encoded.conditionings(batch)
     total = torch.zeros(len(x0), device=model.device)
     sigmas = levels.quantiles(LEVELS, (x0.shape[-2], x0.shape[-1])).to(model.device)
     for number in range(LEVELS):
@@ -84,8 +85,8 @@ def batch_losses(model: Denoiser, encoded: Encoded, plan: Plan, batch: Batch, le
         noise = torch.cat([fixed_noise(subset.samples[i].key, number, x0[:1].shape) for i in batch.samples]).to(model.device)
         x = noises.noisy(model.prediction, x0, noise, sigma)
         conditions = [
-            model.condition(encoded.text(caption), x[i : i + 1], size_conditioning(shown))
-            for i, (caption, shown) in enumerate(zip(captions, views, strict=True))
+            model.condition(text, x[i : i + 1], size_conditioning(shown))
+            for i, (text, shown) in enumerate(zip(texts, views, strict=True))
         ]
         answer = model.predict(x, sigma, conditions)
         wanted = noises.target(model.prediction, x0, noise, sigma)
