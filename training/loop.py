@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -143,7 +143,7 @@ def train(
     @contextmanager
     def best_weights() -> Iterator[None]:
         """What is saved, sampled and measured: averages, where there are any."""
-        with optimizers.averaged(optimizer), average.swapped_in() if average else suppress():
+        with optimizers.averaged(optimizer), average.swapped_in() if average else nullcontext():
             yield
 
     try:
@@ -245,9 +245,7 @@ def step_loss(
         return subset.loss_weight * strength * preservation_loss(answer, before)
     wanted = noises.target(model.prediction, x0, noise, sigma)
     mask = mask.to(model.device) if mask is not None else None
-    loss = losses.batch_loss(
-        answer, wanted, mask, subset.mask_floor, subset.loss_weight, model.prediction, sigma, config.loss
-    )
+    loss = losses.batch_loss(answer, wanted, mask, subset.mask_floor, subset.loss_weight, model.prediction, sigma, config.loss)
     if strength and prompt:
         held = encoded.text(prompt)
         conditions = [model.condition(held, x[i : i + 1], size) for i, size in enumerate(sizes)]
@@ -259,9 +257,7 @@ def step_loss(
 class Book:
     """What the loop writes down and tells. Losses stay on the device until it is time: reading one is a sync."""
 
-    def __init__(
-        self, run: Run, adapter: Adapter, plan: Plan, config: TrainingConfig, watcher: Watcher, step: int, total: int
-    ):
+    def __init__(self, run: Run, adapter: Adapter, plan: Plan, config: TrainingConfig, watcher: Watcher, step: int, total: int):
         self._run, self._adapter, self._plan, self._config, self._watcher = run, adapter, plan, config, watcher
         self._step, self._total, self._pending = step, total, list[Tensor]()
         self._clock, self._reported, self.snapped = Clock(), time.monotonic(), time.monotonic()

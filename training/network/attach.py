@@ -4,34 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import NetworkConfig
-from .lora import LoRALayer
+from .branch import Branch, Strength
+from .build import build
+from .dropout import Dropout
+from .targets import settings
 
 
 class Adapter(nn.Module):
-    """LoRA layers by the dotted name of the layer they sit beside."""
+    """Branches by the dotted name of the layer they sit beside."""
 
-    def __init__(self, layers: Mapping[str, LoRALayer]):
+    def __init__(self, layers: Mapping[str, Branch], dropout: Dropout | None = None, plus_ratio: float = 1.0):
         super().__init__()
         self.branches = dict(layers)
         self.modules_list = nn.ModuleList(self.branches.values())
-        self.strength: float | Tensor = 1.0
+        self.dropout = dropout or Dropout()
+        self.plus_ratio = plus_ratio
+        """LoRA+: factor on the learning rate of the up-matrices."""
+        self.strength: Strength = 1.0
         """A number, or one number a picture of the batch, (B,)."""
 
     @classmethod
     def fresh(cls, layers: Mapping[str, nn.Module], config: NetworkConfig, seed: int) -> Adapter:
-        """A new adapter for ``layers``; equal seeds give equal weights."""
+        """A new adapter for ``layers``, with which the model is what it was; equal seeds give equal weights."""
         generator = torch.Generator().manual_seed(seed & (2**63 - 1))
-        return cls({name: LoRALayer(layer, config.rank, config.scale, generator) for name, layer in layers.items()})
+        wanted = settings(layers, config)
+        branches = {name: build(layer, wanted[name], config, generator) for name, layer in layers.items()}
+        return cls(branches, Dropout(config.dropout, config.rank_dropout, config.module_dropout), config.lora_plus_ratio)
 
     @contextmanager
     def attached(self, layers: Mapping[str, nn.Module]) -> Iterator[Adapter]:
-        """Adds every branch to its layer's output while the context lasts; on error and interrupt too it comes off."""
+        """Adds every branch to its layer's output while the context lasts; on error and interrupt too it comes off.
+
+        Nothing is dropped until ``begin_step`` is called inside.
+        """
         handles = []
+        self.end_step()
         try:
             for name, branch in self.branches.items():
                 handles.append(layers[name].register_forward_hook(self._beside(branch)))
@@ -39,22 +52,57 @@ class Adapter(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+            self.end_step()
 
-    def _beside(self, branch: LoRALayer) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
-        def hook(_layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
-            if isinstance(self.strength, float) and self.strength == 0.0:
+    def _beside(self, branch: Branch) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
+        def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+            strength = self.strength
+            if (branch.lot is not None and branch.lot.skipped) or (not isinstance(strength, Tensor) and strength == 0):
                 return None
-            return output + branch(inputs[0], self.strength).to(output.dtype)
+            return branch.beside(layer, inputs[0], output, strength)
 
         return hook
 
+    def begin_step(self, seed: int, step: int) -> None:
+        """Decides what dropout leaves out of the forward passes to come; depends on the arguments alone."""
+        self.end_step()
+        if self.dropout:
+            branches = list(self.branches.values())
+            device = next(self.parameters()).device
+            for branch, lot in zip(branches, self.dropout.draw(branches, seed, step, device), strict=True):
+                branch.lot = lot
+
+    def end_step(self) -> None:
+        """From here on nothing is dropped: for samples and for judging."""
+        for branch in self.branches.values():
+            branch.lot = None
+            branch.forget()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """``{"params": [...], "rate": factor}`` for an optimizer; the factor holds the layers' own rates and LoRA+'s ratio."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for branch in self.branches.values():
+            gaining = {id(p) for p in branch.gaining}
+            for parameter in branch.parameters():
+                rate = branch.rate * (self.plus_ratio if id(parameter) in gaining else 1.0)
+                groups.setdefault(rate, []).append(parameter)
+        return [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
+
+    @torch.no_grad()
+    def limit_norms(self, limit: float) -> None:
+        """Shrinks every D whose Frobenius norm is above ``limit`` to it, all factors by the same ratio; no device sync."""
+        for branch in self.branches.values():
+            ratio = limit / branch.delta_norm().clamp_min(limit)
+            factors = branch.factors()
+            torch._foreach_mul_(factors, ratio ** (1 / len(factors)))
+
     def state(self) -> dict[str, Tensor]:
         """Exact float32 weights by name, for going on later."""
-        out = {}
-        for name, branch in self.branches.items():
-            out[f"{name}.down"] = branch.down.detach()
-            out[f"{name}.up"] = branch.up.detach()
-        return out
+        return {
+            f"{name}.{part}": parameter.detach()
+            for name, branch in self.branches.items()
+            for part, parameter in branch.named_parameters()
+        }
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:

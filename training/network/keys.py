@@ -6,13 +6,18 @@ too: kohya's for Stable Diffusion and Flux, PEFT's ``diffusion_model.*.lora_A`` 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attach import Adapter
+from .branch import Branch
+from .frozen import weight_shape
 from .lora import LoRALayer
+from .products import LoHaLayer, LoKrLayer, ProductLayer
 
 # Prefixes in order of preference, by the host's name of the model family.
 DIFFUSERS_UNET = ("lora_unet_down_blocks_", "lora_unet_mid_block_", "lora_unet_up_blocks_", "lora_unet_")
@@ -37,6 +42,22 @@ DIALECTS: Mapping[str, tuple[str, ...]] = {
     "FluxSchnell": KOHYA,
 }
 
+# What may follow a layer's name: pairs of A and B in the order in which they are looked for, and LyCORIS' prefixes.
+PAIRS = (
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_A.default.weight", ".lora_B.default.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    ("_lora.down.weight", "_lora.up.weight"),
+    (".lora_A", ".lora_B"),
+)
+PREFIXES: Mapping[type[ProductLayer], str] = {LoHaLayer: ".hada_", LoKrLayer: ".lokr_"}
+PART = re.compile(
+    r"(\.alpha|\.dora_scale|\.lora_magnitude_vector(\.weight)?|\.lora_mid\.weight|\.hada_[wt][12](_[ab])?|\.lokr_[wt][12](_[ab])?|"
+    + "|".join(re.escape(part) for pair in PAIRS for part in pair)
+    + r")\Z"
+)
+
 
 def file_name_of(layer: str, known: Sequence[str], family: str) -> str:
     """The name of ``layer`` (dotted, under ``diffusion_model.``) in the file.
@@ -53,46 +74,134 @@ def file_name_of(layer: str, known: Sequence[str], family: str) -> str:
     raise ValueError(f"the host knows no LoRA name for {layer}")
 
 
-def to_file(adapter: Adapter, names: Mapping[str, Sequence[str]], family: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors for the safetensors file. The scale is folded into ``up`` so that alpha equals rank and every loader agrees."""
+def to_file(
+    adapter: Adapter,
+    names: Mapping[str, Sequence[str]],
+    family: str,
+    dtype: torch.dtype,
+    layers: Mapping[str, nn.Module] | None = None,
+) -> dict[str, Tensor]:
+    """Tensors for the safetensors file. The scale is folded into a factor so that alpha equals rank and every loader agrees.
+
+    ``layers`` are those the adapter sits beside; they are needed for weight decomposition only, whose scales depend on them.
+    """
     peft = DIALECTS.get(family, PEFT) is PEFT
     out = {}
     for layer, branch in adapter.branches.items():
         name = file_name_of(layer, names[layer], family)
-        up, down = (".lora_B.weight", ".lora_A.weight") if peft else (".lora_up.weight", ".lora_down.weight")
-        out[name + up] = (branch.up.detach().float() * branch.scale).to("cpu", dtype, copy=True).contiguous()
-        out[name + down] = branch.down.detach().to("cpu", dtype, copy=True).contiguous()
-        out[name + ".alpha"] = torch.tensor(float(branch.rank), dtype=dtype)
+        for part, tensor in _parts(branch, peft).items():
+            out[name + part] = tensor.detach().to("cpu", dtype, copy=True).contiguous()
+        alpha = torch.tensor(float(branch.rank), dtype=dtype)
+        out[name + ".alpha"] = alpha if alpha.item() == branch.rank else alpha.new_tensor(branch.rank, dtype=torch.float32)
+        if branch.magnitude is not None:
+            if layers is None:
+                raise ValueError("the file of an adapter with weight decomposition depends on the layers; none were given")
+            # Always float32: an error here is one of the whole weight, not of its change.
+            out[name + ".dora_scale"] = branch.stored_magnitude(layers[layer]).to("cpu", torch.float32).contiguous()
     return out
 
 
-def from_file(
-    tensors: Mapping[str, Tensor], layers: Mapping[str, torch.nn.Module], names: Mapping[str, Sequence[str]]
-) -> Adapter:
-    """The adapter that a file describes, for the layers it names. Reads kohya's and PEFT's spelling.
+def _parts(branch: Branch, peft: bool) -> dict[str, Tensor]:
+    """The factors of a branch by what follows the layer's name in the file, the scale folded in."""
+    if isinstance(branch, LoRALayer):
+        up, down = (".lora_B.weight", ".lora_A.weight") if peft else (".lora_up.weight", ".lora_down.weight")
+        parts = {up: branch.up, down: branch.down}
+    else:
+        assert isinstance(branch, ProductLayer)
+        prefix = PREFIXES[type(branch)]
+        parts = {f"{prefix}{name}": p for name in branch.names if (p := getattr(branch, name)) is not None}
+    out: dict[str, Tensor] = {part: p * branch.scale if p is branch.scaled else p for part, p in parts.items()}
+    if ".lokr_w2_b" in out and ".lokr_t2" not in out:
+        out[".lokr_w2_b"] = out[".lokr_w2_b"].flatten(1)  # a matrix also for a convolution, as LyCORIS writes it
+    return out
 
-    Raises ValueError when nothing in the file fits this model.
+
+def from_file(tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module], names: Mapping[str, Sequence[str]]) -> Adapter:
+    """The adapter that a file describes, for the layers it names. Reads the spellings of kohya, PEFT and LyCORIS.
+
+    Raises ValueError when nothing in the file fits this model, or a part of it has another size.
     """
-    branches = {}
-    for layer, module in layers.items():
-        for name in names.get(layer, ()):
-            pair = _pair(tensors, name)
-            if pair is not None:
-                down, up = pair
-                alpha = tensors.get(f"{name}.alpha")
-                scale = float(alpha) / down.shape[0] if alpha is not None else 1.0
-                branch = LoRALayer(module, down.shape[0], scale)
-                branch.down.data = down.float().reshape(branch.down.shape).clone()
-                branch.up.data = up.float().reshape(branch.up.shape).clone()
-                branches[layer] = branch
-                break
+    branches, _ = read(tensors, layers, names)
     if not branches:
         raise ValueError("none of the file's layers belong to this model")
     return Adapter(branches)
 
 
-def _pair(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
-    for down, up in ((".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight")):
-        if name + down in tensors and name + up in tensors:
-            return tensors[name + down], tensors[name + up]
-    return None
+def read(
+    tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module], names: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Branch], list[str]]:
+    """(branch by layer, names in the file that none of ``layers`` has)."""
+    stems: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part = PART.search(key)
+        stem = key[: part.start()] if part else key
+        stems.setdefault(stem, {})[key[len(stem) :]] = tensor
+    branches = {}
+    used = set()
+    for layer, module in layers.items():
+        for name in names.get(layer, ()):
+            branch = _branch(name, stems[name], module) if name in stems else None
+            if branch is not None:
+                branches[layer] = branch
+                used.add(name)
+                break
+    return branches, [stem for stem in stems if stem not in used]
+
+
+def _branch(name: str, parts: Mapping[str, Tensor], module: nn.Module) -> Branch | None:
+    """The branch that the tensors under one name describe, None when they are of a kind that is not known here."""
+    alpha = float(parts[".alpha"]) if ".alpha" in parts else None
+    branch: Branch | None = None
+    try:
+        for down, up in PAIRS:
+            if down in parts and up in parts:
+                branch = _lora(parts[down], parts[up], parts.get(".lora_mid.weight"), alpha, module)
+                break
+        else:
+            for kind, prefix in PREFIXES.items():
+                tensors = {part[len(prefix) :]: t for part, t in parts.items() if part.startswith(prefix)}
+                if tensors:
+                    branch = _product(kind, tensors, alpha, module)
+    except (RuntimeError, KeyError, IndexError) as error:
+        raise ValueError(f"{name} has other sizes than this model's layer, {tuple(weight_shape(module))}") from error
+    if branch is not None:
+        _take_magnitude(name, branch, parts, module)
+    return branch
+
+
+def _lora(down: Tensor, up: Tensor, mid: Tensor | None, alpha: float | None, module: nn.Module) -> LoRALayer:
+    """A core between the two (LoCon's Tucker form) becomes part of ``down``, which is the same map."""
+    if mid is not None:
+        down = torch.einsum("ijhw,jc->ichw", mid.float(), down.float().flatten(1))
+    rank = down.shape[0]
+    branch = LoRALayer(module, rank, 1.0 if alpha is None else alpha / rank)
+    branch.down.data = down.float().reshape(branch.down.shape).clone()
+    branch.up.data = up.float().reshape(branch.up.shape).clone()
+    return branch
+
+
+def _product(kind: type[ProductLayer], tensors: dict[str, Tensor], alpha: float | None, module: nn.Module) -> ProductLayer:
+    decomposed = next((tensors[n] for n in ("w2_b", "w1_b") if n in tensors), None)
+    rank = decomposed.shape[0] if decomposed is not None else max(1, round(alpha or 1))
+    if kind is LoKrLayer:
+        kernel = weight_shape(module)[2:]
+        for name in ("w2", "w2_b"):
+            if name in tensors and "t2" not in tensors:
+                tensors[name] = tensors[name].reshape(tensors[name].shape[0], -1, *kernel)
+    branch = kind(module, rank, 1.0 if alpha is None else alpha / rank, {n: t.clone() for n, t in tensors.items()})
+    if branch.made_shape() != (branch.shape[0], math.prod(branch.shape[1:])):
+        raise KeyError("sizes")
+    return branch
+
+
+def _take_magnitude(name: str, branch: Branch, parts: Mapping[str, Tensor], module: nn.Module) -> None:
+    stored = parts.get(".dora_scale")
+    plain = next((parts[key] for key in (".lora_magnitude_vector.weight", ".lora_magnitude_vector") if key in parts), None)
+    given = stored if stored is not None else plain
+    if given is None:
+        return
+    if given.numel() != branch.shape[0] or (stored is not None and given.shape[0] != branch.shape[0]):
+        raise ValueError(f"{name} has a DoRA scale for every input; only the kind with one for every output can be used")
+    branch.decompose(module, stored)
+    if stored is None and branch.magnitude is not None:
+        branch.magnitude.data = given.float().flatten().to(branch.magnitude.device).clone()

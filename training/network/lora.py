@@ -1,65 +1,94 @@
-"""LoRA: y = f(x) + strength * scale * B(A(x)), with f the frozen layer (Hu et al. 2021, arXiv 2106.09685)."""
+"""LoRA: D(x) = scale * B(A(x)) (Hu et al. 2021, arXiv 2106.09685); on a convolution this is what others call LoCon."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .branch import Branch, Strength, times
+from .frozen import is_conv, is_linear
 
-class LoRALayer(nn.Module):
+__all__ = ["LoRALayer", "is_conv", "is_linear"]
+
+
+class LoRALayer(Branch):
     """The low-rank branch of one Linear or Conv2d.
 
     ``down`` is (rank, in) or (rank, in, kh, kw), ``up`` is (out, rank) or (out, rank, 1, 1); both float32 whatever the model
     computes in. ``down`` starts kaiming-uniform(a = sqrt 5), ``up`` at zero, so that training starts at the base model.
     """
 
+    algorithm = "LoRA"
+
     def __init__(self, layer: nn.Module, rank: int, scale: float, generator: torch.Generator | None = None):
-        super().__init__()
-        self.scale = scale
-        self.conv: dict[str, Any] | None = None
-        # Any, since a quantised layer need not be torch's own class: only the attributes count.
-        source: Any = layer
-        if is_conv(layer):
-            self.conv = {k: getattr(source, k) for k in ("stride", "padding", "dilation")}
-            shape_down: tuple[int, ...] = (rank, source.in_channels, *source.kernel_size)
-            shape_up: tuple[int, ...] = (source.out_channels, rank, 1, 1)
-        else:
-            shape_down, shape_up = (rank, source.in_features), (source.out_features, rank)
-        bound = 1 / math.sqrt(math.prod(shape_down[1:]))  # kaiming-uniform with a = sqrt 5
-        self.down = nn.Parameter((torch.rand(shape_down, generator=generator) * 2 - 1) * bound)
-        self.up = nn.Parameter(torch.zeros(shape_up))
+        super().__init__(layer, rank, scale)
+        outputs, *inputs = self.shape
+        bound = 1 / math.sqrt(math.prod(inputs))  # kaiming-uniform with a = sqrt 5
+        self.down = nn.Parameter((torch.rand((rank, *inputs), generator=generator) * 2 - 1) * bound)
+        self.up = nn.Parameter(torch.zeros((outputs, rank, *[1] * (len(inputs) - 1))))
+
+    def beside(self, layer: nn.Module, x: Tensor, output: Tensor, strength: Strength) -> Tensor:
+        if self.magnitude is not None or self.conv is not None or output.dtype != x.dtype:
+            return super().beside(layer, x, output, strength)
+        # One fused multiplication and addition: no tensor of the output's size between.
+        narrow, up = self._bottleneck(x)
+        factor = 1.0 if isinstance(strength, Tensor) else strength
+        narrow = times(narrow, strength) if isinstance(strength, Tensor) else narrow
+        sum_ = torch.addmm(output.flatten(0, -2), narrow.flatten(0, -2), up.t(), alpha=self.scale * factor)
+        return sum_.view(output.shape)
+
+    def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
+        narrow, up = self._bottleneck(x)
+        narrow = times(narrow, strength * self.scale)
+        return F.linear(narrow, up) if self.conv is None else F.conv2d(narrow, up)
+
+    def _bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A(x) and B, with what dropout leaves of them."""
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        narrow = F.linear(x, down) if self.conv is None else F.conv2d(x, down, **self.conv)
+        lot = self.lot
+        if lot is None:
+            return narrow, up
+        if lot.kept is not None:
+            up = up * lot.kept.to(up.dtype).view(1, -1, *[1] * (up.ndim - 2))
+        if lot.dropout > 0:
+            stream = torch.Generator(narrow.device).manual_seed(lot.seed)
+            mask = torch.empty_like(narrow).bernoulli_(1 - lot.dropout, generator=stream)
+            narrow = narrow * mask.div_(1 - lot.dropout)
+        return narrow, up
+
+    def delta_weight(self) -> Tensor:
+        return (self.up.flatten(1) @ self.down.flatten(1) * self.scale).view(self.shape)
+
+    def factors(self) -> list[nn.Parameter]:
+        return [self.down, self.up]
 
     @property
-    def rank(self) -> int:
-        return self.down.shape[0]
+    def scaled(self) -> nn.Parameter:
+        return self.up
 
-    def forward(self, x: Tensor, strength: float | Tensor = 1.0) -> Tensor:
-        """``x`` as the frozen layer receives it; ``strength`` a number or one number a row of ``x``'s batch, (B,)."""
-        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
-        conv = self.conv
-        out = F.linear(F.linear(x, down), up) if conv is None else F.conv2d(F.conv2d(x, down, **conv), up)
-        if isinstance(strength, Tensor):
-            strength = _fit_rows(strength, out)
-        return out * (self.scale * strength)
+    def delta_norm(self) -> Tensor:
+        """||BA||^2 = sum of (B^T B) * (A A^T): two rank x rank matrices, however wide the layer is."""
+        up, down = self.up.flatten(1), self.down.flatten(1)
+        return ((up.t() @ up) * (down @ down.t())).sum().clamp_min(0).sqrt() * abs(self.scale)
 
+    def row_norms(self, weight: Tensor) -> Tensor:
+        """||w + d||^2 = ||w||^2 + 2 <w, d> + ||d||^2 for each row, without ever making D."""
+        up, down = self.up.flatten(1), self.down.flatten(1)
+        base = self.base_norm
+        if base is None:
+            base = torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=torch.float32)
+        mixed = ((weight.flatten(1) @ down.t().to(weight.dtype)).float() * up).sum(1)
+        own = (up @ (down @ down.t()) * up).sum(1)
+        return (base.square() + 2 * self.scale * mixed + self.scale**2 * own).clamp_min(0).sqrt()
 
-def _fit_rows(strength: Tensor, out: Tensor) -> Tensor:
-    """Stretch one strength a picture to the rows of a layer that folds tokens or chunks into its first dimension."""
-    rows = out.shape[0]
-    if rows % strength.shape[0] != 0:
-        raise ValueError(f"{strength.shape[0]} strengths do not fit a layer with {rows} rows")
-    strength = strength.repeat_interleave(rows // strength.shape[0])
-    return strength.to(out.dtype).view(-1, *[1] * (out.ndim - 1))
+    @property
+    def droppable(self) -> int:
+        return self.rank
 
-
-def is_conv(layer: nn.Module) -> bool:
-    return hasattr(layer, "kernel_size") and getattr(layer.weight, "ndim", 0) == 4 and getattr(layer, "groups", 1) == 1
-
-
-def is_linear(layer: nn.Module) -> bool:
-    """True for Linear layers of any kind, quantised ones included, which need not derive from ``nn.Linear``."""
-    return hasattr(layer, "in_features") and hasattr(layer, "out_features") and hasattr(layer, "weight")
+    @property
+    def gaining(self) -> list[nn.Parameter]:
+        return [self.up]

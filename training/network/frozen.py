@@ -1,0 +1,70 @@
+"""What is asked of a frozen layer: its kind, its shape and, for the few algorithms that need them, its weight and bias.
+
+A quantised layer need not be torch's own class, so only attributes count. Every way of storing a weight is undone here and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AtelierError
+
+
+def is_conv(layer: nn.Module) -> bool:
+    return hasattr(layer, "kernel_size") and getattr(layer.weight, "ndim", 0) == 4 and getattr(layer, "groups", 1) == 1
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """True for Linear layers of any kind, quantised ones included, which need not derive from ``nn.Linear``."""
+    return hasattr(layer, "in_features") and hasattr(layer, "out_features") and hasattr(layer, "weight")
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+    """(out, in), or (out, in, kh, kw) for a convolution; a packed weight's own shape may be another."""
+    source: Any = layer
+    if is_conv(layer):
+        return (source.out_channels, source.in_channels, *source.kernel_size)
+    return (source.out_features, source.in_features)
+
+
+def weight_of(layer: nn.Module, device: torch.device) -> Tensor:
+    """The weight that ``layer`` computes with, in ``weight_shape``, as fp32, bf16 or fp16.
+
+    No copy is made of an ordinary weight that lies on ``device``; a quantised one is unpacked for this call only. Patches that
+    the host applies as it computes are applied here too.
+    """
+    source: Any = layer
+    weight = source.weight.detach().to(device)
+    if weight.is_quantized or type(weight) not in (Tensor, nn.Parameter):
+        with suppress(RuntimeError, NotImplementedError):  # a packing that cannot undo itself is refused below
+            weight = weight.dequantize()
+    scale = getattr(source, "scale_weight", None)
+    if scale is not None:
+        weight = weight.float() * scale.to(device, torch.float32)
+    if not weight.is_floating_point() or weight.numel() != torch.Size(weight_shape(layer)).numel():
+        raise AtelierError(
+            f"weight decompose: the weights of this model ({type(layer).__name__}, {weight.dtype}) cannot be read back. "
+            "Switch weight decompose off, or load the model in fp16, bf16 or fp8."
+        )
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        weight = weight.float()
+    for change in getattr(source, "weight_function", ()):
+        weight = change(weight)
+    return weight.reshape(weight_shape(layer))
+
+
+def bias_of(layer: nn.Module, like: Tensor) -> Tensor | None:
+    """The bias that ``layer`` adds, in the type and on the device of ``like``; None when it has none."""
+    source: Any = layer
+    bias = getattr(source, "bias", None)
+    if bias is None:
+        return None
+    bias = bias.detach().to(like.device, like.dtype)
+    for change in getattr(source, "bias_function", ()):
+        bias = change(bias)
+    return bias

@@ -1,0 +1,77 @@
+"""Going on from an existing LoRA file instead of from nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..config import NetworkConfig
+from ..errors import AtelierError
+from .attach import Adapter
+from .branch import Branch
+from .dropout import Dropout
+from .keys import read
+from .targets import settings
+
+log = logging.getLogger("lora-atelier")
+TEXT_ENCODER = ("lora_te", "text_encoder", "lora_prior_te")
+
+
+def start_from(path: Path, layers: Mapping[str, nn.Module], names: Mapping[str, Sequence[str]], config: NetworkConfig) -> Adapter:
+    """The adapter of the file at ``path``, to be trained on with the settings of ``config``.
+
+    ``layers`` are all that may carry an adapter, whatever the targets, with the ``names`` under which the host finds them. The
+    adapter has the file's layers and ranks; alpha keeps its configured ratio to the rank (a rule's alpha counts as it stands),
+    and the factors are rescaled so that the output is the file's. With weight decomposition a plain file gets magnitudes.
+
+    Raises AtelierError when the file cannot be read, belongs to another model or holds another algorithm.
+    """
+    tensors = _tensors(path)
+    try:
+        branches, unused = read(tensors, layers, names)
+    except ValueError as error:
+        raise AtelierError(f"start from: {path.name} does not belong to this model: {error}.") from error
+    text = [stem for stem in unused if stem.startswith(TEXT_ENCODER)]
+    foreign = [stem for stem in unused if stem not in text]
+    if foreign or not branches:
+        what = f"it has {len(foreign)} parts that this model lacks, such as {foreign[0]}" if foreign else "no layer is in both"
+        raise AtelierError(f"start from: {path.name} does not belong to this model: {what}. Choose a LoRA made for it.")
+    if text:
+        log.warning("start from: the text encoder's part of %s (%d layers) is left out", path.name, len(text))
+    _refuse_another_algorithm(path, branches, config)
+    ranks = {name: branch.rank for name, branch in branches.items()}
+    wanted = settings({name: layers[name] for name in branches}, config, ranks)
+    for name, branch in branches.items():
+        branch.rescale(wanted[name].scale)
+        branch.rate = wanted[name].rate
+        if config.weight_decompose and branch.magnitude is None:
+            branch.decompose(layers[name])
+    return Adapter(branches, Dropout(config.dropout, config.rank_dropout, config.module_dropout), config.lora_plus_ratio)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix.lower() != ".safetensors":
+        raise AtelierError(f"start from: {path.name} is no .safetensors file; only these are read.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise AtelierError(f"start from: {path.name} is gone; choose another LoRA, or none.") from None
+    except (OSError, SafetensorError) as error:
+        raise AtelierError(f"start from: {path.name} cannot be read ({error}); choose another LoRA, or none.") from error
+
+
+def _refuse_another_algorithm(path: Path, branches: Mapping[str, Branch], config: NetworkConfig) -> None:
+    found = sorted({branch.algorithm for branch in branches.values()})
+    if found != [config.algorithm]:
+        raise AtelierError(
+            f"start from: {path.name} is a {' and '.join(found)}, and algorithm is {config.algorithm}. "
+            f"Set algorithm to {found[0]}, or choose another file."
+        )
+    if not config.weight_decompose and any(branch.magnitude is not None for branch in branches.values()):
+        raise AtelierError(f"start from: {path.name} is a DoRA. Switch weight decompose on, or choose another file.")
