@@ -8,7 +8,62 @@ from comfy_api.latest import io
 
 from ..training import config as settings
 from ..training.errors import AtelierError
-from .wires import CATEGORY, CONFIG
+from .wires import CATEGORY, CONFIG, folded
+
+PRESETS = [
+    "own settings", "SD1.5", "SDXL", "SD3", "Flux", "R1 Ink & Lore (Flux style)", "R2 Style guide (SDXL)",
+    "R3 Hosted trainer (SD1.5)", "R4 Real-life face (SD1.5)", "R4 Real-life face, DAdaptAdam", "R4 Real-life face, Adafactor",
+    "R5 SDXL subject, Prodigy", "R5 SDXL subject, Adafactor",
+]  # fmt: skip
+"""Their values are in ``js/presets.json``, from which the canvas fills the widgets."""
+NOTHING = "(nothing)"
+KINDS: dict[str, Any] = {
+    "network": settings.NetworkConfig, "text": settings.TextConfig, "optimizer": settings.OptimizerConfig,
+    "noise": settings.NoiseConfig, "loss": settings.LossConfig, "length": settings.LengthConfig,
+}  # fmt: skip
+
+
+def _under(part: str, *names: str, **renamed: str) -> dict[str, tuple[str, str]]:
+    return {**{name: (part, name) for name in names}, **{widget: (part, field) for widget, field in renamed.items()}}
+
+
+WIDGETS: dict[str, tuple[str, str]] = {
+    **_under(
+        "network", "rank", "alpha", "targets", "algorithm", "weight_decompose", "rank_stabilised", "conv_rank", "conv_alpha",
+        "lokr_factor", "dropout", "rank_dropout", "module_dropout", "scale_weight_norms", "lora_plus_ratio", "include", "exclude",
+        "rules", "start_from",
+    ),
+    **_under("text", text_encoder="encoders", text_encoder_rate="learning_rate"),
+    **_under(
+        "optimizer", "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "optimizer_args",
+        "warmup_share", "min_rate", "min_share", "cycles", "cycle_steps", "power", "accumulate", optimizer="name",
+    ),
+    **_under(
+        "noise", "logit_mean", "logit_std", "sigmoid_scale", "shift", "offset_each_channel", "offset_random",
+        "pyramid_iterations", "pyramid_discount", noise_levels="levels", lowest_level="lowest", highest_level="highest",
+        noise_offset="offset", input_perturbation="perturbation",
+    ),
+    **_under(
+        "loss", "huber_schedule", "huber_threshold", "weighting", "snr_gamma", "preservation", "preservation_prompt", loss="kind",
+    ),
+    **_under(
+        "length", "epochs", "max_steps", "save_every", "save_every_steps", "keep_last", "sample_every", "sample_every_steps",
+        "when_enough", "on_divergence",
+    ),
+}  # fmt: skip
+"""Where each widget's value goes; those that are not here are fields of the recipe itself."""
+ADVANCED = frozenset(WIDGETS) - {
+    "rank",
+    "alpha",
+    "targets",
+    "learning_rate",
+    "optimizer",
+    "schedule",
+    "epochs",
+    "max_steps",
+    "save_every",
+    "text_encoder",
+} | {"precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing"}
 
 
 class ConfigureLoRA(io.ComfyNode):
@@ -19,7 +74,11 @@ class ConfigureLoRA(io.ComfyNode):
             display_name="Configure LoRA",
             category=CATEGORY,
             description="How the LoRA is trained: its size, its speed of learning, its length, its name.",
-            inputs=[
+            inputs=folded([
+                io.Combo.Input(
+                    "preset", options=PRESETS, default=PRESETS[0],
+                    tooltip="Choosing one on the canvas fills the widgets below; they are what counts, and can be changed after.",
+                ),
                 io.String.Input("name", default="my-lora", tooltip="File name of the LoRA, without extension."),
                 io.Int.Input("rank", default=16, min=1, max=1024, tooltip="Width of the LoRA: how much it can learn."),
                 io.Float.Input(
@@ -28,7 +87,8 @@ class ConfigureLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "targets", options=list(get_args(settings.Targets)), default="attention + feed-forward",
-                    tooltip="Which layers of the model learn. Attention alone is gentler; 'all' adds convolutions.",
+                    tooltip="Which layers of the model learn. Attention alone is gentler; 'all' adds convolutions; 'none' trains "
+                    "the text encoder alone.",
                 ),
                 io.Float.Input(
                     "learning_rate", default=1e-4, min=1e-8, max=10.0, step=1e-8, round=1e-8,
@@ -36,11 +96,12 @@ class ConfigureLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "optimizer", options=list(get_args(settings.OptimizerName)), default="AdamW",
-                    tooltip="AdamW is the safe choice. AdamW8bit needs bitsandbytes and a CUDA GPU and saves memory.",
+                    tooltip="AdamW is the safe choice; AdamW8bit saves memory on CUDA GPUs. Prodigy and D-adaptation find the rate "
+                    "themselves: set learning_rate to 1. Lion wants a tenth of AdamW's rate.",
                 ),
                 io.Combo.Input(
                     "schedule", options=list(get_args(settings.ScheduleName)), default="cosine",
-                    tooltip="How the learning rate changes over the run: constant, falling in a line, or along a cosine to 0.",
+                    tooltip="How the learning rate changes over the run. Minimum, cycles and power are among the advanced widgets.",
                 ),
                 io.Int.Input(
                     "warmup_steps", default=0, min=0, max=100000, tooltip="Steps over which the rate rises from 0 to its peak."
@@ -53,8 +114,9 @@ class ConfigureLoRA(io.ComfyNode):
                     tooltip="If above 0 the run has exactly this many steps, and the epochs are not used.",
                 ),
                 io.Int.Input(
-                    "save_every", default=1, min=1, max=100000,
-                    tooltip="Keep the LoRA of every N-th epoch, to compare them in the grid. The last one is always kept.",
+                    "save_every", default=1, min=0, max=100000,
+                    tooltip="Keep the LoRA of every N-th epoch, to compare them in the grid. 0: only the last one, which is always "
+                    "kept.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
@@ -84,7 +146,8 @@ class ConfigureLoRA(io.ComfyNode):
                     "comment", default="", optional=True,
                     tooltip="Free text for the LoRA's metadata, for example its trigger word.",
                 ),
-            ],
+                *_network(), *_text(), *_optimizer(), *_noise(), *_loss(), *_length(),
+            ], ADVANCED),
             outputs=[CONFIG.Output(display_name="config", tooltip="Connect to Train LoRA.")],
         )  # fmt: skip
 
@@ -107,35 +170,139 @@ class ConfigureLoRA(io.ComfyNode):
         return True
 
 
-def build(
-    name: str = "my-lora",
-    rank: int = 16,
-    alpha: float = 16.0,
-    targets: settings.Targets = "attention + feed-forward",
-    learning_rate: float = 1e-4,
-    optimizer: settings.OptimizerName = "AdamW",
-    schedule: settings.ScheduleName = "cosine",
-    warmup_steps: int = 0,
-    epochs: int = 10,
-    max_steps: int = 0,
-    save_every: int = 1,
-    seed: int = 0,
-    precision: settings.Precision = "auto",
-    save_precision: settings.SavePrecision = "fp16",
-    noise_levels: settings.Levels = "auto",
-    weight_decay: float = 0.01,
-    max_grad_norm: float = 1.0,
-    comment: str = "",
-) -> settings.TrainingConfig:
-    """The configuration that these widget values describe; AtelierError with a sentence when they contradict each other."""
-    return settings.TrainingConfig(
-        name=name,
-        network=settings.NetworkConfig(rank, alpha, targets),
-        optimizer=settings.OptimizerConfig(optimizer, learning_rate, weight_decay, max_grad_norm, schedule, warmup_steps),
-        noise=settings.NoiseConfig(noise_levels),
-        length=settings.LengthConfig(epochs, max_steps, save_every),
-        precision=precision,
-        save_precision=save_precision,
-        seed=seed,
-        comment=comment,
-    )
+def _share(name: str, tooltip: str) -> Any:
+    return io.Float.Input(name, default=0.0, min=0.0, max=0.99, step=0.01, optional=True, tooltip=tooltip)
+
+
+def _whole(name: str, default: int, low: int, high: int, tooltip: str) -> Any:
+    return io.Int.Input(name, default=default, min=low, max=high, optional=True, tooltip=tooltip)
+
+
+def _number(name: str, default: float, low: float, high: float, step: float, tooltip: str) -> Any:
+    return io.Float.Input(name, default=default, min=low, max=high, step=step, round=False, optional=True, tooltip=tooltip)
+
+
+def _choice(name: str, kind: Any, tooltip: str) -> Any:
+    options = list(get_args(kind))
+    return io.Combo.Input(name, options=options, default=options[0], optional=True, tooltip=tooltip)
+
+
+def _lines(name: str, tooltip: str) -> Any:
+    return io.String.Input(name, default="", multiline=True, optional=True, tooltip=tooltip)
+
+
+def _switch(name: str, default: bool, tooltip: str) -> Any:
+    return io.Boolean.Input(name, default=default, optional=True, tooltip=tooltip)
+
+
+def _network() -> list[Any]:
+    from ..training import host
+
+    return [
+        _choice("algorithm", settings.Algorithm, "LoRA for nearly everything. LoHa and LoKr need the package lycoris-lora."),
+        _switch("weight_decompose", False, "DoRA: length and direction of the weights are trained apart. Slower, often closer."),
+        _switch("rank_stabilised", False, "rs-LoRA: scale by alpha / sqrt(rank), so that high ranks learn as fast as low ones."),
+        _whole("conv_rank", 0, 0, 1024, "Rank of convolutions larger than a pixel (targets: all); 0: the rank above."),
+        _number("conv_alpha", 0.0, 0.0, 1024.0, 0.5, "Alpha of these convolutions; 0: the same ratio to the rank."),
+        _whole("lokr_factor", -1, -1, 4096, "LoKr: one side of the product; -1: as even as possible."),
+        _share("dropout", "Share of the values inside the LoRA that a step does without."),
+        _share("rank_dropout", "Share of the ranks that a step does without."),
+        _share("module_dropout", "Share of the layers whose LoRA sits a step out."),
+        _number("scale_weight_norms", 0.0, 0.0, 1000.0, 0.5, "Largest norm of a layer's change; 0: no limit."),
+        _number("lora_plus_ratio", 1.0, 1.0, 1024.0, 1.0, "LoRA+: up-matrices learn so many times faster; 16 is usual, 1: off."),
+        _lines("include", "Patterns of layer names, one a line (double_blocks.0-9.*), in place of targets."),
+        _lines("exclude", "Patterns of layer names, one a line, that are not trained."),
+        _lines("rules", "Rank, alpha and rate by pattern, one a line: double_blocks.0-9.* rank=8 alpha=4 rate=0.5"),
+        io.Combo.Input(
+            "start_from", options=[NOTHING, *host.lora_files()], default=NOTHING, optional=True,
+            tooltip="A LoRA to go on from; its layers and ranks are taken over.",
+        ),
+    ]  # fmt: skip
+
+
+def _text() -> list[Any]:
+    return [
+        _choice(
+            "text_encoder", settings.TextEncoders, "Train the text encoder too. clip: CLIP-L and CLIP-G; all: T5 and others."
+        ),
+        _number("text_encoder_rate", 0.0, 0.0, 10.0, 1e-6, "Its own peak rate, half to a tenth of the model's; 0: the same."),
+    ]
+
+
+def _optimizer() -> list[Any]:
+    return [
+        _lines("optimizer_args", "More settings of the optimizer: betas=0.9,0.999 decouple=True"),
+        _share("warmup_share", "Warmup as a share of the run, in place of warmup_steps."),
+        _number("min_rate", 0.0, 0.0, 10.0, 1e-6, "Where the schedule ends instead of at 0."),
+        _share("min_share", "The same as a share of the learning rate."),
+        _whole("cycles", 1, 1, 10_000, "How often the rate falls, for cosine with restarts and annealing."),
+        _whole("cycle_steps", 0, 0, 10_000_000, "Annealing: steps of a cycle; the rate stays after the last. 0: over the run."),
+        _number("power", 1.0, 0.01, 10.0, 0.1, "Exponent of the polynomial schedule."),
+        _whole("accumulate", 1, 1, 10_000, "Batches averaged into one step: a larger batch in small memory."),
+        _number("ema_decay", 0.0, 0.0, 0.9999, 0.0001, "Save and sample an average of the weights; 0.999 is usual, 0: off."),
+        _switch("gradient_checkpointing", False, "A third slower, and far less memory: inner values are computed twice."),
+    ]
+
+
+def _noise() -> list[Any]:
+    return [
+        _number("logit_mean", 0.0, -10.0, 10.0, 0.1, "logit-normal levels: below 0 practises details, above 0 composition."),
+        _number("logit_std", 1.0, 0.01, 10.0, 0.1, "logit-normal levels: how widely they spread."),
+        _number("sigmoid_scale", 1.0, 0.01, 10.0, 0.1, "sigmoid and shifted levels: larger spreads them to both ends."),
+        _number("shift", 0.0, 0.0, 100.0, 0.1, "shifted levels: factor towards noise; 0: what suits the model."),
+        _number("lowest_level", 0.0, 0.0, 1.0, 0.01, "Start of the range of levels; 0 is no noise."),
+        _number("highest_level", 1.0, 0.0, 1.0, 0.01, "End of the range of levels; 1 is nothing but noise."),
+        _number("noise_offset", 0.0, 0.0, 1.0, 0.01, "Lets brightness be learnt; 0.05 to 0.1 is usual, 0: off."),
+        _switch("offset_each_channel", True, "Noise offset: every channel gets a number of its own."),
+        _switch("offset_random", False, "Noise offset: every picture gets a strength of its own up to noise_offset."),
+        _whole("pyramid_iterations", 0, 0, 16, "Pyramid noise: layers of coarser noise; 6 is usual, 0: off."),
+        _number("pyramid_discount", 0.3, 0.01, 0.99, 0.05, "Pyramid noise: how much each coarser layer counts."),
+        _number(
+            "input_perturbation", 0.0, 0.0, 1.0, 0.05, "Noise that the model sees but is not asked for; 0.1 is usual, 0: off."
+        ),
+    ]
+
+
+def _loss() -> list[Any]:
+    return [
+        _choice("loss", settings.LossKind, "huber and smooth-l1 forgive a picture that does not fit the others."),
+        _choice("huber_schedule", settings.HuberSchedule, "Forgiving where there is much noise, or everywhere alike."),
+        _number("huber_threshold", 0.1, 0.0001, 1.0, 0.01, "From about this error on it is forgiven."),
+        _choice("weighting", settings.Weighting, "min-SNR, debiased: for SD1.5 and SDXL. sigma-sqrt, cosmap: for flow models."),
+        _number("snr_gamma", 5.0, 0.01, 1000.0, 0.5, "min-SNR: 5 is the paper's."),
+        _number("preservation", 0.0, 0.0, 100.0, 0.1, "How strongly the model is held to what it drew; 1 is usual, 0: off."),
+        io.String.Input(
+            "preservation_prompt", default="", optional=True,
+            tooltip="What it is held at, such as 'a woman'. Empty: the captions of the regularisation pictures.",
+        ),
+    ]  # fmt: skip
+
+
+def _length() -> list[Any]:
+    return [
+        _whole("save_every_steps", 0, 0, 10_000_000, "Keep the LoRA of every N-th step as well; 0: no."),
+        _whole("keep_last", 0, 0, 100_000, "Keep only so many of the files saved on the way; 0: all."),
+        _whole("sample_every", 0, 0, 100_000, "Draw the samples every N epochs. This and the next at 0: at every save."),
+        _whole("sample_every_steps", 0, 0, 10_000_000, "Draw the samples every N steps."),
+        _choice(
+            "when_enough", settings.WhenEnough, "Measures a fixed loss after every epoch; says when it settles, or ends then."
+        ),
+        _choice("on_divergence", settings.OnDivergence, "What happens when the loss rises to several times its best."),
+    ]
+
+
+def build(**widgets: Any) -> settings.TrainingConfig:
+    """The configuration that these widget values describe; what is missing takes its default.
+
+    Raises AtelierError with a sentence when they contradict each other.
+    """
+    parts: dict[str, dict[str, Any]] = {part: {} for part in KINDS}
+    own: dict[str, Any] = {"name": "my-lora"}
+    for widget, value in widgets.items():
+        if widget == "preset":
+            continue
+        part, field = WIDGETS.get(widget, ("", widget))
+        if widget == "start_from" and value == NOTHING:
+            value = ""
+        (parts[part] if part else own)[field] = value
+    return settings.TrainingConfig(**own, **{part: KINDS[part](**values) for part, values in parts.items()})

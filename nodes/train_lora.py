@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .wires import CATEGORY, CONFIG, DATASET, EPOCHS, LORA_MODEL, LOSS_MAP
+from .wires import CATEGORY, CONFIG, DATASET, EPOCHS, LORA_MODEL, LOSS_MAP, folded
 
 
 class TrainLoRA(io.ComfyNode):
@@ -21,7 +21,7 @@ class TrainLoRA(io.ComfyNode):
             category=CATEGORY,
             description="Trains a LoRA on the loaded model, without a second copy of it. Cancel keeps what was learnt: queue "
             "again with the same settings and it goes on from there.",
-            inputs=[
+            inputs=folded([
                 io.Model.Input("model", tooltip="The model to learn on. It stays as it is."),
                 io.Clip.Input("clip", tooltip="The text encoder that reads the captions."),
                 io.Vae.Input("vae", tooltip="Turns the pictures into latents."),
@@ -33,7 +33,7 @@ class TrainLoRA(io.ComfyNode):
                 ),
                 io.String.Input(
                     "preview_prompt", default="", multiline=True,
-                    tooltip="Drawn at every save. Empty: the first caption of the dataset.",
+                    tooltip="Prompts of the samples, one a line, drawn at every save. Empty: the first caption of the dataset.",
                 ),
                 io.String.Input("preview_negative", default="", tooltip="Negative prompt of the preview."),
                 io.Int.Input("preview_steps", default=20, min=0, max=1000, tooltip="Steps of the preview; 0: none."),
@@ -46,7 +46,15 @@ class TrainLoRA(io.ComfyNode):
                     "preview_seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
                     tooltip="Seed of the preview: one seed for all epochs, so that they can be compared.",
                 ),
-            ],
+                io.Int.Input(
+                    "preview_width", default=0, min=0, max=16384, step=8, optional=True,
+                    tooltip="Width of the preview in pixels; 0: the size that most of the dataset has.",
+                ),
+                io.Int.Input(
+                    "preview_height", default=0, min=0, max=16384, step=8, optional=True,
+                    tooltip="Height of the preview in pixels; 0: the size that most of the dataset has.",
+                ),
+            ], ("preview_negative", "preview_width", "preview_height")),
             outputs=[
                 EPOCHS.Output(display_name="epochs", tooltip="All saved LoRAs of the run, for Epoch Weight Grid."),
                 LORA_MODEL.Output(display_name="lora", tooltip="The final LoRA, for the stock Load LoRA Model and Save LoRA."),
@@ -74,12 +82,15 @@ class TrainLoRA(io.ComfyNode):
         preview_sampler: str,
         preview_scheduler: str,
         preview_seed: int,
+        preview_width: int = 0,
+        preview_height: int = 0,
     ) -> io.NodeOutput:
         from ..training import host, job
 
         preview = job.Preview(
-            preview_prompt.strip(), preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler, preview_seed
-        )
+            preview_prompt.strip(), preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler,
+            preview_seed, preview_width, preview_height,
+        )  # fmt: skip
         wrapped = host.Model(model)
         trained = job.run_training(
             wrapped,

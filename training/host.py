@@ -513,6 +513,19 @@ def lora_name(path: Path) -> str:
     return path.name
 
 
+def lora_path(name: str) -> Path:
+    """The file that the stock loaders list under this name."""
+    found = folder_paths.get_full_path("loras", name)
+    if found is None:
+        raise AtelierError(f"start from: there is no LoRA called {name}; refresh the page and choose one that is listed.")
+    return Path(found)
+
+
+def lora_files() -> list[str]:
+    """The LoRA files as the stock loaders list them, safetensors only."""
+    return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith(".safetensors")]
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder

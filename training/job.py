@@ -16,21 +16,27 @@ from . import host
 from .config import TrainingConfig, to_dict
 from .dataset import pairs
 from .dataset.cache import TensorCache, cache_key
+from .dataset.index import file_digest
 from .dataset.plan import Plan
 from .dataset.samples import Dataset
 from .dataset.scan import refresh_captions
 from .dataset.sightings import trained_captions
 from .encode import Encoded, Work, work_of
+from .enough import Verdict
 from .errors import AtelierError
 from .grid.plan import Epochs
 from .grid.render import to_picture
 from .loop import Progress, Watcher, total_steps, train
 from .loss import check_weighting
 from .metadata import describe
-from .network import keys, targets
+from .network import keys
 from .network.attach import Adapter
+from .network.parts import Layers, Names, every_layer, give_rates, trained_layers
+from .network.start import start_from
 from .noise import LevelSampler
+from .optim import optimizers
 from .run import Run, SaveKind
+from .validation import Validation
 
 log = logging.getLogger("lora-atelier")
 CACHE_LIMIT = 20 * 2**30
@@ -40,10 +46,10 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Preview:
-    """How the picture at every save is sampled."""
+    """How the sample pictures are drawn."""
 
     prompt: str
-    """Empty: the first caption of the dataset."""
+    """One a line; empty: the first caption of the dataset."""
     negative: str
     steps: int
     """0 switches previews off."""
@@ -51,6 +57,9 @@ class Preview:
     sampler: str
     scheduler: str
     seed: int
+    width: int = 0
+    """Pixels; 0 takes the size that most of the dataset has."""
+    height: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,49 @@ class Trained:
     """The final LoRA as it stands in the file."""
     losses: list[float]
     """Training loss of every step."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run consists of, once everything fits together."""
+
+    model: host.Model
+    text: host.TextEncoder
+    codec: host.PictureCodec
+    dataset: Dataset
+    config: TrainingConfig
+    plan: Plan
+    total: int
+    """Steps of the whole run."""
+    layers: Layers
+    """All that can carry an adapter, not only what is trained."""
+    names: Names
+    preview: Preview
+    graph: Mapping[str, Any]
+    show: Callable[[str], None]
+
+    @property
+    def learns_text(self) -> bool:
+        return self.config.text.encoders != "none"
+
+    def identity(self) -> str:
+        """A hash of everything that decides the LoRA's weights; its name and comment do not."""
+        outcome = {k: v for k, v in to_dict(self.config).items() if k not in ("name", "comment")}
+        start = self.config.network.start_from
+        return cache_key(
+            outcome, self.dataset.fingerprint, self.model.identity(), self.text.identity(), self.codec.identity(),
+            str(self.model.prediction), *([file_digest(host.lora_path(start))] if start else []),
+        )  # fmt: skip
+
+    def adapter(self) -> Adapter:
+        """The adapter at step 0."""
+        network = self.config.network
+        if network.start_from:
+            adapter = start_from(host.lora_path(network.start_from), self.layers, self.names, network)
+        else:
+            adapter = Adapter.fresh(trained_layers(self.layers, self.config), network, self.config.seed)
+        give_rates(adapter, self.config)
+        return adapter.to(self.model.device)
 
 
 @torch.inference_mode(False)  # a graph runs in inference mode, where nothing that can learn may be made
@@ -82,44 +134,47 @@ def run_training(
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
     dataset = refresh_captions(dataset)
+    check_dataset(dataset, config)
+    pairs.check(dataset, model.latent_channels)
+    check_weighting(model.prediction, config.loss)
+    model = model.for_training(DTYPES.get(config.precision))
+    learns_text = config.text.encoders != "none"
+    text = text.for_training() if learns_text else text
+    layers, names = every_layer(model, text if learns_text else None)
+    trained_layers(layers, config)  # refuses what the model lacks before anything is encoded
+    plan = Plan(dataset, config.seed)
+    job = Job(model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show)
+    run = Run.open(config.name, job.identity(), host.runs_folder(), host.loras_folder(), start_over=start_over)
+    if not run.finished():
+        run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family)
+        _train(job, run)
+    saved = run.saved()
+    files = tuple(s for s in saved if s.kind != "moment")
+    return Trained(
+        epochs=Epochs(run.name, model.family, files, trained_captions(dataset)),
+        tensors=load_file(saved[-1].path),
+        losses=[row["loss"] for row in run.cut_history(job.total)],
+    )
+
+
+def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
+    """Refuses what could not be learnt from."""
     trained = [subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready]
     if trained and all(sample.caption is None for subset in trained for sample in subset.samples):
         raise AtelierError(
             "dataset: no picture has a caption. Put an Auto Caption node between Load Dataset and Train LoRA, or write a "
             f"{trained[0].config.caption_extension} file beside each picture."
         )
-    pairs.check(dataset, model.latent_channels)
-    check_weighting(model.prediction, config.loss)
-    model = model.for_training(DTYPES.get(config.precision))
-    plan = Plan(dataset, config.seed)
-    total = total_steps(config, plan)
-    layers = targets.choose(model.layers(), config.network.targets)
-    names = model.lora_names()
-    layers = {name: layer for name, layer in layers.items() if name in names}
-    identity = cache_key(
-        _outcome(config), dataset.fingerprint, model.identity(), text.identity(), codec.identity(), str(model.prediction)
-    )
-    run = Run.open(config.name, identity, host.runs_folder(), host.loras_folder(), start_over=start_over)
-    encoded = Encoded(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
-    if not run.finished():
-        run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family)
-        log.info("training %s: %s\n%s\n%d steps, %d layers", run.name, config, plan.describe(), total, len(layers))
-        _encode(encoded, work_of(plan, plan.epochs_for(total)), show)
-        adapter = Adapter.fresh(layers, config.network, config.seed).to(model.device)
-        saver = _Saver(run, adapter, model, text, codec, config, dataset, plan, names, preview, graph, total)
-        _train(model, layers, adapter, encoded, plan, config, run, saver, total, show)
-    saved = run.saved()
-    files = tuple(s for s in saved if s.kind != "moment")
-    return Trained(
-        epochs=Epochs(run.name, model.family, files, trained_captions(dataset)),
-        tensors=load_file(saved[-1].path),
-        losses=[row["loss"] for row in run.cut_history(total)],
-    )
-
-
-def _outcome(config: TrainingConfig) -> dict[str, Any]:
-    """The settings that decide the LoRA's weights; its name and comment do not."""
-    return {k: v for k, v in to_dict(config).items() if k not in ("name", "comment")}
+    if config.text.encoders != "none" and any(subset.ready for subset in dataset.subsets):
+        raise AtelierError(
+            "text encoder: conditioning that another node has made cannot train it. Set it to none, or give captions as text."
+        )
+    priors = any(subset.config.role == "regularisation" for subset in dataset.subsets)
+    if config.loss.preservation and not config.loss.preservation_prompt and not priors:
+        raise AtelierError(
+            "output preservation: there are no regularisation pictures at whose captions it could hold the model. Give it a "
+            "prompt, or connect a Load Dataset whose role is regularisation."
+        )
 
 
 def _encode(encoded: Encoded, work: Work, show: Callable[[str], None]) -> None:
@@ -134,30 +189,50 @@ def _encode(encoded: Encoded, work: Work, show: Callable[[str], None]) -> None:
     encoded.prepare(work, step)
 
 
-def _train(
-    model: host.Model,
-    layers: dict,
-    adapter: Adapter,
-    encoded: Encoded,
-    plan: Plan,
-    config: TrainingConfig,
-    run: Run,
-    saver: _Saver,
-    total: int,
-    show: Callable[[str], None],
-) -> None:
-    levels = LevelSampler.suited(model.prediction, config.noise, model.sigmas, model.is_flux)
-    advance = host.progress(total)
+def _work(job: Job) -> Work:
+    """What is encoded before the first step: no captions if their encoder changes in every step."""
+    work = work_of(job.plan, job.plan.epochs_for(job.total))
+    held = (job.config.loss.preservation_prompt,) if job.config.loss.preservation_prompt else ()
+    return Work(work.pictures, (*(() if job.learns_text else work.texts), *held))
 
-    def report(progress: Progress) -> None:
-        line = status_line(progress)
-        advance(progress.step)
-        show(line)
+
+def _train(job: Job, run: Run) -> None:
+    encoded = Encoded(job.dataset, job.config.seed, job.codec, job.text, TensorCache(host.cache_folder(), CACHE_LIMIT))
+    _encode(encoded, _work(job), job.show)
+    if job.learns_text:
+        encoded.live = job.text.encode_live
+    adapter = job.adapter()
+    layers = {name: job.layers[name] for name in adapter.branches}
+    log.info(
+        "training %s: %s\n%s\n%d steps, %d layers, %d numbers", run.name, job.config, job.plan.describe(), job.total,
+        len(layers), adapter.parameter_count(),
+    )  # fmt: skip
+    for note in optimizers.notes(job.config.optimizer, [group["rate"] for group in adapter.parameter_groups()]):
+        log.info("%s: %s", run.name, note)
+    levels = LevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, job.model.is_flux)
+    advance = host.progress(job.total)
+    saver = _Saver(job, run, adapter, layers, advance)
+
+    def say(line: str, step: int | None = None) -> None:
+        if step is not None:
+            advance(step)
+        job.show(line)
         log.info("%s: %s", run.name, line)
 
-    saver.advance = advance
-    watcher = Watcher(check=host.check_interrupt, progress=report, save=saver.save)
-    train(model, layers, adapter, levels, encoded, plan, config, run, watcher)
+    def measured(found: Validation, verdict: Verdict) -> None:
+        held = f"held out {found.held_out:.4f}, " if found.held_out is not None else ""
+        say(
+            f"epoch {found.epoch} · fixed loss: {held}trained {found.training:.4f}"
+            + (f" · {verdict.why}" if verdict.enough else "")
+        )
+
+    watcher = Watcher(
+        check=host.check_interrupt, progress=lambda p: say(status_line(p), p.step), save=saver.save, sample=saver.sample,
+        measured=measured, warn=say,
+    )  # fmt: skip
+    train(
+        job.model, job.text if job.learns_text else None, layers, adapter, levels, encoded, job.plan, job.config, run, watcher
+    )  # fmt: skip
 
 
 def status_line(p: Progress) -> str:
@@ -172,54 +247,49 @@ def status_line(p: Progress) -> str:
 
 
 class _Saver:
-    """Writes an epoch's file with its metadata and shows what it draws."""
+    """Writes LoRA files with their metadata, and draws what they make of the prompts."""
 
-    def __init__(
-        self,
-        run: Run,
-        adapter: Adapter,
-        model: host.Model,
-        text: host.TextEncoder,
-        codec: host.PictureCodec,
-        config: TrainingConfig,
-        dataset: Dataset,
-        plan: Plan,
-        names: dict[str, list[str]],
-        preview: Preview,
-        graph: Mapping[str, Any],
-        total: int,
-    ):
-        self.run, self.adapter, self.model, self.text, self.codec = run, adapter, model, text, codec
-        self.config, self.dataset, self.plan, self.names = config, dataset, plan, names
-        self.preview, self.graph, self.total = preview, graph, total
-        self.advance: Callable[..., None] = lambda *_: None
+    def __init__(self, job: Job, run: Run, adapter: Adapter, layers: Layers, advance: Callable[..., None]):
+        self.job, self.run, self.adapter, self.layers, self.advance = job, run, adapter, layers, advance
 
     def save(self, kind: SaveKind, epoch: int, step: int) -> None:
-        tensors = keys.to_file(self.adapter, self.names, self.model.family, DTYPES[self.config.save_precision])
+        job, config = self.job, self.job.config
+        tensors = keys.to_file(self.adapter, job.names, job.model.family, DTYPES[config.save_precision], self.layers)
         metadata = describe(
-            self.config, self.dataset, self.plan, family=self.model.family, prediction=self.model.prediction, epoch=epoch,
-            step=step, total_steps=self.total, tensors=tensors, graph=self.graph,
+            config, job.dataset, job.plan, family=job.model.family, prediction=job.model.prediction, epoch=epoch,
+            step=step, total_steps=job.total, tensors=tensors, graph=job.graph,
         )  # fmt: skip
         saved = self.run.save_lora(tensors, metadata, epoch=epoch, step=step, kind=kind)
         log.info("model saved: %s", saved.path)
-        if kind != "moment" and self.preview.steps > 0:
-            self._draw(epoch, step)
+        if config.length.keep_last:
+            self.run.keep_last(config.length.keep_last)
 
-    def _draw(self, epoch: int, step: int) -> None:
+    def sample(self, epoch: int, step: int) -> None:
+        """One picture a prompt; nothing if samples are switched off."""
+        p = self.job.preview
+        if p.steps == 0:
+            return
+        first = next((caption for caption in trained_captions(self.job.dataset) if caption), "")
+        prompts = [line.strip() for line in p.prompt.splitlines() if line.strip()] or [first]
+        for number, prompt in enumerate(prompts):
+            self._draw(prompt, number, epoch, step)
+
+    def _draw(self, prompt: str, number: int, epoch: int, step: int) -> None:
         from PIL.PngImagePlugin import PngInfo
 
-        p = self.preview
-        prompt = p.prompt or next((caption for caption in trained_captions(self.dataset) if caption), "")
-        width, height = self.plan.buckets[0][1]
-        cells = self.codec.downscale
-        with self.adapter.attached(self.model.layers()):
-            latent = self.model.sample(
-                self.text.for_sampling(prompt), self.text.for_sampling(p.negative),
+        job, p = self.job, self.job.preview
+        bucket = max(job.plan.buckets, key=lambda row: len(row[2]))[1]
+        width, height = p.width or bucket[0], p.height or bucket[1]
+        cells = job.codec.downscale
+        with self.adapter.attached(self.layers):
+            latent = job.model.sample(
+                job.text.for_sampling(prompt), job.text.for_sampling(p.negative),
                 latent_size=(height // cells, width // cells), steps=p.steps, cfg=p.cfg, sampler=p.sampler,
                 scheduler=p.scheduler, seed=p.seed,
             )  # fmt: skip
-        picture = to_picture(self.codec.decode(latent)[0])
+        picture = to_picture(job.codec.decode(latent)[0])
+        facts = {"prompt": prompt, "negative": p.negative, "epoch": epoch, "step": step, "seed": p.seed}
         info = PngInfo()
-        info.add_text("parameters", json.dumps({"prompt": prompt, "epoch": epoch, "step": step, "seed": p.seed}))
-        self.run.save_sample(picture, epoch, info)
+        info.add_text("parameters", json.dumps(facts))
+        self.run.save_sample(picture, epoch, step, number, info)
         self.advance(step, picture)

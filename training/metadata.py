@@ -46,11 +46,24 @@ def describe(
     sizes = [s.config.resolution for s in dataset.subsets]
     values: dict[str, Any] = {
         "ss_base_model_version": BASE_VERSIONS.get(family, family.lower()),
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if config.network.algorithm == "LoRA" else "lycoris.kohya",
         "ss_network_dim": config.network.rank,
         "ss_network_alpha": config.network.alpha or config.network.rank,
-        "ss_network_args": {"targets": config.network.targets},
+        "ss_network_args": {"algo": config.network.algorithm.lower(), "targets": config.network.targets},
+        "ss_network_dropout": config.network.dropout,
+        "ss_scale_weight_norms": config.network.scale_weight_norms or None,
         "ss_learning_rate": config.optimizer.peak,
+        "ss_unet_lr": config.optimizer.peak if config.network.targets != "none" else None,
+        "ss_text_encoder_lr": (config.text.learning_rate or config.optimizer.peak) if config.text.encoders != "none" else None,
+        "ss_gradient_checkpointing": config.gradient_checkpointing,
+        "ss_gradient_accumulation_steps": config.optimizer.accumulate,
+        "ss_noise_offset": config.noise.offset or None,
+        "ss_multires_noise_iterations": config.noise.pyramid_iterations or None,
+        "ss_multires_noise_discount": config.noise.pyramid_discount if config.noise.pyramid_iterations else None,
+        "ss_ip_noise_gamma": config.noise.perturbation or None,
+        "ss_loss_type": config.loss.kind,
+        "ss_min_snr_gamma": config.loss.snr_gamma if config.loss.weighting == "min-SNR" else None,
+        "ss_debiased_estimation": config.loss.weighting == "debiased",
         "ss_optimizer": optimizers.title(config.optimizer),
         "ss_lr_scheduler": config.optimizer.schedule,
         "ss_lr_warmup_steps": schedules.warmup_steps(config.optimizer, total_steps),
@@ -85,7 +98,7 @@ def describe(
         "sshs_legacy_hash": content_hash(tensors, legacy=True),
         **{k: v for k, v in graph.items() if v},
     }
-    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
+    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items() if v is not None}
 
 
 def content_hash(tensors: Mapping[str, Tensor], *, legacy: bool = False) -> str:

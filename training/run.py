@@ -198,9 +198,9 @@ class Run:
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
-    def save_sample(self, picture: Any, epoch: int, info: Any = None) -> Path:
-        """A preview as PNG; ``picture`` is a PIL image, ``info`` PNG metadata."""
-        path = self.folder / "samples" / f"{self.name}-{epoch:06d}.png"
+    def save_sample(self, picture: Any, epoch: int, step: int, number: int, info: Any = None) -> Path:
+        """A sample as PNG; ``picture`` is a PIL image of the ``number``-th prompt (from 0), ``info`` PNG metadata."""
+        path = self.folder / "samples" / f"{self.name}-{epoch:06d}-step{step:08d}-{number}.png"
         with replacing(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=info)
         return path

@@ -23,6 +23,7 @@ from ..errors import AtelierError
 from ..files import replacing
 from ..network import keys
 from ..network.attach import Adapter
+from ..network.parts import Layers, Names, every_layer, reads_text
 from ..run import SavedLoRA
 from .picture import Cell, Failed, compose
 from .plan import Epochs
@@ -78,6 +79,8 @@ class Grid:
             [[None] * (1 + len(axes.files)) for _ in axes.strengths] for _ in axes.prompts
         ]  # fmt: skip
         self._loaded: tuple[Path, Adapter] | None = None
+        self._encoded: dict[str, list] = {}
+        self._layers, self._names = every_layer(model, text)
         self._base = cache_key(model.identity(), text.identity(), codec.identity(), asdict(sampling))
 
     def render(self, advance: Callable[..., None]) -> None:
@@ -85,13 +88,11 @@ class Grid:
 
         Epochs are the outermost axis, because a new LoRA file costs more than a new prompt or strength.
         """
-        conditionings = [self.text.for_sampling(prompt) for prompt in self.axes.prompts]
-        negative = self.text.for_sampling(self.sampling.negative)
         done = 0
         for column, file in enumerate([None, *self.axes.files]):
             for page, prompt in enumerate(self.axes.prompts):
                 for row, strength in enumerate(self.axes.strengths if file else self.axes.strengths[:1]):
-                    cell = self._cell(file, strength, prompt, conditionings[page], negative)
+                    cell = self._cell(file, strength, prompt)
                     for y in [row] if file else range(len(self.axes.strengths)):
                         self.pages[page][y][column] = cell
                     done += 1
@@ -101,7 +102,7 @@ class Grid:
         """The page of one prompt as far as it has been rendered."""
         s = self.sampling
         subtitle = f"{self.axes.prompts[index]}   ·   {s.sampler} / {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}, seed {s.seed}"
-        columns = ["no LoRA", *(f"epoch {f.epoch}" for f in self.axes.files)]
+        columns = ["no LoRA", *(f.label for f in self.axes.files)]
         rows = [f"{strength:g}" for strength in self.axes.strengths]
         title = f"{self.epochs.name}   on {self.model.family}"
         size = (s.width, s.height)
@@ -124,14 +125,15 @@ class Grid:
             out.append(path)
         return out
 
-    def _cell(self, file: SavedLoRA | None, strength: float, prompt: str, positive: list, negative: list) -> Cell:
+    def _cell(self, file: SavedLoRA | None, strength: float, prompt: str) -> Cell:
         key = cache_key(self._base, content_key(file.path) if file else "", strength if file else 0, prompt)
         path = self.folder / "cells" / f"{key[:24]}.png"
         if path.is_file():
             with Image.open(path) as known:
                 return known.convert("RGB")
         try:
-            with self._beside(file, strength):
+            with self._beside(file, strength) as adapter:
+                positive, negative = (self._conditioning(text, adapter) for text in (prompt, self.sampling.negative))
                 picture = to_picture(self._sample(positive, negative))
         except Exception as error:  # one bad cell must not cost the others; a cancel is re-raised
             if host.is_interrupt(error):
@@ -147,14 +149,22 @@ class Grid:
             picture.save(temporary, format="PNG", pnginfo=self._info({"lora_atelier.cell": json.dumps(facts)}))
         return picture
 
-    def _beside(self, file: SavedLoRA | None, strength: float) -> AbstractContextManager[Any]:
+    def _beside(self, file: SavedLoRA | None, strength: float) -> AbstractContextManager[Adapter | None]:
         if file is None:
             return nullcontext()
         if self._loaded is None or self._loaded[0] != file.path:
-            self._loaded = (file.path, load_adapter(file.path, self.model).to(self.model.device))
+            self._loaded = (file.path, load_adapter(file.path, self.model, self._layers, self._names).to(self.model.device))
         adapter = self._loaded[1]
         adapter.strength = strength
-        return adapter.attached(self.model.layers())
+        return adapter.attached(self._layers)
+
+    def _conditioning(self, text: str, adapter: Adapter | None) -> list:
+        """A prompt is encoded once, unless the LoRA has a part in the text encoder."""
+        if adapter is not None and reads_text(adapter):
+            return self.text.for_sampling(text)
+        if text not in self._encoded:
+            self._encoded[text] = self.text.for_sampling(text)
+        return self._encoded[text]
 
     def _sample(self, positive: list, negative: list) -> Tensor:
         s, cell = self.sampling, self.codec.downscale
@@ -171,12 +181,12 @@ class Grid:
         return info
 
 
-def load_adapter(path: Path, model: host.Model) -> Adapter:
-    """A LoRA file as an adapter beside ``model``'s layers; AtelierError when it belongs to another model."""
+def load_adapter(path: Path, model: host.Model, layers: Layers, names: Names) -> Adapter:
+    """A LoRA file as an adapter beside ``every_layer``; AtelierError when it belongs to another model."""
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     try:
-        return keys.from_file(tensors, model.layers(), model.lora_names())
+        return keys.from_file(tensors, layers, names)
     except ValueError as error:
         raise AtelierError(f"{path.name}: {error} ({model.family}).") from error
 

@@ -59,11 +59,22 @@ PART = re.compile(
 )
 
 
+# Of a text encoder's layer the host knows several names; SD1.x and 2.x number nothing, all others count their encoders.
+ONE_ENCODER = ("lora_te_", "text_encoders.")
+MANY_ENCODERS = ("lora_te1_", "lora_te2_", "lora_te3_", "lora_te_", "text_encoders.")
+
+
 def file_name_of(layer: str, known: Sequence[str], family: str) -> str:
-    """The name of ``layer`` (dotted, under ``diffusion_model.``) in the file.
+    """The name of ``layer`` (dotted, under ``diffusion_model.`` or behind ``text_encoder.``) in the file.
 
     ``known`` are the names under which the host would find this layer.
     """
+    if layer.startswith("text_encoder."):
+        for prefix in ONE_ENCODER if family.startswith(("SD15", "SD2")) else MANY_ENCODERS:
+            for name in known:
+                if name.startswith(prefix):
+                    return name
+        raise ValueError(f"the host knows no LoRA name for {layer}")
     generic = {"lora_unet_": "lora_unet_" + layer.replace(".", "_"), "diffusion_model.": "diffusion_model." + layer}
     for prefix in DIALECTS.get(family, PEFT):
         if generic.get(prefix) in known:
@@ -85,11 +96,10 @@ def to_file(
 
     ``layers`` are those the adapter sits beside; they are needed for weight decomposition only, whose scales depend on them.
     """
-    peft = DIALECTS.get(family, PEFT) is PEFT
     out = {}
     for layer, branch in adapter.branches.items():
         name = file_name_of(layer, names[layer], family)
-        for part, tensor in _parts(branch, peft).items():
+        for part, tensor in _parts(branch, peft=not name.startswith("lora_")).items():
             out[name + part] = tensor.detach().to("cpu", dtype, copy=True).contiguous()
         alpha = torch.tensor(float(branch.rank), dtype=dtype)
         out[name + ".alpha"] = alpha if alpha.item() == branch.rank else alpha.new_tensor(branch.rank, dtype=torch.float32)
