@@ -101,7 +101,7 @@ class ConfigureLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "schedule", options=list(get_args(settings.ScheduleName)), default="cosine",
-                    tooltip="How the learning rate changes over the run. Minimum, cycles and power are among the advanced widgets.",
+                    tooltip="How the learning rate changes over the run. Minimum and cycles are among the advanced widgets.",
                 ),
                 io.Int.Input(
                     "warmup_steps", default=0, min=0, max=100000, tooltip="Steps over which the rate rises from 0 to its peak."
@@ -115,8 +115,8 @@ class ConfigureLoRA(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "save_every", default=1, min=0, max=100000,
-                    tooltip="Keep the LoRA of every N-th epoch, to compare them in the grid. 0: only the last one, which is always "
-                    "kept.",
+                    tooltip="Keep the LoRA of every N-th epoch, to compare them in the grid. 0: only the last one, "
+                    "which is always kept.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
