@@ -173,7 +173,7 @@ def test_a_picture_that_vanished_is_named(folder, tmp_path):
         encoded.prepare(encode.work_of(plan, 1), lambda done: None)
 
 
-FRESH = {"variants": 0, "crop": "random", "flip": True, "resolution": 32}
+FRESH = {"variants": 0, "crop": "random", "flip": True}
 
 
 def test_pictures_that_are_encoded_in_their_step_are_never_cached(folder, tmp_path):
