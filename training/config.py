@@ -298,9 +298,9 @@ class OptimizerConfig:
             )
         _refuse(
             not 0 < self.peak <= 10,
-            f"learning rate: {self.peak} must be above 0 and at most 10 (1e-4 is usual for AdamW).",
+            f"learning rate: {self.peak:g} must be above 0 and at most 10 (1e-4 is usual for AdamW).",
         )
-        _refuse(not 0 <= self.decay < 1, f"weight decay: {self.decay} is outside 0 to 1.")
+        _refuse(not 0 <= self.decay < 1, f"weight decay: {self.decay:g} is outside 0 to 1.")
         _refuse(self.max_grad_norm < 0, f"gradient clipping: {self.max_grad_norm} is below 0; 0 switches it off.")
         _refuse(not 1 <= self.accumulate <= 10_000, f"accumulate: {self.accumulate} batches are outside 1 to 10000.")
         self._check_schedule()

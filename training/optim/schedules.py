@@ -46,7 +46,8 @@ def _shape(config: OptimizerConfig, step: int, span: int) -> float:
 
 
 def warmup_steps(config: OptimizerConfig, total: int) -> int:
-    return config.warmup_steps or round(config.warmup_share * total)
+    """Steps of warmup; a share of the run always leaves one for the rate itself."""
+    return config.warmup_steps or min(round(config.warmup_share * total), total - 1)
 
 
 def lowest(config: OptimizerConfig) -> float:
