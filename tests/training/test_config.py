@@ -30,6 +30,17 @@ from lora_atelier.training.errors import AtelierError
         (lambda: NetworkConfig(rank=0), "rank: 0"),
         (lambda: NetworkConfig(alpha=-1), "alpha: -1"),
         (lambda: NetworkConfig(targets="everything"), "targets: 'everything' is not one of"),
+        (lambda: NetworkConfig(algorithm="magic"), "algorithm: 'magic' is not one of LoRA, LoHa, LoKr"),
+        (lambda: NetworkConfig(conv_rank=-1), "conv rank: -1"),
+        (lambda: NetworkConfig(conv_alpha=-1), "conv alpha: -1"),
+        (lambda: NetworkConfig(lokr_factor=1), "LoKr factor: 1 is neither -1 nor above 1"),
+        (lambda: NetworkConfig(dropout=1), "dropout: 1 is outside 0 to 0.99"),
+        (lambda: NetworkConfig(rank_dropout=-0.1), "rank dropout: -0.1"),
+        (lambda: NetworkConfig(module_dropout=1), "module dropout: 1"),
+        (lambda: NetworkConfig(scale_weight_norms=-1), "scale weight norms: -1"),
+        (lambda: NetworkConfig(lora_plus_ratio=0.5), "LoRA+ ratio: 0.5 is outside 1 to 1024"),
+        (lambda: NetworkConfig(algorithm="LoHa", dropout=0.1), "dropout: LoHa has no up-matrix behind a bottleneck"),
+        (lambda: NetworkConfig(algorithm="LoKr", lora_plus_ratio=16), "LoRA+ ratio: LoKr has no up-matrix"),
         (lambda: OptimizerConfig(learning_rate=0), "learning rate: 0 must be above 0"),
         (lambda: OptimizerConfig(name="Adam"), "optimizer: 'Adam'"),
         (lambda: OptimizerConfig(schedule="wild"), "schedule: 'wild'"),
@@ -98,3 +109,4 @@ def test_an_unknown_setting_is_not_swallowed():
 def test_alpha_zero_means_the_rank():
     assert NetworkConfig(rank=8, alpha=0).scale == 1.0
     assert NetworkConfig(rank=64, alpha=32).scale == 0.5
+    assert NetworkConfig(rank=64, alpha=32, rank_stabilised=True).scale == 4.0

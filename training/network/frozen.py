@@ -6,6 +6,7 @@ nowhere else.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ def weight_of(layer: nn.Module, device: torch.device) -> Tensor:
     source: Any = layer
     weight = source.weight.detach().to(device)
     if weight.is_quantized or type(weight) not in (Tensor, nn.Parameter):
-        weight = weight.dequantize()
+        with suppress(RuntimeError, NotImplementedError):  # a packing that cannot undo itself is refused below
+            weight = weight.dequantize()
     scale = getattr(source, "scale_weight", None)
     if scale is not None:
         weight = weight.float() * scale.to(device, torch.float32)

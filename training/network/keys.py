@@ -110,7 +110,10 @@ def _parts(branch: Branch, peft: bool) -> dict[str, Tensor]:
         assert isinstance(branch, ProductLayer)
         prefix = PREFIXES[type(branch)]
         parts = {f"{prefix}{name}": p for name in branch.names if (p := getattr(branch, name)) is not None}
-    return {part: p * branch.scale if p is branch.scaled else p for part, p in parts.items()}
+    out: dict[str, Tensor] = {part: p * branch.scale if p is branch.scaled else p for part, p in parts.items()}
+    if ".lokr_w2_b" in out and ".lokr_t2" not in out:
+        out[".lokr_w2_b"] = out[".lokr_w2_b"].flatten(1)  # a matrix also for a convolution, as LyCORIS writes it
+    return out
 
 
 def from_file(tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module], names: Mapping[str, Sequence[str]]) -> Adapter:
@@ -184,7 +187,7 @@ def _product(kind: type[ProductLayer], tensors: dict[str, Tensor], alpha: float 
         kernel = weight_shape(module)[2:]
         for name in ("w2", "w2_b"):
             if name in tensors and "t2" not in tensors:
-                tensors[name] = tensors[name].reshape(*tensors[name].shape[:2], *kernel)
+                tensors[name] = tensors[name].reshape(tensors[name].shape[0], -1, *kernel)
     branch = kind(module, rank, 1.0 if alpha is None else alpha / rank, {n: t.clone() for n, t in tensors.items()})
     if branch.made_shape() != (branch.shape[0], math.prod(branch.shape[1:])):
         raise KeyError("sizes")

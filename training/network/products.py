@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import AtelierError
 from .branch import Branch, Strength, times
+from .frozen import weight_shape
 
 # Plain torch operations on every machine: compiled kernels would differ between machines and may need a compiler.
 BACKEND = "torch"
@@ -45,31 +46,16 @@ class ProductLayer(Branch):
         super().__init__(layer, rank, scale)
         for name in self.names:
             self.register_parameter(name, nn.Parameter(tensors[name].float()) if name in tensors else None)
-        # lycoris saves the scale for backward, so it must be a tensor; made once, since each one would cross to the device.
-        self.register_buffer("gamma", torch.tensor(scale), persistent=False)
-
-    def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
-        weight = self._delta(*self._cast(x.dtype))
-        return times(self._drop_rows(F.linear(x, weight) if self.conv is None else F.conv2d(x, weight, **self.conv)), strength)
-
-    def delta_weight(self) -> Tensor:
-        return self._delta(*self._cast(torch.float32))
 
     def factors(self) -> list[nn.Parameter]:
         return [p for name in self.names if (p := getattr(self, name)) is not None]
-
-    def rescale(self, scale: float) -> None:
-        super().rescale(scale)
-        self.gamma.fill_(scale)
 
     def made_shape(self) -> tuple[int, int]:
         """(rows, columns) of D as the parameters' sizes have it; for checking a file."""
         raise NotImplementedError
 
-    def _delta(self, *tensors: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def _cast(self, dtype: torch.dtype) -> list[Tensor | None]:
+    def _cast(self, dtype: torch.dtype) -> list[Any]:
+        """The parameters in the order of ``names``, None for absent ones."""
         return [None if (p := getattr(self, name)) is None else p.to(dtype) for name in self.names]
 
     def _drop_rows(self, out: Tensor) -> Tensor:
@@ -87,6 +73,12 @@ class LoHaLayer(ProductLayer):
 
     algorithm = "LoHa"
     names = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
+    gamma: Tensor
+
+    def __init__(self, layer: nn.Module, rank: int, scale: float, tensors: Mapping[str, Tensor]):
+        super().__init__(layer, rank, scale, tensors)
+        # lycoris saves the scale for backward, so it must be a tensor; made once, since each one would cross to the device.
+        self.register_buffer("gamma", torch.tensor(scale), persistent=False)
 
     @classmethod
     def fresh(cls, layer: nn.Module, rank: int, scale: float, generator: torch.Generator) -> LoHaLayer:
@@ -100,13 +92,25 @@ class LoHaLayer(ProductLayer):
         return out
 
     def made_shape(self) -> tuple[int, int]:
+        w1_a, w1_b, w2_a, w2_b, t1, t2 = self._cast(torch.float32)
         sides = []
-        for a, b, core in ((self.w1_a, self.w1_b, self.t1), (self.w2_a, self.w2_b, self.t2)):
+        for a, b, core in ((w1_a, w1_b, t1), (w2_a, w2_b, t2)):
             sides.append((a.shape[0], b.shape[1]) if core is None else (a.shape[1], b.shape[1] * core[0, 0].numel()))
         return sides[0] if sides[0] == sides[1] else (0, 0)
 
-    def _delta(self, *tensors: Tensor | None) -> Tensor:
-        w1_a, w1_b, w2_a, w2_b, t1, t2 = tensors
+    def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
+        weight = self._delta(x.dtype)
+        return times(self._drop_rows(F.linear(x, weight) if self.conv is None else F.conv2d(x, weight, **self.conv)), strength)
+
+    def delta_weight(self) -> Tensor:
+        return self._delta(torch.float32)
+
+    def rescale(self, scale: float) -> None:
+        super().rescale(scale)
+        self.gamma.fill_(scale)
+
+    def _delta(self, dtype: torch.dtype) -> Tensor:
+        w1_a, w1_b, w2_a, w2_b, t1, t2 = self._cast(dtype)
         made = lycoris("loha").diff_weight(w1_b, w1_a, w2_b, w2_a, t1, t2, gamma=self.gamma, backend=BACKEND)
         return made.reshape(self.shape)
 
@@ -127,8 +131,6 @@ class LoKrLayer(ProductLayer):
     @classmethod
     def fresh(cls, layer: nn.Module, rank: int, scale: float, generator: torch.Generator, factor: int = -1) -> LoKrLayer:
         """w1 and w2_a kaiming-uniform(a = sqrt 5), w2_b (or the whole w2, where ``rank`` is not below half its side) zero."""
-        from .frozen import weight_shape
-
         outputs, inputs, *kernel = weight_shape(layer)
         split = lycoris("general").factorization
         (l, k), (m, n) = split(outputs, factor), split(inputs, factor)  # noqa: E741 - the paper's letters
@@ -149,37 +151,42 @@ class LoKrLayer(ProductLayer):
 
     def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
         """Without making D: x is folded to (m, n), and w2 and w1 work on their own sides of it."""
-        out = lycoris("lokr").bypass_forward_diff(
-            x, None, *self._cast(x.dtype), gamma=self._times_rank, extra_args=self.conv or {}, backend=BACKEND
-        )
+        tensors = self._scaled(x.dtype)
+        _, _, w1_b, _, _, w2_b, _ = tensors
+        decomposed = w1_b if w1_b is not None else w2_b
+        # lycoris divides by the rank that it finds here; the scale is in the tensors already.
+        gamma = 1.0 if decomposed is None else decomposed.shape[0]
+        out = lycoris("lokr").bypass_forward_diff(x, None, *tensors, gamma=gamma, extra_args=self.conv or {}, backend=BACKEND)
         return times(self._drop_rows(out), strength)
 
-    def _delta(self, *tensors: Tensor | None) -> Tensor:
-        return lycoris("lokr").diff_weight(*tensors, gamma=self._times_rank, backend=BACKEND).reshape(self.shape)
+    def delta_weight(self) -> Tensor:
+        tensors = self._scaled(torch.float32)
+        _, w1_a, _, _, w2_a, _, _ = tensors
+        decomposed = w1_a if w1_a is not None else w2_a
+        gamma = 1.0 if decomposed is None else decomposed.shape[1]  # as above, though it is found elsewhere
+        return lycoris("lokr").diff_weight(*tensors, gamma=gamma, backend=BACKEND).reshape(self.shape)
+
+    def _scaled(self, dtype: torch.dtype) -> list[Any]:
+        """The parameters with the scale in the smallest of them."""
+        tensors = self._cast(dtype)
+        first = 0 if tensors[0] is not None else 1
+        tensors[first] = tensors[first] * self.scale
+        return tensors
 
     def made_shape(self) -> tuple[int, int]:
-        w1 = self.w1.shape if self.w1 is not None else (self.w1_a.shape[0], self.w1_b.shape[1])
-        if self.w2 is not None:
-            w2 = self.w2.shape[0], self.w2[0].numel()
-        elif self.t2 is not None:
-            w2 = self.w2_a.shape[1], self.w2_b.shape[1] * self.t2[0, 0].numel()
-        else:
-            w2 = self.w2_a.shape[0], self.w2_b[0].numel()
-        return w1[0] * w2[0], w1[1] * w2[1]
-
-    @property
-    def _times_rank(self) -> float:
-        """The scale as lycoris wants it: it divides by the rank that it finds, and by this very number where there is none."""
-        decomposed = self.w1_a if self.w1_a is not None else self.w2_a
-        return 1.0 if decomposed is None else self.scale * (decomposed.shape[1] if self.t2 is None else decomposed.shape[0])
+        w1, w1_a, w1_b, w2, w2_a, w2_b, t2 = self._cast(torch.float32)
+        rows, columns = w1.shape if w1 is not None else (w1_a.shape[0], w1_b.shape[1])
+        if w2 is not None:
+            return rows * w2.shape[0], columns * w2[0].numel()
+        if t2 is not None:
+            return rows * w2_a.shape[1], columns * w2_b.shape[1] * t2[0, 0].numel()
+        return rows * w2_a.shape[0], columns * w2_b[0].numel()
 
     def delta_norm(self) -> Tensor:
         """||w1 (x) w2|| = ||w1|| ||w2||."""
         w1, w1_a, w1_b, w2, w2_a, w2_b, t2 = self._cast(torch.float32)
         if w1 is None:
-            assert w1_a is not None and w1_b is not None
             w1 = w1_a @ w1_b
         if w2 is None:
-            assert w2_a is not None and w2_b is not None
             w2 = w2_a @ w2_b.flatten(1) if t2 is None else torch.einsum("ij...,ip,jr->pr...", t2, w2_a, w2_b)
         return w1.norm() * w2.norm() * abs(self.scale)

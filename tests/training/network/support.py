@@ -40,7 +40,7 @@ def inputs(seed: int = 1, batch: int = 3) -> dict[str, torch.Tensor]:
     return {name: torch.randn(batch, *shape, generator=stream) for name, shape in shapes.items()}
 
 
-def trained(where: dict[str, nn.Module], config: NetworkConfig, seed: int = 3, **changes: object) -> Adapter:
+def trained(where: dict[str, nn.Module], config: NetworkConfig, seed: int = 3) -> Adapter:
     """An adapter that has moved away from its start."""
     adapter = Adapter.fresh(where, config, seed)
     stream = torch.Generator().manual_seed(seed)

@@ -98,7 +98,7 @@ def test_tucker_factors_of_lycoris_files_are_read(comfyui, caplog):
     loha = {f"hada_w{i}_{side}": some(4, 30 if side == "a" else 12) for i in (1, 2) for side in "ab"}
     loha |= {f"hada_t{i}": some(4, 4, 3, 3) for i in (1, 2)}
     lokr = {"lokr_w1": some(5, 3), "lokr_t2": some(2, 2, 3, 3), "lokr_w2_a": some(2, 6), "lokr_w2_b": some(2, 4)}
-    both = {"lokr_w1_a": some(5, 2), "lokr_w1_b": some(2, 3), "lokr_w2_a": some(6, 2), "lokr_w2_b": some(2, 4, 3, 3)}
+    both = {"lokr_w1_a": some(5, 2), "lokr_w1_b": some(2, 3), "lokr_w2_a": some(6, 2), "lokr_w2_b": some(2, 36)}
     for parts in (locon, loha, lokr, both):
         file = {f"{n}.{part}": tensor for part, tensor in parts.items()} | {f"{n}.alpha": torch.tensor(3.0)}
         adapter = keys.from_file(file, where, names())
