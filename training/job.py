@@ -291,5 +291,6 @@ class _Saver:
         facts = {"prompt": prompt, "negative": p.negative, "epoch": epoch, "step": step, "seed": p.seed}
         info = PngInfo()
         info.add_text("parameters", json.dumps(facts))
-        self.run.save_sample(picture, epoch, step, number, info)
+        epoch_ends = step % job.plan.steps_per_epoch == 0 or step == job.total
+        self.run.save_sample(picture, f"{epoch:06d}" if epoch_ends else f"step{step:08d}", number, info)
         self.advance(step, picture)

@@ -198,9 +198,12 @@ class Run:
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
-    def save_sample(self, picture: Any, epoch: int, step: int, number: int, info: Any = None) -> Path:
-        """A sample as PNG; ``picture`` is a PIL image of the ``number``-th prompt (from 0), ``info`` PNG metadata."""
-        path = self.folder / "samples" / f"{self.name}-{epoch:06d}-step{step:08d}-{number}.png"
+    def save_sample(self, picture: Any, place: str, number: int, info: Any = None) -> Path:
+        """A sample as PNG; ``picture`` is a PIL image of the ``number``-th prompt (from 0), ``info`` PNG metadata.
+
+        ``place`` is where the run stood: ``000003`` after an epoch, ``step00000250`` within one.
+        """
+        path = self.folder / "samples" / f"{self.name}-{place}{f'-{number + 1}' if number else ''}.png"
         with replacing(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=info)
         return path

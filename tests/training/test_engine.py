@@ -1,0 +1,229 @@
+"""Whole runs with the engine's less common settings: text encoder, averages, accumulation, saves by step, and their resume."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from lora_atelier.training import checkpointing, host, loop
+from lora_atelier.training.config import LengthConfig, LossConfig, NetworkConfig, OptimizerConfig, TextConfig
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.grid import render
+from lora_atelier.training.network.attach import Adapter
+from lora_atelier.training.network.parts import TEXT, every_layer, give_rates, trained_layers
+from safetensors.torch import load_file
+
+from .test_job import NO_PREVIEW, Stop, dataset, fresh_folders, go, interrupt, only_training_checks, recipe  # noqa: F401
+
+WITH_TEXT = {"text": TextConfig("clip", 5e-3)}
+
+
+def encoded(clip) -> torch.Tensor:
+    with torch.inference_mode():
+        return clip.encode_from_tokens(clip.tokenize("picture 1")).clone()
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "checkpointed"])
+def test_the_text_encoder_learns_and_its_part_loads_in_the_stock_loader(tiny, dataset, caplog, name, again):  # noqa: F811
+    t = tiny(name)
+    before = encoded(t.text.clip)
+    trained = go(t, dataset, recipe(gradient_checkpointing=again, **WITH_TEXT))
+    parts = {k: v for k, v in trained.tensors.items() if k.startswith("lora_te")}
+    prefix = "lora_te_text_model_" if name == "sd15" else "lora_te1_text_model_"
+    assert parts and all(k.startswith(prefix) for k in parts)
+    moved = [k for k, v in parts.items() if k.endswith("lora_up.weight") and v.abs().max() > 0]
+    # What reads no layer behind it (the last one, where an earlier output is taken) may stay at zero; all others move.
+    assert len(moved) >= 0.8 * sum(k.endswith("lora_up.weight") for k in parts)
+    with caplog.at_level("WARNING"), torch.inference_mode():
+        _, clip = t.model.with_lora(t.text.clip, trained.tensors, 1.0)
+        changed = encoded(clip)
+    assert "not loaded" not in caplog.text
+    assert (changed - before).abs().max() > 1e-4
+    assert torch.equal(encoded(t.text.clip), before)
+
+
+def test_checkpointing_does_not_change_the_text_encoders_gradient(tiny):
+    t = tiny("sd15")
+    layers, _ = every_layer(t.model, t.text)
+    config = recipe(network=NetworkConfig(targets="none", rank=2), **WITH_TEXT)
+    adapter = Adapter.fresh(trained_layers(layers, config), config.network, 1)
+    for branch in adapter.branches.values():
+        branch.up.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
+
+    def gradients(blocks: list) -> list[torch.Tensor]:
+        with t.model.hold(t.text), adapter.attached(layers), checkpointing.checkpointed(blocks):
+            out = t.text.encode_live("a red apple")["cond"]
+            return list(torch.autograd.grad(out.square().mean(), list(adapter.parameters()), allow_unused=True))
+
+    plain, again = gradients([]), gradients(t.text.blocks())
+    assert sum(g is not None and bool(g.abs().max() > 0) for g in plain) > len(plain) / 2
+    for one, other in zip(plain, again, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or (one - other).norm() <= 1e-4 * one.norm() + 1e-12
+
+
+def test_the_text_encoder_can_be_trained_alone(tiny, dataset):  # noqa: F811
+    tensors = go(tiny("sd15"), dataset, recipe(network=NetworkConfig(rank=2, targets="none"), **WITH_TEXT)).tensors
+    assert tensors and all(k.startswith("lora_te_") for k in tensors)
+
+
+def test_its_own_rate_is_a_factor_on_the_optimizers(tiny):
+    t = tiny("sd15")
+    config = recipe(**WITH_TEXT)
+    adapter = Adapter.fresh(trained_layers(every_layer(t.model, t.text)[0], config), config.network, 1)
+    give_rates(adapter, config)
+    rates = {name.startswith(TEXT): branch.rate for name, branch in adapter.branches.items()}
+    assert rates == {True: pytest.approx(0.5), False: 1.0}
+
+
+def test_a_clip_without_the_wanted_encoder_is_refused(tiny):
+    t = tiny("sd3")
+    layers, _ = every_layer(t.model, None)
+    with pytest.raises(AtelierError, match="text encoder: the connected clip"):
+        trained_layers(layers, recipe(**WITH_TEXT))
+
+
+def test_neither_model_nor_text_encoder_is_refused():
+    with pytest.raises(AtelierError, match="targets"):
+        recipe(network=NetworkConfig(targets="none"))
+
+
+def test_a_grid_draws_a_lora_with_a_text_part_as_the_stock_loader_does(tiny, dataset, tmp_path):  # noqa: F811
+    t = tiny("sd15")
+    trained = go(t, dataset, recipe(**WITH_TEXT))
+    sampling = render.Sampling("", "euler", "normal", 2, 2.0, 64, 64, 3)
+    axes = render.Axes(("picture 1",), trained.epochs.files[-1:], (0.7,))
+    grid = render.Grid(t.model, t.text, t.codec, trained.epochs, axes, sampling, tmp_path / "grids", {})
+    grid.render(lambda done, page: None)
+    with torch.inference_mode():
+        model, clip = t.model.with_lora(t.text.clip, trained.tensors, 0.7)
+        text = host.TextEncoder(clip)
+        latent = host.Model(model).sample(
+            text.for_sampling("picture 1"), text.for_sampling(""), latent_size=(8, 8), steps=2, cfg=2.0, sampler="euler",
+            scheduler="normal", seed=3,
+        )  # fmt: skip
+        stock = render.to_picture(t.codec.decode(latent)[0])
+    ours = grid.pages[0][0][1]
+    a, b = (torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).int() for p in (ours, stock))
+    assert (a - b).abs().max() <= 2
+    control = torch.frombuffer(bytearray(grid.pages[0][0][0].tobytes()), dtype=torch.uint8).int()
+    assert (a - control).abs().max() > 2
+
+
+SETTINGS = {
+    "accumulation": {"optimizer": OptimizerConfig(learning_rate=1e-2, accumulate=2)},
+    "average": {"ema_decay": 0.9},
+    "dropout": {"network": NetworkConfig(rank=4, dropout=0.2, rank_dropout=0.2, module_dropout=0.2)},
+    "DoRA": {"network": NetworkConfig(rank=2, weight_decompose=True)},
+    "text encoder": WITH_TEXT,
+    "checkpointing and dropout": {"network": NetworkConfig(rank=4, dropout=0.3), "gradient_checkpointing": True},
+    "norms": {"network": NetworkConfig(rank=2, scale_weight_norms=0.01)},
+    "schedule-free": {"optimizer": OptimizerConfig("AdamWScheduleFree", 1e-2, schedule="constant")},
+    "preservation": {"loss": LossConfig(preservation=1.0, preservation_prompt="a picture")},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_run_that_was_cancelled_ends_at_the_very_same_lora(tiny, dataset, monkeypatch, interrupt, setting):  # noqa: F811
+    """Cancelled after five of nine steps: within an epoch, and within a group of accumulated batches."""
+    t = tiny("sd3")
+    whole = go(t, dataset, recipe("whole", **SETTINGS[setting]))
+    only_training_checks(monkeypatch)
+    with monkeypatch.context() as patch:
+        Stop(patch, 6, interrupt)
+        with pytest.raises(type(interrupt)):
+            go(t, dataset, recipe("cut", **SETTINGS[setting]))
+    resumed = go(t, dataset, recipe("cut", **SETTINGS[setting]))
+    assert whole.tensors.keys() == resumed.tensors.keys()
+    assert all(torch.equal(whole.tensors[k], resumed.tensors[k]) for k in whole.tensors)
+    assert whole.losses == resumed.losses
+
+
+@pytest.mark.parametrize("setting", [s for s in SETTINGS if s not in ("schedule-free",)])
+def test_each_setting_changes_what_is_learnt(tiny, dataset, setting):  # noqa: F811
+    t = tiny("sd3")
+    plain, other = go(t, dataset, recipe("plain")), go(t, dataset, recipe("other", **SETTINGS[setting]))
+    both = plain.tensors.keys() & other.tensors.keys()
+    if setting == "checkpointing and dropout":
+        without = dataclasses.replace(recipe("kept", **SETTINGS[setting]), gradient_checkpointing=False)
+        kept = go(t, dataset, without).tensors
+        assert all(torch.allclose(kept[k], other.tensors[k], atol=1e-5) for k in kept)
+    same = all(plain.tensors[k].shape == other.tensors[k].shape and torch.equal(plain.tensors[k], other.tensors[k]) for k in both)
+    assert not same
+
+
+def test_two_accumulated_batches_are_one_batch_of_both(tiny, dataset, monkeypatch):  # noqa: F811
+    """With the loss of a whole batch as the mean over its halves, SGD takes the very same step."""
+    t = tiny("sd3")
+    seen: list[torch.Tensor] = []
+    real = loop.step_loss
+
+    def watched(*args):
+        loss = real(*args)
+        seen.append(loss.detach())
+        return loss
+
+    monkeypatch.setattr(loop, "step_loss", watched)
+    sgd = OptimizerConfig("SGD", 1.0, weight_decay=0.0, max_grad_norm=0.0, schedule="constant", optimizer_args="momentum=0")
+    once = go(t, dataset, recipe("once", optimizer=dataclasses.replace(sgd, accumulate=3), length=LengthConfig(epochs=1)))
+    ups = [v for k, v in once.tensors.items() if k.endswith("lora_up.weight")]
+    # One step from up = 0: it moves by the mean of the three batches' gradients, each taken at the start.
+    single = []
+    for steps in (1, 2, 3):
+        part = dataclasses.replace(sgd, accumulate=steps)
+        tensors = go(t, dataset, recipe(f"first-{steps}", optimizer=part, length=LengthConfig(max_steps=steps))).tensors
+        single.append([v for k, v in tensors.items() if k.endswith("lora_up.weight")])
+    assert all(torch.equal(a, b) for a, b in zip(ups, single[2], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(single[0], single[1], strict=True))
+    assert len(seen) == 3 + 1 + 2 + 3
+
+
+def test_files_on_the_way_are_kept_and_thrown_away_as_asked(tiny, dataset):  # noqa: F811
+    length = LengthConfig(epochs=3, save_every=1, save_every_steps=2, keep_last=3)
+    trained = go(tiny("sd3"), dataset, recipe(length=length))
+    kept = [(f.path.name, f.label) for f in trained.epochs.files]
+    assert kept == [
+        ("tiny-step00000004.safetensors", "step 4"),
+        ("tiny-000002.safetensors", "epoch 2"),
+        ("tiny-step00000008.safetensors", "step 8"),
+        ("tiny.safetensors", "epoch 3"),
+    ]
+    assert sorted(p.name for p in trained.epochs.files[0].path.parent.glob("*.safetensors")) == sorted(n for n, _ in kept)
+
+
+def test_nothing_is_kept_on_the_way_if_nobody_asks(tiny, dataset):  # noqa: F811
+    trained = go(tiny("sd3"), dataset, recipe(length=LengthConfig(epochs=3, save_every=0)))
+    assert [f.path.name for f in trained.epochs.files] == ["tiny.safetensors"]
+
+
+def test_samples_come_when_asked_for_one_for_each_prompt(tiny, dataset):  # noqa: F811
+    preview = dataclasses.replace(NO_PREVIEW, steps=1, prompt="picture 0\npicture 1", width=64, height=32)
+    go(tiny("sd3"), dataset, recipe(length=LengthConfig(epochs=3, sample_every_steps=4, sample_every=3)), preview)
+    names = sorted(p.name for p in (host.runs_folder() / "tiny" / "samples").iterdir())
+    assert names == [
+        "tiny-000003-2.png", "tiny-000003.png", "tiny-step00000004-2.png", "tiny-step00000004.png", "tiny-step00000008-2.png",
+        "tiny-step00000008.png",
+    ]  # fmt: skip
+
+
+def test_a_run_ends_once_its_fixed_loss_has_settled(tiny, dataset):  # noqa: F811
+    """At a rate that changes nothing the fixed loss is settled as soon as there are enough values to say so."""
+    still = OptimizerConfig("SGD", 1e-8, weight_decay=0.0, schedule="constant")
+    config = recipe(optimizer=still, length=LengthConfig(epochs=12, save_every=0, when_enough="stop"))
+    trained = go(tiny("sd3"), dataset, config)
+    assert len(trained.losses) < 12 * 3 and len(trained.losses) % 3 == 0
+    assert trained.epochs.files[-1].kind == "last"
+    assert go(tiny("sd3"), dataset, config).losses == trained.losses  # finished, so nothing is trained again
+
+
+def test_the_averaged_weights_are_what_is_saved(tiny, dataset):  # noqa: F811
+    t = tiny("sd3")
+    plain, averaged = go(t, dataset, recipe("plain")), go(t, dataset, recipe("averaged", ema_decay=0.9))
+    ups = [k for k in plain.tensors if k.endswith("lora_up.weight")]
+    # The first epoch's file holds the average of three steps, which lags behind the weights themselves.
+    first = load_file(averaged.epochs.files[0].path)
+    weights = load_file(plain.epochs.files[0].path)
+    assert sum(float(first[k].norm()) for k in ups) < sum(float(weights[k].norm()) for k in ups)
+    assert plain.losses == averaged.losses
