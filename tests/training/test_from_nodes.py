@@ -152,6 +152,6 @@ def test_sizes_that_a_conditioning_names_are_the_ones_that_count(tiny):
     size = {"width": 64, "height": 64, "crop_w": 0, "crop_h": 0, "target_width": 64, "target_height": 64}
     own = {**size, "width": 1024, "crop_h": 32}
     with torch.inference_mode(False), torch.no_grad():
-        expected = t.model.condition(text, x, own)["y"]
-        assert torch.equal(t.model.condition({**text, **own}, x, size)["y"], expected)
-        assert not torch.equal(t.model.condition(text, x, size)["y"], expected)
+        expected = t.model.condition(text, x, own)["y"].cond
+        assert torch.equal(t.model.condition({**text, **own}, x, size)["y"].cond, expected)
+        assert not torch.equal(t.model.condition(text, x, size)["y"].cond, expected)
