@@ -156,7 +156,8 @@ def test_later_widgets_stand_behind_the_first_ones_and_may_be_missing(node, fold
 
 def test_what_is_rarely_needed_is_folded_away(node, folder):
     info = node.GET_NODE_INFO_V1()["input"]
-    shown = [name for group in info.values() for name, spec in group.items() if not spec[1].get("advanced")]
+    inputs = {**info["required"], **info["optional"]}
+    shown = [name for name, spec in inputs.items() if not spec[1].get("advanced")]
     assert shown == [
         "folder", "resolution", "batch_size", "repeats", "buckets", "crop", "dataset", "role", "flip", "captions", "masks",
     ]  # fmt: skip

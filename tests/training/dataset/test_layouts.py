@@ -163,7 +163,7 @@ def test_a_picture_of_hardly_any_pixels_is_read_and_remarked_upon(tmp_path, size
     Image.new("RGB", size).save(tmp_path / "speck.png")
     (subset,) = scan(tmp_path, config())
     (row,) = inspect(Dataset((subset,)))
-    assert row.size == size and "speck.png" in " ".join(remarks(subset))
+    assert row.to_dict()["size"] == size and "speck.png" in " ".join(remarks(subset))
 
 
 def test_pictures_are_remembered_between_sessions_and_changes_noticed(tmp_path, monkeypatch):
