@@ -58,6 +58,10 @@ class ProductLayer(Branch):
         """The parameters in the order of ``names``, None for absent ones."""
         return [None if (p := getattr(self, name)) is None else p.to(dtype) for name in self.names]
 
+    def _through(self, weight: Tensor, x: Tensor) -> Tensor:
+        """D(x) for D as a matrix."""
+        return F.linear(x, weight) if self.conv is None else F.conv2d(x, weight, **self.conv)
+
     def _drop_rows(self, out: Tensor) -> Tensor:
         if self.lot is None or self.lot.kept is None:
             return out
@@ -99,8 +103,7 @@ class LoHaLayer(ProductLayer):
         return sides[0] if sides[0] == sides[1] else (0, 0)
 
     def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
-        weight = self._delta(x.dtype)
-        return times(self._drop_rows(F.linear(x, weight) if self.conv is None else F.conv2d(x, weight, **self.conv)), strength)
+        return times(self._drop_rows(self._through(self._delta(x.dtype), x)), strength)
 
     def delta_weight(self) -> Tensor:
         return self._delta(torch.float32)
@@ -151,19 +154,22 @@ class LoKrLayer(ProductLayer):
 
     def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
         """Without making D: x is folded to (m, n), and w2 and w1 work on their own sides of it."""
+        if self.t2 is not None:  # lycoris' own short cut expects another order of its sides than its files have
+            return times(self._drop_rows(self._through(self._delta(x.dtype), x)), strength)
         tensors = self._scaled(x.dtype)
-        _, _, w1_b, _, _, w2_b, _ = tensors
-        decomposed = w1_b if w1_b is not None else w2_b
-        # lycoris divides by the rank that it finds here; the scale is in the tensors already.
+        decomposed = tensors[2] if tensors[2] is not None else tensors[5]
+        # lycoris divides by the rank that it finds in the b's; the scale is in the tensors already.
         gamma = 1.0 if decomposed is None else decomposed.shape[0]
         out = lycoris("lokr").bypass_forward_diff(x, None, *tensors, gamma=gamma, extra_args=self.conv or {}, backend=BACKEND)
         return times(self._drop_rows(out), strength)
 
     def delta_weight(self) -> Tensor:
-        tensors = self._scaled(torch.float32)
-        _, w1_a, _, _, w2_a, _, _ = tensors
-        decomposed = w1_a if w1_a is not None else w2_a
-        gamma = 1.0 if decomposed is None else decomposed.shape[1]  # as above, though it is found elsewhere
+        return self._delta(torch.float32)
+
+    def _delta(self, dtype: torch.dtype) -> Tensor:
+        tensors = self._scaled(dtype)
+        decomposed = tensors[1] if tensors[1] is not None else tensors[4]
+        gamma = 1.0 if decomposed is None else decomposed.shape[1]  # here it divides by what it finds in the a's
         return lycoris("lokr").diff_weight(*tensors, gamma=gamma, backend=BACKEND).reshape(self.shape)
 
     def _scaled(self, dtype: torch.dtype) -> list[Any]:
