@@ -92,7 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     train_base.use_host(args.comfyui)
     sets = [emoji.EmojiSet(Path(args.icons), name) for name in emoji.BASE_SETS]
-    slugs = emoji.concepts(sets)
+    slugs = [slug for slug in emoji.concepts(sets) if all(slug in s.bodies for s in sets)]
     drawn = draw(args.checkpoint, [emoji.caption(sets[0].name, slug) for slug in slugs], args.steps, args.cfg)
     if args.sheet:
         columns, rows = SHEET

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .out_of_place import OutOfPlace
+
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a network, outermost ones only.
@@ -53,8 +55,9 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def on_copies(*args: Any, **kwargs: Any) -> Any:
         # Some blocks change their inputs in place. They get copies, or the second pass would start from changed numbers
-        # and give a wrong gradient without any error.
-        return forward(*(_copied(a) for a in args), **{k: _copied(v) for k, v in kwargs.items()})
+        # and give a wrong gradient without any error. On a GPU that pass runs in another thread, which has no modes of its own.
+        with OutOfPlace():
+            return forward(*(_copied(a) for a in args), **{k: _copied(v) for k, v in kwargs.items()})
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():

@@ -33,7 +33,7 @@ OnDivergence = Literal["warn", "stop"]
 TextEncoders = Literal["none", "clip", "all"]
 Levels = Literal["auto", "uniform", "logit-normal", "shifted", "sigmoid"]
 LossKind = Literal["mse", "huber", "smooth-l1"]
-HuberSchedule = Literal["constant", "snr"]
+HuberSchedule = Literal["snr", "constant"]
 Weighting = Literal["none", "min-SNR", "debiased", "sigma-sqrt", "cosmap"]
 
 T = TypeVar("T")

@@ -29,6 +29,7 @@ from .checkpointing import blocks_of
 from .errors import AtelierError
 from .network.lora import is_conv, is_linear
 from .noise import Prediction
+from .out_of_place import OutOfPlace
 
 log = logging.getLogger("lora-atelier")
 Conditioning = dict[str, Tensor]
@@ -150,7 +151,8 @@ class Model:
             self.patcher.pre_run()
             _held.append(self)
             try:
-                yield
+                with OutOfPlace():
+                    yield
             finally:
                 _held.remove(self)
                 self.patcher.cleanup()

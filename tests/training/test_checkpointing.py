@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lora_atelier.training.checkpointing import blocks_of, checkpointed
+from lora_atelier.training.out_of_place import OutOfPlace
 from torch import nn
 
 from .conftest import FAMILIES
@@ -60,6 +61,8 @@ class InPlace(nn.Module):
 
     def forward(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         x += shift * self.inner(x).tanh()
+        x *= 1.1
+        x += self.inner(x).sin()  # by now what the first line keeps for its gradient has been overwritten
         return x
 
 
@@ -71,7 +74,8 @@ def test_blocks_that_change_their_input_in_place_get_the_right_gradient():
     def plain() -> torch.Tensor:
         x = start
         for block in blocks:
-            x = x + shift * block.inner(x).tanh()
+            x = (x + shift * block.inner(x).tanh()) * 1.1
+            x = x + block.inner(x).sin()
         return x.square().sum()
 
     def checkpointed_pass() -> torch.Tensor:
@@ -86,6 +90,27 @@ def test_blocks_that_change_their_input_in_place_get_the_right_gradient():
         assert torch.allclose(plain(), checkpointed_pass())
     for one, other in zip(torch.autograd.grad(plain(), weights), torch.autograd.grad(checkpointed_pass(), weights), strict=True):
         assert torch.allclose(one, other)
+
+
+def test_without_checkpointing_they_work_as_well():
+    """Where a model is held, nothing is changed in place that a gradient needs."""
+    block = InPlace(4)
+    start, shift = torch.randn(2, 4), torch.randn(2, 4)
+    with pytest.raises(RuntimeError, match="inplace"):
+        block(start.clone().requires_grad_() * 1, shift).sum().backward()
+    with OutOfPlace():
+        block(start.clone().requires_grad_() * 1, shift).sum().backward()
+    counts = torch.ones(2, dtype=torch.int32)
+    same = counts
+    with OutOfPlace():
+        counts += 1  # no gradient, so everybody who holds it sees the change
+        half = torch.ones(2, dtype=torch.float16, requires_grad=True) * 1
+        half += torch.ones(2)
+        called = torch.ones(2, requires_grad=True) * 1
+        kept = called
+        called.add_(1)  # a call, whose result nobody binds, has to change what it is called on
+    assert kept.tolist() == [2.0, 2.0]
+    assert same.tolist() == [2, 2] and half.dtype == torch.float16
 
 
 def test_what_somebody_else_put_in_place_of_forward_is_put_back():

@@ -27,7 +27,7 @@ from lora_atelier.training.errors import AtelierError
     [
         (lambda: LengthConfig(epochs=0), "epochs: 0 would train nothing"),
         (lambda: LengthConfig(max_steps=-1), "steps: -1"),
-        (lambda: LengthConfig(save_every=0), "save every: 0"),
+        (lambda: LengthConfig(save_every=-1), "save every: -1"),
         (lambda: NetworkConfig(rank=0), "rank: 0"),
         (lambda: NetworkConfig(alpha=-1), "alpha: -1"),
         (lambda: NetworkConfig(targets="everything"), "targets: 'everything' is not one of"),
