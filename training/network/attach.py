@@ -93,7 +93,7 @@ class Adapter(nn.Module):
         """Shrinks every D whose Frobenius norm is above ``limit`` to it, all factors by the same ratio; no device sync."""
         for branch in self.branches.values():
             ratio = limit / branch.delta_norm().clamp_min(limit)
-            factors = branch.factors()
+            factors: list[Tensor] = [*branch.factors()]
             torch._foreach_mul_(factors, ratio ** (1 / len(factors)))
 
     def state(self) -> dict[str, Tensor]:

@@ -102,7 +102,8 @@ class Branch(nn.Module):
 
         ``stored`` is the ``dora_scale`` of a file as ComfyUI applies it: W' = stored * (W + D) / ||W||.
         """
-        device = layer.weight.device  # type: ignore[union-attr]  # a branch is small, the weight is not
+        source: Any = layer
+        device: torch.device = source.weight.device  # a branch is small, the weight is not
         self.to(device)
         with torch.inference_mode(False):
             weight = weight_of(layer, device)
