@@ -112,6 +112,7 @@ class Adapter(nn.Module):
             raise ValueError("this state belongs to another model, rank or choice of targets")
         for name, tensor in mine.items():
             tensor.copy_(state[name])
+        self.end_step()
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
