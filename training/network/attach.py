@@ -93,7 +93,7 @@ class Adapter(nn.Module):
         """Shrinks every D whose Frobenius norm is above ``limit`` to it, all factors by the same ratio; no device sync."""
         for branch in self.branches.values():
             ratio = limit / branch.delta_norm().clamp_min(limit)
-            factors = branch.factors()
+            factors: list[Tensor] = [*branch.factors()]
             torch._foreach_mul_(factors, ratio ** (1 / len(factors)))
 
     def state(self) -> dict[str, Tensor]:
@@ -112,6 +112,7 @@ class Adapter(nn.Module):
             raise ValueError("this state belongs to another model, rank or choice of targets")
         for name, tensor in mine.items():
             tensor.copy_(state[name])
+        self.end_step()
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())

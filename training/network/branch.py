@@ -102,7 +102,8 @@ class Branch(nn.Module):
 
         ``stored`` is the ``dora_scale`` of a file as ComfyUI applies it: W' = stored * (W + D) / ||W||.
         """
-        device = layer.weight.device  # type: ignore[union-attr]  # a branch is small, the weight is not
+        source: Any = layer
+        device: torch.device = source.weight.device  # a branch is small, the weight is not
         self.to(device)
         with torch.inference_mode(False):
             weight = weight_of(layer, device)
@@ -121,6 +122,7 @@ class Branch(nn.Module):
         ComfyUI divides by ||W||, not by ||W + D|| as the paper does, so the quotient of both is part of the number.
         """
         assert self.magnitude is not None and self.base_norm is not None
+        self.forget()
         stored = self.magnitude * (self.base_norm + EPS) / self.current_norm(layer)
         return stored.view(-1, *[1] * (len(self.shape) - 1))
 
@@ -129,14 +131,21 @@ class Branch(nn.Module):
         self._norm = None
 
     def current_norm(self, layer: nn.Module) -> Tensor:
-        """||W + D|| now, (out,), constant for autograd; computed once for every change of the parameters."""
+        """||W + D|| now, (out,), constant for autograd.
+
+        While pictures are sampled it is computed once. A pass with gradients announces that the parameters will change, so
+        nothing is kept then: fused optimizers change them without raising their version.
+        """
         version = tuple(p._version for p in self.factors())
-        if self._norm is None or self._norm[0] != version:
-            # Never an inference tensor, since autograd may have to keep it.
-            with torch.inference_mode(False), torch.no_grad():
-                weight = weight_of(layer, self.factors()[0].device)
-                self._norm = version, self.row_norms(weight).clamp_min(EPS)
-        return self._norm[1]
+        if not torch.is_grad_enabled() and self._norm is not None and self._norm[0] == version:
+            return self._norm[1]
+        self._norm = None
+        # Never an inference tensor, since autograd may have to keep it.
+        with torch.inference_mode(False), torch.no_grad():
+            norm = self.row_norms(weight_of(layer, self.factors()[0].device)).clamp_min(EPS)
+        if not torch.is_grad_enabled():
+            self._norm = version, norm
+        return norm
 
     def beside(self, layer: nn.Module, x: Tensor, output: Tensor, strength: Strength) -> Tensor:
         """``output`` = f(x) with the branch added. ``strength`` is a number or one number a picture, (B,).

@@ -121,7 +121,7 @@ def _parts(branch: Branch, peft: bool) -> dict[str, Tensor]:
         prefix = PREFIXES[type(branch)]
         parts = {f"{prefix}{name}": p for name in branch.names if (p := getattr(branch, name)) is not None}
     out: dict[str, Tensor] = {part: p * branch.scale if p is branch.scaled else p for part, p in parts.items()}
-    if ".lokr_w2_b" in out and ".lokr_t2" not in out:
+    if ".lokr_w2_b" in out:
         out[".lokr_w2_b"] = out[".lokr_w2_b"].flatten(1)  # a matrix also for a convolution, as LyCORIS writes it
     return out
 
@@ -194,9 +194,12 @@ def _product(kind: type[ProductLayer], tensors: dict[str, Tensor], alpha: float 
     decomposed = next((tensors[n] for n in ("w2_b", "w1_b") if n in tensors), None)
     rank = decomposed.shape[0] if decomposed is not None else max(1, round(alpha or 1))
     if kind is LoKrLayer:
+        if "t2" in tensors:  # the core becomes part of w2_b, which is the same map; ComfyUI cannot apply it where it was
+            tensors["w2_b"] = torch.einsum("ijhw,jn->inhw", tensors.pop("t2").float(), tensors["w2_b"].float())
+            tensors["w2_a"] = tensors["w2_a"].t()
         kernel = weight_shape(module)[2:]
         for name in ("w2", "w2_b"):
-            if name in tensors and "t2" not in tensors:
+            if name in tensors:
                 tensors[name] = tensors[name].reshape(tensors[name].shape[0], -1, *kernel)
     branch = kind(module, rank, 1.0 if alpha is None else alpha / rank, {n: t.clone() for n, t in tensors.items()})
     if branch.made_shape() != (branch.shape[0], math.prod(branch.shape[1:])):

@@ -2,8 +2,8 @@
 
 The arithmetic is that of the package ``lycoris-lora``, which is optional; its layers, which replace the model's own, are not
 used. LoHa: D = scale * (w1_a w1_b) * (w2_a w2_b) elementwise (Hyeon-Woo et al. 2022, arXiv 2108.06098). LoKr: D = scale *
-w1 (x) (w2_a w2_b) (Yeh et al. 2024, arXiv 2309.14859). With cores ``t1``, ``t2`` a factor of a convolution is the Tucker product
-of core, a and b; such adapters are read from files, not made anew.
+w1 (x) (w2_a w2_b) (Yeh et al. 2024, arXiv 2309.14859). With cores ``t1``, ``t2`` a factor of a LoHa on a convolution is the
+Tucker product of core, a and b; such adapters are read from files, not made anew.
 """
 
 from __future__ import annotations
@@ -58,10 +58,6 @@ class ProductLayer(Branch):
         """The parameters in the order of ``names``, None for absent ones."""
         return [None if (p := getattr(self, name)) is None else p.to(dtype) for name in self.names]
 
-    def _through(self, weight: Tensor, x: Tensor) -> Tensor:
-        """D(x) for D as a matrix."""
-        return F.linear(x, weight) if self.conv is None else F.conv2d(x, weight, **self.conv)
-
     def _drop_rows(self, out: Tensor) -> Tensor:
         if self.lot is None or self.lot.kept is None:
             return out
@@ -103,7 +99,8 @@ class LoHaLayer(ProductLayer):
         return sides[0] if sides[0] == sides[1] else (0, 0)
 
     def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
-        return times(self._drop_rows(self._through(self._delta(x.dtype), x)), strength)
+        weight = self._delta(x.dtype)
+        return times(self._drop_rows(F.linear(x, weight) if self.conv is None else F.conv2d(x, weight, **self.conv)), strength)
 
     def delta_weight(self) -> Tensor:
         return self._delta(torch.float32)
@@ -120,13 +117,13 @@ class LoHaLayer(ProductLayer):
 
 class LoKrLayer(ProductLayer):
     """``w1`` (l, m) or ``w1_a`` (l, rank), ``w1_b`` (rank, m); ``w2`` (k, n[, kh, kw]) or ``w2_a`` (k, rank), ``w2_b``
-    (rank, n[, kh, kw]), with ``t2`` (rank, rank, kh, kw) between; l * k = out, m * n = in.
+    (rank, n[, kh, kw]); l * k = out, m * n = in.
 
     When neither half is decomposed there is no rank to divide by, and the scale is 1.
     """
 
     algorithm = "LoKr"
-    names = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
+    names = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
 
     def __init__(self, layer: nn.Module, rank: int, scale: float, tensors: Mapping[str, Tensor]):
         super().__init__(layer, rank, scale if "w1_a" in tensors or "w2_a" in tensors else 1.0, tensors)
@@ -154,8 +151,6 @@ class LoKrLayer(ProductLayer):
 
     def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
         """Without making D: x is folded to (m, n), and w2 and w1 work on their own sides of it."""
-        if self.t2 is not None:  # lycoris' own short cut expects another order of its sides than its files have
-            return times(self._drop_rows(self._through(self._delta(x.dtype), x)), strength)
         tensors = self._scaled(x.dtype)
         decomposed = tensors[2] if tensors[2] is not None else tensors[5]
         # lycoris divides by the rank that it finds in the b's; the scale is in the tensors already.
@@ -164,35 +159,28 @@ class LoKrLayer(ProductLayer):
         return times(self._drop_rows(out), strength)
 
     def delta_weight(self) -> Tensor:
-        return self._delta(torch.float32)
-
-    def _delta(self, dtype: torch.dtype) -> Tensor:
-        tensors = self._scaled(dtype)
+        tensors = self._scaled(torch.float32)
         decomposed = tensors[1] if tensors[1] is not None else tensors[4]
         gamma = 1.0 if decomposed is None else decomposed.shape[1]  # here it divides by what it finds in the a's
         return lycoris("lokr").diff_weight(*tensors, gamma=gamma, backend=BACKEND).reshape(self.shape)
 
     def _scaled(self, dtype: torch.dtype) -> list[Any]:
-        """The parameters with the scale in the smallest of them."""
+        """The parameters with the scale in the smallest of them, and lycoris' place for a core, which stays empty."""
         tensors = self._cast(dtype)
         first = 0 if tensors[0] is not None else 1
         tensors[first] = tensors[first] * self.scale
-        return tensors
+        return [*tensors, None]
 
     def made_shape(self) -> tuple[int, int]:
-        w1, w1_a, w1_b, w2, w2_a, w2_b, t2 = self._cast(torch.float32)
+        w1, w1_a, w1_b, w2, w2_a, w2_b = self._cast(torch.float32)
         rows, columns = w1.shape if w1 is not None else (w1_a.shape[0], w1_b.shape[1])
         if w2 is not None:
             return rows * w2.shape[0], columns * w2[0].numel()
-        if t2 is not None:
-            return rows * w2_a.shape[1], columns * w2_b.shape[1] * t2[0, 0].numel()
         return rows * w2_a.shape[0], columns * w2_b[0].numel()
 
     def delta_norm(self) -> Tensor:
         """||w1 (x) w2|| = ||w1|| ||w2||."""
-        w1, w1_a, w1_b, w2, w2_a, w2_b, t2 = self._cast(torch.float32)
-        if w1 is None:
-            w1 = w1_a @ w1_b
-        if w2 is None:
-            w2 = w2_a @ w2_b.flatten(1) if t2 is None else torch.einsum("ij...,ip,jr->pr...", t2, w2_a, w2_b)
+        w1, w1_a, w1_b, w2, w2_a, w2_b = self._cast(torch.float32)
+        w1 = w1_a @ w1_b if w1 is None else w1
+        w2 = w2_a @ w2_b.flatten(1) if w2 is None else w2
         return w1.norm() * w2.norm() * abs(self.scale)

@@ -9,6 +9,7 @@ import torch
 from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.network.attach import Adapter
+from lora_atelier.training.network.branch import Branch
 from lora_atelier.training.network.dropout import Dropout
 from lora_atelier.training.network.lora import LoRALayer
 from torch import nn
@@ -39,12 +40,16 @@ def test_the_output_is_that_of_the_changed_weight(kind):
     adapter = trained(where, KINDS[kind])
     live = outputs(where, adapter)
     for name, layer in where.items():
-        branch = adapter.branches[name]
-        weight = layer.weight + branch.delta_weight()
-        if branch.magnitude is not None:
-            rows = weight.flatten(1)
-            weight = (branch.magnitude[:, None] * rows / rows.norm(dim=1, keepdim=True)).view(layer.weight.shape)
-        assert close(live[name], with_weight(layer, weight, inputs()[name])), name
+        assert close(live[name], with_weight(layer, changed_weight(layer, adapter.branches[name]), inputs()[name])), name
+
+
+def changed_weight(layer: nn.Module, branch: Branch) -> torch.Tensor:
+    """By the definitions, from the parameters as they are now."""
+    weight = layer.weight + branch.delta_weight()
+    if branch.magnitude is not None:
+        rows = weight.flatten(1)
+        weight = (branch.magnitude[:, None] * rows / rows.norm(dim=1, keepdim=True)).view(layer.weight.shape)
+    return weight
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,6 +172,26 @@ def test_a_resumed_training_with_dropout_is_bit_equal(kind):
     assert all(torch.equal(t, whole.state()[k]) for k, t in second.state().items())
     with pytest.raises(ValueError, match="another model, rank"):
         second.load_state({k: t[:1] for k, t in saved.items()})
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "LoHa with DoRA", "LoKr with DoRA"])
+def test_the_norm_follows_fused_optimizers(kind):
+    """They leave no trace in the parameters' version, and pictures may be sampled between two steps."""
+    where, given = layers(), inputs()
+    adapter = trained(where, KINDS[kind])
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=5e-2, fused=True)
+    with adapter.attached(where):
+        for _ in range(3):
+            with torch.inference_mode():
+                before = {n: where[n](given[n]).clone() for n in where}
+            sum(where[n](given[n]).square().mean() for n in where).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                after = {n: where[n](given[n]) for n in where}
+            assert not any(close(after[n], before[n], 1e-3) for n in where)
+            for name, layer in where.items():
+                assert close(after[name], with_weight(layer, changed_weight(layer, adapter.branches[name]), given[name]))
 
 
 def dropping(dropout: Dropout, rank: int = 64) -> tuple[dict, Adapter]:
