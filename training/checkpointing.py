@@ -42,14 +42,14 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     try:
         for block in blocks:
             before.append((block, block.__dict__.get("forward")))
-            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+            block.forward = _recomputed(block.forward)
         yield
     finally:
         for block, own in before:
             # It stood on the instance, above the class's own method, and so it goes away without a trace.
             block.__dict__.pop("forward", None)
             if own is not None:
-                block.forward = own  # type: ignore[method-assign]
+                block.forward = own
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

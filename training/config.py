@@ -537,11 +537,11 @@ class TrainingConfig:
     name: str
     """File name of the LoRA, without extension."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    text: TextConfig = field(default_factory=TextConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     length: LengthConfig = field(default_factory=LengthConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     precision: Precision = "auto"
     """Number format of the model's computation; ``auto`` keeps what ComfyUI loaded. The adapter itself is always fp32."""
     save_precision: SavePrecision = "fp16"

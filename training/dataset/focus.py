@@ -60,7 +60,8 @@ def _detector() -> Any:
     try:
         import cv2
 
-        detector = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_frontalface_default.xml")
+        folder: Any = cv2.data  # type: ignore[attr-defined]  # a module that OpenCV's type hints leave out
+        detector = cv2.CascadeClassifier(f"{folder.haarcascades}haarcascade_frontalface_default.xml")
     except (ImportError, AttributeError):
         return None
     return None if detector.empty() else detector

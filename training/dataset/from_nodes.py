@@ -63,7 +63,7 @@ def subset_of(
 def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:
     """The file of a picture (H, W, C) in 0..1, written if it isn't there."""
     levels = (pixels.detach().cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
-    digest = hashlib.sha256(levels.contiguous().numpy()).hexdigest()
+    digest = hashlib.sha256(levels.contiguous().numpy().tobytes()).hexdigest()
     path = folder / f"{cache_key(digest, tuple(levels.shape), text)[:32]}.png"
     if not path.is_file():
         image = Image.fromarray(levels.squeeze(-1).numpy() if levels.shape[-1] == 1 else levels.numpy())

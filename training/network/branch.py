@@ -105,7 +105,7 @@ class Branch(nn.Module):
         source: Any = layer
         device: torch.device = source.weight.device  # a branch is small, the weight is not
         self.to(device)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():  # leaving inference mode switches gradients on
             weight = weight_of(layer, device)
             base = torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=torch.float32)
             self.base_norm = base
