@@ -16,6 +16,8 @@ from PIL import Image
 
 BASE_SETS = ("noto", "twemoji", "fluent-emoji-flat", "emojione")
 SET_TITLES = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "fluent", "emojione": "emojione"}
+LINED = "lined emoji"
+"""Caption of pictures of any set with black lines around every shape."""
 # Animals, plants and food with a shape of their own, which nearly all sets draw.
 CONCEPTS = tuple(
     "avocado baby-chick banana bear bread broccoli cactus carrot cat-face cheese-wedge cherries cherry-blossom cookie cow-face "
@@ -76,7 +78,12 @@ def concepts(sets: list[EmojiSet]) -> list[str]:
 
 def caption(set_name: str, slug: str) -> str:
     """The caption form the demo model knows: ``noto emoji, cat face``."""
-    return f"{SET_TITLES.get(set_name, set_name)} emoji, {slug.replace('-', ' ')}"
+    return f"{style(set_name)}, {slug.replace('-', ' ')}"
+
+
+def style(set_name: str) -> str:
+    """The part of a caption that names the set: ``noto emoji``."""
+    return f"{SET_TITLES.get(set_name, set_name)} emoji"
 
 
 def to_array(picture: Image.Image) -> np.ndarray:
