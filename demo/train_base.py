@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--short-share", type=float, default=0.8)
-    parser.add_argument("--known-share", type=float, default=0.5, help="share of a batch that has a concept in its caption")
+    parser.add_argument("--known-share", type=float, default=1.0, help="share of a batch with a concept in its caption")
     parser.add_argument("--out", default="demo/weights.safetensors")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
