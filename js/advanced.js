@@ -11,7 +11,10 @@ app.registerExtension({
     nodeType.prototype.onNodeCreated = function (...args) {
       const answer = created?.apply(this, args);
       for (const widget of this.widgets ?? []) {
-        if (specs[widget.name]?.[1]?.advanced) widget.advanced = true;
+        if (!specs[widget.name]?.[1]?.advanced) continue;
+        widget.advanced = true;
+        // Only what is hidden leaves no gap.
+        Object.defineProperty(widget, "hidden", { configurable: true, get: () => !this.showAdvanced, set() {} });
       }
       return answer;
     };
