@@ -16,20 +16,9 @@ from PIL import Image
 
 BASE_SETS = ("noto", "twemoji", "fluent-emoji-flat", "emojione")
 SET_TITLES = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "fluent", "emojione": "emojione"}
-LINED = "lined emoji"
-"""Caption of pictures of any set with black lines around every shape."""
-# Animals, plants and food with a shape of their own, which nearly all sets draw.
-CONCEPTS = tuple(
-    "avocado baby-chick banana bear bread broccoli cactus carrot cat-face cheese-wedge cherries cherry-blossom cookie cow-face "
-    "crab crocodile croissant cucumber deciduous-tree dog-face dolphin doughnut dragon-face duck eagle ear-of-corn eggplant "
-    "elephant evergreen-tree fish fox french-fries frog gorilla grapes green-apple hamburger hamster hatching-chick hedgehog "
-    "honeybee horse-face hot-dog hot-pepper ice-cream kangaroo kiwi-fruit koala lady-beetle lemon lion lizard lobster lollipop "
-    "mango maple-leaf meat-on-bone melon monkey-face mouse-face mushroom octopus onion owl palm-tree panda parrot peach pear "
-    "penguin pig-face pineapple pizza polar-bear popcorn potato pretzel rabbit-face raccoon red-apple rhinoceros rooster rose "
-    "sandwich scorpion seal seedling shark shrimp snail snake soft-ice-cream spider spouting-whale squid strawberry sunflower "
-    "swan taco tangerine tiger-face tomato tropical-fish tulip turkey turtle unicorn watermelon whale wine-glass wolf "
-    "zebra".split()
-)
+CATEGORIES = ("Animals & Nature", "Food & Drink")
+"""Of these, what at least ``SHARED_BY`` sets draw is a concept that the model learns."""
+SHARED_BY = 3
 
 
 class EmojiSet:
@@ -40,6 +29,7 @@ class EmojiSet:
         icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
         self.name = name
         self.bodies: dict[str, dict] = icons["icons"]
+        self.categories: dict[str, list[str]] = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["categories"]
         self.size: tuple[int, int] = (icons.get("width", 16), icons.get("height", 16))
 
     def svg(self, slug: str, line_width: float = 0.0) -> str:
@@ -69,21 +59,14 @@ def draw_svg(svg: str, size: int, margin: float = 0.06) -> Image.Image:
 
 
 def concepts(sets: list[EmojiSet]) -> list[str]:
-    """The chosen slugs, sorted; KeyError when no set draws one."""
-    missing = [slug for slug in CONCEPTS if not any(slug in s.bodies for s in sets)]
-    if missing:
-        raise KeyError(f"no set has {', '.join(missing)}")
-    return sorted(CONCEPTS)
+    """The slugs of ``CATEGORIES`` (as the first set files them) that at least ``SHARED_BY`` sets draw, sorted."""
+    filed = {slug for category in CATEGORIES for slug in sets[0].categories[category]}
+    return sorted(slug for slug in filed if sum(slug in s.bodies for s in sets) >= SHARED_BY)
 
 
 def caption(set_name: str, slug: str) -> str:
     """The caption form the demo model knows: ``noto emoji, cat face``."""
-    return f"{style(set_name)}, {slug.replace('-', ' ')}"
-
-
-def style(set_name: str) -> str:
-    """The part of a caption that names the set: ``noto emoji``."""
-    return f"{SET_TITLES.get(set_name, set_name)} emoji"
+    return f"{SET_TITLES.get(set_name, set_name)} emoji, {slug.replace('-', ' ')}"
 
 
 def to_array(picture: Image.Image) -> np.ndarray:

@@ -34,8 +34,6 @@ PICTURE_SIZE = 128
 LATENT_CHANNELS = 16
 DEPTH = 5  # hidden size is 64 x depth
 CONTEXT_TOKENS = 77
-SPREAD = 3
-"""The MMDiT sees every so many-th of the icons that all sets share, besides the concepts."""
 SKIPPED_ENCODER, SKIPPED_DECODER = {1, 4, 5}, {15, 18}
 SD3_SCALE, SD3_SHIFT = 1.5305, 0.0609  # the host's SD3 latent format
 
@@ -57,8 +55,8 @@ def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def prepare(args: argparse.Namespace) -> None:
     """Draw every picture once: the concepts for the MMDiT, and all shared icons for the autoencoder.
 
-    Some are drawn with black lines around every shape: what a LoRA is to add later, the decoder must be able to show. The MMDiT
-    sees all shared icons under their style alone (``noto emoji``, ``lined emoji``), to draw more than it knows by heart.
+    Some of the autoencoder's are drawn with black lines around every shape: what a LoRA is to add later, the decoder must be able
+    to show.
     """
     sets = [emoji.EmojiSet(Path(args.icons), name) for name in emoji.BASE_SETS]
     slugs = emoji.concepts(sets)
@@ -71,10 +69,7 @@ def prepare(args: argparse.Namespace) -> None:
         for slug in shared
         for s, width in [*[(s, 0.0) for s in sets], (sets[len(slug) % len(sets)], 0.02), (sets[ord(slug[0]) % len(sets)], 0.03)]
     ]
-    styles = [*(emoji.style(s.name) for s in sets), emoji.LINED, emoji.LINED] * len(shared)
-    np.savez_compressed(
-        args.work / "pictures.npz", concepts=np.stack(pictures), all=np.stack(extra), captions=captions, styles=styles
-    )  # fmt: skip
+    np.savez_compressed(args.work / "pictures.npz", concepts=np.stack(pictures), all=np.stack(extra), captions=captions)
     print(f"{len(pictures)} pictures of {len(slugs)} concepts, {len(extra)} pictures for the autoencoder")
 
 
@@ -177,23 +172,15 @@ def encode(args: argparse.Namespace) -> None:
     encoder, _ = active_path(model)
     model.load_state_dict(load_file(args.work / "autoencoder.safetensors"))
     pictures = torch.from_numpy(data["concepts"])
-    latents = torch.cat([model.encode(pictures[i : i + 16].float() / 127.5 - 1) for i in range(0, len(pictures), 16)])
-    latents = (latents - SD3_SHIFT) * SD3_SCALE
+    latents = torch.cat([encoder(pictures[i : i + 16].float() / 255) for i in range(0, len(pictures), 16)])
+    latents = (latents / model.vae_scale + model.vae_shift - SD3_SHIFT) * SD3_SCALE
     restored = torch.cat([model.decode(latents[i : i + 16] / SD3_SCALE + SD3_SHIFT) for i in range(0, 64, 16)])
     error = (restored - (pictures[:64].float() / 127.5 - 1)).square().mean().item() / 4
-    chosen = np.arange(len(data["all"])) // len(emoji.BASE_SETS + (emoji.LINED,) * 2) % SPREAD == 0
-    everything, named = torch.from_numpy(data["all"][chosen]), data["styles"][chosen]
-    spread = torch.cat([encoder(everything[i : i + 16].float() / 255) for i in range(0, len(everything), 16)])
-    spread = ((spread / model.vae_scale + model.vae_shift - SD3_SHIFT) * SD3_SCALE).half()
     clip = weights.load_text_encoder()
-    styles = sorted({str(style) for style in named})
-    texts = ["", *[str(c) for c in data["captions"]], *styles]
-    style = torch.tensor([1 + len(pictures) + styles.index(str(s)) for s in named])
-    encoded = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in texts]
+    encoded = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in ["", *map(str, data["captions"])]]
     context = torch.cat([c[:, :, :768] for c, _ in encoded]).half()
     pooled = torch.cat([p[:, :768] for _, p in encoded])
-    tensors = {"latents": latents, "context": context, "pooled": pooled, "spread": spread, "style": style}
-    save_atomically(tensors, args.work / "encoded.safetensors")
+    save_atomically({"latents": latents, "context": context, "pooled": pooled}, args.work / "encoded.safetensors")
     print(f"latents mean {latents.mean():.3f} std {latents.std():.3f}, reconstruction mse {error:.5f} (0..1)")
     print(f"context std {context.float().std():.3f}, pooled std {pooled.std():.3f}")
 
@@ -234,10 +221,7 @@ def diffusion(args: argparse.Namespace) -> None:
     follows costs as much time as the picture. The last fifth trains on all 77, as the sampler will ask for.
     """
     data = load_file(args.work / "encoded.safetensors")
-    concepts = len(data["latents"])
-    latents, pooled = torch.cat([data["latents"], data["spread"].float()]), data["pooled"]
-    caption_of = torch.cat([torch.arange(concepts) + 1, data["style"]])
-    context = data["context"].float()
+    latents, pooled, context = data["latents"], data["pooled"], data["context"].float()
     model, step, spent = build_mmdit(), 0, 0.0
     state_file = args.work / "diffusion.pt"
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -251,20 +235,18 @@ def diffusion(args: argparse.Namespace) -> None:
         step, spent = state["step"], state["spent"]
     generator = torch.Generator().manual_seed(2 + step)
     began, running, saved_at = time.monotonic() - spent, None, spent
-    orders: tuple[list[int], list[int]] = ([], [])
-    known = round(args.batch * args.known_share)
+    order: list[int] = []
     while (progress := (time.monotonic() - began) / (args.minutes * 60)) < 1:
         rate = args.rate * min(1.0, (step + 1) / 150) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        for order, first, last in zip(orders, (0, concepts), (concepts, len(latents)), strict=True):
-            while len(order) < args.batch:
-                order += (first + torch.randperm(last - first, generator=generator)).tolist()
-        picks = torch.tensor([*orders[0][:known], *orders[1][: args.batch - known]])
-        del orders[0][:known], orders[1][: args.batch - known]
+        while len(order) < args.batch:
+            order += torch.randperm(len(latents), generator=generator).tolist()
+        picks = torch.tensor(order[: args.batch])
+        del order[: args.batch]
         tokens = CONTEXT_TOKENS if progress > args.short_share else 12
         x0 = latents[picks]
-        text = torch.where(torch.rand(args.batch, generator=generator) < 0.1, 0, caption_of[picks])
+        text = torch.where(torch.rand(args.batch, generator=generator) < 0.1, 0, picks + 1)
         c, y = context[text, :tokens], pooled[text]
         s = torch.sigmoid(torch.randn(args.batch, generator=generator))
         s = 3 * s / (1 + 2 * s)
@@ -324,7 +306,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--short-share", type=float, default=0.8)
-    parser.add_argument("--known-share", type=float, default=1.0, help="share of a batch with a concept in its caption")
     parser.add_argument("--out", default="demo/weights.safetensors")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

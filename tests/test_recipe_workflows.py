@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from lora_atelier.demo import workflow as canvas
+from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.training.dataset.plan import Plan, bucket_of
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.sightings import sighted_caption
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "workflows").glob("recipe_*_data.json"))
@@ -73,7 +73,7 @@ def stored(stem: str, kind: str, nodes: dict[str, Any]) -> list[dict[str, Any]]:
 def draw(folder: Path, sizes: Iterable[tuple[int, int]]) -> None:
     folder.mkdir(parents=True)
     for i, size in enumerate(sizes):
-        Image.effect_noise(size, 80).convert("RGB").save(folder / f"portrait_{i:03}.png")
+        noise_picture(size, 80, i).save(folder / f"portrait_{i:03}.png")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -20,6 +20,8 @@ THRESHOLD = 0.15
 """The paper's threshold of the ratio of variances."""
 STILL_FALLING = 0.1
 """Not enough yet while the window's trend accounts for more than this share of everything that was won."""
+STANDS_STILL = 1e-5
+"""A curve whose values differ by no more than this share of their mean does not move: the rest is rounding."""
 PATIENCE = 3
 """Values after the held-out pictures' best one before it counts as the turn."""
 
@@ -58,6 +60,8 @@ def judge(history: Sequence[Validation], window: int = WINDOW, threshold: float 
         return Verdict(False, last, f"Only {len(curve)} measured so far; it takes {window + 1} for a verdict.")
     if not all(map(math.isfinite, curve)):
         return Verdict(False, last, "A measured loss is no longer a number.")
+    if max(curve) - min(curve) <= STANDS_STILL * abs(sum(curve) / len(curve)):
+        return Verdict(True, last, "The fixed loss does not move at all: nothing is being learnt.")
     ratio = variance_ratio(curve, window)
     if ratio >= threshold:
         return Verdict(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.tests.training.conftest import load_model
 from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.errors import AtelierError
-from PIL import Image
 
 WIDGETS = {
     "folder": "input/reg/1_man", "prompts": "a man\n\na tall man\n", "negative": "", "count": 3, "width": 64, "height": 96,
@@ -68,7 +68,7 @@ def test_one_graph_draws_the_set_and_trains_with_it(node, models, base):
     subject = base / "input" / "5_ohwx man"
     subject.mkdir()
     for i in range(3):
-        Image.effect_noise((64, 64), 30 + 9 * i).convert("RGB").save(subject / f"{i}.png")
+        noise_picture((64, 64), 30 + 9 * i, i).save(subject / f"{i}.png")
     training = LoadDataset.execute("input/5_ohwx man", 64, 1, 0, True, 32, "center", ".txt").result[0]
     output = execute(node, models, dataset=training)
     dataset, folder, pictures = output.result
@@ -108,7 +108,7 @@ def test_the_second_time_nothing_is_drawn_and_load_dataset_finds_the_folder(node
 def test_a_name_without_a_root_lies_in_input_and_other_pictures_count(node, models, base):
     folder = base / "input" / "reg" / "1_man"
     folder.mkdir(parents=True)
-    Image.effect_noise((64, 64), 50).convert("RGB").save(folder / "mine.png")
+    noise_picture((64, 64), 50).save(folder / "mine.png")
     output = execute(node, models, folder=" reg/1_man/ ", count=2, class_caption="a person", write_captions=True)
     dataset, name, pictures = output.result
     assert (name, pictures) == ("input/reg/1_man", 3)

@@ -210,7 +210,7 @@ def test_samples_come_when_asked_for_one_for_each_prompt(tiny, dataset):  # noqa
 
 def test_a_run_ends_once_its_fixed_loss_has_settled(tiny, dataset):  # noqa: F811
     """At a rate that changes nothing the fixed loss is settled as soon as there are enough values to say so."""
-    still = OptimizerConfig("SGD", 1e-8, weight_decay=0.0, schedule="constant")
+    still = OptimizerConfig("SGD", 1e-12, weight_decay=0.0, schedule="constant")
     config = recipe(optimizer=still, length=LengthConfig(epochs=12, save_every=0, when_enough="stop"))
     trained = go(tiny("sd3"), dataset, config)
     assert len(trained.losses) < 12 * 3 and len(trained.losses) % 3 == 0

@@ -80,3 +80,9 @@ def test_every_verdict_is_one_sentence_about_an_epoch_that_was(pairs, with_held)
 @pytest.mark.parametrize("constant", [0.0, 0.25])
 def test_a_curve_that_never_moves_is_enough(constant):
     assert judge(points([constant] * 6)).enough
+
+
+def test_rounding_is_no_movement():
+    stream = random.Random(1)
+    verdict = judge(points([5.8 + stream.uniform(-1e-6, 1e-6) for _ in range(6)]))
+    assert verdict.enough and "does not move" in verdict.why

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.training import host, regularise
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.plan import Plan
@@ -345,7 +346,7 @@ def test_the_set_is_seen_as_often_as_the_training_pictures(tiny, folder, tmp_pat
     subject = tmp_path / "img" / "5_ohwx man"
     subject.mkdir(parents=True)
     for i in range(2):
-        Image.effect_noise((64, 64), 40 + i).convert("RGB").save(subject / f"{i}.png")
+        noise_picture((64, 64), 40 + i, i).save(subject / f"{i}.png")
     training = scan(subject, SubsetConfig("input/img/5_ohwx man", 64))
     prior = scan(folder, SubsetConfig("input/reg/1_man", 64, role="regularisation", loss_weight=0.5))
     plan = Plan(Dataset(training + prior), 0)

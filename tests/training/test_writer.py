@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.training.captioning import load
 from lora_atelier.training.captioning.protocol import Picture
 from lora_atelier.training.captioning.settings import GenerationSettings
 from lora_atelier.training.errors import AtelierError
-from PIL import Image
 
 CPU = torch.device("cpu")
 
@@ -56,7 +56,7 @@ def seeing(comfyui):
 @pytest.fixture
 def pictures(tmp_path):
     for i in range(2):
-        Image.effect_noise((64, 64 + 32 * i), 90).convert("RGB").save(tmp_path / f"{i}.png")
+        noise_picture((64, 64 + 32 * i), 90, i).save(tmp_path / f"{i}.png")
     return [Picture(path) for path in sorted(tmp_path.iterdir())]
 
 

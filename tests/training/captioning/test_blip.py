@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.tests.training.captioning import cancel, tiny_blip
 from lora_atelier.training.captioning import load
 from lora_atelier.training.captioning.protocol import Picture
@@ -30,7 +31,7 @@ def captioners(tmp_path_factory):
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     for i, colour in enumerate(("red", "white", "green", "black")):
-        Image.effect_noise((40 + i, 32), 20 * i).convert("RGB").save(folder / f"{colour}.png")
+        noise_picture((40 + i, 32), 20 * i, i).save(folder / f"{colour}.png")
     return sorted(folder.iterdir())
 
 

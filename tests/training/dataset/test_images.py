@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.training.dataset.images import (
     EXTENSIONS,
     check_picture,
@@ -159,10 +160,10 @@ def test_an_animation_gives_its_first_frame(tmp_path, extension):
 
 def broken_files():
     buffer = io.BytesIO()
-    Image.effect_noise((256, 256), 60).save(buffer, "JPEG")
+    noise_picture((256, 256), 60).save(buffer, "JPEG")
     jpeg = buffer.getvalue()
     buffer = io.BytesIO()
-    Image.effect_noise((256, 256), 60).save(buffer, "PNG")
+    noise_picture((256, 256), 60).save(buffer, "PNG")
     png = buffer.getvalue()
     return {"empty.png": b"", "page.jpg": b"<!DOCTYPE html>", "cut.jpg": jpeg[: len(jpeg) // 2], "cut.png": png[: len(png) // 2]}
 
@@ -179,7 +180,7 @@ def test_a_broken_picture_is_named(tmp_path, name):
 @pytest.mark.parametrize("extension", sorted(EXTENSIONS))
 def test_a_picture_that_was_cut_off_is_noticed_without_looking_at_it(tmp_path, extension):
     path = tmp_path / f"cut{extension}"
-    Image.effect_noise((128, 128), 60).convert("RGB").save(path)
+    noise_picture((128, 128), 60).save(path)
     check_picture(path)
     data = path.read_bytes()
     for share in (0.3, 0.7, 0.98):
