@@ -16,9 +16,8 @@ from PIL import Image
 
 BASE_SETS = ("noto", "twemoji", "fluent-emoji-flat", "emojione")
 SET_TITLES = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "fluent", "emojione": "emojione"}
-CATEGORIES = ("Animals & Nature", "Food & Drink")
-"""Of these, what at least ``SHARED_BY`` sets draw is a concept that the model learns."""
-SHARED_BY = 3
+CONCEPTS = tuple(Path(__file__).with_name("concepts.txt").read_text(encoding="utf-8").split())
+"""Every animal, plant, food and drink that at least three of the sets draw."""
 
 
 class EmojiSet:
@@ -29,7 +28,6 @@ class EmojiSet:
         icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
         self.name = name
         self.bodies: dict[str, dict] = icons["icons"]
-        self.categories: dict[str, list[str]] = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["categories"]
         self.size: tuple[int, int] = (icons.get("width", 16), icons.get("height", 16))
 
     def svg(self, slug: str, line_width: float = 0.0) -> str:
@@ -59,9 +57,11 @@ def draw_svg(svg: str, size: int, margin: float = 0.06) -> Image.Image:
 
 
 def concepts(sets: list[EmojiSet]) -> list[str]:
-    """The slugs of ``CATEGORIES`` (as the first set files them) that at least ``SHARED_BY`` sets draw, sorted."""
-    filed = {slug for category in CATEGORIES for slug in sets[0].categories[category]}
-    return sorted(slug for slug in filed if sum(slug in s.bodies for s in sets) >= SHARED_BY)
+    """The slugs that the model learns, sorted; KeyError when no set draws one."""
+    missing = [slug for slug in CONCEPTS if not any(slug in s.bodies for s in sets)]
+    if missing:
+        raise KeyError(f"no set has {', '.join(missing)}")
+    return sorted(CONCEPTS)
 
 
 def caption(set_name: str, slug: str) -> str:
