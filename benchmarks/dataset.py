@@ -6,7 +6,7 @@ The pictures are OpenMoji drawings, rendered at the very sizes of their buckets,
 Every measurement has a process of its own: seconds from the folder to encoded latents and texts, and the rise of the peak memory
 over what the loaded models took (Linux only). ``cold`` has an empty cache, ``warm`` comes after it; the stock nodes keep nothing,
 so both are compared with the same figure. Beside these ``peak_growth``, the peak beside that of a quarter of the pictures, shows
-whether it grows with their number.
+whether it grows with their number, and ``unchanged_seconds`` how long a thousand small pictures take that are all cached already.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def use_host() -> None:
     sys.modules["lora_atelier"] = package
 
 
-def draw(folder: Path, count: int, resolution: int) -> None:
-    """``count`` OpenMoji drawings with captions, at three bucket sizes of the resolution."""
+def draw(folder: Path, count: int, resolution: int, captions: int = 10**6) -> None:
+    """``count`` OpenMoji drawings at three bucket sizes of the resolution, with so many different ``captions`` at most."""
     import io
 
     import resvg_py
@@ -59,7 +59,7 @@ def draw(folder: Path, count: int, resolution: int) -> None:
         with Image.open(io.BytesIO(png)) as drawing:
             page.paste(drawing, ((page.width - drawing.width) // 2, (page.height - drawing.height) // 2), drawing.convert("RGBA"))
         page.save(folder / f"{i:04d}.png")
-        (folder / f"{i:04d}.txt").write_text(f"a drawing, number {i}, {source.stem}", encoding="utf-8")
+        (folder / f"{i:04d}.txt").write_text(f"a drawing, number {i % captions}", encoding="utf-8")
 
 
 def peak_bytes() -> int:
@@ -142,9 +142,18 @@ def compare(count: int, resolution: int, checkpoint: str, place: Path) -> dict[s
     }  # fmt: skip
 
 
+def unchanged(count: int, checkpoint: str, place: Path) -> float:
+    """Seconds until ``count`` pictures are ready that nothing has happened to since they were cached."""
+    folder, cache = place / "unchanged", place / "cache-unchanged"
+    draw(folder, count, 128, captions=50)
+    measure("ours", folder, 128, checkpoint, cache)
+    return measure("ours", folder, 128, checkpoint, cache)["seconds"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--unchanged", type=int, default=1000, help="pictures for unchanged_seconds")
     parser.add_argument("--resolutions", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--checkpoint")
     parser.add_argument("--json", action="store_true")
@@ -163,10 +172,12 @@ def main() -> None:
         checkpoint = str(assemble(ROOT / "demo" / "weights.safetensors", ROOT / ".studio" / "bench" / "demo.safetensors"))
     with tempfile.TemporaryDirectory() as place:
         rows = {r: compare(options.pictures, r, checkpoint, Path(place)) for r in options.resolutions}
+        seconds = unchanged(options.unchanged, checkpoint, Path(place))
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     result: dict[str, Any] = {"device": device, "machine": platform.machine(), "pictures": options.pictures}
+    result |= {"unchanged_pictures": options.unchanged, "unchanged_seconds": round(seconds, 3)}
     for name in ("cold_ratio", "warm_ratio", "peak_memory_ratio", "peak_growth"):
         result[name] = round(statistics.geometric_mean(row[name] for row in rows.values()), 4)
     result["by_resolution"] = {r: {name: round(value, 4) for name, value in row.items()} for r, row in rows.items()}
