@@ -57,11 +57,12 @@ def answered(handler: Callable[[web.Request], Awaitable[Any]]) -> Handler:
     @wraps(handler)
     async def inner(request: web.Request) -> web.StreamResponse:
         try:
-            return web.json_response(await handler(request), headers={"Cache-Control": "no-store"})
+            answer = json.dumps(await handler(request), allow_nan=False)
         except Refused as refused:
             return web.json_response({"error": refused.sentence}, status=refused.status)
-        except AtelierError as error:
+        except (ValueError, OverflowError) as error:  # AtelierError, and numbers that are none or have no end
             return web.json_response({"error": str(error)}, status=400)
+        return web.json_response(text=answer, headers={"Cache-Control": "no-store"})
 
     return inner
 
@@ -209,6 +210,9 @@ def _outline(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, list[
 
 def family(values: dict[str, Any]) -> dict[str, Any]:
     """Which family a loader's file is of, and which preset suits it; ``note`` says so in a sentence."""
+    if "file" not in values:
+        note = "No loader was found in front of Train LoRA's model; connect this node and a loader, and choose again."
+        return {"family": None, "preset": UNKNOWN, "note": f"{note} The values of {UNKNOWN} were taken."}
     try:
         path = model_of(values)
         assert path is not None  # an object was given

@@ -179,13 +179,13 @@ def test_what_stands_in_the_way_is_said_in_a_sentence(routes, body, sentence):
 def test_the_files_size_is_that_of_a_file_that_was_written(routes, checkpoint, base_directory, tmp_path):
     """Counted from the header, against what the trainer writes for the same recipe."""
     import torch
+    from comfy import sd
+    from lora_atelier.training import host
     from lora_atelier.training.config import NetworkConfig
     from lora_atelier.training.network import keys
     from lora_atelier.training.network.attach import Adapter
     from lora_atelier.training.network.parts import every_layer
     from lora_atelier.training.network.targets import select
-    from comfy import sd
-    from lora_atelier.training import host
     from safetensors.torch import save_file
 
     path = base_directory / "models" / "checkpoints" / checkpoint
@@ -235,6 +235,7 @@ def test_an_unknown_file_gets_a_careful_preset(routes, base_directory):
         broken.unlink()
     assert unknown["family"] is None and unknown["preset"] == "SD1.5" and "does not know" in unknown["note"]
     assert damaged["family"] is None and "damaged" in damaged["note"]
+    assert "No loader was found" in post(routes, "family", {})[1]["note"]
 
 
 def test_presets_that_are_suited_exist(routes, root):
@@ -363,7 +364,8 @@ def test_what_is_no_object_is_refused(routes, body):
     [
         {"rank": "16"}, {"rank": True}, {"rank": 1.5}, {"rank": None}, {"rank": [16]}, {"learning_rate": "x"},
         {"learning_rate": 10**400}, {"gradient_checkpointing": 1}, {"schedule": 3}, {"optimizer_args": {"a": 1}},
-        {"no_such": 1}, {"__class__": "x"}, {"network": {}}, {"name": "x" * 20_000}, {"seed": 2**70}, [], "x", 3,
+        {"no_such": 1}, {"__class__": "x"}, {"network": {}}, {"name": "x" * 20_000}, {"seed": 2**70},
+        {"optimizer_args": "lr=" + "9" * 5000}, {"optimizer_args": "lr=1e400"}, [], "x", 3,
     ],
 )  # fmt: skip
 def test_wrong_types_are_refused(routes, widgets):
