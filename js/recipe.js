@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { addPanel, make, root } from "./lib/dom.js";
 import { datasetsOf, loaderOf, trainersOf, valuesOf } from "./lib/graph.js";
-import { draw, plot, rateText, sizeText } from "./lib/plot.js";
+import { draw, plot, sizeText } from "./lib/plot.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
 
@@ -24,6 +24,7 @@ class Outlook {
     const drawing = make("div", { class: "atelier-plot" }, this.svg);
     this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.family);
     this.panel = addPanel(node, "outlook", this.element, () => HEIGHT + 34 * [this.bad, this.family].filter((p) => p.textContent).length);
+    this.panel.fit();
     this.seen = this.asked = "";
     this.number = 0;
   }
@@ -80,7 +81,6 @@ class Outlook {
     if (!known && !bytes) this.facts.replaceChildren(make("span", { class: "atelier-axis" }, text("unknownLength")));
     this.axis.replaceChildren(make("span", {}, known ? "0" : "0 %"), make("span", {}, summary), make("span", {}, known ? String(total) : "100 %"));
     this.svg.dataset.total = known ? total : "";
-    this.svg.dataset.high = rateText(high);
   }
 }
 

@@ -20,6 +20,7 @@ class Monitor {
     this.shown = ""; // name of the run whose rows are here
     this.build();
     this.panel = addPanel(node, "run", this.element, () => (this.shown ? LARGE : SMALL));
+    this.panel.fit();
     this.clear();
     this.draw();
     this.due = 0;
@@ -36,7 +37,7 @@ class Monitor {
     this.legend = make("div", { class: "atelier-row atelier-axis atelier-legend" });
     this.facts = make("div", { class: "atelier-row atelier-axis" });
     this.buttons = Object.fromEntries(
-      WISHES.map((wish) => [wish, make("button", { type: "button", "aria-label": text(`${wish}Help`), click: () => this.wish(wish) }, text(wish))]),
+      WISHES.map((wish) => [wish, make("button", { type: "button", "aria-label": `${text(wish)}. ${text(`${wish}Help`)}`, click: () => this.wish(wish) }, text(wish))]),
     );
     this.film = make("ul", { class: "atelier-film", tabindex: 0, "aria-label": text("samples") });
     this.body = [
@@ -79,8 +80,9 @@ class Monitor {
   }
 
   heard(status) {
-    const mine = status.name === this.shown || (!this.chosen && status.recipe === this.recipe && this.isMyNode(status.node));
-    if (!mine || (this.chosen && status.name !== this.chosen)) return;
+    const mine = status.recipe === this.recipe && this.isMyNode(status.node);
+    if (mine) this.own = { recipe: status.recipe, name: status.name };
+    if (this.chosen ? status.name !== this.chosen : !mine && status.name !== this.shown) return;
     const ended = ["finished", "cancelled", "failed"].includes(status.phase);
     if (status.name === this.shown) {
       this.live = ended ? null : status;
@@ -101,8 +103,10 @@ class Monitor {
     this.busy = true;
     const asked = this.wanted;
     try {
-      const query = new URLSearchParams({ since: this.rows.at(-1)?.step ?? 0, newest: this.chosen ? 0 : 1 });
-      let found = await ask(`runs/${encodeURIComponent(asked)}?${query}`);
+      // Which of a recipe's runs this node's is, it says itself; before that, the newest is as good a guess as any.
+      const known = this.chosen || (this.own?.recipe === asked && this.own.name);
+      const query = new URLSearchParams({ since: this.rows.at(-1)?.step ?? 0, newest: known ? 0 : 1 });
+      let found = await ask(`runs/${encodeURIComponent(known || asked)}?${query}`);
       const grown = found.name === this.shown && found.last >= (this.rows.at(-1)?.step ?? 0);
       if (!grown) found = await ask(`runs/${encodeURIComponent(found.name)}`);
       if (asked === this.wanted) this.show(found, grown);

@@ -149,10 +149,12 @@ def run_training(
     plan = Plan(dataset, config.seed)
     job = Job(model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show)
     run = Run.open(config.name, job.identity(), host.runs_folder(), host.loras_folder(), start_over=start_over)
-    if not run.finished():
-        facts = {"total": job.total, "steps_per_epoch": plan.steps_per_epoch}
+    facts = {"total": job.total, "steps_per_epoch": plan.steps_per_epoch}
+    now = live.Live(run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=preview.steps > 0, **facts)
+    if run.finished():
+        now.update(phase="finished")
+    else:
         run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family, **facts)
-        now = live.Live(run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=preview.steps > 0, **facts)
         with live.entered(now, host.is_interrupt):
             _train(job, run, now)
     saved = run.saved()
