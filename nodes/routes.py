@@ -177,24 +177,23 @@ def model_of(values: Any) -> Path | None:
 
 def outlook(values: dict[str, Any]) -> dict[str, Any]:
     """The curve, the steps and the file's size; ``sentence`` is what stands in the way of one of them."""
-    try:
-        config = recipe_of(values.get("widgets"))
-        sources, sentence = sources_of(values.get("datasets")), ""
-        steps = None
-        if sources is not None:
-            try:
-                steps = steps_per_epoch(sources)
-            except AtelierError as error:
-                sentence = str(error)
-        ahead = dataclasses.asdict(look_ahead(config, steps))
-    except AtelierError as error:
-        return {"sentence": str(error)}
-    try:
-        model = model_of(values.get("model"))
-        size = _size(config, model) if model is not None else None
-    except AtelierError as error:
-        size, sentence = None, sentence or str(error)
-    return {**ahead, "bytes": size, "sentence": sentence, "accumulate": config.optimizer.accumulate}
+    sentences: list[str] = []
+
+    def tried(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except AtelierError as error:
+            sentences.append(str(error))
+            return None
+
+    config = tried(lambda: recipe_of(values.get("widgets")))
+    sources = tried(lambda: sources_of(values.get("datasets")))
+    steps = tried(lambda: steps_per_epoch(sources)) if sources else None
+    ahead = tried(lambda: look_ahead(config, steps)) if config else None
+    model = tried(lambda: model_of(values.get("model")))
+    size = tried(lambda: _size(config, model)) if config and model else None
+    drawn = dataclasses.asdict(ahead) if ahead else {}
+    return {**drawn, "bytes": size, "sentence": sentences[0] if sentences else ""}
 
 
 def _size(config: TrainingConfig, path: Path) -> int | None:

@@ -144,6 +144,11 @@ def test_the_steps_are_those_of_the_node_that_reads_the_folder(routes, folder):
     assert post(routes, "outlook", {"widgets": {}, "datasets": [values]})[1]["steps_per_epoch"] == real
 
 
+def test_a_missing_folder_hides_no_curve(routes):
+    _, ahead = post(routes, "outlook", {"widgets": {}, "datasets": [{"folder": "input/nowhere"}]})
+    assert "does not exist here" in ahead["sentence"] and ahead["points"] and not ahead["known"]
+
+
 def test_a_length_that_nobody_knows_gives_shares(routes):
     _, ahead = post(routes, "outlook", {"widgets": {"schedule": "cosine"}})
     assert not ahead["known"] and ahead["steps_per_epoch"] is None and ahead["epochs"] is None and ahead["bytes"] is None
