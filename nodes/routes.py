@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from ..training import archive, host, live
+from ..training.captioning.editing import Changed
 from ..training.config import SubsetConfig, TrainingConfig
 from ..training.dataset.cache import cache_key
 from ..training.dataset.count import Source, steps_per_epoch
@@ -27,6 +28,7 @@ from ..training.dataset.folders import resolve_folder
 from ..training.errors import AtelierError
 from ..training.header import read_header
 from ..training.outlook import file_size, look_ahead
+from . import caption_routes
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
 from .suited import UNKNOWN, preset_for
@@ -34,6 +36,8 @@ from .suited import UNKNOWN, preset_for
 PREFIX = "/lora_atelier"
 LIMIT = 64 * 1024
 """Bytes of a request."""
+LARGE = 16 * 1024 * 1024
+"""Bytes of a request that may hold all captions of a folder."""
 LONGEST = 10_000
 """Characters of a text."""
 MOST_DATASETS = 64
@@ -83,16 +87,16 @@ def check_sender(request: web.Request) -> None:
         raise Refused(403, "Origin: this is no address.") from error
 
 
-async def body_of(request: web.Request) -> dict[str, Any]:
-    """The JSON object in a request from a page of this server."""
+async def body_of(request: web.Request, limit: int = LIMIT) -> dict[str, Any]:
+    """The JSON object in a request of at most ``limit`` bytes from a page of this server."""
     check_sender(request)
     data = bytearray()
-    if (request.content_length or 0) > LIMIT:
-        raise Refused(413, f"body: more than {LIMIT} bytes.")
+    if (request.content_length or 0) > limit:
+        raise Refused(413, f"body: more than {limit} bytes.")
     async for chunk in request.content.iter_any():
         data += chunk
-        if len(data) > LIMIT:
-            raise Refused(413, f"body: more than {LIMIT} bytes.")
+        if len(data) > limit:
+            raise Refused(413, f"body: more than {limit} bytes.")
     try:
         values = json.loads(bytes(data).decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -285,3 +289,35 @@ async def post_wish(request: web.Request) -> Any:
         raise Refused(404, f"name: no run called {request.match_info['name']!r} trains now.")
     now.wish(wish)  # type: ignore[arg-type]
     return now.status()
+
+
+@table.post(f"{PREFIX}/pictures")
+@answered
+async def post_pictures(request: web.Request) -> Any:
+    return await _apart(caption_routes.pictures, await body_of(request))
+
+
+@table.post(f"{PREFIX}/captions")
+@answered
+async def post_captions(request: web.Request) -> Any:
+    """409 if a file is no longer what the page shows."""
+    values = await body_of(request, LARGE)
+    try:
+        return await _apart(caption_routes.save, values)
+    except Changed as changed:
+        raise Refused(409, str(changed)) from changed
+
+
+@table.post(f"{PREFIX}/captions/change")
+@answered
+async def post_change(request: web.Request) -> Any:
+    return await _apart(caption_routes.change, await body_of(request, LARGE))
+
+
+@table.get(f"{PREFIX}/thumbnail")
+async def get_thumbnail(request: web.Request) -> web.StreamResponse:
+    try:
+        data = await _apart(caption_routes.thumbnail, request.query)
+    except (AtelierError, ValueError) as error:
+        return web.json_response({"error": str(error)}, status=404)
+    return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "no-store"})

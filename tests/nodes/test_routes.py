@@ -406,3 +406,41 @@ def test_nothing_that_is_asked_breaks_the_server(routes, body):
         return [(await client.post(f"/lora_atelier/{path}", data=json.dumps(body), headers=JSON)).status for path in paths]
 
     assert max(asked(routes, every)) < 500
+
+
+def test_captions_are_asked_for_and_written_over_http(routes: Any, folder: str) -> None:
+    async def work(client: Any) -> Any:
+        widgets = {"folder": folder, "resolution": 128}
+        listed = await (await client.post("/lora_atelier/pictures", json={"settings": widgets})).json()
+        first = listed["pictures"][0]
+        place = {"folder": folder, "extension": ".txt", "nested": False}
+        edit = {"picture": first["picture"], "caption": "by hand", "version": first["version"]}
+        written = await client.post("/lora_atelier/captions", json={**place, "edits": [edit]})
+        again = await client.post("/lora_atelier/captions", json={**place, "edits": [edit]})
+        undone = await client.post("/lora_atelier/captions", json={**place, "edits": (await written.json())["undo"]})
+        query = {"folder": folder, "picture": first["picture"]}
+        small = await client.get("/lora_atelier/thumbnail", params=query)
+        outside = await client.get("/lora_atelier/thumbnail", params={**query, "picture": "../../models/x"})
+        question = {"captions": {"a": "red"}, "operation": "add", "text": "round"}
+        changed = await (await client.post("/lora_atelier/captions/change", json=question)).json()
+        foreign = await client.post(
+            "/lora_atelier/captions", json={**place, "edits": [edit]}, headers={"Origin": "https://elsewhere.example"}
+        )
+        error = (await again.json())["error"]
+        return (
+            len(listed["pictures"]),
+            written.status,
+            again.status,
+            error,
+            undone.status,
+            small,
+            outside.status,
+            changed,
+            foreign.status,
+        )
+
+    count, written, again, error, undone, small, outside, changed, foreign = asked(routes, work)
+    assert (count, written, again, undone, outside, foreign) == (5, 200, 409, 200, 404, 403)
+    assert "0.png changed on the disk" in error
+    assert small.status == 200 and small.content_type == "image/jpeg"
+    assert changed == {"captions": {"a": "red, round"}}
