@@ -81,7 +81,11 @@ def test_folder_outside_the_allowed_ones(host: support.Host, folder: str) -> Non
 
 @pytest.mark.parametrize(
     ("widgets", "words", "early"),
-    [({"prompts": "  \n "}, "prompt", True), ({"strengths": "strong"}, "strengths", True), ({"which_epochs": "7"}, "epoch", False)],
+    [
+        ({"prompts": "  \n "}, "prompt", True),
+        ({"strengths": "strong"}, "strengths", True),
+        ({"which_epochs": "7"}, "epoch", False),
+    ],
 )
 def test_grid_setting_that_cannot_work(host: support.Host, widgets: dict[str, Any], words: str, early: bool) -> None:
     """The training before the grid ends well, and its files are there although the grid fails.
