@@ -131,11 +131,12 @@ def _with_widgets(node: dict[str, Any], known: Mapping[Any, Any], info: dict[str
     sockets, widgets, values = [], [], []
     optional = (info.get("input") or {}).get("optional") or {}
     for name, kind, options, _ in input_specs(info):
-        entry = there.get(name, {"name": name, "type": kind, "link": None} | ({"shape": 7} if name in optional else {}))
         if not is_widget(kind, options):
-            sockets.append(entry)
+            new = {"name": name, "type": kind, "link": None} | ({"shape": 7} if name in optional else {})
+            sockets.append(there.get(name, new))
             continue
-        widgets.append({"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "widget": {"name": name}} | entry)
+        new = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "widget": {"name": name}, "link": None}
+        widgets.append(there.get(name, new))
         values.append(known.get(name, default_of(kind, options)))
         if is_seed(name, kind, options):
             values.append(known.get((name, "after"), "fixed"))
