@@ -128,15 +128,16 @@ def restored(
 def _with_widgets(node: dict[str, Any], known: Mapping[Any, Any], info: dict[str, Any]) -> dict[str, Any]:
     """One node of ``restored``: sockets first, then a named entry for each widget, as the canvas stores them."""
     there = {entry["name"]: entry for entry in node.get("inputs") or []}
-    sockets, widgets, values = [], [], []
+    sockets: list[dict[str, Any]] = []
+    widgets: list[dict[str, Any]] = []
+    values: list[Any] = []
     optional = (info.get("input") or {}).get("optional") or {}
     for name, kind, options, _ in input_specs(info):
+        new: dict[str, Any] = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind}
         if not is_widget(kind, options):
-            new = {"name": name, "type": kind, "link": None} | ({"shape": 7} if name in optional else {})
-            sockets.append(there.get(name, new))
+            sockets.append(there.get(name, {**new, "link": None, **({"shape": 7} if name in optional else {})}))
             continue
-        new = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "widget": {"name": name}, "link": None}
-        widgets.append(there.get(name, new))
+        widgets.append(there.get(name, {**new, "widget": {"name": name}, "link": None}))
         values.append(known.get(name, default_of(kind, options)))
         if is_seed(name, kind, options):
             values.append(known.get((name, "after"), "fixed"))
