@@ -47,21 +47,6 @@ class EpochWeightGrid(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, prompts: str | None = None, strengths: str | None = None) -> bool | str:
-        """A sentence for text that makes no grid, before anything is trained; what comes over a wire is not known yet."""
-        from ..training.errors import AtelierError
-        from ..training.grid import plan
-
-        try:
-            if prompts is not None:
-                plan.prompt_lines(prompts)
-            if strengths is not None:
-                plan.parse_numbers(strengths, "strengths", 0.25)
-        except AtelierError as error:
-            return str(error)
-        return True
-
-    @classmethod
     def execute(
         cls,
         model: Any,
