@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = {"resolution", "width", "height", "preview_width", "preview_height"}
-SHORT = {"max_steps": 3, "sample_every_steps": 2, "preview_steps": 1, "steps": 1, "count": 2}
+SHORT = {"max_steps": 4, "sample_every_steps": 2, "preview_steps": 1, "steps": 1, "count": 2}
 OURS = ("LoadDataset", "AutoCaption", "RenderRegularisation", "ConfigureLoRA", "TrainLoRA", "EpochWeightGrid")
 
 
@@ -152,7 +152,7 @@ def check_files(run: Canvas, base: Path, caplog: pytest.LogCaptureFixture) -> li
 def check_grid(run: Canvas, columns: int) -> None:
     """A page a prompt, a cell for each strength of each file, and one for none."""
     widgets = run.prompt[run.key("EpochWeightGrid")]["inputs"]
-    (pages,) = run.value(run.key("EpochWeightGrid"))
+    pages = run.value(run.key("EpochWeightGrid"))[0]
     assert len(pages) == len(widgets["prompts"].splitlines())
     assert pages.shape[2] > columns * widgets["width"] and pages.std() > 0.05
 
@@ -168,6 +168,7 @@ def test_ink_and_lore(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Canvas("recipe_1_ink_and_lore", 4, {"DualCLIPLoader": flux_text})
     with pytest.raises(AtelierError, match="choose AdamW, its full-precision twin"):
         run.value(run.key("TrainLoRA"))
+    assert not list((base / "output").iterdir()) and not list((base / "user").rglob("*.safetensors")), "before any work"
     run.set("ConfigureLoRA", optimizer="AdamW")
     del run.done[run.key("ConfigureLoRA")]
     check_grid(run, 2)
