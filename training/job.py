@@ -141,6 +141,7 @@ def run_training(
     check_dataset(dataset, config)
     pairs.check(dataset, model.latent_channels)
     check_weighting(model.prediction, config.loss)
+    optimizers.check(config.optimizer, model.device.type)
     model = model.for_training(DTYPES.get(config.precision))
     learns_text = config.text.encoders != "none"
     text = text.for_training() if learns_text else text
