@@ -66,7 +66,12 @@ def concepts(sets: list[EmojiSet]) -> list[str]:
 
 def caption(set_name: str, slug: str) -> str:
     """The caption form the demo model knows: ``noto emoji, cat face``."""
-    return f"{SET_TITLES.get(set_name, set_name)} emoji, {slug.replace('-', ' ')}"
+    return f"{style(set_name)}, {slug.replace('-', ' ')}"
+
+
+def style(set_name: str) -> str:
+    """The part of a caption that names the set: ``noto emoji``."""
+    return f"{SET_TITLES.get(set_name, set_name)} emoji"
 
 
 def to_array(picture: Image.Image) -> np.ndarray:

@@ -34,6 +34,8 @@ PICTURE_SIZE = 128
 LATENT_CHANNELS = 16
 DEPTH = 5  # hidden size is 64 x depth
 CONTEXT_TOKENS = 77
+SPREAD = 3
+"""Besides the concepts, the MMDiT sees every so many-th of the icons that all sets share."""
 SKIPPED_ENCODER, SKIPPED_DECODER = {1, 4, 5}, {15, 18}
 SD3_SCALE, SD3_SHIFT = 1.5305, 0.0609  # the host's SD3 latent format
 
@@ -56,7 +58,8 @@ def prepare(args: argparse.Namespace) -> None:
     """Draw every picture once: the concepts for the MMDiT, and all shared icons for the autoencoder.
 
     Some of the autoencoder's are drawn with black lines around every shape: what a LoRA is to add later, the decoder must be able
-    to show.
+    to show. The MMDiT sees the others under their style alone (``noto emoji``): what it does not know by heart it has to see in
+    the noise.
     """
     sets = [emoji.EmojiSet(Path(args.icons), name) for name in emoji.BASE_SETS]
     slugs = emoji.concepts(sets)
@@ -69,7 +72,10 @@ def prepare(args: argparse.Namespace) -> None:
         for slug in shared
         for s, width in [*[(s, 0.0) for s in sets], (sets[len(slug) % len(sets)], 0.02), (sets[ord(slug[0]) % len(sets)], 0.03)]
     ]
-    np.savez_compressed(args.work / "pictures.npz", concepts=np.stack(pictures), all=np.stack(extra), captions=captions)
+    styles = [*(emoji.style(s.name) for s in sets), "", ""] * len(shared)  # the lined ones are for the autoencoder alone
+    np.savez_compressed(
+        args.work / "pictures.npz", concepts=np.stack(pictures), all=np.stack(extra), captions=captions, styles=styles
+    )  # fmt: skip
     print(f"{len(pictures)} pictures of {len(slugs)} concepts, {len(extra)} pictures for the autoencoder")
 
 
@@ -176,11 +182,20 @@ def encode(args: argparse.Namespace) -> None:
     latents = (latents / model.vae_scale + model.vae_shift - SD3_SHIFT) * SD3_SCALE
     restored = torch.cat([model.decode(latents[i : i + 16] / SD3_SCALE + SD3_SHIFT) for i in range(0, 64, 16)])
     error = (restored - (pictures[:64].float() / 127.5 - 1)).square().mean().item() / 4
+    order = np.arange(len(data["all"])) // (len(emoji.BASE_SETS) + 2)  # one number for each icon
+    chosen = (order % SPREAD == 0) & (data["styles"] != "")
+    everything, named = torch.from_numpy(data["all"][chosen]), data["styles"][chosen]
+    spread = torch.cat([encoder(everything[i : i + 16].float() / 255) for i in range(0, len(everything), 16)])
+    spread = ((spread / model.vae_scale + model.vae_shift - SD3_SHIFT) * SD3_SCALE).half()
     clip = weights.load_text_encoder()
-    encoded = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in ["", *map(str, data["captions"])]]
+    styles = sorted({str(style) for style in named})
+    texts = ["", *[str(c) for c in data["captions"]], *styles]
+    style = torch.tensor([1 + len(pictures) + styles.index(str(s)) for s in named])
+    encoded = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in texts]
     context = torch.cat([c[:, :, :768] for c, _ in encoded]).half()
     pooled = torch.cat([p[:, :768] for _, p in encoded])
-    save_atomically({"latents": latents, "context": context, "pooled": pooled}, args.work / "encoded.safetensors")
+    tensors = {"latents": latents, "context": context, "pooled": pooled, "spread": spread, "style": style}
+    save_atomically(tensors, args.work / "encoded.safetensors")
     print(f"latents mean {latents.mean():.3f} std {latents.std():.3f}, reconstruction mse {error:.5f} (0..1)")
     print(f"context std {context.float().std():.3f}, pooled std {pooled.std():.3f}")
 
@@ -215,13 +230,17 @@ def build_mmdit() -> Any:
 
 
 def diffusion(args: argparse.Namespace) -> None:
-    """Rectified flow: x_s = (1 - s) x0 + s e, target e - x0, levels logit-normal and shifted by 3 as the host samples them.
+    """Rectified flow: x_s = (1 - s) x0 + s e, target e - x0, logit-normal levels: shifted ones, as the host samples, would
+    leave the last steps untrained, which draw the edges.
 
     Most steps see only the first tokens of the 77: CLIP is causal, so they are the very same numbers, and the padding that
     follows costs as much time as the picture. The last fifth trains on all 77, as the sampler will ask for.
     """
     data = load_file(args.work / "encoded.safetensors")
-    latents, pooled, context = data["latents"], data["pooled"], data["context"].float()
+    concepts = len(data["latents"])
+    latents, pooled = torch.cat([data["latents"], data["spread"].float()]), data["pooled"]
+    caption_of = torch.cat([torch.arange(concepts) + 1, data["style"]])
+    context = data["context"].float()
     model, step, spent = build_mmdit(), 0, 0.0
     state_file = args.work / "diffusion.pt"
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -235,21 +254,22 @@ def diffusion(args: argparse.Namespace) -> None:
         step, spent = state["step"], state["spent"]
     generator = torch.Generator().manual_seed(2 + step)
     began, running, saved_at = time.monotonic() - spent, None, spent
-    order: list[int] = []
+    orders: tuple[list[int], list[int]] = ([], [])
+    known = round(args.batch * args.known_share)
     while (progress := (time.monotonic() - began) / (args.minutes * 60)) < 1:
         rate = args.rate * min(1.0, (step + 1) / 150) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        while len(order) < args.batch:
-            order += torch.randperm(len(latents), generator=generator).tolist()
-        picks = torch.tensor(order[: args.batch])
-        del order[: args.batch]
+        for order, first, last in zip(orders, (0, concepts), (concepts, len(latents)), strict=True):
+            while len(order) < args.batch:
+                order += (first + torch.randperm(last - first, generator=generator)).tolist()
+        picks = torch.tensor([*orders[0][:known], *orders[1][: args.batch - known]])
+        del orders[0][:known], orders[1][: args.batch - known]
         tokens = CONTEXT_TOKENS if progress > args.short_share else 12
         x0 = latents[picks]
-        text = torch.where(torch.rand(args.batch, generator=generator) < 0.1, 0, picks + 1)
+        text = torch.where(torch.rand(args.batch, generator=generator) < 0.1, 0, caption_of[picks])
         c, y = context[text, :tokens], pooled[text]
         s = torch.sigmoid(torch.randn(args.batch, generator=generator))
-        s = 3 * s / (1 + 2 * s)
         mix = s.view(-1, 1, 1, 1)
         noise = torch.randn(x0.shape, generator=generator)
         out = model((1 - mix) * x0 + mix * noise, s * 1000, context=F.pad(c, (0, 4096 - 768)), y=F.pad(y, (0, 2048 - 768)))
@@ -306,6 +326,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--short-share", type=float, default=0.8)
+    parser.add_argument("--known-share", type=float, default=0.5, help="share of a batch with a concept in its caption")
     parser.add_argument("--out", default="demo/weights.safetensors")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
