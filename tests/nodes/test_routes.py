@@ -167,6 +167,8 @@ def test_accumulated_batches_count_as_steps_of_the_bar(routes):
     [
         ({"widgets": {"optimizer": "Prodigy", "schedule": "constant"}}, "learning rate: Prodigy finds the rate itself"),
         ({"widgets": {"warmup_steps": 20, "max_steps": 10}}, "warmup: 20 steps, but the run has only 10"),
+        ({"widgets": {"optimizer_args": "lr=" + "9" * 5000}}, "lr"),
+        ({"widgets": {"optimizer_args": "lr=1e400"}}, "lr"),
         ({"widgets": {"name": "../x"}}, "cannot be a file name"),
         ({"widgets": {"start_from": "../../etc/passwd"}}, "there is no LoRA called"),
         ({"widgets": {}, "datasets": [{"folder": "input/../models"}]}, "is not a folder in"),
@@ -223,7 +225,7 @@ def test_the_family_is_told_from_the_header_alone(routes, checkpoint, base_direc
     assert status == 200 and (answer["family"], answer["preset"]) == ("SD15", "SD1.5")
 
 
-def test_an_unknown_file_gets_a_careful_preset(routes, base_directory):
+def test_an_unknown_file_gets_a_careful_preset(routes, checkpoint, base_directory):
     import folder_paths
     import torch
     from safetensors.torch import save_file
@@ -369,8 +371,7 @@ def test_what_is_no_object_is_refused(routes, body):
     [
         {"rank": "16"}, {"rank": True}, {"rank": 1.5}, {"rank": None}, {"rank": [16]}, {"learning_rate": "x"},
         {"learning_rate": 10**400}, {"gradient_checkpointing": 1}, {"schedule": 3}, {"optimizer_args": {"a": 1}},
-        {"no_such": 1}, {"__class__": "x"}, {"network": {}}, {"name": "x" * 20_000}, {"seed": 2**70},
-        {"optimizer_args": "lr=" + "9" * 5000}, {"optimizer_args": "lr=1e400"}, [], "x", 3,
+        {"no_such": 1}, {"__class__": "x"}, {"network": {}}, {"name": "x" * 20_000}, {"seed": 2**70}, [], "x", 3,
     ],
 )  # fmt: skip
 def test_wrong_types_are_refused(routes, widgets):
@@ -378,17 +379,14 @@ def test_wrong_types_are_refused(routes, widgets):
     assert status == 400 and answer["error"]
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
-    max_leaves=8,
-)
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+VALUES = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(max_size=10), PLAIN, max_size=3)
 NAMES = st.sampled_from(
     ["rank", "epochs", "max_steps", "warmup_steps", "learning_rate", "schedule", "cycles", "rules", "optimizer_args", "name", "x"]
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     body=st.fixed_dictionaries(
         {},
