@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .out_of_place import OutOfPlace
+from .out_of_place import Decision, again, decided
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -53,16 +53,16 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def on_copies(*args: Any, **kwargs: Any) -> Any:
+    def on_copies(decision: Decision | None, /, *args: Any, **kwargs: Any) -> Any:
         # Some blocks change their inputs in place. They get copies, or the second pass would start from changed numbers
-        # and give a wrong gradient without any error. On a GPU that pass runs in another thread, which has no modes of its own.
-        with OutOfPlace():
+        # and give a wrong gradient without any error.
+        with again(decision):
             return forward(*(_copied(a) for a in args), **{k: _copied(v) for k, v in kwargs.items()})
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(on_copies, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(on_copies, decided(), *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return run
 
