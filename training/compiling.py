@@ -22,6 +22,7 @@ from .memory import is_out_of_memory
 from .out_of_place import OutOfPlace, decided, paused, without_in_place
 
 log = logging.getLogger("lora-atelier")
+BACKEND = "inductor"
 GRAPHS = 256
 """So many shapes and kinds of blocks may be compiled; torch's own limit of 8 is soon reached by buckets."""
 
@@ -38,13 +39,13 @@ class Compiled:
         blocks: Sequence[nn.Module],
         warn: Callable[[str], None],
         cancelled: Callable[[BaseException], bool] = lambda _: False,
-        backend: str = "inductor",
+        backend: str = "",
     ):
         self.active = bool(blocks)
         """Whether passes with gradients are compiled."""
         self.graphs = 0
         """Graphs that were compiled so far."""
-        self._blocks, self._warn, self._cancelled, self._name = list(blocks), warn, cancelled, backend
+        self._blocks, self._warn, self._cancelled, self._name = list(blocks), warn, cancelled, backend or BACKEND
         self._asked = False
         self._backend = self._compile  # one and the same object: torch tells its caches apart by it
         self._functions: dict[types.FunctionType, Callable[..., Any]] = {}
@@ -60,7 +61,7 @@ class Compiled:
         try:
             with self._settings():
                 for block in self._blocks:
-                    block.forward = self._runner(block, block.forward)
+                    block.forward = self._runner(block.forward)
                 yield
         finally:
             for block, own in before:
@@ -101,8 +102,8 @@ class Compiled:
         self.active = False
         self._warn(f"compile: the model's blocks could not be compiled ({reason}). The run goes on without it, to the same LoRA.")
 
-    def _runner(self, block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        compiled = self._of(block, forward)
+    def _runner(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = self._of(forward)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             mode = decided()
@@ -115,14 +116,14 @@ class Compiled:
 
         return run
 
-    def _of(self, block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _of(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The compiled twin of ``forward``; blocks of a class share it."""
         function = getattr(forward, "__func__", None)
-        if not isinstance(function, types.FunctionType):
+        if not isinstance(forward, types.MethodType) or not isinstance(function, types.FunctionType):
             return self._lazily(forward)
         if function not in self._functions:
             self._functions[function] = self._lazily(_copy(function))
-        return partial(self._functions[function], block)
+        return partial(self._functions[function], forward.__self__)
 
     def _lazily(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Asked for at the first call, so that an error is one of that step."""

@@ -76,9 +76,9 @@ def measure(blocks: Sequence[nn.Module], weights: Iterable[Tensor], forward: Cal
     Nothing is kept, so it needs no more memory than a pass without gradients. ``blocks`` are what checkpointing would compute
     again; nothing stays on them.
     """
-    staying = places(weights)
-    outer, inner = _Tally(staying), [_Tally(staying) for _ in blocks]
-    entering = _Tally(staying)
+    staying, seen = places(weights), dict[int, Any]()
+    outer, inner = _Tally(staying, seen), [_Tally(staying, seen) for _ in blocks]
+    entering = _Tally(staying, {})
     now = [outer]
 
     def counted(tally: _Tally, block_forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,12 +119,11 @@ def _put_back(block: nn.Module, own: Any) -> None:
 
 
 class _Tally:
-    """Bytes of storages, each counted once however many views it has."""
+    """Bytes of storages, each counted once however many views it has, by the first of the tallies that share ``seen``."""
 
-    def __init__(self, staying: set[int]):
+    def __init__(self, staying: set[int], seen: dict[int, Any]):
         self.bytes = self.small = 0
-        self._staying = staying
-        self._seen: dict[int, Any] = {}
+        self._staying, self._seen = staying, seen
 
     def add(self, tensor: Tensor) -> None:
         from torch.multiprocessing.reductions import StorageWeakRef
