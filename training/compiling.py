@@ -153,7 +153,8 @@ class Compiled:
             yield
             return
         limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
-        with settings.patch({"skip_nnmodule_hook_guards": False, limit: GRAPHS}):  # type: ignore[attr-defined]
+        wanted = {"skip_nnmodule_hook_guards": False, limit: GRAPHS}
+        with settings.patch({k: v for k, v in wanted.items() if hasattr(settings, k)}):  # type: ignore[attr-defined]
             yield
 
 

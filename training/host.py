@@ -60,6 +60,7 @@ class Model:
         foreign = [options.get("transformer_options"), options.get("model_function_wrapper")]
         foreign += [name for name in self.patcher.object_patches if str(name).startswith("diffusion_model")]
         foreign += [getattr(self.patcher, n, None) for n in ("wrappers", "callbacks", "injections", "additional_models")]
+        foreign += [dict(m._forward_hooks) or dict(m._forward_pre_hooks) for m in self.base.diffusion_model.modules()]
         return (kind.__module__, kind.__name__) in TRUSTED and not _holds(foreign)
 
     @property
@@ -185,7 +186,8 @@ class Model:
         extras = {k: v for k, v in text.items() if k != "cond"}
         # A conditioning from the canvas may name sizes itself; those are meant.
         conds = sampler_helpers.convert_cond([[text["cond"], {**size, **extras}]])
-        with OutOfPlace() if text["cond"].requires_grad else nullcontext():
+        learns = any(isinstance(value, Tensor) and value.requires_grad for value in text.values())
+        with OutOfPlace() if learns else nullcontext():
             conds = comfy.samplers.encode_model_conds(
                 self.base.extra_conds, conds, x, self.device, "positive", latent_image=x, denoise_mask=None, seed=0
             )

@@ -32,6 +32,7 @@ def tell(
     """
     if config.offload_activations and not offload.can_offload(model.device):
         say(offload.NOTHING_TO_DO)
+        config = replace(config, offload_activations=False)
     if config.compile:
         say("compile: the first steps of every picture size take longer, since the model's blocks are compiled for it")
     batch = largest_batch(plan)
