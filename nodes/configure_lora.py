@@ -64,7 +64,9 @@ ADVANCED = frozenset(WIDGETS) - {
     "max_steps",
     "save_every",
     "text_encoder",
-} | {"precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing"}
+} | {
+    "precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing", "compile", "offload_activations",
+}  # fmt: skip
 
 
 class ConfigureLoRA(io.ComfyNode):
@@ -243,6 +245,8 @@ def _optimizer() -> list[Any]:
         _whole("accumulate", 1, 1, 10_000, "Batches averaged into one step: a larger batch in small memory."),
         _number("ema_decay", 0.0, 0.0, 0.9999, 0.0001, "Save and sample an average of the weights; 0.999 is usual, 0: off."),
         _switch("gradient_checkpointing", False, "A third slower, and far less memory: inner values are computed twice."),
+        _switch("compile", False, "Compile the model's blocks: slow at first, faster then. Needs a C++ compiler or Triton."),
+        _switch("offload_activations", False, "Keep inner values in main memory: slower, and far less memory on the GPU."),
     ]
 
 

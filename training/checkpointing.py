@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .out_of_place import OutOfPlace
+from .out_of_place import again, decided
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -53,15 +53,25 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def on_copies(*args: Any, **kwargs: Any) -> Any:
-        # Some blocks change their inputs in place. They get copies, or the second pass would start from changed numbers
-        # and give a wrong gradient without any error. On a GPU that pass runs in another thread, which has no modes of its own.
-        with OutOfPlace():
-            return forward(*(_copied(a) for a in args), **{k: _copied(v) for k, v in kwargs.items()})
-
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
+        decision = decided()
+        # Blocks write into tables that go on to the next block; the second pass has to find in them what the first one found.
+        tables = {place: dict(value) for place, value in [*enumerate(args), *kwargs.items()] if isinstance(value, dict)}
+        passes = 0
+
+        def on_copies(*args: Any, **kwargs: Any) -> Any:
+            # Some blocks change their inputs in place. They get copies, or the second pass would start from changed numbers
+            # and give a wrong gradient without any error.
+            nonlocal passes
+            passes += 1
+            found = {} if passes == 1 else {place: dict(table) for place, table in tables.items()}
+            positional = [found.get(i, _copied(a)) for i, a in enumerate(args)]
+            named = {k: found.get(k, _copied(v)) for k, v in kwargs.items()}
+            with again(decision):
+                return forward(*positional, **named)
+
         return checkpoint(on_copies, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return run

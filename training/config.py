@@ -252,6 +252,11 @@ class NetworkConfig:
         parse_rules(self.rules)
 
     @property
+    def trains_model(self) -> bool:
+        """Whether any layers of the model are named; ``include`` outranks ``targets``, also where these are none."""
+        return self.targets != "none" or bool(parse_patterns("include", self.include))
+
+    @property
     def scale(self) -> float:
         """alpha / rank (rs-LoRA: alpha / sqrt(rank)), the factor in front of B(A(x)) in linear layers without a rule."""
         return (self.alpha or self.rank) / (self.rank**0.5 if self.rank_stabilised else self.rank)
@@ -550,6 +555,10 @@ class TrainingConfig:
     """Save and sample a running average of the weights with this decay; 0 takes the weights as they are."""
     gradient_checkpointing: bool = False
     """Compute the blocks' inner values twice instead of keeping them: about a third slower, and far less memory."""
+    compile: bool = False
+    """Compile the model's blocks with torch.compile: faster after the first steps, where a compiler is there."""
+    offload_activations: bool = False
+    """Keep in main memory what the backward pass needs: slower, and far less memory on the GPU."""
     seed: int = 0
     """Seeds the adapter, the order of pictures, the crops and the noise."""
     comment: str = ""
@@ -561,8 +570,13 @@ class TrainingConfig:
         _choice("save precision", self.save_precision, SavePrecision)
         _refuse(not 0 <= self.ema_decay < 1, f"EMA decay: {self.ema_decay} is outside 0 to 0.9999; 0 is off, 0.999 is usual.")
         _refuse(
-            self.network.targets == "none" and self.text.encoders == "none",
+            not self.network.trains_model and self.text.encoders == "none",
             "targets: neither the model nor the text encoder would be trained; choose layers, or a text encoder.",
+        )
+        drops = self.network.dropout > 0 or self.network.rank_dropout > 0 or self.network.module_dropout > 0
+        _refuse(
+            self.compile and drops,
+            "compile: with dropout every step is another computation, which would be compiled anew. Switch one of them off.",
         )
         _refuse(not 0 <= self.seed < 2**64, f"seed: {self.seed} is outside 0 to 2^64 - 1.")
 

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +32,7 @@ from .errors import AtelierError
 from .header import Header
 from .network.lora import is_conv, is_linear
 from .noise import Prediction
-from .out_of_place import OutOfPlace
+from .out_of_place import Care, OutOfPlace
 
 log = logging.getLogger("lora-atelier")
 Conditioning = dict[str, Tensor]
@@ -41,6 +41,10 @@ Conditioning = dict[str, Tensor]
 _held: list[Model] = []
 """Models that a loop holds now, which nothing may put aside."""
 
+# Networks whose code was read, in every version that is supported, and whose every in-place statement a first pass would meet:
+# those of Stable Diffusion 1 and 2, SDXL, and SD3.
+TRUSTED = {("comfy.ldm.modules.diffusionmodules.openaimodel", "UNetModel"),
+           ("comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper")}  # fmt: skip
 PREDICTIONS: dict[str, Prediction] = {"EPS": "eps", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
 
 
@@ -51,6 +55,16 @@ class Model:
         self.patcher = patcher
         self.base = patcher.model
         self._compute_dtype: torch.dtype | None = None
+        self._care = Care(trusted=self._is_trusted())
+
+    def _is_trusted(self) -> bool:
+        """Whether nothing but the network's own, known code runs when it is asked."""
+        kind, options = type(self.base.diffusion_model), self.patcher.model_options
+        foreign = [options.get("transformer_options"), options.get("model_function_wrapper")]
+        foreign += [name for name in self.patcher.object_patches if str(name).startswith("diffusion_model")]
+        foreign += [getattr(self.patcher, n, None) for n in ("wrappers", "callbacks", "injections", "additional_models")]
+        foreign += [dict(m._forward_hooks) or dict(m._forward_pre_hooks) for m in self.base.diffusion_model.modules()]
+        return (kind.__module__, kind.__name__) in TRUSTED and not _holds(foreign)
 
     @property
     def family(self) -> str:
@@ -118,6 +132,10 @@ class Model:
         """What gradient checkpointing may compute twice."""
         return blocks_of(self.base.diffusion_model)
 
+    def weights(self) -> list[Tensor]:
+        """Everything that is stored of the model."""
+        return [*self.base.parameters(), *self.base.buffers()]
+
     def layers(self) -> dict[str, nn.Module]:
         """Linear and Conv2d layers by dotted name under the diffusion model."""
         found = self.base.diffusion_model.named_modules()
@@ -154,8 +172,7 @@ class Model:
             self.patcher.pre_run()
             _held.append(self)
             try:
-                with OutOfPlace():
-                    yield
+                yield
             finally:
                 _held.remove(self)
                 self.patcher.cleanup()
@@ -172,9 +189,11 @@ class Model:
         extras = {k: v for k, v in text.items() if k != "cond"}
         # A conditioning from the canvas may name sizes itself; those are meant.
         conds = sampler_helpers.convert_cond([[text["cond"], {**size, **extras}]])
-        conds = comfy.samplers.encode_model_conds(
-            self.base.extra_conds, conds, x, self.device, "positive", latent_image=x, denoise_mask=None, seed=0
-        )
+        learns = any(isinstance(value, Tensor) and value.requires_grad for value in text.values())
+        with OutOfPlace() if learns else nullcontext():
+            conds = comfy.samplers.encode_model_conds(
+                self.base.extra_conds, conds, x, self.device, "positive", latent_image=x, denoise_mask=None, seed=0
+            )
         return {k: c.process_cond(batch_size=1, device=self.device, area=None) for k, c in conds[0]["model_conds"].items()}
 
     def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
@@ -186,7 +205,8 @@ class Model:
         order: list[int] = []
         for group in _alike(conditions):
             merged = comfy.samplers.cond_cat([conditions[i] for i in group])
-            part = self._raw_output(x[group], sigma[group], merged)
+            with self._care.around(_form(x[group], merged)):
+                part = self._raw_output(x[group], sigma[group], merged)
             answer = part if not order else torch.cat([answer, part])
             order += group
         return answer if order == sorted(order) else answer[torch.tensor(order).argsort()]
@@ -283,6 +303,19 @@ def _alike(conditions: Sequence[dict[str, Any]]) -> list[list[int]]:
     return groups
 
 
+def _holds(value: Any) -> bool:
+    """Whether there is anything in ``value``, whose dictionaries and lists may be nested and empty."""
+    if isinstance(value, (dict, list)):
+        return any(_holds(v) for v in (value.values() if isinstance(value, dict) else value))
+    return value is not None
+
+
+def _form(x: Tensor, conditioning: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Shapes and types of what a network is given."""
+    given = ((k, (v.shape, v.dtype) if isinstance(v, Tensor) else type(v)) for k, v in conditioning.items())
+    return x.shape, x.dtype, *sorted(given, key=lambda pair: pair[0])
+
+
 Swap = tuple[dict[str, Any], str, Tensor, Tensor]
 
 
@@ -347,9 +380,14 @@ class TextEncoder:
         """What gradient checkpointing may compute twice."""
         return blocks_of(self.clip.cond_stage_model)
 
+    def weights(self) -> list[Tensor]:
+        """Everything that is stored of the encoder."""
+        return [*self.clip.cond_stage_model.parameters(), *self.clip.cond_stage_model.buffers()]
+
     def encode_live(self, text: str) -> Conditioning:
         """Like ``encode``, but on the device and connected with whatever learns in the encoder; only while it is held."""
-        out = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True, return_dict=True)
+        with OutOfPlace():
+            out = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True, return_dict=True)
         return {k: v for k, v in out.items() if isinstance(v, Tensor)}
 
     def for_sampling(self, text: str) -> list:
@@ -561,6 +599,11 @@ def is_interrupt(error: BaseException) -> bool:
 
 def torch_device() -> torch.device:
     return comfy.model_management.get_torch_device()
+
+
+def free_bytes(device: torch.device) -> int:
+    """What is free on a device, by the host's own measure."""
+    return int(comfy.model_management.get_free_memory(device))
 
 
 def free_memory() -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import host, live
+from . import host, live, memory, preflight
 from .config import TrainingConfig, to_dict
 from .dataset import pairs
 from .dataset.cache import TensorCache, cache_key
@@ -100,8 +100,8 @@ class Job:
         return self.config.text.encoders != "none"
 
     def identity(self) -> str:
-        """A hash of everything that decides the LoRA's weights; its name and comment do not."""
-        outcome = {k: v for k, v in to_dict(self.config).items() if k not in ("name", "comment")}
+        """A hash of everything that decides the LoRA's weights; its name, its comment and where values are kept do not."""
+        outcome = {k: v for k, v in to_dict(self.config).items() if k not in ("name", "comment", "offload_activations")}
         start = self.config.network.start_from
         return cache_key(
             outcome, self.dataset.fingerprint, self.model.identity(), self.text.identity(), self.codec.identity(),
@@ -110,11 +110,12 @@ class Job:
 
     def adapter(self) -> Adapter:
         """The adapter at step 0."""
-        network = self.config.network
+        network, seed = self.config.network, self.config.seed
+        wanted = trained_layers(self.layers, self.config)
         if network.start_from:
-            adapter = start_from(host.lora_path(network.start_from), self.layers, self.names, network)
+            adapter = start_from(host.lora_path(network.start_from), self.layers, self.names, network, wanted, seed)
         else:
-            adapter = Adapter.fresh(trained_layers(self.layers, self.config), network, self.config.seed)
+            adapter = Adapter.fresh(wanted, network, seed)
         give_rates(adapter, self.config)
         return adapter.to(self.model.device)
 
@@ -237,17 +238,24 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         )
 
     def progress(p: Progress) -> None:
-        used, memory = host.memory()
-        now.update(phase="training", used=used, memory=memory, **asdict(p))
+        used, whole = host.memory()
+        now.update(phase="training", used=used, memory=whole, **asdict(p))
         say(status_line(p), p.step)
 
     watcher = Watcher(
         check=host.check_interrupt, progress=progress, save=saver.save, sample=saver.sample, measured=measured, warn=say,
-        wishes=now.take,
+        wishes=now.take, cancelled=host.is_interrupt,
     )  # fmt: skip
-    train(
-        job.model, job.text if job.learns_text else None, layers, adapter, levels, encoded, job.plan, job.config, run, watcher
-    )  # fmt: skip
+    text = job.text if job.learns_text else None
+    preflight.tell(job.model, text, layers, adapter, encoded, job.plan, levels, job.config, say)
+    try:
+        train(job.model, text, layers, adapter, levels, encoded, job.plan, job.config, run, watcher)
+    except Exception as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        host.free_memory()
+        advice = memory.what_helps(job.config, len(preflight.largest_batch(job.plan).samples), job.model.device)
+        raise AtelierError(f"memory: there was too little for a step. What was learnt before is saved. {advice}") from error
 
 
 def status_line(p: Progress) -> str:

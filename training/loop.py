@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from . import loss as losses
 from . import noise as noises
 from .checkpointing import checkpointed
+from .compiling import Compiled
 from .config import TrainingConfig
 from .dataset.plan import Batch, Plan
 from .divergence import Finding, Watch
@@ -22,6 +24,7 @@ from .encode import Encoded, size_conditioning
 from .enough import Verdict, judge
 from .errors import AtelierError
 from .network.attach import Adapter
+from .offload import can_offload, offloaded
 from .optim import optimizers, schedules
 from .preservation import base_answer, preservation_loss
 from .run import Run, SaveKind, State, finite
@@ -39,6 +42,7 @@ class Denoiser(Protocol):
     def compute_dtype(self) -> torch.dtype: ...
     def hold(self, text: Any = None) -> Any: ...
     def blocks(self) -> list[nn.Module]: ...
+    def weights(self) -> list[Tensor]: ...
     def latents_in(self, latents: Tensor) -> Tensor: ...
     def condition(self, text: Mapping[str, Tensor], x: Tensor, size: Mapping[str, int]) -> dict[str, Any]: ...
     def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor: ...
@@ -76,9 +80,11 @@ class Watcher:
     measured: Callable[[Validation, Verdict], None] = lambda _validation, _verdict: None
     """Called with the fixed losses of an epoch and what follows from them."""
     warn: Callable[[str], None] = lambda _: None
-    """Called once when the loss runs away."""
+    """Called once when the loss runs away, and when compiling fails."""
     wishes: Callable[[], frozenset[str]] = frozenset
     """Called after every step: what the person wants at once (``live.Wish``)."""
+    cancelled: Callable[[BaseException], bool] = lambda _: False
+    """Whether an error is the person's cancel."""
     interval: float = 0.5
     """Seconds between two reports; a report costs the one device sync there is."""
     snapshot_interval: float = 300.0
@@ -124,6 +130,8 @@ def train(
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
     average = Average(adapter.state(), config.ema_decay) if config.ema_decay else None
     blocks = [*model.blocks(), *(text.blocks() if text else ())] if config.gradient_checkpointing else []
+    compiled = Compiled(model.blocks() if config.compile else [], watcher.warn, watcher.cancelled)
+    offloads = config.offload_activations and can_offload(model.device)
     state = run.load_state()
     step = 0
     if state is not None:
@@ -142,6 +150,11 @@ def train(
         run.save_state(State(done, adapter.state(), optimizer.state_dict(), scaler.state_dict(), averages))
         book.snapped = time.monotonic()
 
+    def learn(batch: Batch, share: int) -> Tensor:
+        loss = step_loss(model, adapter, levels, encoded, plan, batch, config, step)
+        scaler.scale(loss / share).backward()
+        return loss
+
     @contextmanager
     def best_weights() -> Iterator[None]:
         """What is saved, sampled and measured: averages, where there are any."""
@@ -155,14 +168,17 @@ def train(
             with ExitStack() as held:
                 held.enter_context(model.hold(text))
                 held.enter_context(adapter.attached(layers))
+                held.enter_context(compiled.on())
                 held.enter_context(checkpointed(blocks))
+                if offloads:
+                    frozen = [*model.weights(), *(text.weights() if text else ())]
+                    held.enter_context(offloaded([*frozen, *adapter.parameters()]))
                 while step < pause:
                     watcher.check()
                     batch = plan.batch(step)
                     adapter.begin_step(config.seed, step)
-                    loss = step_loss(model, adapter, levels, encoded, plan, batch, config, step)
                     first = step - step % width
-                    scaler.scale(loss / min(width, total - first)).backward()
+                    loss = compiled.attempt(partial(learn, batch, min(width, total - first)), adapter.parameters())
 
                     step += 1
                     if step % width == 0 or step == total:

@@ -92,6 +92,36 @@ def test_blocks_that_change_their_input_in_place_get_the_right_gradient():
         assert torch.allclose(one, other)
 
 
+class Counting(nn.Module):
+    """Reads and writes a table that all blocks share, as the host's transformer blocks do with their options."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor, options: dict) -> torch.Tensor:
+        options["count"] = options.get("count", 0) + 1
+        return self.inner(x).tanh() * options["count"]
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["positional", "named"])
+def test_the_second_pass_finds_the_tables_of_the_first(named):
+    torch.manual_seed(0)
+    blocks = nn.ModuleList(Counting(4) for _ in range(3)).double()
+    start = torch.randn(2, 4, dtype=torch.double)
+
+    def gradient(recomputed: list[nn.Module]) -> list[torch.Tensor]:
+        x, options = start, {}
+        with checkpointed(recomputed):
+            for block in blocks:
+                x = block(x, options=options) if named else block(x, options)
+            assert options == {"count": 3}
+            return list(torch.autograd.grad(x.square().sum(), list(blocks.parameters())))
+
+    for one, other in zip(gradient([]), gradient(list(blocks)), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_without_checkpointing_they_work_as_well():
     """Where a model is held, nothing is changed in place that a gradient needs."""
     block = InPlace(4)

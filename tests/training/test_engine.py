@@ -88,6 +88,32 @@ def test_a_clip_without_the_wanted_encoder_is_refused(tiny):
 def test_neither_model_nor_text_encoder_is_refused():
     with pytest.raises(AtelierError, match="targets"):
         recipe(network=NetworkConfig(targets="none"))
+    with pytest.raises(AtelierError, match="targets"):
+        recipe(network=NetworkConfig(targets="none", include="# only a comment"))
+
+
+def test_layers_that_are_named_are_trained_whatever_the_targets(tiny):
+    t = tiny("sd3")
+    layers, _ = every_layer(t.model, t.text)
+    named = NetworkConfig(targets="none", include="joint_blocks.0.*qkv")
+    chosen = trained_layers(layers, recipe(network=named))
+    assert chosen and all(name.startswith("joint_blocks.0.") and name.endswith("qkv") for name in chosen)
+    with_text = trained_layers(layers, recipe(network=named, **WITH_TEXT))
+    assert {name for name in with_text if not name.startswith(TEXT)} == set(chosen) and len(with_text) > len(chosen)
+
+
+def test_a_file_without_a_text_encoders_part_gets_a_new_one(tiny, dataset, monkeypatch, caplog):  # noqa: F811
+    t = tiny("sd15")
+    first = go(t, dataset, recipe("first", length=LengthConfig(epochs=1)))
+    monkeypatch.setattr(host, "lora_path", lambda _: first.epochs.files[-1].path)
+    network = NetworkConfig(rank=3, start_from="first.safetensors")
+    both = go(t, dataset, recipe("both", network=network, length=LengthConfig(epochs=1), **WITH_TEXT)).tensors
+    assert "holds nothing of the text encoder" in caplog.text
+    ranks = {k.startswith("lora_te"): v.shape[0] for k, v in both.items() if k.endswith("lora_down.weight")}
+    assert ranks == {False: 2, True: 3}, "the file's rank for the model, the widget's for what is new"
+    assert set(first.tensors) == {k for k in both if not k.startswith("lora_te")}
+    moved = [k for k, v in both.items() if k.startswith("lora_te") and k.endswith("lora_up.weight") and v.abs().max() > 0]
+    assert moved
 
 
 def test_a_grid_draws_a_lora_with_a_text_part_as_the_stock_loader_does(tiny, dataset, tmp_path):  # noqa: F811

@@ -45,7 +45,7 @@ def every_layer(model: Owner, text: Owner | None) -> tuple[Layers, Names]:
 def trained_layers(layers: Mapping[str, nn.Module], config: TrainingConfig) -> Layers:
     """What ``config`` trains of ``every_layer``."""
     of_model = {name: layer for name, layer in layers.items() if not name.startswith(TEXT)}
-    chosen = select(of_model, config.network) if config.network.targets != "none" else {}
+    chosen = select(of_model, config.network) if config.network.trains_model else {}
     return {**chosen, **text_layers(layers, config.text.encoders)}
 
 

@@ -83,8 +83,8 @@ def settings(
 ) -> dict[str, LayerSettings]:
     """Rank, scale and rate of every layer; a later rule outranks an earlier one, setting by setting.
 
-    Where only a rank is given, alpha keeps its ratio to the rank. ``ranks`` are given ones that outrank all. Raises AtelierError
-    for a rule that matches none of ``layers``.
+    Where only a rank is given, alpha keeps its ratio to the rank. ``ranks`` are some layers' own, which outrank all. Raises
+    AtelierError for a rule that matches none of ``layers``.
     """
     rules = parse_rules(config.rules)
     for rule in rules:
@@ -101,7 +101,7 @@ def settings(
                 rank = rule.rank if rule.rank is not None else rank
                 alpha = rule.alpha if rule.alpha is not None else alpha
                 rate = rule.rate if rule.rate is not None else rate
-        rank = ranks[name] if ranks is not None else rank
+        rank = ranks.get(name, rank) if ranks else rank
         alpha = ratio * rank if alpha is None else alpha or rank
         out[name] = LayerSettings(rank, alpha / (math.sqrt(rank) if config.rank_stabilised else rank), rate)
     return out
