@@ -10,9 +10,6 @@ from comfy_api.latest import io
 from .train_lora import graph_of
 from .wires import CATEGORY, DATASET, EPOCHS, folded
 
-UNCONNECTED: Any = object()
-"""Stands for an input that nothing is linked to; while a graph is checked, one that is linked has the value None."""
-
 
 class EpochWeightGrid(io.ComfyNode):
     @classmethod
@@ -35,14 +32,16 @@ class EpochWeightGrid(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        epochs: Any = UNCONNECTED,
         prompts: str | None = None,
         which_epochs: str | None = None,
         strengths: str | None = None,
         more_seeds: str | None = None,
-        lora_files: str | None = "",
+        lora_files: str | None = None,
     ) -> bool | str:
-        """A sentence for what cannot be read or found, before anything is trained."""
+        """A sentence for what cannot be read or found, before anything is trained; what is linked comes as None.
+
+        The host repeats it for every input named here, which is little beside a training in vain.
+        """
         from ..training import host
         from ..training.errors import AtelierError
         from ..training.grid import axes, files, plan
@@ -53,9 +52,8 @@ class EpochWeightGrid(io.ComfyNode):
             seed_count = len(axes.parse_seeds(0, more_seeds)) if more_seeds is not None else 1
             if which_epochs is not None:
                 axes.parse_epochs(which_epochs)
-            named = files.choose_files(lora_files, host.lora_files()) if lora_files else []
-            if epochs is UNCONNECTED and lora_files is not None and not named:
-                raise AtelierError("epochs: connect Train LoRA, or name LoRA files in lora_files.")
+            if lora_files:
+                files.choose_files(lora_files, host.lora_files())
             plan.check_size(prompt_count * seed_count * (1 + strength_count), 64, 64)
         except AtelierError as error:
             return str(error)
@@ -117,7 +115,8 @@ class EpochWeightGrid(io.ComfyNode):
         )
         plan.check_size(axes.cells, width, height)
         wrapped = host.Model(model)
-        name = origin.model_name(cls.hidden.prompt, cls.hidden.unique_id)
+        hidden = cls.hidden
+        name = origin.model_name(hidden.prompt, hidden.unique_id) if hidden else ""
         grid = render.Grid(
             wrapped,
             host.TextEncoder(clip),
@@ -125,12 +124,12 @@ class EpochWeightGrid(io.ComfyNode):
             axes,
             cells.Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed),
             host.runs_folder() / runs[0].name / "grids",
-            graph_of(cls.hidden),
+            graph_of(hidden) if hidden else {},
             base=f"{name} ({wrapped.family})" if name else wrapped.family,
             together=cells_at_once,
             judge=_judge(runs, dataset, clip_vision) if scores else None,
             losses=_losses(runs),
-            show=host.status_of(cls.hidden.unique_id),
+            show=host.status_of(hidden.unique_id) if hidden else lambda _line: None,
         )
         try:
             grid.render(host.progress(axes.cells))

@@ -33,8 +33,9 @@ def choose_files(text: str, known: Sequence[str]) -> list[str]:
             or ("*" in wanted and (fnmatchcase(name, wanted) or fnmatchcase(name.rpartition(".")[0], wanted)))
         ]  # fmt: skip
         if not fits:
-            near = difflib.get_close_matches(wanted, list(plain), 1, 0.4)
-            hint = f"; did you mean {near[0]}?" if near else "; put it into models/loras and refresh the page."
+            bare = {name.rpartition(".")[0]: name for name in plain}
+            near = difflib.get_close_matches(wanted.removesuffix(".safetensors"), list(bare), 1)
+            hint = f"; did you mean {bare[near[0]]}?" if near else "; put it into models/loras and refresh the page."
             raise AtelierError(f"lora_files: there is no LoRA called {line}{hint}")
         out |= dict.fromkeys(plain[name] for name in fits)
     return list(out)
