@@ -16,7 +16,7 @@ from ..files import replacing
 from .advice import Advice
 from .cells import Sampling, png_info
 from .judge import Judge, Place
-from .picture import Cell, Failed, Sheet
+from .picture import Cell, Failed, Sheet, captions_fit
 from .plan import Axes, spread
 
 KEY = "lora_atelier.grid"
@@ -116,7 +116,7 @@ class Book:
         settings = f"{s.sampler} / {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}, seed {shown.seed}"
         of_text = "" if axes.text_strength is None else f" of the model, {axes.text_strength:g} of the text encoder"
         legend = [f"Across: saved LoRAs, the first column without any. Down: strength{of_text}."]
-        scored = self.judge is not None and bool(self.judge.scores.get(page))
+        scored = self.judge is not None and bool(self.judge.scores.get(page)) and captions_fit("0.00 / 0.00 / 0.00", s.width)
         if scored and self.judge is not None:
             legend.append(
                 "Below a cell, how alike it is (1 is the same) to: the dataset / its nearest training picture / the picture "

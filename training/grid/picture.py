@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,6 +14,8 @@ SMALLEST, LARGEST = 12, 40
 """Heights of letters in pixels."""
 NARROWEST = 360
 """Pixels of a page, so that there is room for words."""
+PIECES = re.compile(r"[^\s\-_/]+[\-_/]+(?!\s)|\S+\s*|\s+")
+"""What a line may end behind: a word, and inside a name a hyphen, an underscore or a slash."""
 LONGEST = 260
 """Pixels of a label that is written upwards."""
 
@@ -82,7 +85,7 @@ class Sheet:
         """Title and subtitle, wrapped."""
         bold, plain = _font(round(self.size * 1.25)), _font(min(self.size, 20))
         room = self.page_width - 4 * self.gap
-        heads = [(bold, INK, _wrap(bold, self.title, room, 2)), (plain, FAINT, _wrap(plain, self.subtitle, room, 4))]
+        heads = [(bold, INK, _wrap(bold, self.title, room, 3)), (plain, FAINT, _wrap(plain, self.subtitle, room, 4))]
         return [head for head in heads if any(head[2])]
 
     @cached_property
@@ -94,7 +97,7 @@ class Sheet:
     def top(self) -> int:
         """Where the first cell begins."""
         heads = sum(len(lines) * _line(font) for font, _, lines in self._heads)
-        return 2 * self.gap + heads + self._label_height + 2 * self.gap
+        return 2 * self.gap + heads + self.gap + self._label_height + 2 * self.gap
 
     @cached_property
     def _label_height(self) -> int:
@@ -161,7 +164,7 @@ class Sheet:
                 for i, line in enumerate(_wrap(font, cell.reason, self.cell_size[0] - 8, room)):
                     draw.text((left + 4, top + 4 + i * _line(font)), line, FAINT, font)
         font = _font(SMALLEST)
-        if caption and self.captions and _width(font, caption) <= self.cell_size[0] + self.gap:
+        if caption and self.captions:
             draw.text(((left + right) // 2, bottom + 2), caption, FAINT, font, anchor="ma")
 
     def _box(self, x: int, y: int) -> tuple[int, int, int, int]:
@@ -199,6 +202,11 @@ def compose(
     return page
 
 
+def captions_fit(caption: str, width: int) -> bool:
+    """Whether cells of this width in pixels have room for such a caption."""
+    return _width(_font(SMALLEST), caption) <= width
+
+
 @lru_cache(maxsize=64)
 def _font(size: int) -> Font:
     """Pillow's own letters, so that a grid looks the same on every system."""
@@ -233,15 +241,15 @@ def _fit(font: Font, text: str, width: int) -> str:
 def _wrap(font: Font, text: str, width: int, most: int | None = None) -> list[str]:
     """Lines no wider than ``width`` where words allow; at most ``most`` of them, the rest cut off."""
     lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if _width(font, longer) <= width or not lines[-1]:
-            lines[-1] = longer
+    for piece in PIECES.findall(text.strip()):
+        if not lines[-1] or _width(font, (lines[-1] + piece).rstrip()) <= width:
+            lines[-1] += piece
         else:
-            lines.append(word)
+            lines.append(piece)
+    if most is not None and len(lines) > most:
+        lines = [*lines[: most - 1], "".join(lines[most - 1 :])]
+    lines = [line.strip() for line in lines]
     if most is not None:
-        if len(lines) > most:
-            lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
         lines = [_fit(font, line, width) if i < most - 1 else _cut(font, line, width) for i, line in enumerate(lines)]
     return lines
 
