@@ -43,9 +43,10 @@ class Book:
         if self.judge is not None and isinstance(picture, Image.Image):
             self.judge.see(page, place, picture)
         sheet = self._sheet(page, range(len(self.axes.columns)), range(len(self.axes.strengths)), self._small)
-        preview = self._previews.setdefault(page, sheet.blank())
+        if page not in self._previews:
+            self._previews[page] = sheet.blank()
         for row in self._rows_of(place):
-            sheet.put(preview, place[0], row, picture)
+            sheet.put(self._previews[page], place[0], row, picture)
 
     def preview(self, page: int) -> Image.Image:
         """The page as far as it is drawn, in small."""
@@ -123,7 +124,7 @@ class Book:
                 f"without LoRA. Compared: {self.judge.embedder.name}."
             )
         return Sheet(
-            title, f"{shown.prompt}   ·   {settings}", labels, strengths, size, "strength", (*legend, *notes), scored
+            title, f"{shown.prompt}\n{settings}", labels, strengths, size, "strength", (*legend, *notes), scored
         )  # fmt: skip
 
     def _rows_of(self, place: Place) -> range:

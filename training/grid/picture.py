@@ -16,6 +16,8 @@ NARROWEST = 360
 """Pixels of a page, so that there is room for words."""
 PIECES = re.compile(r"[^\s\-_/]+[\-_/]+(?!\s)|\S+\s*|\s+")
 """What a line may end behind: a word, and inside a name a hyphen, an underscore or a slash."""
+LINES = 4
+"""Of a column's label."""
 LONGEST = 260
 """Pixels of a label that is written upwards."""
 
@@ -41,6 +43,7 @@ class Sheet:
 
     title: str
     subtitle: str
+    """Each of its lines wraps by itself, to four at most."""
     columns: tuple[str, ...]
     rows: tuple[str, ...]
     cell_size: tuple[int, int]
@@ -68,13 +71,13 @@ class Sheet:
 
     @cached_property
     def upwards(self) -> bool:
-        """Whether the column labels are written upwards, since even three lines would not hold one."""
+        """Whether the column labels are written upwards, since even four lines would not hold one."""
         return any(self._lines_of(label) is None for label in self.columns)
 
     def _lines_of(self, label: str) -> list[str] | None:
         font, width = _font(self.size), self.cell_size[0]
         lines = _wrap(font, label, width)
-        return lines if len(lines) <= 3 and all(_width(font, line) <= width for line in lines) else None
+        return lines if len(lines) <= LINES and all(_width(font, line) <= width for line in lines) else None
 
     @cached_property
     def page_width(self) -> int:
@@ -85,7 +88,8 @@ class Sheet:
         """Title and subtitle, wrapped."""
         bold, plain = _font(round(self.size * 1.25)), _font(min(self.size, 20))
         room = self.page_width - 4 * self.gap
-        heads = [(bold, INK, _wrap(bold, self.title, room, 3)), (plain, FAINT, _wrap(plain, self.subtitle, room, 4))]
+        lower = [line for part in self.subtitle.split("\n") for line in _wrap(plain, part, room, 4)]
+        heads = [(bold, INK, _wrap(bold, self.title, room, 3)), (plain, FAINT, lower)]
         return [head for head in heads if any(head[2])]
 
     @cached_property

@@ -99,7 +99,8 @@ class Grid:
                 self._attempt(number, None, page, [0], partial(self._plain_cell, page))
             return
         try:
-            contents.of(column.file.path)
+            if not column.file.path.is_file():
+                raise AtelierError(f"{column.file.path.name} is gone; train again, or choose other epochs.")
             missing = self._take_known(number, column, rows)
             if not missing:
                 return
