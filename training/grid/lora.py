@@ -7,11 +7,12 @@ which every part is understood and every layer answers; all else goes the host's
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from .. import host
 from ..errors import AtelierError
 from ..network import keys
 from ..network.attach import Adapter
-from ..network.branch import Branch
+from ..network.branch import Branch, fit_rows
 from ..network.lora import LoRALayer
 from ..network.parts import TEXT, Layers, Names
 
@@ -43,6 +44,35 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise AtelierError(f"{path.name} cannot be read ({error}).") from error
 
 
+class Shown(Adapter):
+    """An adapter that is looked at and not trained: a plain branch is added to the layer's own output, without a copy of it."""
+
+    def _beside(self, branch: Branch) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
+        general = super()._beside(branch)
+        if not isinstance(branch, LoRALayer) or branch.conv is not None or branch.magnitude is not None:
+            return general
+        prepared: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+
+        def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+            x, strength = inputs[0], self.strength
+            if torch.is_grad_enabled() or output.dtype != x.dtype or not output.is_contiguous():
+                return general(layer, inputs, output)
+            if not isinstance(strength, Tensor) and strength == 0:
+                return None
+            if x.dtype not in prepared:
+                prepared[x.dtype] = branch.down.detach().to(x.dtype), branch.up.detach().to(x.dtype).t()
+            down, up = prepared[x.dtype]
+            narrow, alpha = F.linear(x, down), branch.scale
+            if isinstance(strength, Tensor):
+                narrow *= fit_rows(strength, narrow)
+            else:
+                alpha *= strength
+            output.view(-1, output.shape[-1]).addmm_(narrow.view(-1, branch.rank), up, alpha=alpha)
+            return None
+
+        return hook
+
+
 class Lora:
     """One file on one model and its text encoder."""
 
@@ -54,8 +84,8 @@ class Lora:
         of_text = {name: branch for name, branch in branches.items() if name.startswith(TEXT)}
         # What the host merges may hold parts for the text encoder that are not known here.
         self.reads_text = bool(of_text) or not self.beside
-        self._of_model = Adapter({name: b for name, b in branches.items() if name not in of_text}).to(model.device)
-        self._of_text = Adapter(of_text).to(text.clip.patcher.load_device)
+        self._of_model = Shown({name: b for name, b in branches.items() if name not in of_text}).to(model.device)
+        self._of_text = Shown(of_text).to(text.clip.patcher.load_device)
         self._encoded: dict[tuple[str, float], list] = {}
 
     def encode(self, prompt: str, strength: float) -> list:

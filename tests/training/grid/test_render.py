@@ -17,6 +17,7 @@ from lora_atelier.training.grid.judge import Judge
 from lora_atelier.training.grid.picture import Failed
 from lora_atelier.training.network import keys
 from lora_atelier.training.network.attach import Adapter
+from lora_atelier.training.network.lora import LoRALayer
 from lora_atelier.training.network.parts import TEXT, every_layer, text_layers
 from lora_atelier.training.network.targets import choose
 from lora_atelier.training.run import SavedLoRA
@@ -193,6 +194,27 @@ def test_what_is_not_wholly_understood_goes_the_hosts_way(tiny, tmp_path, how):
         assert np.array_equal(pixels(grid, 0, (1, row)), stock(t, path, strength, "a fox", sampling()))
     clean = drawn(grid_of(t, tmp_path / "clean", strengths=(1.0,)))
     assert np.array_equal(pixels(grid, 0, (0, 0)), pixels(clean, 0, (0, 0))), "the model is what it was"
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.7, torch.tensor([0.5, 1.0, -2.0])], ids=["zero", "one number", "one a picture"])
+@pytest.mark.parametrize("shape", [(3, 8), (3, 5, 8), (6, 5, 8)], ids=["rows", "tokens", "two rows a picture"])
+def test_what_is_added_in_place_is_what_an_adapter_adds(strength, shape):
+    layers = {"a": torch.nn.Linear(8, 12)}
+    stream = torch.Generator().manual_seed(1)
+    adapters = []
+    for kind in (Adapter, lora.Shown):
+        branch = LoRALayer(layers["a"], 2, 0.5, torch.Generator().manual_seed(2))
+        branch.up.data = torch.randn(branch.up.shape, generator=torch.Generator().manual_seed(3))
+        adapters.append(kind({"a": branch}))
+    x = torch.randn(shape, generator=stream)
+    found = []
+    for adapter in adapters:
+        adapter.strength = strength
+        with adapter.attached(layers), torch.no_grad():
+            found.append(layers["a"](x))
+    assert torch.allclose(*found, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(found[1], layers["a"](x)) == (not isinstance(strength, torch.Tensor) and strength == 0)
 
 
 def test_a_layer_that_is_passed_by_is_noticed():
