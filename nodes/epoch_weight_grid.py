@@ -1,50 +1,78 @@
-"""EpochWeightGrid: saved epochs x strengths on one page a prompt."""
+"""EpochWeightGrid: saved epochs x strengths on one page a prompt and seed."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from comfy_api.latest import io
 
 from .train_lora import graph_of
-from .wires import CATEGORY, EPOCHS
+from .wires import CATEGORY, DATASET, EPOCHS, folded
 
 
 class EpochWeightGrid(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..training import host
-
         return io.Schema(
             node_id="EpochWeightGrid",
             display_name="Epoch Weight Grid",
             category=CATEGORY,
-            description="Shows every saved epoch at several strengths, so that the best one is picked by eye. The first column "
-            "is drawn without any LoRA. Cells that were drawn before are not drawn again.",
-            inputs=[
-                io.Model.Input("model", tooltip="The model to judge on. It may be another one than the LoRA was trained on."),
-                io.Clip.Input("clip", tooltip="The text encoder for the prompts."),
-                io.Vae.Input("vae", tooltip="Turns latents into pictures."),
-                EPOCHS.Input("epochs", tooltip="Saved LoRAs, from Train LoRA."),
-                io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line; each gets a page of its own."),
-                io.String.Input("negative", multiline=True, default="", tooltip="Negative prompt of every cell."),
-                io.String.Input("which_epochs", default="all", tooltip="all, every 2, or numbers: 1, 3, 6-10(+2)."),
-                io.String.Input("strengths", default="0.6, 0.8, 1.0", tooltip="0.6, 0.8, 1.0 or 0-1(+0.25) or 0-1[5]."),
-                io.Combo.Input("sampler_name", options=host.samplers(), default="euler", tooltip="Sampler of every cell."),
-                io.Combo.Input("scheduler", options=host.schedulers(), default="normal", tooltip="Scheduler of every cell."),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps of every cell."),
-                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance of every cell."),
-                io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width of a cell in pixels."),
-                io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height of a cell in pixels."),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
-                    tooltip="One seed for all cells, so that only epoch and strength differ.",
-                ),
+            description="Shows every saved epoch at several strengths, so that the best one is picked by eye, and measures what "
+            "can be measured. The first column is drawn without any LoRA. Cells that were drawn before are not drawn again.",
+            inputs=[*_inputs(), *_more_inputs()],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="One page a prompt and seed; large grids go on on the next."),
+                io.String.Output(display_name="notes", tooltip="The numbers, and which epoch they speak for."),
             ],
-            outputs=[io.Image.Output(display_name="grid", tooltip="One page a prompt.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
-        )  # fmt: skip
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        prompts: str | None = None,
+        which_epochs: str | None = None,
+        strengths: str | None = None,
+        more_seeds: str | None = None,
+        lora_files: str | None = None,
+    ) -> bool | str:
+        """A sentence for what cannot be read or found, before anything is trained; what is linked comes as None.
+
+        The host repeats it for every input named here, which is little beside a training in vain.
+        """
+        from ..training import host
+        from ..training.errors import AtelierError
+        from ..training.grid import axes, files, plan
+
+        try:
+            prompt_count = len(axes.prompt_lines(prompts)) if prompts is not None else 1
+            strength_count = len(axes.parse_strengths(strengths)) if strengths is not None else 1
+            seed_count = len(axes.parse_seeds(0, more_seeds)) if more_seeds is not None else 1
+            if which_epochs is not None:
+                axes.parse_epochs(which_epochs)
+            if lora_files:
+                files.choose_files(lora_files, host.lora_files())
+            plan.check_size(prompt_count * seed_count * (1 + strength_count), 64, 64)
+        except AtelierError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_files: str | None = None, **_others: Any) -> str:
+        """Changes when a file that is named was changed or joined by others."""
+        from ..training import host
+        from ..training.errors import AtelierError
+        from ..training.grid.files import choose_files
+
+        if not lora_files:
+            return ""
+        try:
+            paths = [host.lora_path(name) for name in choose_files(lora_files, host.lora_files())]
+            return json.dumps([[str(path), path.stat().st_mtime_ns] for path in paths])
+        except (AtelierError, OSError) as error:
+            return str(error)
 
     @classmethod
     def execute(
@@ -52,7 +80,6 @@ class EpochWeightGrid(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        epochs: Any,
         prompts: str,
         negative: str,
         which_epochs: str,
@@ -64,31 +91,144 @@ class EpochWeightGrid(io.ComfyNode):
         width: int,
         height: int,
         seed: int,
+        epochs: Any = None,
+        more_seeds: str = "",
+        lora_files: str = "",
+        text_encoder: str = "tied",
+        text_encoder_strength: float = 1.0,
+        cells_at_once: int = 0,
+        scores: bool = True,
+        dataset: Any = None,
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
         from ..training import host
-        from ..training.grid import plan, render
+        from ..training.grid import axes as typed
+        from ..training.grid import cells, origin, plan, render
 
-        axes = render.Axes(
-            tuple(plan.prompt_lines(prompts)),
-            tuple(plan.choose_epochs(epochs, which_epochs)),
-            tuple(plan.parse_numbers(strengths, "strengths", 0.25)),
+        runs = [*([epochs] if epochs is not None else []), *_named_runs(lora_files)]
+        axes = plan.Axes(
+            tuple(dict.fromkeys(typed.prompt_lines(prompts))),
+            plan.columns_of(runs, typed.parse_epochs(which_epochs)),
+            typed.parse_strengths(strengths),
+            typed.parse_seeds(seed, more_seeds),
+            text_encoder_strength if text_encoder == "separate" else None,
         )
-        plan.check_size(axes.cells, width, height, len(axes.prompts))
+        plan.check_size(axes.cells, width, height)
+        wrapped = host.Model(model)
+        hidden = cls.hidden
+        name = origin.model_name(hidden.prompt, hidden.unique_id) if hidden else ""
         grid = render.Grid(
-            host.Model(model),
+            wrapped,
             host.TextEncoder(clip),
             host.PictureCodec(vae),
-            epochs,
             axes,
-            render.Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed),
-            host.runs_folder() / epochs.name / "grids",
-            graph_of(cls.hidden),
+            cells.Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed),
+            host.runs_folder() / runs[0].name / "grids",
+            graph_of(hidden) if hidden else {},
+            base=f"{name} ({wrapped.family})" if name else wrapped.family,
+            together=cells_at_once,
+            judge=_judge(runs, dataset, clip_vision) if scores else None,
+            losses=_losses(runs),
+            show=host.status_of(hidden.unique_id) if hidden else lambda _line: None,
         )
-        advance = host.progress(axes.cells)
         try:
-            grid.render(advance)
+            grid.render(host.progress(axes.cells))
         finally:
             # A cancelled grid is assembled too: what was drawn is shown, the rest stays blank.
             pages = grid.save_pages()
+        notes = "\n".join(grid.notes())
         shown = [host.shown_picture(page) for page in pages]
-        return io.NodeOutput(render.to_batch([grid.page(i) for i in range(len(pages))]), ui={"images": shown})
+        return io.NodeOutput(
+            render.to_batch(list(render.drawn_pages(pages))), notes, ui={"images": shown, "text": [notes]}
+        )  # fmt: skip
+
+
+def _named_runs(lora_files: str) -> list[Any]:
+    from ..training import host
+    from ..training.grid import files
+
+    return files.as_runs(files.choose_files(lora_files, host.lora_files()), host.lora_path, files.read_metadata)
+
+
+def _losses(runs: list[Any]) -> dict[str, Any]:
+    """What the runs of these names have measured, if they were trained here."""
+    from ..training import host
+    from ..training.grid import files
+
+    return {run.name: files.measured(host.runs_folder() / run.name) for run in runs}
+
+
+def _judge(runs: list[Any], dataset: Any, clip_vision: Any) -> Any:
+    """None without pictures to compare with: the connected dataset's, or those that a connected run was trained with."""
+    from ..training import host
+    from ..training.dataset.sightings import trained_pictures
+    from ..training.grid import features, judge
+
+    pictures = trained_pictures(dataset) if dataset is not None else [path for run in runs for path in run.pictures]
+    if not pictures:
+        return None
+    return judge.Judge(host.PictureReader(clip_vision) if clip_vision is not None else features.ColoursAndEdges(), pictures)
+
+
+def _inputs() -> list[Any]:
+    """The models, the axes and the sampler."""
+    from ..training import host
+
+    return [
+        io.Model.Input("model", tooltip="The model to judge on. It may be another one than the LoRA was trained on."),
+        io.Clip.Input("clip", tooltip="The text encoder for the prompts."),
+        io.Vae.Input("vae", tooltip="Turns latents into pictures."),
+        EPOCHS.Input("epochs", optional=True, tooltip="Saved LoRAs, from Train LoRA; or name files in lora_files."),
+        io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line; each gets a page of its own."),
+        io.String.Input("negative", multiline=True, default="", tooltip="Negative prompt of every cell."),
+        io.String.Input("which_epochs", default="all", tooltip="all, every 2, or numbers: 1, 3, 6-10(+2), last."),
+        io.String.Input("strengths", default="0.6, 0.8, 1.0", tooltip="0.6, 0.8, 1.0 or 0-1(+0.25) or 0-1[5]."),
+        io.Combo.Input("sampler_name", options=host.samplers(), default="euler", tooltip="Sampler of every cell."),
+        io.Combo.Input("scheduler", options=host.schedulers(), default="normal", tooltip="Scheduler of every cell."),
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps of every cell."),
+        io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance of every cell."),
+        io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width of a cell in pixels."),
+        io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height of a cell in pixels."),
+        io.Int.Input(
+            "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
+            tooltip="One seed for all cells, so that only epoch and strength differ.",
+        ),
+    ]  # fmt: skip
+
+
+def _more_inputs() -> list[Any]:
+    """What is seldom needed, and what the numbers are made from."""
+    more = [
+        io.String.Input(
+            "more_seeds", default="", optional=True, tooltip="Further seeds, each with pages of its own: 1, 2, 3 or 10-12."
+        ),
+        io.String.Input(
+            "lora_files", multiline=True, default="", optional=True,
+            tooltip="LoRA files of any origin, one a line, as Load LoRA lists them; a folder or * takes several.",
+        ),
+        io.Combo.Input(
+            "text_encoder", options=["tied", "separate"], default="tied", optional=True,
+            tooltip="tied: the text encoder gets the strength of the row. separate: text_encoder_strength in all rows.",
+        ),
+        io.Float.Input(
+            "text_encoder_strength", default=1.0, min=-100.0, max=100.0, step=0.05, optional=True,
+            tooltip="Strength on the text encoder, where it is separate. Only for LoRAs that have a part in it.",
+        ),
+        io.Int.Input(
+            "cells_at_once", default=0, min=0, max=64, optional=True,
+            tooltip="Strengths of a row that are drawn in one batch; 0: as many as fit, up to 8; 1: one by one.",
+        ),
+        io.Boolean.Input(
+            "scores", default=True, optional=True,
+            tooltip="Measure each cell: like the dataset, like a single training picture, like the picture without a LoRA.",
+        ),
+    ]  # fmt: skip
+    return [
+        *folded(more, [entry.id for entry in more]),
+        DATASET.Input(
+            "dataset", optional=True, tooltip="Pictures to compare with. Not needed for a run that comes from Train LoRA."
+        ),
+        io.ClipVision.Input(
+            "clip_vision", optional=True, tooltip="Compares by what is seen; without it only colours and edges are compared."
+        ),
+    ]

@@ -90,8 +90,8 @@ class RenderRegularisation(io.ComfyNode):
         from ..training import host, regularise
         from ..training.config import SubsetConfig
         from ..training.dataset.folders import folder_to_fill
-        from ..training.grid.plan import prompt_lines
-        from ..training.grid.render import Sampling
+        from ..training.grid.axes import prompt_lines
+        from ..training.grid.cells import Sampling
 
         roots = host.dataset_roots()
         name, path = folder_to_fill(folder, roots)

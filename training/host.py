@@ -27,6 +27,7 @@ from comfy import lora as comfy_lora
 from comfy import sampler_helpers
 from torch import Tensor, nn
 
+from . import lockstep
 from .checkpointing import blocks_of
 from .errors import AtelierError
 from .header import Header
@@ -261,9 +262,84 @@ class Model:
                 denoise=1.0, callback=callback, disable_pbar=True, seed=seeds[0],
             )  # fmt: skip
 
-    def with_lora(self, clip: Any, tensors: dict[str, Tensor], strength: float) -> tuple[Any, Any]:
-        """Patched copies of MODEL and CLIP, as the stock LoraLoader makes them."""
-        return comfy.sd.load_lora_for_models(self.patcher, clip, tensors, strength, strength)
+    def sample_together(
+        self,
+        positive: list,
+        negative: list,
+        count: int,
+        rows: lockstep.Rows,
+        *,
+        latent_size: tuple[int, int],
+        steps: int,
+        cfg: float,
+        sampler: str,
+        scheduler: str,
+        seed: int,
+        whole: bool = False,
+    ) -> Tensor:
+        """``count`` pictures from one seed, (count, C, H, W), each as ``sample`` gives it alone, in batches.
+
+        ``rows`` is told before every call of the model which of them it is for. ``whole`` must be set when the conditioning has
+        one row a picture: OutOfStep is raised if the sampler does not keep them in step.
+        """
+        empty = torch.zeros((1, self.latent_channels, *latent_size), device=comfy.model_management.intermediate_device())
+        empty = comfy.sample.fix_empty_latent_channels(self.patcher, empty)
+        noise = torch.cat([comfy.sample.prepare_noise(empty, seed)] * count)
+        kind = comfy.samplers.sampler_object(sampler)
+        if not hasattr(kind, "sampler_function"):
+            raise lockstep.OutOfStep(f"{sampler} is not one of the host's own kind of samplers")
+        together = type(kind)(
+            lockstep.Together(kind.sampler_function, rows, whole=whole), kind.extra_options, kind.inpaint_options
+        )
+        schedule = comfy.samplers.KSampler(
+            self.patcher, steps=steps, device=self.device, sampler=sampler, scheduler=scheduler, denoise=1.0,
+            model_options=self.patcher.model_options,
+        )  # fmt: skip
+
+        def callback(_step: int, _x0: Tensor, _x: Tensor, _total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+        with torch.inference_mode():
+            return comfy.sample.sample_custom(
+                self.patcher, noise, cfg, together, schedule.sigmas, positive, negative, torch.cat([empty] * count),
+                callback=callback, disable_pbar=True, seed=seed,
+            )  # fmt: skip
+
+    @contextmanager
+    def each_call(self, tell: Callable[[int], None]) -> Iterator[None]:
+        """``tell(rows)`` before every pass of the network: its real batch, conditional and unconditional parts in a row."""
+        handle = self.base.diffusion_model.register_forward_pre_hook(lambda _module, inputs: tell(inputs[0].shape[0]))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether copies on other devices take part, which know nothing of what is attached here."""
+        return bool(getattr(self.patcher, "get_additional_models_with_key", lambda _key: [])("multigpu"))
+
+    def pictures_that_fit(self, wanted: int, latent_size: tuple[int, int]) -> int:
+        """How many pictures of this size can be sampled in one batch by the host's own measure, 1 to ``wanted``."""
+        free = comfy.model_management.get_free_memory(self.device)
+        free -= max(0, self.patcher.model_size() - self.patcher.loaded_size())
+        for count in range(wanted, 1, -1):
+            # The host takes conditional and unconditional parts apart by itself if both don't fit.
+            if self.patcher.memory_required([count, self.latent_channels, *latent_size]) * 1.5 < free:
+                return count
+        return 1
+
+    def with_lora(
+        self, clip: Any, tensors: dict[str, Tensor], strength: float, text_strength: float | None = None
+    ) -> tuple[Any, Any]:
+        """Patched copies of MODEL and CLIP, as the stock LoraLoader makes them; the text encoder's strength may be another."""
+        of_text = strength if text_strength is None else text_strength
+        return comfy.sd.load_lora_for_models(self.patcher, clip, tensors, strength, of_text)
+
+
+def patched(before: Any, after: Any) -> int:
+    """How many weights ``after`` changes that ``before`` does not; both are the host's patchers."""
+    return sum(len(patches) > len(before.patches.get(key, ())) for key, patches in after.patches.items())
 
 
 def _resident(patcher: Any, widget: str) -> Any:
@@ -426,6 +502,26 @@ def _writes(model: nn.Module) -> bool:
     inner = getattr(model, str(getattr(model, "clip", "")), None)
     transformer = getattr(inner, "transformer", None)
     return hasattr(model, "generate") and (transformer is None or hasattr(transformer, "generate"))
+
+
+class PictureReader:
+    """A loaded CLIP_VISION: what it sees in a picture, as one direction."""
+
+    def __init__(self, vision: Any):
+        self.vision = vision
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.vision, "model_type", "")).replace("_model", "").replace("_", " ") or "vision"
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, 3) in 0..1 -> (B, D), float32 on the CPU."""
+        with torch.inference_mode():
+            found = self.vision.encode_image(pixels)
+            seen = found["image_embeds"]
+            if seen is None:
+                seen = found["last_hidden_state"].mean(dim=1)
+            return seen.detach().float().cpu().flatten(1)
 
 
 class PictureCodec:

@@ -21,12 +21,12 @@ from .dataset.index import file_digest
 from .dataset.plan import Plan
 from .dataset.samples import Dataset
 from .dataset.scan import refresh_captions
-from .dataset.sightings import trained_captions
+from .dataset.sightings import trained_captions, trained_pictures
 from .encode import Encoded, Work, work_of
 from .enough import Verdict
 from .errors import AtelierError
+from .grid.pixels import to_picture
 from .grid.plan import Epochs
-from .grid.render import to_picture
 from .loop import Progress, Watcher, total_steps, train
 from .loss import check_weighting
 from .metadata import describe
@@ -162,7 +162,7 @@ def run_training(
     saved = run.saved()
     files = tuple(s for s in saved if s.kind != "moment")
     return Trained(
-        epochs=Epochs(run.name, model.family, files, trained_captions(dataset)),
+        epochs=Epochs(run.name, model.family, files, trained_captions(dataset), trained_pictures(dataset)),
         tensors=load_file(saved[-1].path),
         losses=[row["loss"] for row in run.cut_history(job.total)],
     )

@@ -24,7 +24,8 @@ from .dataset.samples import counted
 from .dataset.scan import MAX_REPEATS, NUMBERED, find
 from .errors import AtelierError
 from .files import replacing
-from .grid.render import Sampling, to_picture
+from .grid.cells import Sampling
+from .grid.pixels import to_picture
 
 NAME = "reg-{:05d}.png"
 KEY = "lora_atelier.regularisation"

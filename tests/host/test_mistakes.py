@@ -81,10 +81,15 @@ def test_folder_outside_the_allowed_ones(host: support.Host, folder: str) -> Non
 
 @pytest.mark.parametrize(
     ("widgets", "words"),
-    [({"prompts": "  \n "}, "prompt"), ({"strengths": "strong"}, "strengths"), ({"which_epochs": "7"}, "epoch")],
+    [
+        ({"prompts": "  \n "}, "prompts: write"),
+        ({"strengths": "strong"}, "strengths: 'strong'"),
+        ({"which_epochs": "every"}, "which_epochs: 'every'"),
+        ({"which_epochs": "7"}, "which_epochs: none of '7' was saved"),
+    ],
 )
 def test_grid_setting_that_cannot_work(host: support.Host, widgets: dict[str, Any], words: str) -> None:
-    """The training before the grid ends well, and its files are there although the grid fails."""
+    """Told when the graph is queued, but for epochs that turn out not to have been saved; the training ends well all the same."""
     graph = host.graph()
     nodes = support.build_atelier(graph, "sd3", "grid-mistake", EpochWeightGrid=widgets)
     failure = host.fail(graph)

@@ -9,9 +9,11 @@ import torch
 from lora_atelier.training import checkpointing, host, loop
 from lora_atelier.training.config import LengthConfig, LossConfig, NetworkConfig, OptimizerConfig, TextConfig
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.grid import render
+from lora_atelier.training.grid import plan, render
+from lora_atelier.training.grid.axes import parse_epochs
 from lora_atelier.training.network.attach import Adapter
 from lora_atelier.training.network.parts import TEXT, every_layer, give_rates, trained_layers
+from PIL import Image
 from safetensors.torch import load_file
 
 from .test_job import NO_PREVIEW, Stop, dataset, fresh_folders, go, interrupt, only_training_checks, recipe  # noqa: F401
@@ -120,8 +122,8 @@ def test_a_grid_draws_a_lora_with_a_text_part_as_the_stock_loader_does(tiny, dat
     t = tiny("sd15")
     trained = go(t, dataset, recipe(**WITH_TEXT))
     sampling = render.Sampling("", "euler", "normal", 2, 2.0, 64, 64, 3)
-    axes = render.Axes(("picture 1",), trained.epochs.files[-1:], (0.7,))
-    grid = render.Grid(t.model, t.text, t.codec, trained.epochs, axes, sampling, tmp_path / "grids", {})
+    axes = plan.Axes(("picture 1",), plan.columns_of([trained.epochs], parse_epochs("last")), (0.7,), (3,))
+    grid = render.Grid(t.model, t.text, t.codec, axes, sampling, tmp_path / "grids", {})
     grid.render(lambda done, page: None)
     with torch.inference_mode():
         model, clip = t.model.with_lora(t.text.clip, trained.tensors, 0.7)
@@ -131,10 +133,10 @@ def test_a_grid_draws_a_lora_with_a_text_part_as_the_stock_loader_does(tiny, dat
             scheduler="normal", seed=3,
         )  # fmt: skip
         stock = render.to_picture(t.codec.decode(latent)[0])
-    ours = grid.pages[0][0][1]
+    ours, without = (Image.open(grid.book.cells[0][place]).convert("RGB") for place in ((1, 0), (0, 0)))
     a, b = (torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).int() for p in (ours, stock))
     assert (a - b).abs().max() <= 2
-    control = torch.frombuffer(bytearray(grid.pages[0][0][0].tobytes()), dtype=torch.uint8).int()
+    control = torch.frombuffer(bytearray(without.tobytes()), dtype=torch.uint8).int()
     assert (a - control).abs().max() > 2
 
 

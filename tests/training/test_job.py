@@ -25,6 +25,7 @@ from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import plan, render
+from lora_atelier.training.grid.axes import parse_epochs
 from lora_atelier.training.run import Run, SavedLoRA
 from PIL import Image
 from safetensors import safe_open
@@ -367,9 +368,13 @@ def test_settings_survive_the_way_through_json():
 
 
 def grid_of(t, epochs: plan.Epochs, folder: Path, strengths=(0.5, 1.0), seed: int = 3) -> render.Grid:
-    axes = render.Axes(("picture 0", "picture 1"), epochs.files, strengths)
+    axes = plan.Axes(("picture 0", "picture 1"), plan.columns_of([epochs], parse_epochs("all")), strengths, (seed,))
     sampling = render.Sampling("", "euler", "normal", 2, 2.0, 64, 64, seed)
-    return render.Grid(t.model, t.text, t.codec, epochs, axes, sampling, folder, {"workflow": "{}"})
+    return render.Grid(t.model, t.text, t.codec, axes, sampling, folder, {"workflow": "{}"})
+
+
+def cell_of(grid: render.Grid, page: int, column: int, row: int) -> Image.Image:
+    return Image.open(grid.book.cells[page][column, row]).convert("RGB")
 
 
 def test_a_grid_shows_what_the_stock_nodes_draw(tiny, dataset, tmp_path):
@@ -386,9 +391,9 @@ def test_a_grid_shows_what_the_stock_nodes_draw(tiny, dataset, tmp_path):
             text, t.text.for_sampling(""), latent_size=(8, 8), steps=2, cfg=2.0, sampler="euler", scheduler="normal", seed=3
         )
         expected = render.to_picture(t.codec.decode(latent)[0])
-    cell = grid.pages[1][0][2]
+    cell = cell_of(grid, 1, 2, 0)
     assert np.abs(np.asarray(cell, dtype=int) - np.asarray(expected, dtype=int)).max() <= 2
-    assert cell.tobytes() != grid.pages[1][0][0].tobytes()
+    assert cell.tobytes() != cell_of(grid, 1, 0, 0).tobytes()
     assert t.model.identity() == before
 
 
@@ -396,8 +401,8 @@ def test_a_second_grid_draws_only_what_changed(tiny, dataset, tmp_path, monkeypa
     t = tiny("sd3")
     epochs = go(t, dataset, recipe()).epochs
     drawn = []
-    real = render.Grid._sample
-    monkeypatch.setattr(render.Grid, "_sample", lambda self, *a: drawn.append(1) or real(self, *a))
+    real = render.Brush._pictures
+    monkeypatch.setattr(render.Brush, "_pictures", lambda self, latents, n: drawn.extend([1] * n) or real(self, latents, n))
     with torch.inference_mode():
         first = grid_of(t, epochs, tmp_path / "grids")
         first.render(lambda done, page: None)
@@ -426,5 +431,6 @@ def test_a_bad_file_costs_its_own_cells_only(tiny, dataset, tmp_path):
     with torch.inference_mode():
         grid = grid_of(t, mixed, tmp_path / "grids")
         grid.render(lambda done, page: None)
-    assert isinstance(grid.pages[0][0][1], render.Failed) and "alien" in grid.pages[0][0][1].reason
-    assert isinstance(grid.pages[0][0][2], Image.Image)
+    failed = grid.book.cells[0][1, 0]
+    assert isinstance(failed, render.Failed) and "alien" in failed.reason
+    assert cell_of(grid, 0, 2, 0).size == (64, 64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from pathlib import Path
 
 from ..config import SubsetConfig
 from .samples import Dataset
@@ -78,3 +79,9 @@ def trained_captions(dataset: Dataset) -> tuple[str, ...]:
     """The captions of the training pictures as they stand before anything is left to chance; latents have none."""
     training = (subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready)
     return tuple(plain_caption(sample.caption, subset.config) for subset in training for sample in subset.samples)
+
+
+def trained_pictures(dataset: Dataset) -> tuple[Path, ...]:
+    """The files of the training pictures, each once; latents have none."""
+    training = (subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready)
+    return tuple(dict.fromkeys(sample.path for subset in training for sample in subset.samples))

@@ -1,17 +1,21 @@
-"""Which cells a grid has: the axes as typed in the widgets, and the trained epochs that travel on the wire."""
+"""Which cells a grid has, and whether they can all be drawn."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import AtelierError
 from ..run import SavedLoRA
+from .axes import EpochChoice
 
 MAX_CELLS = 1000
-NUMBER = r"[+-]?\d+(?:\.\d+)?"
-STEPPED = re.compile(rf"\s*({NUMBER})\s*-\s*({NUMBER})\s*(?:\(\s*\+\s*({NUMBER})\s*\))?\s*")
-COUNTED = re.compile(rf"\s*({NUMBER})\s*-\s*({NUMBER})\s*\[\s*(\d+)\s*\]\s*")
+MAX_CELL_PIXELS = 50_000_000
+PAGE_PIXELS = 40_000_000
+"""Cells on one picture; a larger grid goes on on the next."""
+PAGE_SIDE = 16_000
+"""Pixels; many programs open nothing larger."""
 
 
 @dataclass(frozen=True)
@@ -24,67 +28,99 @@ class Epochs:
     files: tuple[SavedLoRA, ...]
     captions: tuple[str, ...] = ()
     """The captions they were trained with."""
+    pictures: tuple[Path, ...] = ()
+    """The pictures they were trained with, where these are files."""
 
 
-def parse_numbers(text: str, widget: str, default_step: float) -> list[float]:
-    """``0.6, 0.8, 1``, ``0-1(+0.25)`` (with a step), ``0-1[5]`` (with a count), or any of them separated by commas.
+@dataclass(frozen=True)
+class Column:
+    """One LoRA file of the grid."""
 
-    The notation is that of the well-known X/Y/Z plot. Values come once each, in the order typed.
-    """
-    out: list[float] = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        if match := COUNTED.fullmatch(part):
-            low, high, count = float(match[1]), float(match[2]), int(match[3])
-            if not 1 <= count <= MAX_CELLS:
-                raise AtelierError(f"{widget}: {part!r} asks for {count} values; 1 to {MAX_CELLS} are possible.")
-            values = [low + (high - low) * i / max(1, count - 1) for i in range(count)]
-        elif match := STEPPED.fullmatch(part):
-            low, high, step = float(match[1]), float(match[2]), float(match[3] or default_step)
-            if step <= 0 or high < low or (high - low) / step > MAX_CELLS:
-                raise AtelierError(f"{widget}: {part!r} is not a range; write it like 0-1(+0.25), smaller number first.")
-            values = [low + step * i for i in range(int((high - low) / step + 1e-9) + 1)]
-        elif re.fullmatch(NUMBER, part):
-            values = [float(part)]
-        else:
-            raise AtelierError(f"{widget}: {part!r} is neither a number nor a range such as 0-1(+0.25) or 0-1[5].")
-        out += [value for value in (round(v, 6) for v in values) if value not in out]
-    if not out:
-        raise AtelierError(f"{widget}: write at least one number, for example 0.6, 0.8, 1.0.")
-    return out
+    file: SavedLoRA
+    run: str
+    """The name that its epochs share."""
+    label: str
 
 
-def choose_epochs(epochs: Epochs, text: str) -> list[SavedLoRA]:
-    """``all``, ``every 2``, or a list or range of epoch numbers; the last epoch is always among ``all`` and ``every N``."""
-    if not epochs.files:
-        raise AtelierError("epochs: there is no saved LoRA to show; train first.")
-    text = text.strip().lower() or "all"
-    if text == "all":
-        return list(epochs.files)
-    if match := re.fullmatch(r"every\s+(\d+)", text):
-        every = max(1, int(match[1]))
-        return [f for i, f in enumerate(epochs.files, 1) if i % every == 0 or i == len(epochs.files)]
-    wanted = parse_numbers(text, "epochs", 1.0)
-    chosen = [f for f in epochs.files if float(f.epoch) in wanted]
-    if not chosen:
-        there = ", ".join(str(f.epoch) for f in epochs.files)
-        raise AtelierError(f"epochs: none of {text!r} was saved; there are {there}.")
-    return chosen
+@dataclass(frozen=True)
+class Page:
+    """What all cells of a page share."""
+
+    prompt: str
+    seed: int
 
 
-def prompt_lines(text: str) -> list[str]:
-    """One prompt a line; blank lines are left out."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise AtelierError("prompts: write at least one prompt, one a line.")
-    return lines
+@dataclass(frozen=True)
+class Axes:
+    """What varies: a page a prompt and seed, a column a file (the first without any LoRA), a row a strength."""
+
+    prompts: tuple[str, ...]
+    columns: tuple[Column, ...]
+    strengths: tuple[float, ...]
+    seeds: tuple[int, ...]
+    text_strength: float | None = None
+    """Strength on the text encoder; None: that of the cell."""
+
+    @property
+    def pages(self) -> list[Page]:
+        return [Page(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+
+    @property
+    def cells(self) -> int:
+        """Pictures to sample: the control is sampled once a page and shown in every row."""
+        return len(self.prompts) * len(self.seeds) * (1 + len(self.columns) * len(self.strengths))
+
+    @property
+    def title(self) -> str:
+        return ", ".join(dict.fromkeys(column.run for column in self.columns))
 
 
-def check_size(cells: int, width: int, height: int, pages: int) -> None:
-    """Refuses what would never fit, before anything is rendered."""
+def columns_of(runs: Sequence[Epochs], choice: EpochChoice) -> tuple[Column, ...]:
+    """The chosen files of every run, in order; AtelierError when there are none."""
+    chosen = [(run, choice.of(run.files)) for run in runs]
+    if not any(files for _, files in chosen):
+        if not any(run.files for run in runs):
+            raise AtelierError("epochs: there is no saved LoRA to show; train first, or name files in lora_files.")
+        there = ", ".join(str(file.epoch) for run in runs for file in run.files)
+        raise AtelierError(f"which_epochs: none of {choice.text!r} was saved; there are {there}.")
+    several = sum(bool(files) for _, files in chosen) > 1
+    out = []
+    for run, files in chosen:
+        for file in files:
+            numbered = len(run.files) > 1 or file.kind != "last"
+            label = file.label if numbered and not several else f"{run.name} {file.label}" if numbered else run.name
+            out.append(Column(file, run.name, label))
+    return tuple(out)
+
+
+def check_size(cells: int, width: int, height: int) -> None:
+    """Refuses what would never end or never fit, before anything is rendered."""
     if cells > MAX_CELLS:
-        raise AtelierError(f"This grid would have {cells} cells; at most {MAX_CELLS}. Use fewer epochs, strengths or prompts.")
-    if cells // pages * width * height > 200_000_000:
         raise AtelierError(
-            f"A page of this grid would have {cells // pages * width * height / 1e6:.0f} megapixels; at most 200. "
-            "Use fewer epochs or strengths, or a smaller width and height."
+            f"This grid would have {cells} cells; at most {MAX_CELLS}. Use fewer epochs, strengths, prompts or seeds."
         )
+    if width * height > MAX_CELL_PIXELS:
+        raise AtelierError(
+            f"A cell would have {width * height / 1e6:.0f} megapixels; at most {MAX_CELL_PIXELS / 1e6:.0f}. "
+            "Use a smaller width and height."
+        )
+
+
+def spread(columns: int, rows: int, width: int, height: int) -> list[tuple[range, range]]:
+    """(columns, rows) of every picture that a page is shown on, so that none has more than 40 megapixels or 16,000 pixels a side.
+
+    ``columns`` does not count the control, which stands first on each of them. Rows stay together if they can.
+    """
+    tall = max(1, min(rows, PAGE_SIDE // height, PAGE_PIXELS // (2 * width * height)))
+    wide = max(1, min(PAGE_SIDE // width, PAGE_PIXELS // (tall * width * height)) - 1)
+    return [
+        (range(x, min(columns, x + wide)), range(y, min(rows, y + tall)))
+        for y in range(0, rows, tall)
+        for x in range(0, max(1, columns), wide)
+    ]
+
+
+def describe_size(axes: Axes, width: int, height: int) -> str:
+    """``61 cells of 512 x 512 px on 2 pages``."""
+    pages = len(axes.pages)
+    return f"{axes.cells} cells of {width} x {height} px on {pages} page{'s' if pages > 1 else ''}"

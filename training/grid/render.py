@@ -1,62 +1,38 @@
-"""The cells of an epoch x strength grid: each one sampled once, saved at once, and found again the next time."""
+"""A grid from its axes to its pages: what is missing is drawn, the costliest change outermost, and kept at once."""
 
 from __future__ import annotations
 
-import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from safetensors import safe_open
-from torch import Tensor
 
 from .. import host
 from ..dataset.cache import cache_key
 from ..errors import AtelierError
-from ..files import replacing
-from ..network import keys
-from ..network.attach import Adapter
-from ..network.parts import Layers, Names, every_layer, reads_text
-from ..run import SavedLoRA
-from .picture import Cell, Failed, compose
-from .plan import Epochs
+from ..network.parts import every_layer
+from .advice import Advice
+from .book import Book
+from .cells import CellStore, Facts, Sampling, contents
+from .draw import Brush
+from .judge import Judge, Losses, advise, judged, table
+from .lora import Lora, UnusedLayers
+from .picture import Failed
+from .pixels import to_batch, to_picture
+from .plan import Axes, Column, describe_size
+
+__all__ = ["Grid", "Sampling", "to_batch", "to_picture"]
 
 log = logging.getLogger("lora-atelier")
+AT_ONCE = 8
+"""Cells of one batch where the number is not given; more gains little and needs much memory."""
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """The person's own sampler settings; every cell uses the same ones, the seed included."""
-
-    negative: str
-    sampler: str
-    scheduler: str
-    steps: int
-    cfg: float
-    width: int
-    height: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Axes:
-    """What varies: a page a prompt, a column an epoch (the first without any LoRA), a row a strength."""
-
-    prompts: tuple[str, ...]
-    files: tuple[SavedLoRA, ...]
-    strengths: tuple[float, ...]
-
-    @property
-    def cells(self) -> int:
-        """Pictures to sample: the control is sampled once a prompt and shown in every row."""
-        return len(self.prompts) * (1 + len(self.files) * len(self.strengths))
+Work = dict[int, list[int]]
+"""Rows that are still to be drawn, by page."""
 
 
 class Grid:
@@ -67,154 +43,206 @@ class Grid:
         model: host.Model,
         text: host.TextEncoder,
         codec: host.PictureCodec,
-        epochs: Epochs,
         axes: Axes,
         sampling: Sampling,
         folder: Path,
-        graph: Mapping[str, Any],
+        graph: Mapping[str, str],
+        *,
+        base: str = "",
+        together: int = 0,
+        judge: Judge | None = None,
+        losses: Mapping[str, Losses] | None = None,
+        show: Callable[[str], None] = lambda _line: None,
     ):
-        self.model, self.text, self.codec = model, text, codec
-        self.epochs, self.axes, self.sampling, self.folder, self.graph = epochs, axes, sampling, folder, graph
-        self.pages: list[list[list[Cell]]] = [
-            [[None] * (1 + len(axes.files)) for _ in axes.strengths] for _ in axes.prompts
-        ]  # fmt: skip
-        self._loaded: tuple[Path, Adapter] | None = None
-        self._encoded: dict[str, list] = {}
+        """``base`` names the model in the title; ``together`` cells share a batch at most, 0 for as many as fit."""
+        self.model, self.text, self.axes, self.sampling, self.folder, self.graph = model, text, axes, sampling, folder, graph
+        self.judge, self.losses, self.show = judge, losses or {}, show
+        self.brush = Brush(model, text, codec, sampling)
+        identity = cache_key(model.identity(), text.identity(), codec.identity())
+        self.store = CellStore(folder / "cells", identity, graph)
+        self.book = Book(axes, sampling, base or model.family, judge)
+        self.together = together or model.pictures_that_fit(min(AT_ONCE, len(axes.strengths)), self.brush.latent_size)
         self._layers, self._names = every_layer(model, text)
-        self._base = cache_key(model.identity(), text.identity(), codec.identity(), asdict(sampling))
+        self._done = self._drawn = 0
+        self._seconds = 0.0
+        self._advance: Callable[..., None] = lambda _done, _picture: None
 
     def render(self, advance: Callable[..., None]) -> None:
         """Fills every page; ``advance(cells done, page so far)`` may raise to cancel, and what is done stays on disk.
 
-        Epochs are the outermost axis, because a new LoRA file costs more than a new prompt or strength.
+        Files are the outermost axis, because reading a new one costs more than a new prompt or strength.
         """
-        done = 0
-        for column, file in enumerate([None, *self.axes.files]):
-            for page, prompt in enumerate(self.axes.prompts):
-                for row, strength in enumerate(self.axes.strengths if file else self.axes.strengths[:1]):
-                    cell = self._cell(file, strength, prompt)
-                    for y in [row] if file else range(len(self.axes.strengths)):
-                        self.pages[page][y][column] = cell
-                    done += 1
-                    advance(done, self.page(page))
-
-    def page(self, index: int) -> Image.Image:
-        """The page of one prompt as far as it has been rendered."""
-        s = self.sampling
-        subtitle = f"{self.axes.prompts[index]}   ·   {s.sampler} / {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}, seed {s.seed}"
-        columns = ["no LoRA", *(f.label for f in self.axes.files)]
-        rows = [f"{strength:g}" for strength in self.axes.strengths]
-        title = f"{self.epochs.name}   on {self.model.family}"
-        size = (s.width, s.height)
-        return compose(self.pages[index], columns, rows, title=title, subtitle=subtitle, cell_size=size)
+        self._advance = advance
+        self._done = self._drawn = 0
+        self._seconds = 0.0
+        self.show(describe_size(self.axes, self.sampling.width, self.sampling.height))
+        for number, column in enumerate([None, *self.axes.columns]):
+            self._column(number, column)
 
     def save_pages(self) -> list[Path]:
-        """Writes every page as PNG, with metadata from which the axes can be restored."""
-        out = []
-        for index, prompt in enumerate(self.axes.prompts):
-            axes = {
-                "prompt": prompt,
-                "epochs": [{"file": host.lora_name(f.path), "epoch": f.epoch, "step": f.step} for f in self.axes.files],
-                "strengths": self.axes.strengths,
-                **asdict(self.sampling),
-            }
-            name = cache_key(self._base, axes)[:12]
-            path = self.folder / f"grid-{name}.png"
-            with replacing(path) as temporary:
-                self.page(index).save(temporary, format="PNG", pnginfo=self._info({"lora_atelier.grid": json.dumps(axes)}))
-            out.append(path)
-        return out
+        """Writes every page as far as it is drawn."""
+        return self.book.save(self.folder, self.graph, [f"Hint: {self.advice().reason}"], self.advice())
 
-    def _cell(self, file: SavedLoRA | None, strength: float, prompt: str) -> Cell:
-        key = cache_key(self._base, content_key(file.path) if file else "", strength if file else 0, prompt)
-        path = self.folder / "cells" / f"{key[:24]}.png"
-        if path.is_file():
-            with Image.open(path) as known:
-                return known.convert("RGB")
+    def advice(self) -> Advice:
+        return advise(self.axes, self.losses, self.judge)
+
+    def notes(self) -> list[str]:
+        """The numbers and the recommendation in words."""
+        found = judged(self.axes, self.losses, self.judge)
+        return [*table(self.axes, found, self.judge.scale() if self.judge is not None else None), f"Hint: {self.advice().reason}"]
+
+    def _column(self, number: int, column: Column | None) -> None:
+        """One file on every page; a file that cannot be read costs its own cells only."""
+        rows = range(len(self.axes.strengths) if column else 1)
+        if column is None:
+            for page in self._take_known(number, None, rows):
+                self._attempt(number, None, page, [0], partial(self._plain_cell, page))
+            return
         try:
-            with self._beside(file, strength) as adapter:
-                positive, negative = (self._conditioning(text, adapter) for text in (prompt, self.sampling.negative))
-                picture = to_picture(self._sample(positive, negative))
-        except Exception as error:  # one bad cell must not cost the others; a cancel is re-raised
+            if not column.file.path.is_file():
+                raise AtelierError(f"{column.file.path.name} is gone; train again, or choose other epochs.")
+            missing = self._take_known(number, column, rows)
+            if not missing:
+                return
+            lora = Lora(column.file.path, self.model, self.text, self._layers, self._names)
+        except (AtelierError, OSError, ValueError, RuntimeError) as error:
+            log.exception("grid: %s cannot be used", column.file.path)
+            for page in range(len(self.axes.pages)):
+                for row in rows:
+                    if (number, row) not in self.book.cells[page]:
+                        self._place(number, page, row, Failed(_reason(error)))
+            return
+        if lora.beside:
+            missing = self._draw_beside(number, column, lora, missing)
+        self._draw_merged(number, column, lora, missing)
+
+    def _plain_cell(self, page: int) -> list[Image.Image]:
+        return [self.brush.plain(self.axes.pages[page])]
+
+    def _take_known(self, number: int, column: Column | None, rows: Sequence[int]) -> Work:
+        """Places what was drawn before; the rest by page."""
+        missing: Work = {}
+        for page in range(len(self.axes.pages)):
+            for row in rows:
+                if (path := self.store.known(self._facts(column, page, row))) is not None:
+                    self._place(number, page, row, path)
+                else:
+                    missing.setdefault(page, []).append(row)
+        return missing
+
+    def _draw_beside(self, number: int, column: Column, lora: Lora, missing: Work) -> Work:
+        """Draws with the strength as a number, several in a batch; what cannot be drawn so is returned."""
+        for page, rows in missing.items():
+            left = list(rows)
+            while left:
+                group, left = left[: self.together], left[self.together :]
+                try:
+                    self._group(number, column, lora, page, group)
+                except UnusedLayers as error:
+                    log.warning("grid: %s: %s; the host merges it instead", column.file.path.name, error)
+                    return {p: [r for r in missing[p] if (number, r) not in self.book.cells[p]] for p in missing}
+        return {}
+
+    def _group(self, number: int, column: Column, lora: Lora, page: int, rows: Sequence[int]) -> None:
+        shown = self.axes.pages[page]
+        strengths = [self.axes.strengths[row] for row in rows]
+
+        def draw() -> list[Image.Image]:
+            return self.brush.beside(lora, shown, strengths, [self._text_strength(s) for s in strengths])
+
+        if len(rows) == 1:
+            self._attempt(number, column, page, rows, draw)
+            return
+        start = time.monotonic()
+        try:
+            pictures = draw()
+        except UnusedLayers:
+            raise
+        except Exception as error:
             if host.is_interrupt(error):
                 raise
-            log.exception("grid cell failed: %s at %s", file, strength)
-            return Failed(f"{type(error).__name__}: {error}")
-        facts = {
-            "prompt_text": prompt, "lora": host.lora_name(file.path) if file else None, "epoch": file.epoch if file else None,
-            "lora_content": content_key(file.path) if file else None, "strength": strength if file else 0,
-            **asdict(self.sampling),
-        }  # fmt: skip
-        with replacing(path) as temporary:
-            picture.save(temporary, format="PNG", pnginfo=self._info({"lora_atelier.cell": json.dumps(facts)}))
-        return picture
+            log.warning("grid: %d cells in one batch failed (%s); they are drawn one by one from here on", len(rows), error)
+            self.together = 1
+            host.free_memory()
+            for row in rows:
+                self._group(number, column, lora, page, [row])
+            return
+        self._keep(number, column, page, rows, pictures, time.monotonic() - start)
 
-    def _beside(self, file: SavedLoRA | None, strength: float) -> AbstractContextManager[Adapter | None]:
-        if file is None:
-            return nullcontext()
-        if self._loaded is None or self._loaded[0] != file.path:
-            self._loaded = (file.path, load_adapter(file.path, self.model, self._layers, self._names).to(self.model.device))
-        adapter = self._loaded[1]
-        adapter.strength = strength
-        return adapter.attached(self._layers)
+    def _draw_merged(self, number: int, column: Column, lora: Lora, missing: Work) -> None:
+        """Draws with weights that the host has merged: strengths outside, since each costs a pass over the model."""
+        for row in sorted({row for rows in missing.values() for row in rows}):
+            strength = self.axes.strengths[row]
+            merge = cache(partial(lora.merged, strength, self._text_strength(strength)))
+            for page in (page for page, rows in missing.items() if row in rows):
+                draw = partial(self._merged_cell, merge, page)
+                self._attempt(number, column, page, [row], draw)
 
-    def _conditioning(self, text: str, adapter: Adapter | None) -> list:
-        """A prompt is encoded once, unless the LoRA has a part in the text encoder."""
-        if adapter is not None and reads_text(adapter):
-            return self.text.for_sampling(text)
-        if text not in self._encoded:
-            self._encoded[text] = self.text.for_sampling(text)
-        return self._encoded[text]
+    def _merged_cell(self, merge: Callable[[], tuple[host.Model, host.TextEncoder]], page: int) -> list[Image.Image]:
+        return [self.brush.merged(*merge(), self.axes.pages[page])]
 
-    def _sample(self, positive: list, negative: list) -> Tensor:
-        s, cell = self.sampling, self.codec.downscale
-        latent = self.model.sample(
-            positive, negative, latent_size=(s.height // cell, s.width // cell), steps=s.steps, cfg=s.cfg,
-            sampler=s.sampler, scheduler=s.scheduler, seed=s.seed,
+    def _attempt(
+        self, number: int, column: Column | None, page: int, rows: Sequence[int], draw: Callable[[], list[Image.Image]]
+    ) -> None:
+        """Draws and keeps one cell; one that fails stays blank with its reason."""
+        start = time.monotonic()
+        try:
+            pictures = draw()
+        except UnusedLayers:
+            raise
+        except Exception as error:
+            if host.is_interrupt(error):
+                raise
+            log.exception("grid: cell failed: %s at %s", column.label if column else "no LoRA", list(rows))
+            self._place(number, page, rows[0], Failed(_reason(error)))
+            return
+        self._keep(number, column, page, rows, pictures, time.monotonic() - start)
+
+    def _keep(
+        self, number: int, column: Column | None, page: int, rows: Sequence[int], pictures: Sequence[Image.Image], seconds: float
+    ) -> None:
+        self._seconds += seconds
+        self._drawn += len(rows)
+        for row, picture in zip(rows, pictures, strict=True):
+            self._place(number, page, row, self.store.save(self._facts(column, page, row), picture))
+
+    def _place(self, number: int, page: int, row: int, cell: Path | Failed) -> None:
+        self.book.put(page, (number, row), cell)
+        self._done += 1
+        self.show(self._status())
+        self._advance(self._done, self.book.preview(page))
+
+    def _status(self) -> str:
+        """``cell 7 of 31 · 2.1 s a cell · 0:50 left``, the time by what was drawn so far."""
+        line = f"cell {self._done} of {self.axes.cells}"
+        if not self._drawn:
+            return line
+        pace = self._seconds / self._drawn
+        minutes, seconds = divmod(round(pace * (self.axes.cells - self._done)), 60)
+        return f"{line} · {pace:.1f} s a cell · {minutes}:{seconds:02d} left"
+
+    def _text_strength(self, strength: float) -> float:
+        return strength if self.axes.text_strength is None else self.axes.text_strength
+
+    def _facts(self, column: Column | None, page: int, row: int) -> Facts:
+        shown = self.axes.pages[page]
+        sampling = replace(self.sampling, seed=shown.seed)
+        if column is None:
+            return Facts(shown.prompt, None, None, None, 0, 0, sampling)
+        path, strength = column.file.path, self.axes.strengths[row]
+        return Facts(
+            shown.prompt, host.lora_name(path), contents.of(path), column.file.epoch, strength, self._text_strength(strength),
+            sampling,
         )  # fmt: skip
-        return self.codec.decode(latent)[0]
-
-    def _info(self, facts: Mapping[str, str]) -> PngInfo:
-        info = PngInfo()
-        for name, text in {**self.graph, **facts}.items():
-            info.add_text(name, text)
-        return info
 
 
-def load_adapter(path: Path, model: host.Model, layers: Layers, names: Names) -> Adapter:
-    """A LoRA file as an adapter beside ``every_layer``; AtelierError when it belongs to another model."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    try:
-        return keys.from_file(tensors, layers, names)
-    except ValueError as error:
-        raise AtelierError(f"{path.name}: {error} ({model.family}).") from error
+def _reason(error: Exception) -> str:
+    kind = type(error).__name__
+    return str(error) if kind == "AtelierError" else f"{kind}: {error}"
 
 
-def content_key(path: Path) -> str:
-    """The hash that the file's metadata states, or one of its own bytes."""
-    with safe_open(path, framework="pt") as file:
-        stated = (file.metadata() or {}).get("sshs_model_hash")
-    if stated:
-        return stated
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def to_picture(pixels: Tensor) -> Image.Image:
-    """(H, W, 3) in 0..1 -> an 8-bit picture, rounded as the stock SaveImage does."""
-    return Image.fromarray(np.clip(255.0 * pixels.float().cpu().numpy(), 0, 255).astype(np.uint8))
-
-
-def to_batch(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of possibly different sizes -> (B, H, W, 3) in 0..1, padded with white at the right and the bottom."""
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
-
-    def pages() -> Iterator[Tensor]:
-        for picture in pictures:
-            sheet = Image.new("RGB", (width, height), "white")
-            sheet.paste(picture)
-            yield torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)
-
-    return torch.stack(list(pages()))
+def drawn_pages(paths: Sequence[Path]) -> Iterator[Image.Image]:
+    """Saved pages, opened one by one."""
+    for path in paths:
+        with Image.open(path) as picture:
+            yield picture.convert("RGB")

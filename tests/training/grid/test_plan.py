@@ -1,4 +1,4 @@
-"""The axes as they are typed."""
+"""Which cells there are, and how large grids are cut into pages."""
 
 from __future__ import annotations
 
@@ -8,71 +8,68 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.grid.plan import Epochs, check_size, choose_epochs, parse_numbers, prompt_lines
+from lora_atelier.training.grid.axes import parse_epochs
+from lora_atelier.training.grid.plan import (
+    PAGE_PIXELS,
+    PAGE_SIDE,
+    Axes,
+    Epochs,
+    check_size,
+    columns_of,
+    describe_size,
+    spread,
+)
 from lora_atelier.training.run import SavedLoRA
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("0.6, 0.8, 1.0", [0.6, 0.8, 1.0]),
-        ("0-1(+0.25)", [0, 0.25, 0.5, 0.75, 1]),
-        ("0-1[5]", [0, 0.25, 0.5, 0.75, 1]),
-        ("1-20(+2)", [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]),
-        ("-1, 0-0.5(+0.5), 0.5", [-1, 0, 0.5]),
-        ("1[1]", None),
-        ("0.1-0.3(+0.1)", [0.1, 0.2, 0.3]),
-        ("1", [1]),
-        ("2-2[1]", [2]),
-    ],
-)
-def test_ranges_mean_what_they_mean_in_the_known_plot(text, expected):
-    if expected is None:
-        with pytest.raises(AtelierError, match="strengths"):
-            parse_numbers(text, "strengths", 0.25)
-    else:
-        assert parse_numbers(text, "strengths", 0.25) == expected
+def run(name: str, *numbers: int) -> Epochs:
+    return Epochs(name, "SD15", tuple(SavedLoRA(Path(f"{name}{n}.safetensors"), n, n * 10) for n in numbers))
 
 
-@pytest.mark.parametrize(
-    "text", ["", " , ", "one", "1-0(+0.1)", "0-1(+0)", "0-1[0]", "0-1[9999]", "0-9999(+0.001)", "1;2", "__import__"]
-)
-def test_nonsense_is_refused_by_name(text):
-    with pytest.raises(AtelierError, match="strengths"):
-        parse_numbers(text, "strengths", 0.25)
+def labels(runs, text: str) -> list[str]:
+    return [column.label for column in columns_of(runs, parse_epochs(text))]
 
 
-@given(st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=1, max_size=20, unique=True))
-def test_a_typed_list_comes_back(values):
-    assert parse_numbers(", ".join(f"{v:f}" for v in values), "strengths", 1) == values
+def test_columns_are_the_chosen_epochs():
+    assert labels([run("ink", 1, 2, 3)], "1, 3") == ["epoch 1", "epoch 3"]
+    assert labels([run("ink", 1, 2), run("wash", 5)], "all") == ["ink epoch 1", "ink epoch 2", "wash epoch 5"]
+    alone = Epochs("ink", "", (SavedLoRA(Path("ink.safetensors"), 0, 0, "last"),))
+    assert labels([alone], "all") == ["ink"]
+    assert Axes(("a",), columns_of([run("ink", 1), run("wash", 1)], parse_epochs("all")), (1.0,), (0,)).title == "ink, wash"
 
 
-def epochs(*numbers: int) -> Epochs:
-    return Epochs("ink", "SD15", tuple(SavedLoRA(Path(f"{n}.safetensors"), n, n * 10) for n in numbers))
-
-
-def test_epochs_are_chosen_and_the_last_is_never_missed():
-    saved = epochs(2, 4, 6, 8, 9)
-    assert [f.epoch for f in choose_epochs(saved, "all")] == [2, 4, 6, 8, 9]
-    assert [f.epoch for f in choose_epochs(saved, "")] == [2, 4, 6, 8, 9]
-    assert [f.epoch for f in choose_epochs(saved, "every 2")] == [4, 8, 9]
-    assert [f.epoch for f in choose_epochs(saved, "1-6")] == [2, 4, 6]
-    assert [f.epoch for f in choose_epochs(saved, "9, 2")] == [2, 9]
-    with pytest.raises(AtelierError, match="2, 4, 6, 8, 9"):
-        choose_epochs(saved, "3")
+def test_nothing_to_show_is_told():
+    with pytest.raises(AtelierError, match="none of '3' was saved; there are 2, 4"):
+        columns_of([run("ink", 2, 4)], parse_epochs("3"))
     with pytest.raises(AtelierError, match="train first"):
-        choose_epochs(epochs(), "all")
+        columns_of([run("ink")], parse_epochs("all"))
+    with pytest.raises(AtelierError, match="train first"):
+        columns_of([], parse_epochs("all"))
 
 
-def test_prompts_are_lines():
-    assert prompt_lines("a fox\n\n  an owl \n") == ["a fox", "an owl"]
-    with pytest.raises(AtelierError, match="prompts"):
-        prompt_lines(" \n ")
+def test_pages_are_prompts_and_seeds_and_the_control_counts_once_on_each():
+    axes = Axes(("a", "b"), columns_of([run("ink", 1, 2, 3)], parse_epochs("all")), (0.5, 1.0), (1, 2, 3))
+    assert [(page.prompt, page.seed) for page in axes.pages] == [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2), ("b", 3)]
+    assert axes.cells == 6 * (1 + 3 * 2)
+    assert describe_size(axes, 64, 96) == "42 cells of 64 x 96 px on 6 pages"
 
 
-def test_a_grid_that_would_never_fit_is_refused_before_it_begins():
-    check_size(30, 1024, 1024, 1)
+def test_a_grid_that_would_never_end_is_refused_before_it_begins():
+    check_size(1000, 1024, 1024)
     with pytest.raises(AtelierError, match="1200 cells"):
-        check_size(1200, 64, 64, 1)
+        check_size(1200, 64, 64)
     with pytest.raises(AtelierError, match="megapixels"):
-        check_size(300, 1024, 1024, 1)
+        check_size(3, 16384, 16384)
+
+
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(16, 6000), st.integers(16, 6000))
+def test_large_pages_are_cut_so_that_every_cell_is_on_one_and_each_can_be_opened(columns, rows, width, height):
+    parts = spread(columns, rows, width, height)
+    places = [(x, y) for xs, ys in parts for x in xs for y in ys]
+    assert sorted(places) == [(x, y) for x in range(columns) for y in range(rows)]
+    for xs, ys in parts:
+        cells = (1 + len(xs)) * width, len(ys) * height
+        smallest = len(xs) == 1 and len(ys) == 1
+        assert smallest or (max(cells) <= PAGE_SIDE and cells[0] * cells[1] <= PAGE_PIXELS)
+    if (1 + columns) * width <= PAGE_SIDE and rows * height <= PAGE_SIDE and (1 + columns) * width * rows * height <= PAGE_PIXELS:
+        assert len(parts) == 1

@@ -1,0 +1,372 @@
+"""The cells: what the stock nodes draw, in batches, from models that stay as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lora_atelier.training import host
+from lora_atelier.training.config import NetworkConfig
+from lora_atelier.training.grid import cells, draw, lora, plan, render
+from lora_atelier.training.grid.features import ColoursAndEdges
+from lora_atelier.training.grid.judge import Judge
+from lora_atelier.training.grid.picture import Failed
+from lora_atelier.training.network import keys
+from lora_atelier.training.network.attach import Adapter
+from lora_atelier.training.network.lora import LoRALayer
+from lora_atelier.training.network.parts import TEXT, every_layer, text_layers
+from lora_atelier.training.network.targets import choose
+from lora_atelier.training.run import SavedLoRA
+from PIL import Image
+from safetensors.torch import save_file
+
+STRENGTHS = (0.4, 1.0, -0.7)
+
+
+def write_lora(t, path: Path, *, seed: int = 3, text: bool = False, change=lambda tensors: tensors, **settings) -> Path:
+    """A LoRA with weights that change the picture, saved as a run saves it."""
+    layers, names = every_layer(t.model, t.text)
+    chosen = choose({n: layer for n, layer in layers.items() if not n.startswith(TEXT)}, "attention + feed-forward")
+    chosen |= text_layers(layers, "all") if text else {}
+    adapter = Adapter.fresh(chosen, NetworkConfig(rank=2, alpha=2.0, **settings), seed)
+    stream = torch.Generator().manual_seed(seed)
+    for branch in adapter.branches.values():
+        for parameter in branch.factors():
+            if not parameter.any():
+                parameter.data = torch.randn(parameter.shape, generator=stream) * 0.1
+    save_file(change(keys.to_file(adapter, names, t.model.family, torch.float32, layers)), path)
+    return path
+
+
+def opened(t, path: Path) -> lora.Lora:
+    return lora.Lora(path, t.model, t.text, *every_layer(t.model, t.text))
+
+
+def sampling(**changes) -> render.Sampling:
+    return dataclasses.replace(render.Sampling("", "euler", "normal", 2, 2.0, 64, 64, 3), **changes)
+
+
+def columns(*paths: Path) -> tuple[plan.Column, ...]:
+    return tuple(plan.Column(SavedLoRA(p, i, i * 10), "ink", f"epoch {i}") for i, p in enumerate(paths, 1))
+
+
+def grid_of(t, folder: Path, *paths: Path, strengths=STRENGTHS, prompts=("a fox",), seeds=(3,), text=None, how=None, **more):
+    axes = plan.Axes(prompts, columns(*paths), strengths, seeds, text)
+    settings = sampling(**(how or {}))
+    return render.Grid(t.model, t.text, t.codec, axes, settings, folder / "grids", {"workflow": "{}"}, **more)
+
+
+def drawn(grid: render.Grid) -> render.Grid:
+    with torch.inference_mode():
+        grid.render(lambda done, page: None)
+    return grid
+
+
+def pixels(grid: render.Grid, page: int, place: tuple[int, int]) -> np.ndarray:
+    cell = grid.book.cells[page][place]
+    assert isinstance(cell, Path), cell
+    return np.asarray(Image.open(cell).convert("RGB"), dtype=int)
+
+
+def stock(t, path: Path, strength: float, prompt: str, settings: render.Sampling, text: float | None = None) -> np.ndarray:
+    """LoraLoader, CLIPTextEncode, KSampler, VAEDecode and SaveImage."""
+    with torch.inference_mode():
+        model, clip = t.model.with_lora(t.text.clip, lora.read_tensors(path), strength, text)
+        brush = draw.Brush(host.Model(model), host.TextEncoder(clip), t.codec, settings)
+        return np.asarray(brush.plain(plan.Page(prompt, settings.seed)), dtype=int)
+
+
+def hooks(t) -> int:
+    found = [*t.model.base.modules(), *t.text.clip.cond_stage_model.modules()]
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in found)
+
+
+def sampled(t, found: lora.Lora, strengths, sampler: str, cfg: float) -> torch.Tensor:
+    """Latents of all ``strengths`` in one batch, or of a single one as the sampler gives it alone."""
+    settings = {"latent_size": (8, 8), "steps": 3, "cfg": cfg, "sampler": sampler, "scheduler": "normal", "seed": 5}
+    texts = [t.text.for_sampling(text) for text in ("a fox", "bad")]
+    with torch.inference_mode(), found.attached(strengths) as rows:
+        if len(strengths) == 1:
+            return t.model.sample(*texts, **settings)
+        return t.model.sample_together(*texts, len(strengths), rows.choose, **settings)
+
+
+SAMPLERS = [
+    ("sd15", "euler"), ("sd15", "euler_ancestral"), ("sd15", "dpmpp_2m_sde"), ("sd15", "dpm_adaptive"), ("sd15", "uni_pc"),
+    ("sd15", "euler_ancestral_cfg_pp"), ("sd3", "euler"), ("sd3", "euler_ancestral"), ("sd3", "dpmpp_sde"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "sampler"), SAMPLERS)
+def test_a_batch_of_strengths_is_the_single_pictures(tiny, tmp_path, name, sampler):
+    """Also where the sampler draws noise on its way, decides by itself how many steps it takes, or changes the guidance."""
+    t = tiny(name)
+    found = opened(t, write_lora(t, tmp_path / "ink.safetensors"))
+    assert found.beside and not found.reads_text
+    together = sampled(t, found, STRENGTHS, sampler, 3.0)
+    for row, strength in enumerate(STRENGTHS):
+        alone = sampled(t, found, [strength], sampler, 3.0)
+        assert (together[row] - alone[0]).abs().max() < 1e-3 * alone.abs().max(), strength
+    assert (together[0] - together[1]).abs().max() > 0.05 * together.abs().max()
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("room", [True, False])
+def test_each_picture_keeps_its_strength_however_the_host_batches(tiny, tmp_path, monkeypatch, cfg, room):
+    """Without guidance there is one pass a picture; with little memory both halves go one after the other."""
+    t = tiny("sd15")
+    found = opened(t, write_lora(t, tmp_path / "ink.safetensors"))
+    expected = [sampled(t, found, [strength], "euler", cfg)[0] for strength in STRENGTHS]
+    seen = []
+    real = lora.Strengths.spread
+    monkeypatch.setattr(lora.Strengths, "spread", lambda self, batch: seen.append(batch) or real(self, batch))
+    if not room:
+        monkeypatch.setattr(t.model.base, "memory_required", lambda *_a, **_k: 1e30)
+    together = sampled(t, found, STRENGTHS, "euler", cfg)
+    assert set(seen) == {6 if room and cfg > 1 else 3}
+    for one, other in zip(together, expected, strict=True):
+        assert (one - other).abs().max() < 1e-3 * other.abs().max()
+
+
+def test_a_batch_that_does_not_fit_is_refused_not_guessed():
+    rows = lora.Strengths(Adapter({}), [0.5, 1.0, 1.5], torch.device("cpu"))
+    rows.spread(6)
+    assert rows._adapter.strength.tolist() == [0.5, 1.0, 1.5, 0.5, 1.0, 1.5]
+    rows.choose([2, 0])
+    rows.spread(4)
+    assert rows._adapter.strength.tolist() == [1.5, 0.5, 1.5, 0.5]
+    rows.choose([1])
+    rows.spread(2)
+    assert rows._adapter.strength == 1.0
+    rows.choose([0, 1])
+    for batch in (0, 1, 3):
+        with pytest.raises(RuntimeError, match="do not fit"):
+            rows.spread(batch)
+
+
+@pytest.mark.parametrize(("name", "text", "sampler"), [("sd15", True, "euler"), ("sd3", False, "euler_ancestral")])
+def test_cells_are_those_of_the_stock_nodes(tiny, tmp_path, name, text, sampler):
+    """With a part in the text encoder every row has its own reading of the prompt."""
+    t = tiny(name)
+    path = write_lora(t, tmp_path / "ink.safetensors", text=text)
+    before, hooked = t.model.identity(), hooks(t)
+    grid = drawn(grid_of(t, tmp_path, path, how={"sampler": sampler}))
+    assert t.model.identity() == before and hooks(t) == hooked
+    for row, strength in enumerate(STRENGTHS):
+        expected = stock(t, path, strength, "a fox", sampling(sampler=sampler))
+        assert np.abs(pixels(grid, 0, (1, row)) - expected).max() <= 2, strength
+        assert np.abs(pixels(grid, 0, (0, 0)) - expected).max() > 4
+    assert grid.together == len(STRENGTHS)
+
+
+def test_the_text_encoders_strength_can_be_its_own(tiny, tmp_path):
+    t = tiny("sd15")
+    path = write_lora(t, tmp_path / "ink.safetensors", text=True)
+    grid = drawn(grid_of(t, tmp_path, path, strengths=(0.5, 1.0), text=0.0))
+    for row, strength in enumerate((0.5, 1.0)):
+        expected = stock(t, path, strength, "a fox", sampling(), 0.0)
+        assert np.abs(pixels(grid, 0, (1, row)) - expected).max() <= 2
+    assert np.abs(stock(t, path, 1.0, "a fox", sampling()) - stock(t, path, 1.0, "a fox", sampling(), 0.0)).max() > 4
+
+
+def more_keys(tensors):
+    return tensors | {"lora_unet_somewhere.diff_b": torch.zeros(4)}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"algorithm": "LoKr"}, {"weight_decompose": True}, {"change": more_keys}],
+    ids=["another algorithm", "DoRA", "a key that is not known"],
+)
+def test_what_is_not_wholly_understood_goes_the_hosts_way(tiny, tmp_path, how):
+    pytest.importorskip("lycoris")
+    t = tiny("sd3")
+    path = write_lora(t, tmp_path / "ink.safetensors", **how)
+    assert not opened(t, path).beside
+    before = t.model.identity()
+    grid = drawn(grid_of(t, tmp_path, path, strengths=(0.5, 1.0)))
+    assert t.model.identity() == before
+    for row, strength in enumerate((0.5, 1.0)):
+        assert np.array_equal(pixels(grid, 0, (1, row)), stock(t, path, strength, "a fox", sampling()))
+    clean = drawn(grid_of(t, tmp_path / "clean", strengths=(1.0,)))
+    assert np.array_equal(pixels(grid, 0, (0, 0)), pixels(clean, 0, (0, 0))), "the model is what it was"
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.7, torch.tensor([0.5, 1.0, -2.0])], ids=["zero", "one number", "one a picture"])
+@pytest.mark.parametrize("shape", [(3, 8), (3, 5, 8), (6, 5, 8)], ids=["rows", "tokens", "two rows a picture"])
+def test_what_is_added_in_place_is_what_an_adapter_adds(strength, shape):
+    layers = {"a": torch.nn.Linear(8, 12)}
+    stream = torch.Generator().manual_seed(1)
+    adapters = []
+    for kind in (Adapter, lora.Shown):
+        branch = LoRALayer(layers["a"], 2, 0.5, torch.Generator().manual_seed(2))
+        branch.up.data = torch.randn(branch.up.shape, generator=torch.Generator().manual_seed(3))
+        adapters.append(kind({"a": branch}))
+    x = torch.randn(shape, generator=stream)
+    found = []
+    for adapter in adapters:
+        adapter.strength = strength
+        with adapter.attached(layers), torch.no_grad():
+            found.append(layers["a"](x))
+    assert torch.allclose(*found, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(found[1], layers["a"](x)) == (not isinstance(strength, torch.Tensor) and strength == 0)
+
+
+def test_a_layer_that_is_passed_by_is_noticed():
+    layers = {"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)}
+    adapter = Adapter.fresh(layers, NetworkConfig(rank=1), 0)
+    with lora._all_used(adapter, layers):
+        layers["a"](torch.zeros(1, 2))
+        layers["b"](torch.zeros(1, 2))
+    with pytest.raises(lora.UnusedLayers, match="such as b"), lora._all_used(adapter, layers):
+        layers["a"](torch.zeros(1, 2))
+        layers["b"].forward(torch.zeros(1, 2))  # as a compiled network calls it
+    assert not any(layer._forward_hooks for layer in layers.values())
+
+
+def test_layers_that_are_passed_by_make_the_host_merge(tiny, tmp_path, monkeypatch):
+    t = tiny("sd3")
+    path = write_lora(t, tmp_path / "ink.safetensors")
+
+    def refuse(self, *_args):
+        raise lora.UnusedLayers("one layer was passed by")
+
+    monkeypatch.setattr(draw.Brush, "beside", refuse)
+    grid = drawn(grid_of(t, tmp_path, path, strengths=(0.5, 1.0)))
+    assert np.array_equal(pixels(grid, 0, (1, 1)), stock(t, path, 1.0, "a fox", sampling()))
+
+
+def test_a_batch_that_fails_is_drawn_one_by_one(tiny, tmp_path, monkeypatch):
+    t = tiny("sd3")
+    path = write_lora(t, tmp_path / "ink.safetensors")
+    monkeypatch.setattr(host.Model, "sample_together", lambda *_a, **_k: (_ for _ in ()).throw(RuntimeError("no room")))
+    grid = drawn(grid_of(t, tmp_path, path, prompts=("a fox", "an owl")))
+    assert grid.together == 1
+    assert all(isinstance(cell, Path) for page in grid.book.cells for cell in page.values())
+
+
+def test_a_cell_that_fails_is_blank_with_its_reason_and_costs_no_other(tiny, tmp_path):
+    t = tiny("sd3")
+    good = write_lora(t, tmp_path / "good.safetensors")
+    broken = write_lora(t, tmp_path / "broken.safetensors", change=lambda x: {k: v * float("nan") for k, v in x.items()})
+    alien = tmp_path / "alien.safetensors"
+    save_file({"lora_unet_nowhere.lora_up.weight": torch.zeros(2, 2)}, alien)
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(good.read_bytes()[:100])
+    before = t.model.identity()
+    grid = drawn(grid_of(t, tmp_path, broken, alien, torn, tmp_path / "gone.safetensors", good, strengths=(0.5, 1.0)))
+    reasons = [grid.book.cells[0][column, 1] for column in (1, 2, 3, 4)]
+    assert all(isinstance(reason, Failed) for reason in reasons)
+    for reason, words in zip(reasons, ("no numbers", "alien", "torn", "gone"), strict=True):
+        assert words in reason.reason
+    assert pixels(grid, 0, (5, 1)).shape == (64, 64, 3) and t.model.identity() == before
+    assert grid.save_pages()[0].is_file()
+
+
+def test_each_file_is_read_once_and_each_prompt_encoded_once(tiny, tmp_path, monkeypatch):
+    t = tiny("sd15")
+    plain, reading = (write_lora(t, tmp_path / f"{x}.safetensors", seed=x, text=x == 2) for x in (1, 2))
+    read, encoded = [], []
+    real_read, real_encode = lora.read_tensors, host.TextEncoder.for_sampling
+    monkeypatch.setattr(lora, "read_tensors", lambda path: read.append(path.stem) or real_read(path))
+    monkeypatch.setattr(host.TextEncoder, "for_sampling", lambda self, text: encoded.append(text) or real_encode(self, text))
+    drawn(grid_of(t, tmp_path, plain, prompts=("a fox", "an owl"), seeds=(1, 2), strengths=(0.5, 1.0)))
+    assert read == ["1"] and sorted(encoded) == ["", "a fox", "an owl"]
+    encoded.clear()
+    drawn(grid_of(t, tmp_path, plain, reading, prompts=("a fox", "an owl"), seeds=(1, 2), strengths=(0.5, 1.0)))
+    assert read == ["1", "2"], "what is drawn already needs no file"
+    assert sorted(encoded) == sorted(["", "a fox", "an owl"] * 2), "with a text part: once a strength"
+
+
+def test_a_cancelled_grid_keeps_and_shows_what_there_is_and_goes_on(tiny, tmp_path):
+    import comfy.model_management
+
+    t = tiny("sd3")
+    path = write_lora(t, tmp_path / "ink.safetensors")
+    grid, hooked = grid_of(t, tmp_path, path, prompts=("a fox", "an owl")), hooks(t)
+
+    def cancel(done: int, page) -> None:
+        if done == 4:
+            raise comfy.model_management.InterruptProcessingException
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException), torch.inference_mode():
+        grid.render(cancel)
+    assert hooks(t) == hooked
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "grids" / "cells").glob("*.png")}
+    assert len(kept) == 4 and all(path.is_file() for path in grid.save_pages())
+    again = drawn(grid_of(t, tmp_path, path, prompts=("a fox", "an owl")))
+    now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "grids" / "cells").glob("*.png")}
+    assert len(now) == again.axes.cells == 8 and kept.items() <= now.items()
+
+
+def test_pages_say_what_they_show_and_what_was_measured(tiny, tmp_path):
+    t = tiny("sd3")
+    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2)]
+    pictures = []
+    for i in range(3):
+        pictures.append(tmp_path / f"{i}.png")
+        Image.effect_noise((64, 64), 20 + 30 * i).convert("RGB").save(pictures[-1])
+    lines = []
+    grid = grid_of(
+        t, tmp_path, *paths, strengths=(0.5, 1.0), seeds=(3, 4), base="base (SD3)", judge=Judge(ColoursAndEdges(), pictures),
+        losses={"ink": {10: (0.2, 0.3), 20: (0.1, 0.2)}}, show=lines.append,
+    )  # fmt: skip
+    pages = drawn(grid).save_pages()
+    assert len(pages) == 2
+    with Image.open(pages[1]) as page:
+        facts = json.loads(page.text["lora_atelier.grid"])
+        assert page.text["workflow"] == "{}"
+    assert facts["strengths"] == [0.5, 1.0] and facts["seed"] == 4 and facts["prompt"] == "a fox"
+    assert [e["epoch"] for e in facts["epochs"]] == [1, 2]
+    assert set(facts["cells"]) == {"0,0", "1,0", "1,1", "2,0", "2,1"} == set(facts["scores"])
+    assert (pages[1].parent / facts["cells"]["2,1"]["file"]).is_file()
+    assert facts["advice"]["reason"] and grid.notes()[-1] == f"Hint: {facts['advice']['reason']}"
+    assert "held out 0.1000" in grid.notes()[1] and "at 0.5: like the dataset" in grid.notes()[1]
+    assert lines[0] == "10 cells of 64 x 64 px on 2 pages" and "s a cell" in lines[1] and lines[-1].startswith("cell 10 of 10")
+    with Image.open(grid.book.cells[1][2, 1]) as cell:
+        known = json.loads(cell.text[cells.KEY])
+        assert (known["epoch"], known["strength"], known["seed"], known["prompt_text"]) == (2, 1.0, 4, "a fox")
+        assert known["lora_content"] == cells.Contents().of(paths[1])
+
+
+def test_a_cell_is_another_when_anything_that_counts_is_another():
+    one = cells.Facts("a fox", "ink", "hash", 3, 1.0, 1.0, sampling())
+    same = dataclasses.replace(one, lora="renamed", epoch=4)
+    assert same.key("base") == one.key("base")
+    others = [
+        dataclasses.replace(one, **change)
+        for change in ({"prompt_text": "x"}, {"lora_content": "x"}, {"strength": 0.9}, {"text_strength": 0.9})
+    ]
+    others += [dataclasses.replace(one, sampling=sampling(**{name: 7})) for name in ("steps", "cfg", "width", "seed", "height")]
+    others += [dataclasses.replace(one, sampling=sampling(**{name: "x"})) for name in ("negative", "sampler", "scheduler")]
+    assert len({fact.key("base") for fact in [one, *others]} | {one.key("other base")}) == len(others) + 2
+
+
+def test_pages_go_on_the_wire_in_one_size_and_not_beyond_what_memory_holds():
+    from lora_atelier.training.grid import pixels as sheets
+
+    batch = sheets.to_batch([Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 50), "red")])
+    assert batch.shape == (2, 50, 40, 3) and batch[1, 0, 39].tolist() == [1, 1, 1] and batch[0, 0, 0].tolist() == [1, 0, 0]
+    large = sheets.to_batch([Image.new("L", (16_000, 12_000)).convert("RGB")])
+    assert large.shape[1] * large.shape[2] <= sheets.BATCH_PIXELS and large.shape[2] / large.shape[1] == pytest.approx(
+        4 / 3, rel=1e-3
+    )
+
+
+def test_conditionings_are_joined_only_if_each_row_keeps_its_own():
+    def one(value: float, tokens: int = 2, **extra):
+        return [[torch.full((1, tokens, 3), value), {"pooled_output": torch.full((1, 4), value), **extra}]]
+
+    first = one(1)
+    assert lora.join([first, first]) is first
+    ((text, extra),) = lora.join([first, one(2)])
+    assert text[:, 0, 0].tolist() == [1, 2] and extra["pooled_output"][:, 0].tolist() == [1, 2]
+    assert lora.join([first, one(2, tokens=4)]) is None
+    assert lora.join([first, one(2, mask=torch.ones(1))]) is None
+    assert lora.join([one(1, mask=torch.ones(1)), one(2, mask=torch.ones(1))]) is None
+    assert lora.join([first, [*one(2), *one(3)]]) is None

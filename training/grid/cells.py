@@ -1,0 +1,109 @@
+"""The cells on the disk: each saved as soon as it is drawn, with its own metadata, and found again by what it was drawn from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..dataset.cache import cache_key
+from ..dataset.index import file_digest
+from ..files import replacing
+
+KEY = "lora_atelier.cell"
+"""Name of the PNG text that holds a cell's facts as JSON."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The person's own sampler settings; every cell uses the same ones."""
+
+    negative: str
+    sampler: str
+    scheduler: str
+    steps: int
+    cfg: float
+    width: int
+    height: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides a cell's picture, but for the models."""
+
+    prompt_text: str
+    lora: str | None
+    """As the stock loaders list the file; its name does not count."""
+    lora_content: str | None
+    """SHA-256 of the file."""
+    epoch: int | None
+    strength: float
+    text_strength: float
+    sampling: Sampling
+
+    def key(self, base: str) -> str:
+        """The same for the same picture, on models with the fingerprint ``base``."""
+        counts = (self.prompt_text, self.lora_content, self.strength, self.text_strength, asdict(self.sampling))
+        return cache_key("cell", base, *counts)[:24]
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        return {**{k: v for k, v in values.items() if k != "sampling"}, **values["sampling"]}
+
+
+class CellStore:
+    """The cells of one grid node, in ``folder``."""
+
+    def __init__(self, folder: Path, base: str, graph: Mapping[str, str]):
+        self.folder, self.base, self.graph = folder, base, graph
+
+    def path(self, facts: Facts) -> Path:
+        return self.folder / f"{facts.key(self.base)}.png"
+
+    def known(self, facts: Facts) -> Path | None:
+        """The cell's file if it is there and whole."""
+        path = self.path(facts)
+        try:
+            with Image.open(path) as picture:
+                picture.verify()
+        except (OSError, SyntaxError, ValueError):
+            return None
+        return path
+
+    def save(self, facts: Facts, picture: Image.Image) -> Path:
+        """Writes the cell; workflow and prompt are in it, so that dropping it on the canvas brings them back."""
+        path = self.path(facts)
+        with replacing(path) as temporary:
+            picture.save(temporary, format="PNG", pnginfo=png_info({**self.graph, KEY: json.dumps(facts.as_dict())}))
+        return path
+
+
+class Contents:
+    """SHA-256 of files, each read once while it stays the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, int], str]] = {}
+
+    def of(self, path: Path) -> str:
+        stat = path.stat()
+        stamp = (stat.st_size, stat.st_mtime_ns)
+        if path not in self._known or self._known[path][0] != stamp:
+            self._known[path] = (stamp, file_digest(path))
+        return self._known[path][1]
+
+
+contents = Contents()
+
+
+def png_info(texts: Mapping[str, str]) -> PngInfo:
+    """PNG metadata; ``texts`` by name."""
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    return info

@@ -1,0 +1,98 @@
+"""The numbers of a grid: every cell is looked at once, when it is placed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .advice import Advice, Judged, recommend
+from .features import Embedder, embed_files, embed_pictures
+from .plan import Axes
+from .score import Scale, Score, mean_score, mean_scores, score, usual_nearest
+
+Place = tuple[int, int]
+"""(column, row); column 0 is the control."""
+
+
+class Judge:
+    """Compares cells with the dataset and with the control of their page."""
+
+    def __init__(self, embedder: Embedder, pictures: Sequence[Path]):
+        self.embedder, self.pictures = embedder, pictures
+        self._dataset: Tensor | None = None
+        self._controls: dict[int, Tensor] = {}
+        self.scores: dict[int, dict[Place, Score]] = {}
+        """By page."""
+
+    @property
+    def dataset(self) -> Tensor:
+        """(N, D); read when the first cell is looked at."""
+        if self._dataset is None:
+            self._dataset = embed_files(self.embedder, self.pictures)
+        return self._dataset
+
+    def see(self, page: int, place: Place, picture: Image.Image) -> None:
+        """Looks at a cell; the control of a page must come first, or the page has no numbers."""
+        if not len(self.dataset):
+            return
+        seen = embed_pictures(self.embedder, [picture])[0]
+        if place[0] == 0:
+            self._controls[page] = seen
+        if page in self._controls and bool(torch.isfinite(seen).all()):
+            self.scores.setdefault(page, {})[place] = score(seen, self._controls[page], self.dataset)
+
+    def scale(self) -> Scale | None:
+        """None as long as nothing can be compared."""
+        controls = [scores[0, 0] for scores in self.scores.values() if (0, 0) in scores]
+        return Scale(usual_nearest(self.dataset), mean_score(controls)) if controls else None
+
+    def caption(self, page: int, place: Place) -> str:
+        """``0.71 / 0.83 / 0.55``."""
+        found = self.scores.get(page, {}).get((0, 0) if place[0] == 0 else place)
+        return f"{found.likeness:.2f} / {found.nearest:.2f} / {found.agreement:.2f}" if found else ""
+
+
+Losses = Mapping[int, tuple[float | None, float]]
+"""Step -> (held-out loss, loss of the trained share)."""
+
+
+def judged(axes: Axes, losses: Mapping[str, Losses], judge: Judge | None) -> list[Judged]:
+    """What is known of every column; ``losses`` by the run's name."""
+    means = mean_scores(list(judge.scores.values())) if judge is not None else {}
+    out = []
+    for number, column in enumerate(axes.columns, 1):
+        held_out, training = losses.get(column.run, {}).get(column.file.step, (None, None))
+        scores = {s: means[number, row] for row, s in enumerate(axes.strengths) if (number, row) in means}
+        out.append(Judged(column.label, scores, held_out, training))
+    return out
+
+
+def advise(axes: Axes, losses: Mapping[str, Losses], judge: Judge | None) -> Advice:
+    """The recommendation for the whole grid, as far as it is drawn."""
+    return recommend(judged(axes, losses, judge), judge.scale() if judge is not None else None)
+
+
+def table(axes: Axes, epochs: Sequence[Judged], scale: Scale | None) -> list[str]:
+    """The numbers as lines of text: losses, and scores at every strength."""
+    lines = []
+    for epoch in epochs:
+        parts = []
+        if epoch.training is not None:
+            held = f"held out {epoch.held_out:.4f}, " if epoch.held_out is not None else ""
+            parts.append(f"fixed loss: {held}trained {epoch.training:.4f}")
+        parts += [
+            f"at {s:g}: like the dataset {v.likeness:.2f}, nearest picture {v.nearest:.2f}, like without LoRA {v.agreement:.2f}"
+            for s, v in epoch.scores.items()
+        ]
+        if parts:
+            lines.append(f"{epoch.label}: " + "; ".join(parts))
+    if scale is not None:
+        lines.append(
+            f"without LoRA: like the dataset {scale.control.likeness:.2f}, nearest picture {scale.control.nearest:.2f}; "
+            f"the training pictures among themselves: nearest {scale.usual_nearest:.2f}"
+        )
+    return lines
