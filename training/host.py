@@ -10,7 +10,7 @@ import gc
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from comfy import sampler_helpers
 from torch import Tensor, nn
 
 from .checkpointing import blocks_of
+from .convolutions import as_products
 from .errors import AtelierError
 from .network.lora import is_conv, is_linear
 from .noise import Prediction
@@ -151,7 +152,7 @@ class Model:
             self.patcher.pre_run()
             _held.append(self)
             try:
-                with OutOfPlace():
+                with OutOfPlace(), as_products(self.base) if self.device.type == "cpu" else nullcontext():
                     yield
             finally:
                 _held.remove(self)
@@ -193,7 +194,7 @@ class Model:
         caught: list[Tensor] = []
         handle = self.base.diffusion_model.register_forward_hook(lambda _m, _i, output: caught.append(output))
         options = dict(self.patcher.model_options.get("transformer_options", {}))
-        options.update(sigmas=sigma, sample_sigmas=sigma, cond_or_uncond=[0])
+        options.update(sigmas=sigma, sample_sigmas=sigma, cond_or_uncond=[0], optimized_attention_override=_attention)
         try:
             denoised = self.base.apply_model(x, sigma, transformer_options=options, **conditioning)
         finally:
@@ -241,6 +242,17 @@ class Model:
     def with_lora(self, clip: Any, tensors: dict[str, Tensor], strength: float) -> tuple[Any, Any]:
         """Patched copies of MODEL and CLIP, as the stock LoraLoader makes them."""
         return comfy.sd.load_lora_for_models(self.patcher, clip, tensors, strength, strength)
+
+
+def _attention(_chosen: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """Attention by torch's own kernel instead of what the host or a node has chosen for sampling.
+
+    Some of those kernels have no backward pass; others keep every probability for it, and choose their chunks by the memory that
+    is free, so that a pass that is computed again need not be the same.
+    """
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    return attention_pytorch(*args, **kwargs)
 
 
 def _resident(patcher: Any, widget: str) -> Any:
