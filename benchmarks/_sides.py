@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def main() -> None:
         run(case, found)
     result["peak_bytes"] = peak.end()
     result |= {"before_bytes": before, "layers": found.layers, "parameters": found.parameters}
-    result["seconds"] = [b - a for a, b in zip(found.ends, found.ends[1:], strict=False)]
+    result["seconds"] = [b - a for a, b in pairwise(found.ends)]
     if forward is not None:
         result["forward_seconds"] = forward(case.steps)
         if torch.cuda.is_available() and case.side == "ours":
