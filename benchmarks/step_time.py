@@ -99,8 +99,9 @@ def figures(found: dict[Side, list[dict[str, Any]]]) -> dict[str, Any]:
         out["share_of_floor"] = round(2 * statistics.median(floor) / seconds[OURS], 3)
     out["sides"] = {f"{name}, {targets}": row(found[name, targets], seconds[name, targets]) for name, targets in found}
     if OURS in found:
-        out["extra_base_copies"] = found[OURS][0]["extra_base_copies"]
         first = found[OURS][0]
+        if "extra_base_copies" in first:
+            out["extra_base_copies"] = first["extra_base_copies"]
         if "flops" in first:
             rate = first["flops"] / seconds[OURS]
             out["teraflops_per_second"] = round(rate / 1e12, 1)
@@ -185,8 +186,9 @@ def main() -> None:
         values = [found[name] for found in rows if name in found]
         if values:
             result[name] = round(statistics.geometric_mean(values), 3)
-    if rows:
-        result["extra_base_copies"] = max(found.get("extra_base_copies", 0.0) for found in rows)
+    copies = [found["extra_base_copies"] for found in rows if "extra_base_copies" in found]
+    if copies:
+        result["extra_base_copies"] = max(copies)
     sizes = "-".join(f"{p}px" for p in options.pixels) + "-batch" + "-".join(map(str, options.batch))
     _common.finish("step_time", result, as_json=options.json, keep=options.save, case=sizes)
 
