@@ -12,10 +12,8 @@ whether it grows with their number, and ``unchanged_seconds`` how long a thousan
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -23,20 +21,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def use_host() -> None:
-    """ComfyUI on the path, and this pack under a name of its own."""
-    sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() not in (ROOT, ROOT / "benchmarks")]
-    sys.path.insert(0, os.environ["ATELIER_COMFYUI"])
-    package = ModuleType("lora_atelier")
-    package.__path__ = [str(ROOT)]
-    package.__spec__ = importlib.machinery.ModuleSpec("lora_atelier", None, is_package=True)
-    sys.modules["lora_atelier"] = package
+import _common  # type: ignore[import-not-found]
 
 
 def draw(folder: Path, count: int, resolution: int, captions: int = 10**6) -> None:
@@ -76,12 +63,9 @@ def reset_peak() -> None:
 
 def one_side(side: str, folder: Path, resolution: int, checkpoint: str, cache: Path) -> dict[str, float]:
     """Seconds and peak memory (bytes above the loaded models) of one preparation in this process."""
-    import torch
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
     import comfy.sd
     import folder_paths
+    import torch
 
     folder_paths.set_input_directory(str(folder.parent))
     with torch.inference_mode():
@@ -157,34 +141,27 @@ def main() -> None:
     parser.add_argument("--resolutions", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--checkpoint")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results")
     for hidden in ("--side", "--folder", "--cache"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    use_host()
+    _common.use_host()
     if options.side:
         place = Path(options.folder), options.resolutions[0], options.checkpoint, Path(options.cache)
         print(json.dumps(one_side(options.side, *place)))
         return
-    checkpoint = options.checkpoint
-    if checkpoint is None:
-        from lora_atelier.demo.weights import assemble
-
-        checkpoint = str(assemble(ROOT / "demo" / "weights.safetensors", ROOT / ".studio" / "bench" / "demo.safetensors"))
+    checkpoint = options.checkpoint or _common.demo_checkpoint()
+    result: dict[str, Any] = {**_common.machine(), "pictures": options.pictures}
     with tempfile.TemporaryDirectory() as place:
         rows = {r: compare(options.pictures, r, checkpoint, Path(place)) for r in options.resolutions}
         seconds = unchanged(options.unchanged, checkpoint, Path(place))
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    result: dict[str, Any] = {"device": device, "machine": platform.machine(), "pictures": options.pictures}
     result |= {"unchanged_pictures": options.unchanged, "unchanged_seconds": round(seconds, 3)}
     for name in ("cold_ratio", "warm_ratio", "peak_memory_ratio", "peak_growth"):
         result[name] = round(statistics.geometric_mean(row[name] for row in rows.values()), 4)
     result["by_resolution"] = {r: {name: round(value, 4) for name, value in row.items()} for r, row in rows.items()}
     for name, value in result.items():
         print(f"{name}: {value}")
-    if options.json:
-        print(json.dumps(result))
+    _common.finish("dataset", result, as_json=options.json, keep=options.save)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ python3 studio.py bench import_time [--json]
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import _common  # type: ignore[import-not-found]
+
 CODE = """
 import sys, time, asyncio, importlib.util
 sys.path.insert(0, {comfyui!r})
@@ -35,17 +34,18 @@ print(time.perf_counter() - start)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", action="store_true", help="write the figure to benchmarks/results")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
-    code = CODE.format(comfyui=os.environ["ATELIER_COMFYUI"], root=str(ROOT))
+    code = CODE.format(comfyui=os.environ["ATELIER_COMFYUI"], root=str(_common.ROOT))
+    result = _common.machine()
     seconds = []
     for _ in range(options.runs):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         seconds.append(float(done.stdout.strip().splitlines()[-1]))
-    result = {"seconds": round(statistics.median(seconds), 3), "runs": options.runs}
+    result |= {"seconds": round(statistics.median(seconds), 3), "runs": options.runs}
     print(f"the pack's import and its schemas take {result['seconds']} s (median of {options.runs})")
-    if options.json:
-        print(json.dumps(result))
+    _common.finish("import_time", result, as_json=options.json, keep=options.save)
 
 
 if __name__ == "__main__":

@@ -1,147 +1,196 @@
-"""A training step of this pack against the stock ``TrainLoraNode`` in both of its modes, on the same host in one run.
+"""A training step of this pack beside the stock ``TrainLoraNode`` in both of its modes and beside diffusers + PEFT, in one run.
 
-    python3 studio.py bench step_time [--json] [--checkpoint FILE] [--batch 4] [--steps 12]
+    python3 studio.py bench step_time [--json] [--save] [--pixels 256 512] [--batch 1 4] [--dtype fp32] [--rounds 3]
 
-Every side trains a rank-16 LoRA on the same random latents and one caption; the time of a step is (long run - short run) / (more
-steps), so that loading and set-up don't count. The stock node adapts every weight that it can (linear layers, convolutions,
-norms and biases), so this pack is measured with its own default targets and with ``all``.
+Every side trains a LoRA of rank 16 with AdamW on the same model of the real size with random weights, in a process of its own.
+The sides take turns, round after round, so that whatever else the machine does meets all alike; a figure is the median.
+
+| figure | ours trains | compared with |
+| --- | --- | --- |
+| ``ratio_to_peft`` | attention + feed-forward | diffusers + PEFT on the same layers |
+| ``ratio_to_peft_every_layer`` | every linear and convolution | diffusers + PEFT on the same layers |
+| ``ratio_to_stock_bypass``, ``_default`` | every linear and convolution | the stock node; it also trains norms and biases |
+| the same with ``_own_targets`` | attention + feed-forward, the default | the stock node as it is |
+| ``share_of_floor`` | attention + feed-forward | twice the forward pass, the least a frozen base asks for |
+| ``extra_base_copies`` | attention + feed-forward | the most a step of a 64-pixel picture holds, in times of the weights |
+
+Below 1 is faster for the ratios; for ``share_of_floor`` 1 is perfect. Without a GPU only Stable Diffusion 1.5 is measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
+import itertools
 import json
 import os
-import platform
 import statistics
+import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+import _common  # type: ignore[import-not-found]
+import _models  # type: ignore[import-not-found]
+
+TARGETS = ("attention + feed-forward", "every layer")
+Side = tuple[str, str]
+"""(whose step, which layers)."""
+OURS, OURS_EVERY = ("ours", TARGETS[0]), ("ours", TARGETS[1])
+PEFT, PEFT_EVERY = ("peft", TARGETS[0]), ("peft", TARGETS[1])
+BYPASS, DEFAULT = ("stock_bypass", "all it can"), ("stock", "all it can")
+SIDES: tuple[Side, ...] = (OURS, PEFT, OURS_EVERY, PEFT_EVERY, BYPASS, DEFAULT)
+RATIOS = {
+    "ratio_to_stock_bypass": (OURS_EVERY, BYPASS),
+    "ratio_to_stock_default": (OURS_EVERY, DEFAULT),
+    "ratio_to_peft": (OURS, PEFT),
+    "ratio_to_peft_every_layer": (OURS_EVERY, PEFT_EVERY),
+    "ratio_to_stock_bypass_own_targets": (OURS, BYPASS),
+    "ratio_to_stock_default_own_targets": (OURS, DEFAULT),
+}
 
 
-def use_host() -> None:
-    """ComfyUI on the path, and this pack under a name of its own."""
-    sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() not in (ROOT, ROOT / "benchmarks")]
-    sys.path.insert(0, os.environ["ATELIER_COMFYUI"])
-    import torch
-    from comfy.cli_args import args
+def measure(side: Side, case: dict[str, Any]) -> dict[str, Any] | None:
+    """One process; None where it failed, which is said."""
+    wanted = {**case, "side": side[0], "targets": side[1]}
+    line = [sys.executable, str(Path(__file__).with_name("_sides.py")), json.dumps(wanted)]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ)
+    if done.returncode:
+        print(f"{side[0]} ({side[1]}) failed:\n{done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    say(f"  {side[0]}, {side[1]}: {statistics.median(result['seconds']):.3f} s a step")
+    return result
 
-    args.cpu = not torch.cuda.is_available()
-    package = ModuleType("lora_atelier")
-    package.__path__ = [str(ROOT)]
-    package.__spec__ = importlib.machinery.ModuleSpec("lora_atelier", None, is_package=True)
-    sys.modules["lora_atelier"] = package
+
+def say(text: str) -> None:
+    """To the person; standard output is kept for the result."""
+    print(text, file=sys.stderr, flush=True)
 
 
-def per_step(run: Callable[[int], None], steps: int, rounds: int) -> float:
-    """Seconds a step: the median over ``rounds`` of (time of steps + 2 - time of 2) / steps."""
-    run(1)
-    differences = []
-    for _ in range(rounds):
-        times = []
-        for count in (2, steps + 2):
-            start = time.perf_counter()
-            run(count)
-            times.append(time.perf_counter() - start)
-        differences.append((times[1] - times[0]) / steps)
-    return statistics.median(differences)
+def rounds_of(sides: list[Side], case: dict[str, Any], rounds: int) -> dict[Side, list[dict[str, Any]]]:
+    """What every side found in every round; each round begins with another side."""
+    found: dict[Side, list[dict[str, Any]]] = {side: [] for side in sides}
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}, load average {_common.load_average()}")
+        start = number * len(sides) // rounds
+        for side in sides[start:] + sides[:start]:
+            result = measure(side, {**case, "copies": number == 0})
+            if result is not None:
+                found[side].append(result)
+    return {side: results for side, results in found.items() if results}
+
+
+def figures(found: dict[Side, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians, ratios and memory of one case."""
+    adapted = {side: (results[0]["layers"], results[0]["parameters"]) for side, results in found.items()}
+    for mine, theirs in ((OURS, PEFT), (OURS_EVERY, PEFT_EVERY)):
+        if mine in adapted and theirs in adapted and adapted[mine] != adapted[theirs]:
+            raise SystemExit(f"not the same layers: ours {adapted[mine]}, PEFT {adapted[theirs]}")
+
+    def pooled(side: Side, key: str) -> list[float]:
+        return [value for result in found.get(side, ()) for value in result.get(key, ())]
+
+    seconds = {side: statistics.median(pooled(side, "seconds")) for side in found}
+    out: dict[str, Any] = {
+        name: round(seconds[a] / seconds[b], 3) for name, (a, b) in RATIOS.items() if a in seconds and b in seconds
+    }
+    floor = pooled(OURS, "forward_seconds")
+    if OURS in seconds and floor:
+        out["share_of_floor"] = round(2 * statistics.median(floor) / seconds[OURS], 3)
+    out["sides"] = {f"{name}, {targets}": row(found[name, targets], seconds[name, targets]) for name, targets in found}
+    if OURS in found:
+        first = found[OURS][0]
+        if "extra_base_copies" in first:
+            out["extra_base_copies"] = first["extra_base_copies"]
+        if "flops" in first:
+            rate = first["flops"] / seconds[OURS]
+            out["teraflops_per_second"] = round(rate / 1e12, 1)
+            out["share_of_a_large_product"] = round(rate / first["product_flops_per_second"], 3)
+    return out
+
+
+def row(results: list[dict[str, Any]], median: float) -> dict[str, Any]:
+    """What is said of one side."""
+    every = [value for result in results for value in result["seconds"]]
+    forwards = [value for result in results for value in result.get("forward_seconds", ())]
+    return {
+        "seconds_per_step": round(median, 4),
+        "fastest": round(min(every), 4),
+        "slowest": round(max(every), 4),
+        "peak_gib": round(max(result["peak_bytes"] for result in results) / 2**30, 2),
+        "extra_base_copies": results[0].get("extra_base_copies"),
+        "layers": results[0]["layers"],
+        "trained_numbers": results[0]["parameters"],
+        **({"forward_seconds": round(statistics.median(forwards), 4)} if forwards else {}),
+    }
+
+
+def table(title: str, result: dict[str, Any]) -> str:
+    lines = [f"\n{title}", f"{'side':<36}{'s a step':>10}{'peak GiB':>10}{'copies':>8}{'layers':>8}{'forward':>9}"]
+    for name, side in result["sides"].items():
+        shown = (side["seconds_per_step"], side["peak_gib"], side["extra_base_copies"], side["layers"])
+        lines.append(f"{name:<36}{shown[0]:>10}{shown[1]:>10}{shown[2]!s:>8}{shown[3]:>8}{side.get('forward_seconds', ''):>9}")
+    return "\n".join([*lines, *(f"{key}: {value}" for key, value in result.items() if key != "sides")])
+
+
+def cases_of(options: argparse.Namespace, gpu: bool) -> list[dict[str, Any]]:
+    out = []
+    for model, pixels, batch in itertools.product(options.models, options.pixels, options.batch):
+        if model != "sd15" and not gpu:
+            say(f"{_models.KINDS[model].title} is left out: at its size a step needs a GPU, and there is none.")
+            continue
+        size = pixels if model == "sd15" else 1024
+        case = {"model": model, "pixels": size, "batch": batch, "dtype": options.dtype, "steps": options.steps}
+        out += [case] if case not in out else []
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--cells", type=int, default=16, help="side of the square latent")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--models", nargs="+", choices=list(_models.KINDS), help="default: all on a GPU, else sd15")
+    parser.add_argument("--pixels", type=int, nargs="+", help="sides of SD1.5's pictures; the others have 1024")
+    parser.add_argument("--batch", type=int, nargs="+")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], help="default: bf16 where the machine computes in it")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of every side and round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", choices=["ours", "peft", "stock_bypass", "stock"])
+    parser.add_argument("--device-profile", action="store_true", help="print where our step spends its time, and stop")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results")
     options = parser.parse_args()
-    use_host()
-    import comfy.sd
+    _common.use_host()
     import torch
-    from comfy_extras.nodes_train import TrainLoraNode
-    from lora_atelier.training import host, loss, noise
-    from lora_atelier.training.config import NetworkConfig, OptimizerConfig
-    from lora_atelier.training.network import targets
-    from lora_atelier.training.network.attach import Adapter
-    from lora_atelier.training.optim import optimizers
 
-    checkpoint = options.checkpoint
-    if checkpoint is None:
-        from lora_atelier.demo.weights import assemble
-
-        checkpoint = str(assemble(ROOT / "demo" / "weights.safetensors", ROOT / ".studio" / "bench" / "demo.safetensors"))
-    with torch.inference_mode():
-        patcher, clip, _, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_clip=True)
-        positive = clip.encode_from_tokens_scheduled(clip.tokenize("a picture"))
-    model = host.Model(patcher)
-    channels = patcher.get_model_object("latent_format").latent_channels
-    latents = torch.randn(options.batch, channels, options.cells, options.cells)
-    text = host.TextEncoder(clip).encode("a picture")
-    sigmas = model.sigmas
-    levels = noise.LevelSampler(model.prediction, "logit-normal" if sigmas is None else "uniform", sigmas)
-
-    def ours(preset: str) -> Callable[[int], None]:
-        def run(steps: int) -> None:
-            with torch.inference_mode(False):
-                layers = targets.choose(model.layers(), preset)  # type: ignore[arg-type]
-                adapter = Adapter.fresh(layers, NetworkConfig(rank=16), 0).to(model.device)
-                optimizer = optimizers.build(OptimizerConfig(), [(adapter.parameters(), OptimizerConfig().peak)])
-                with model.hold(), adapter.attached(layers):
-                    x0 = model.latents_in(latents.to(model.device))
-                    for step in range(steps):
-                        draw = noise.step_generator(0, step)
-                        sigma = levels.draw(len(x0), (options.cells, options.cells), draw).to(model.device)
-                        e = torch.randn(x0.shape, generator=draw).to(model.device)
-                        x = noise.noisy(model.prediction, x0, e, sigma)
-                        conditions = [model.condition(text, x[i : i + 1], {}) for i in range(len(x))]
-                        wanted = noise.target(model.prediction, x0, e, sigma)
-                        loss.batch_loss(model.predict(x, sigma, conditions), wanted).backward()
-                        optimizer.step()
-                        optimizer.zero_grad()
-
-        return run
-
-    def stock(bypass: bool) -> Callable[[int], None]:
-        def run(steps: int) -> None:
-            with torch.inference_mode():
-                TrainLoraNode.execute(
-                    model=[patcher], latents=[{"samples": latents}], positive=[positive], batch_size=[options.batch],
-                    steps=[steps], grad_accumulation_steps=[1], learning_rate=[1e-4], rank=[16], optimizer=["AdamW"],
-                    loss_function=["MSE"], seed=[0], training_dtype=["fp32"], lora_dtype=["fp32"], quantized_backward=[False],
-                    algorithm=["LoRA"], gradient_checkpointing=[False], checkpoint_depth=[1], offloading=[False],
-                    existing_lora=["[None]"], bucket_mode=[False], bypass_mode=[bypass],
-                )  # fmt: skip
-
-        return run
-
-    sides = {
-        "ours": ours("attention + feed-forward"),
-        "ours_all": ours("all"),
-        "stock_bypass": stock(True),
-        "stock": stock(False),
-    }
-    seconds = {name: per_step(run, options.steps, options.rounds) for name, run in sides.items()}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    result = {
-        "device": device,
-        "machine": platform.machine(),
-        "model": model.family,
-        "batch": options.batch,
-        "seconds_per_step": {name: round(value, 4) for name, value in seconds.items()},
-        "ratio_to_stock_bypass": round(seconds["ours"] / seconds["stock_bypass"], 3),
-        "ratio_to_stock_default": round(seconds["ours"] / seconds["stock"], 3),
-        "ratio_to_stock_bypass_same_targets": round(seconds["ours_all"] / seconds["stock_bypass"], 3),
-    }
-    for name, value in result.items():
-        print(f"{name}: {value}")
-    if options.json:
-        print(json.dumps(result))
+    gpu = torch.cuda.is_available()
+    options.models = options.models or (list(_models.KINDS) if gpu else ["sd15"])
+    options.pixels, options.batch = options.pixels or ([256, 512] if gpu else [256]), options.batch or ([1, 4] if gpu else [1])
+    if options.dtype is None:
+        options.dtype = "bf16" if _common.has_bf16_units() else "fp32"
+        say(f"computing in {options.dtype}, which suits this machine")
+    result = {**_common.machine(), "dtype": options.dtype, "rounds": options.rounds, "cases": {}}
+    for case in cases_of(options, gpu):
+        _models.file_of(case["model"], case["dtype"])
+        title = f"{_models.KINDS[case['model']].title}, {case['pixels']} px, batch {case['batch']}, {case['dtype']}"
+        say(title)
+        if options.device_profile:
+            print((measure(OURS, {**case, "profile": True}) or {}).get("profile", ""))
+            continue
+        # diffusers' Flux has other fused layers, so nothing there is the same work.
+        sides = [s for s in SIDES if s[0] in (options.sides or [s[0]]) and (case["model"] != "flux" or s[0] != "peft")]
+        result["cases"][title] = figures(rounds_of(sides, case, options.rounds))
+        print(table(title, result["cases"][title]))
+    if options.device_profile:
+        return
+    rows = list(result["cases"].values())
+    for name in (*RATIOS, "share_of_floor"):
+        values = [found[name] for found in rows if name in found]
+        if values:
+            result[name] = round(statistics.geometric_mean(values), 3)
+    copies = [found["extra_base_copies"] for found in rows if "extra_base_copies" in found]
+    if copies:
+        result["extra_base_copies"] = max(copies)
+    sizes = "-".join(f"{p}px" for p in options.pixels) + "-batch" + "-".join(map(str, options.batch))
+    _common.finish("step_time", result, as_json=options.json, keep=options.save, case=sizes)
 
 
 if __name__ == "__main__":

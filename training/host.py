@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from . import lockstep
 from .checkpointing import blocks_of
+from .convolutions import as_products
 from .errors import AtelierError
 from .header import Header
 from .network.lora import is_conv, is_linear
@@ -173,7 +174,8 @@ class Model:
             self.patcher.pre_run()
             _held.append(self)
             try:
-                yield
+                with as_products(self.base) if self.device.type == "cpu" else nullcontext():
+                    yield
             finally:
                 _held.remove(self)
                 self.patcher.cleanup()
@@ -217,7 +219,7 @@ class Model:
         caught: list[Tensor] = []
         handle = self.base.diffusion_model.register_forward_hook(lambda _m, _i, output: caught.append(output))
         options = dict(self.patcher.model_options.get("transformer_options", {}))
-        options.update(sigmas=sigma, sample_sigmas=sigma, cond_or_uncond=[0])
+        options.update(sigmas=sigma, sample_sigmas=sigma, cond_or_uncond=[0], optimized_attention_override=_attention)
         try:
             denoised = self.base.apply_model(x, sigma, transformer_options=options, **conditioning)
         finally:
@@ -340,6 +342,17 @@ class Model:
 def patched(before: Any, after: Any) -> int:
     """How many weights ``after`` changes that ``before`` does not; both are the host's patchers."""
     return sum(len(patches) > len(before.patches.get(key, ())) for key, patches in after.patches.items())
+
+
+def _attention(_chosen: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """Attention by torch's own kernel instead of what the host or a node has chosen for sampling.
+
+    Some of those kernels have no backward pass; others keep every probability for it, and choose their chunks by the memory that
+    is free, so that a pass that is computed again need not be the same.
+    """
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    return attention_pytorch(*args, **kwargs)
 
 
 def _resident(patcher: Any, widget: str) -> Any:

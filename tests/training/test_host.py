@@ -71,6 +71,26 @@ def test_the_model_draws_the_very_same_picture_after_training(tiny, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_attention_that_a_node_has_chosen_for_sampling_takes_no_gradient_away(tiny, name):
+    t = tiny(name)
+    adapter = new_adapter(t)
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        with t.model.hold(), adapter.attached(t.model.layers()):
+            return torch.autograd.grad(one_loss(t, latents(t, 1), levels(t, 1), [1]), list(adapter.parameters()))
+
+    wanted = gradients()
+    options = t.model.patcher.model_options["transformer_options"]
+    # As the kernels do that were made for sampling only.
+    options["optimized_attention_override"] = lambda chosen, *args, **kwargs: chosen(*args, **kwargs).detach()
+    try:
+        found = gradients()
+    finally:
+        del options["optimized_attention_override"]
+    assert all(torch.allclose(one, other, rtol=1e-4) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("how", ["cancel", "error"])
 def test_also_after_a_cancel_or_an_error_in_mid_step(tiny, name, how):
     import comfy.model_management

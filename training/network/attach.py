@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import NetworkConfig
+from . import fused
 from .branch import Branch, Strength
 from .build import build
 from .dropout import Dropout
@@ -44,14 +45,22 @@ class Adapter(nn.Module):
         Nothing is dropped until ``begin_step`` is called inside.
         """
         handles = []
+        replaced: list[nn.Module] = []
         self.end_step()
         try:
             for name, branch in self.branches.items():
-                handles.append(layers[name].register_forward_hook(self._beside(branch)))
+                own: Any = layers[name]
+                if branch.fuses and fused.known(own):
+                    own.forward = self._together(branch, own, own.forward)
+                    replaced.append(own)
+                else:
+                    handles.append(own.register_forward_hook(self._beside(branch)))
             yield self
         finally:
             for handle in handles:
                 handle.remove()
+            for layer in replaced:
+                layer.__dict__.pop("forward", None)
             self.end_step()
 
     def _beside(self, branch: Branch) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
@@ -62,6 +71,19 @@ class Adapter(nn.Module):
             return branch.beside(layer, inputs[0], output, strength)
 
         return hook
+
+    def _together(self, branch: Branch, layer: nn.Module, usual: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        beside = self._beside(branch)
+
+        def forward(x: Tensor, *more: Any, **named: Any) -> Tensor:
+            whole = branch.lot is None and isinstance(self.strength, float) and self.strength == 1.0
+            if whole and torch.is_grad_enabled() and not more and not named and fused.plain(layer, x):
+                return branch.together(layer, x)
+            output = usual(x, *more, **named)
+            added = beside(layer, (x,), output)
+            return output if added is None else added
+
+        return forward
 
     def begin_step(self, seed: int, step: int) -> None:
         """Decides what dropout leaves out of the forward passes to come; depends on the arguments alone."""

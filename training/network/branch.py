@@ -59,6 +59,15 @@ class Branch(nn.Module):
         """strength * D(x), scale included, in ``x``'s number format; not yet divided by any norm."""
         raise NotImplementedError
 
+    @property
+    def fuses(self) -> bool:
+        """Whether ``together`` can take the place of the layer and ``beside``."""
+        return False
+
+    def together(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """f(x) + D(x) in one, for a layer of which ``fused.known`` and ``fused.plain`` hold."""
+        raise NotImplementedError
+
     def delta_weight(self) -> Tensor:
         """D as a matrix in ``shape``, scale included, float32."""
         raise NotImplementedError

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fused
 from .branch import Branch, Strength, times
 from .frozen import is_conv, is_linear
 
@@ -30,14 +31,26 @@ class LoRALayer(Branch):
         self.down = nn.Parameter((torch.rand((rank, *inputs), generator=generator) * 2 - 1) * bound)
         self.up = nn.Parameter(torch.zeros((outputs, rank, *[1] * (len(inputs) - 1))))
 
+    @property
+    def fuses(self) -> bool:
+        return self.magnitude is None and self.conv is None
+
+    def together(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return fused.linear(layer, x, self.down, self.up, self.scale)
+
     def beside(self, layer: nn.Module, x: Tensor, output: Tensor, strength: Strength) -> Tensor:
-        if self.magnitude is not None or self.conv is not None or output.dtype != x.dtype:
+        pictures = self.conv is not None and output.ndim == 4 and output.is_contiguous()
+        if self.magnitude is not None or output.dtype != x.dtype or (self.conv is not None and not pictures):
             return super().beside(layer, x, output, strength)
         # One fused multiplication and addition: no tensor of the output's size between.
         narrow, up = self._bottleneck(x)
-        factor = 1.0 if isinstance(strength, Tensor) else strength
+        factor = self.scale * (1.0 if isinstance(strength, Tensor) else strength)
         narrow = times(narrow, strength) if isinstance(strength, Tensor) else narrow
-        sum_ = torch.addmm(output.flatten(0, -2), narrow.flatten(0, -2), up.t(), alpha=self.scale * factor)
+        if pictures:
+            up = up.flatten(1).expand(len(output), -1, -1)
+            sum_ = torch.baddbmm(output.flatten(2), up, narrow.flatten(2), alpha=factor)
+        else:
+            sum_ = torch.addmm(output.flatten(0, -2), narrow.flatten(0, -2), up.t(), alpha=factor)
         return sum_.view(output.shape)
 
     def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:

@@ -1,0 +1,77 @@
+"""The parts of the benchmarks that reckon: names of results, ratios, and the refusal to compare what is not the same."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of the benchmarks, which import each other by their plain names."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and Path(str(sys.modules[name].__file__)).parent == FOLDER:
+            del sys.modules[name]
+
+
+def test_a_result_is_named_after_the_machine_and_the_day(benchmark):
+    common = benchmark("_common")
+    cpu = {"device": "CPU, 2 threads", "cpu": "Intel(R) Xeon(R) Processor @ 2.80GHz", "cores": 2, "date": "2026-11-21"}
+    gpu = {**cpu, "device": "NVIDIA GeForce RTX 4090"}
+    named = [common.result_path("step_time", one, FOLDER, "256px-batch1").name for one in (cpu, gpu)]
+    assert named == [
+        "step_time-256px-batch1-intel-xeon-2.80ghz-2-cores-2026-11-21.json",
+        "step_time-256px-batch1-rtx-4090-2026-11-21.json",
+    ]
+
+
+def side(seconds: list[float], layers: int = 3, **more: Any) -> dict[str, Any]:
+    return {"seconds": seconds, "layers": layers, "parameters": 10 * layers, "peak_bytes": 2**30, **more}
+
+
+def test_ratios_are_of_medians_over_all_rounds(benchmark):
+    step_time = benchmark("step_time")
+    found = {
+        step_time.OURS: [
+            side([1.0, 9.0], forward_seconds=[0.4], extra_base_copies=0.01),
+            side([1.0, 1.0], forward_seconds=[0.5, 0.6]),
+        ],
+        step_time.PEFT: [side([2.0])],
+        step_time.OURS_EVERY: [side([3.0], 5)],
+        step_time.BYPASS: [side([4.0], 9, extra_base_copies=1.0)],
+    }
+    figures = step_time.figures(found)
+    assert figures["ratio_to_peft"] == 0.5
+    assert figures["ratio_to_stock_bypass"] == 0.75
+    assert figures["share_of_floor"] == 1.0
+    assert figures["extra_base_copies"] == 0.01
+    assert "ratio_to_stock_default" not in figures
+
+
+def test_peft_is_compared_on_the_same_layers_only(benchmark):
+    step_time = benchmark("step_time")
+    with pytest.raises(SystemExit, match="not the same layers"):
+        step_time.figures({step_time.OURS: [side([1.0], 3)], step_time.PEFT: [side([1.0], 4)]})
+
+
+def test_a_loss_between_two_moments_lies_on_the_line_between_them(benchmark):
+    against_stock = benchmark("against_stock")
+    course = against_stock.Course(seconds=[0.0, 10.0, 20.0])
+    losses = [1.0, 0.5, 0.25]
+    assert [against_stock.at_time(course, t, losses) for t in (0.0, 5.0, 10.0, 12.0, 99.0)] == pytest.approx(
+        [1.0, 0.75, 0.5, 0.45, 0.25]
+    )

@@ -1,0 +1,82 @@
+"""A frozen Linear and the LoRA beside it as one step of autograd.
+
+Beside a layer, a branch costs more passes over memory than arithmetic: its product is added to a copy of the layer's output, and
+backward its gradient to that of the layer. Here both are added where the layer's own product lies. And where the layer computes
+in another format than its weight is stored in, autograd keeps the weight as it is stored and not the converted one: of all layers
+together, that would be a second copy of the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+FORMATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAKERS = ("torch.nn.modules.linear", "comfy.ops")
+"""Where the forward pass of a Linear comes from that is no more than that."""
+
+
+def known(layer: nn.Module) -> bool:
+    """Whether ``layer`` computes x W^T + b and nothing else: torch's Linear or the host's, and nobody has wrapped it."""
+    if not isinstance(layer, nn.Linear) or "forward" in layer.__dict__:
+        return False
+    ways = (type(layer).forward, getattr(type(layer), "forward_comfy_cast_weights", None))
+    return all(way is None or way.__module__ in MAKERS for way in ways)
+
+
+def plain(layer: nn.Module, x: Tensor) -> bool:
+    """Whether its weight, as it is now, is all that is needed: not packed, scaled, patched on the way or still elsewhere."""
+    own: Any = layer
+    tensors = [t for t in (own.weight, own.bias) if t is not None]
+    extras = ("weight_function", "bias_function", "scale_weight", "_v")
+    return (
+        type(x) is Tensor
+        and x.ndim > 1
+        and x.dtype in FORMATS
+        and all(type(t) in (Tensor, nn.Parameter) and t.dtype in FORMATS for t in tensors)
+        and not any(t.requires_grad or t.device != x.device for t in tensors)
+        and not any(_given(getattr(own, name, None)) for name in extras)
+        and not torch.is_autocast_enabled(x.device.type)
+    )
+
+
+def _given(value: Any) -> bool:
+    return value is not None and not (isinstance(value, list) and not value)
+
+
+def linear(layer: nn.Module, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """x W^T + b + scale * (x down^T) up^T for x (..., in), in x's number format."""
+    own: Any = layer
+    return _Linear.apply(x, own.weight, own.bias, down, up, scale)  # type: ignore[no-untyped-call]
+
+
+class _Linear(torch.autograd.Function):
+    """Gradients for x, down and up; weight and bias are frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        rows, kind = x.flatten(0, -2), x.dtype
+        out = F.linear(rows, weight.to(kind), bias.to(kind) if bias is not None else None)
+        narrow = rows @ down.to(kind).t()
+        out.addmm_(narrow, up.to(kind).t(), alpha=scale)
+        ctx.save_for_backward(x, weight, narrow, down, up)
+        ctx.scale = scale
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, narrow, down, up = ctx.saved_tensors
+        kind = pull.dtype
+        rows, pulls = x.flatten(0, -2), pull.flatten(0, -2)
+        middle = (pulls @ up.to(kind)).mul_(ctx.scale)
+        back = None
+        if ctx.needs_input_grad[0]:
+            back = (pulls @ weight.to(kind)).addmm_(middle, down.to(kind)).view(x.shape)
+        to_down = (middle.t() @ rows).to(down.dtype)
+        to_up = (pulls.t() @ narrow).mul_(ctx.scale).to(up.dtype)
+        return back, None, None, to_down, to_up, None
