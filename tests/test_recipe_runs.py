@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = {"resolution", "width", "height", "preview_width", "preview_height"}
-SHORT = {"max_steps": 4, "sample_every_steps": 2, "preview_steps": 1, "steps": 1, "count": 2}
+SHORT = {"max_steps": 4, "sample_every_steps": 3, "preview_steps": 1, "steps": 1, "count": 2}
 OURS = ("LoadDataset", "AutoCaption", "RenderRegularisation", "ConfigureLoRA", "TrainLoRA", "EpochWeightGrid")
 
 
@@ -187,9 +187,7 @@ def test_style_guide(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     draw(base / "input" / "style-guide", (64, 64), (96, 64))
     run = Canvas("recipe_2_style_guide", 8, {"CheckpointLoaderSimple": sdxl})
     check_grid(run, 2)
-    assert {key.split("_blocks")[0] for key in check_files(run, base, caplog)} <= {
-        "lora_unet_input", "lora_unet_middle_block", "lora_unet_output",
-    }  # fmt: skip
+    assert all(key.startswith("lora_unet_") for key in check_files(run, base, caplog)), "U-Net only"
 
 
 def test_sdxl_subject(base: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,4 +199,4 @@ def test_sdxl_subject(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert [path.name for path in (base / "input" / "reg" / "1_man").iterdir()] == ["reg-00000.png", "reg-00001.png"]
     assert not list((base / "input" / "reg").rglob("*.txt")) and len(list((base / "input" / "Img").rglob("*.txt"))) == 2
     samples = base / "output" / "lora-atelier" / "sdxl-subject" / "samples"
-    assert [path.name for path in samples.iterdir()] == ["sdxl-subject-step00000002.png"]
+    assert [path.name for path in samples.iterdir()] == ["sdxl-subject-step00000003.png"]
