@@ -91,6 +91,6 @@ def peft(case: Case) -> tuple[Train, Forward]:
     def forward(count: int) -> list[float]:
         x, t = latents_of(case, case.batch).to(device), torch.full((case.batch,), 500, device=device)
         with torch.no_grad(), mixed:
-            return seconds_of(lambda: tell(x, t), count)
+            return seconds_of(lambda: tell(x, t), count, case.clock)
 
     return run, forward

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -22,7 +21,7 @@ import _common  # type: ignore[import-not-found]
 import _memory  # type: ignore[import-not-found]
 import _models  # type: ignore[import-not-found]
 import torch
-from _case import DTYPES, Case, Forward, Found, Train, latents_of, load_into_host, seconds_of, text_of  # type: ignore[import-not-found]
+from _case import CLOCKS, DTYPES, Case, Forward, Found, Train, latents_of, load_into_host, seconds_of, text_of  # type: ignore[import-not-found]
 from _rivals import peft, stock  # type: ignore[import-not-found]
 
 SMALL = 64
@@ -32,13 +31,13 @@ MOMENTS = 4
 
 
 @contextmanager
-def watched(found: Found, peak: _memory.Peak) -> Iterator[None]:
+def watched(found: Found, peak: _memory.Peak, clock: str) -> Iterator[None]:
     """Notes the end of every step."""
 
     def ended(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        found.ends.append(time.perf_counter())
+        found.ends.append(CLOCKS[clock]())
         found.parameters = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
         peak.begin()
 
@@ -93,7 +92,7 @@ def ours(case: Case) -> tuple[Train, Forward]:
         text = {"cond": text_of(case)[0], **text_of(case)[1]}
         with loaded.hold(), torch.no_grad():
             conditions = [loaded.condition(text, x[i : i + 1], {}) for i in range(case.batch)]
-            return seconds_of(lambda: loaded.predict(x, sigma, conditions), count)
+            return seconds_of(lambda: loaded.predict(x, sigma, conditions), count, case.clock)
 
     return run, forward
 
@@ -105,7 +104,7 @@ def copies(case: Case, run: Train, base: int) -> float:
     """
     _memory.settle()
     before, found, peak = _memory.held(), Found(), _memory.Peak()
-    with watched(found, peak):
+    with watched(found, peak, case.clock):
         run(Case(**{**vars(case), "pixels": SMALL, "batch": 1, "steps": 2}), found)
     return round((peak.end() - before - MOMENTS * 4 * found.parameters) / base, 2)
 
@@ -144,7 +143,7 @@ def main() -> None:
         result["extra_base_copies"] = copies(case, run, base)
     _memory.settle()
     before, found, peak = _memory.held(), Found(), _memory.Peak()
-    with watched(found, peak):
+    with watched(found, peak, case.clock):
         run(case, found)
     result["peak_bytes"] = peak.end()
     result |= {"before_bytes": before, "layers": found.layers, "parameters": found.parameters}

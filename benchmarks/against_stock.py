@@ -178,11 +178,14 @@ def train_stock(patcher: Any, data: Pictures, steps: int, rate: float, every: in
 
 def judge(patcher: Any, lora: Tensors, data: Pictures) -> tuple[float, float]:
     """(loss of the velocity, loss of the clean picture), means over pictures and levels, with the LoRA at strength 1."""
+    import comfy.model_management
     import comfy.sd
     from lora_atelier.training import host, noise
 
-    if lora:
-        patcher, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0.0)
+    with torch.inference_mode():  # as in a graph, where the stock nodes put LoRAs into weights
+        if lora:
+            patcher, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0.0)
+        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
     model = host.Model(patcher)
     velocity, picture = [], []
     with model.hold(), torch.no_grad():

@@ -141,6 +141,7 @@ def cases_of(options: argparse.Namespace, gpu: bool) -> list[dict[str, Any]]:
             continue
         size = pixels if model == "sd15" else 1024
         case = {"model": model, "pixels": size, "batch": batch, "dtype": options.dtype, "steps": options.steps}
+        case["clock"] = options.clock
         out += [case] if case not in out else []
     return out
 
@@ -154,6 +155,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="timed steps of every side and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", nargs="+", choices=["ours", "peft", "stock_bypass", "stock"])
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="layers of ours and of PEFT")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, on a machine that is busy")
     parser.add_argument("--device-profile", action="store_true", help="print where our step spends its time, and stop")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results")
@@ -167,7 +170,7 @@ def main() -> None:
     if options.dtype is None:
         options.dtype = "bf16" if _common.has_bf16_units() else "fp32"
         say(f"computing in {options.dtype}, which suits this machine")
-    result = {**_common.machine(), "dtype": options.dtype, "rounds": options.rounds, "cases": {}}
+    result = {**_common.machine(), "dtype": options.dtype, "rounds": options.rounds, "clock": options.clock, "cases": {}}
     for case in cases_of(options, gpu):
         _models.file_of(case["model"], case["dtype"])
         title = f"{_models.KINDS[case['model']].title}, {case['pixels']} px, batch {case['batch']}, {case['dtype']}"
@@ -176,7 +179,13 @@ def main() -> None:
             print((measure(OURS, {**case, "profile": True}) or {}).get("profile", ""))
             continue
         # diffusers' Flux has other fused layers, so nothing there is the same work.
-        sides = [s for s in SIDES if s[0] in (options.sides or [s[0]]) and (case["model"] != "flux" or s[0] != "peft")]
+        sides = [
+            side
+            for side in SIDES
+            if side[0] in (options.sides or [side[0]])
+            and (side[1] in options.targets or side[0].startswith("stock"))
+            and (case["model"] != "flux" or side[0] != "peft")
+        ]
         result["cases"][title] = figures(rounds_of(sides, case, options.rounds))
         print(table(title, result["cases"][title]))
     if options.device_profile:
@@ -190,6 +199,7 @@ def main() -> None:
     if copies:
         result["extra_base_copies"] = max(copies)
     sizes = "-".join(f"{p}px" for p in options.pixels) + "-batch" + "-".join(map(str, options.batch))
+    sizes += "-processor-time" if options.clock == "cpu" else ""
     _common.finish("step_time", result, as_json=options.json, keep=options.save, case=sizes)
 
 
