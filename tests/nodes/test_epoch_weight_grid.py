@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lora_atelier.demo import workflow as canvas
 from lora_atelier.tests.training.conftest import load_model
 from lora_atelier.tests.training.grid.test_render import write_lora
 from PIL import Image
@@ -38,14 +39,13 @@ def loras(comfyui, tmp_path, monkeypatch) -> Path:
 
 
 def test_new_widgets_are_behind_those_that_workflows_store_by_position(node):
-    info = node.GET_NODE_INFO_V1()["input"]
-    widgets = [name for group in ("required", "optional") for name, spec in info[group].items() if spec[0] != spec[0].upper()]
-    order = [*info["required"], *info["optional"]]
+    info = node.GET_NODE_INFO_V1()
+    widgets = [name for name, kind, options, _ in canvas.input_specs(info) if canvas.is_widget(kind, options)]
     stored = list(WIDGETS) + [
         "more_seeds", "lora_files", "text_encoder", "text_encoder_strength", "cells_at_once", "scores",
     ]  # fmt: skip
-    assert [name for name in order if name in stored] == stored and set(widgets) <= set(stored)
-    assert {"model", "clip", "vae"} <= set(info["required"]) and {"epochs", "dataset", "clip_vision"} <= set(info["optional"])
+    assert widgets == stored
+    assert {"epochs", "dataset", "clip_vision"} <= set(info["input"]["optional"])
 
 
 def test_every_widget_has_a_tooltip_and_the_help_page_names_it(node, root: Path):
