@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import AtelierError
-from .memory import is_out_of_memory
+from .errors import AtelierError, is_out_of_memory
 from .out_of_place import OutOfPlace, decided, paused, without_in_place
 
 log = logging.getLogger("lora-atelier")

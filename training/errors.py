@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+# What torch says for a GPU, for the computer's own memory, and for that on Windows.
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+
 
 class AtelierError(ValueError):
     """Something the person can mend. The message names the file or the widget and says what to do."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the computer, had no memory left. Known by name, since versions of torch keep the class elsewhere."""
+    if {kind.__name__ for kind in type(error).__mro__} & {"OutOfMemoryError", "MemoryError"}:
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from .errors import AtelierError
+
+LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.partial$")
 
 
 @contextmanager
@@ -25,19 +28,59 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        temporary.touch()
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        yield temporary
-        with suppress(OSError):  # some file systems know no modes
-            temporary.chmod(mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
+        with full_disk_named(path):
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            yield temporary
+            with suppress(OSError):  # some file systems know no modes
+                temporary.chmod(mode)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if "No space left" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+        raise
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Turns what the system or safetensors says of a full disk into a sentence about ``path``."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors gives the system's own words; 112 is Windows' number for a full disk.
+        if getattr(error, "errno", None) == errno.ENOSPC or any(w in str(error) for w in ("No space left", "os error 112")):
             raise AtelierError(f"{path}: the disk is full; make room and queue again. What was saved is intact.") from error
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporary files that a killed process left in ``folder``; nobody else may be writing there."""
+    for path in folder.glob("*.partial"):
+        if LEFT_OVER.search(path.name):
+            with suppress(OSError):
+                path.unlink()
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds ``text``, or nothing at all if it cannot be written; only a kill leaves a part of it."""
+    with full_disk_named(path), open(path, "ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        left = memoryview(text.encode("utf-8"))
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+def flush(path: Path) -> None:
+    """What was appended to ``path`` is on the disk when this returns, whatever happens to the power then."""
+    if path.is_file():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

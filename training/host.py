@@ -35,6 +35,7 @@ from .header import Header
 from .network.lora import is_conv, is_linear
 from .noise import Prediction
 from .out_of_place import Care, OutOfPlace
+from .transfer import to_device
 
 log = logging.getLogger("lora-atelier")
 Conditioning = dict[str, Tensor]
@@ -204,15 +205,23 @@ class Model:
 
         Every picture has its own conditioning; those of one shape go through the model together.
         """
-        answer = torch.empty(0)
-        order: list[int] = []
-        for group in _alike(conditions):
-            merged = comfy.samplers.cond_cat([conditions[i] for i in group])
-            with self._care.around(_form(x[group], merged)):
-                part = self._raw_output(x[group], sigma[group], merged)
-            answer = part if not order else torch.cat([answer, part])
-            order += group
-        return answer if order == sorted(order) else answer[torch.tensor(order).argsort()]
+        groups = _alike(conditions)
+        if len(groups) == 1:
+            return self._answer(x, sigma, conditions)
+        answers: dict[int, Tensor] = {}
+        for group in groups:
+            # Indexing with a list would have to wait for the device.
+            some = torch.stack([x[i] for i in group]), torch.stack([sigma[i] for i in group])
+            answers |= dict(zip(group, self._answer(*some, [conditions[i] for i in group]), strict=True))
+        return torch.stack([answers[i] for i in range(len(conditions))])
+
+    def _answer(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
+        """The answer for pictures whose conditionings go into one batch."""
+        merged = comfy.samplers.cond_cat(list(conditions))
+        # Left to itself the host would wait for the device here.
+        merged = {k: to_device(v, self.device) if isinstance(v, Tensor) else v for k, v in merged.items()}
+        with self._care.around(_form(x, merged)):
+            return self._raw_output(x, sigma, merged)
 
     def _raw_output(self, x: Tensor, sigma: Tensor, conditioning: dict[str, Any]) -> Tensor:
         """``apply_model`` returns the denoised picture; the network's own output is caught on its way there."""

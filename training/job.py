@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import host, live, memory, preflight
+from . import host, live, preflight
 from .config import TrainingConfig, to_dict
 from .dataset import pairs
 from .dataset.cache import TensorCache, cache_key
@@ -248,14 +248,7 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
     )  # fmt: skip
     text = job.text if job.learns_text else None
     preflight.tell(job.model, text, layers, adapter, encoded, job.plan, levels, job.config, say)
-    try:
-        train(job.model, text, layers, adapter, levels, encoded, job.plan, job.config, run, watcher)
-    except Exception as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        host.free_memory()
-        advice = memory.what_helps(job.config, len(preflight.largest_batch(job.plan).samples), job.model.device)
-        raise AtelierError(f"memory: there was too little for a step. What was learnt before is saved. {advice}") from error
+    train(job.model, text, layers, adapter, levels, encoded, job.plan, job.config, run, watcher)
 
 
 def status_line(p: Progress) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -22,12 +23,14 @@ from .divergence import Finding, Watch
 from .ema import Average
 from .encode import Encoded, size_conditioning
 from .enough import Verdict, judge
-from .errors import AtelierError
+from .errors import AtelierError, is_out_of_memory
+from .memory import what_helps
 from .network.attach import Adapter
 from .offload import can_offload, offloaded
 from .optim import optimizers, schedules
 from .preservation import base_answer, preservation_loss
 from .run import Run, SaveKind, State, finite
+from .transfer import to_device
 from .validation import Validation, validate
 
 
@@ -70,7 +73,7 @@ class Watcher:
     """The loop's way to the outside; every callable may raise to stop the run."""
 
     check: Callable[[], None] = lambda: None
-    """Called every step; raises when the person cancelled."""
+    """Called before every step, and before every batch that is only looked at; raises when the person cancelled."""
     progress: Callable[[Progress], None] = lambda _: None
     """Called a few times a second at most."""
     save: Callable[[SaveKind, int, int], None] = lambda kind, epoch, step: None
@@ -133,27 +136,23 @@ def train(
     compiled = Compiled(model.blocks() if config.compile else [], watcher.warn, watcher.cancelled)
     offloads = config.offload_activations and can_offload(model.device)
     state = run.load_state()
-    step = 0
+    step, due, sound = 0, False, True
     if state is not None:
-        step = state.step
+        step, due = state.step, state.due or state.step >= total
         adapter.load_state(state.adapter)
         optimizer.load_state_dict(dict(state.optimizer))
         scaler.load_state_dict(dict(state.scaler))
         if average is not None:
             average.load_state(state.average)
-    book = Book(run, adapter, plan, config, watcher, step, total)
+    book = Book(run, adapter, plan, config, watcher, step, total, due)
 
     def snapshot() -> None:
-        # Gradients are not kept: a group of batches that is not complete is gone through again.
+        # Gradients are not kept: a group of batches that is not complete is gone through again, and then what is due after it.
         done = step if step == total else step - step % width
         averages = average.state() if average else {}
-        run.save_state(State(done, adapter.state(), optimizer.state_dict(), scaler.state_dict(), averages))
+        at = State(done, adapter.state(), optimizer.state_dict(), scaler.state_dict(), averages, due and done == step)
+        run.save_state(at)
         book.snapped = time.monotonic()
-
-    def learn(batch: Batch, share: int) -> Tensor:
-        loss = step_loss(model, adapter, levels, encoded, plan, batch, config, step)
-        scaler.scale(loss / share).backward()
-        return loss
 
     @contextmanager
     def best_weights() -> Iterator[None]:
@@ -161,31 +160,38 @@ def train(
         with optimizers.averaged(optimizer), average.swapped_in() if average else nullcontext():
             yield
 
+    def learn_from(step: int) -> Tensor:
+        """The loss of a batch, whose gradient is added to those before it. Nothing of the graph outlives this call."""
+        adapter.begin_step(config.seed, step)
+        loss = step_loss(model, adapter, levels, encoded, plan, plan.batch(step), config, step)
+        scaler.scale(loss / min(width, total - (step - step % width))).backward()
+        return loss.detach()
+
     try:
-        finished = step >= total
+        finished = False
         while not finished:
-            pause = next_pause(step, config, plan, total)
+            pause, wishes = step if due else next_pause(step, config, plan, total), frozenset[str]()
             with ExitStack() as held:
-                held.enter_context(model.hold(text))
-                held.enter_context(adapter.attached(layers))
-                held.enter_context(compiled.on())
-                held.enter_context(checkpointed(blocks))
-                if offloads:
-                    frozen = [*model.weights(), *(text.weights() if text else ())]
-                    held.enter_context(offloaded([*frozen, *adapter.parameters()]))
+                if step < pause:
+                    held.enter_context(model.hold(text))
+                    held.enter_context(adapter.attached(layers))
+                    held.enter_context(compiled.on())
+                    held.enter_context(checkpointed(blocks))
+                    if offloads:
+                        frozen = [*model.weights(), *(text.weights() if text else ())]
+                        held.enter_context(offloaded([*frozen, *adapter.parameters()]))
                 while step < pause:
                     watcher.check()
-                    batch = plan.batch(step)
-                    adapter.begin_step(config.seed, step)
-                    first = step - step % width
-                    loss = compiled.attempt(partial(learn, batch, min(width, total - first)), adapter.parameters())
+                    loss = compiled.attempt(partial(learn_from, step), adapter.parameters())
+                    factor = schedules.factor(config.optimizer, step // width, updates)
+                    rate = optimizers.used_rate(optimizer, config.optimizer.peak * factor)
 
-                    step += 1
-                    if step % width == 0 or step == total:
+                    if (step + 1) % width == 0 or step + 1 == total:
+                        sound = False
                         scaler.unscale_(optimizer)
                         if config.optimizer.clip_norm > 0:
                             nn.utils.clip_grad_norm_(adapter.parameters(), config.optimizer.clip_norm)
-                        optimizers.set_rate(optimizer, schedules.factor(config.optimizer, first // width, updates))
+                        optimizers.set_rate(optimizer, factor)
                         scaler.step(optimizer)
                         scaler.update()
                         optimizer.zero_grad(set_to_none=True)
@@ -194,41 +200,50 @@ def train(
                         if average is not None:
                             average.update()
 
-                    book.enter(step, loss)
+                    step += 1
+                    sound = True
+                    book.enter(step, loss, rate)
                     wishes = watcher.wishes()
                     if step == pause or wishes or book.due():
-                        finished = book.report(optimizers.effective_rate(optimizer)) or "stop" in wishes
-                        if finished or wishes:
+                        book.report()
+                        if book.diverged or wishes:
                             break
                         if step < pause and book.wants_snapshot():
                             snapshot()
 
+            due, enough = True, False
             epoch, epoch_ends = plan.epoch_of(step - 1) + 1, step % plan.steps_per_epoch == 0 or step == total
             with best_weights():
                 if epoch_ends and measures(config, plan):
-                    validation = validate(model, text, layers, adapter, encoded, plan, levels, epoch)
-                    finished = book.judged(validation, step) or finished
-                finished = finished or step == total
+                    validation = validate(model, text, layers, adapter, encoded, plan, levels, epoch, watcher.check)
+                    enough = book.judged(validation, step)
+                finished = book.diverged or enough or "stop" in wishes or step == total
                 kind = save_kind(step, epoch, epoch_ends, finished, config) or ("step" if "save" in wishes else None)
                 if kind is not None:
                     watcher.save(kind, epoch, step)
                 if "sample" in wishes or wants_sample(step, epoch, epoch_ends, kind is not None, config):
                     watcher.sample(epoch, step)
+            due = False
             snapshot()
     except LostNumbers as lost:
         raise AtelierError(
             f"The numbers became NaN or infinite at step {lost.step}. The files and the state saved before that are intact. "
             "Lower the learning rate, or set precision to bf16 or fp32, and queue again."
         ) from lost
-    except BaseException:
+    except BaseException as error:
         # Cancel, out of memory, a vanished file: what was learnt so far is sound, so it is kept.
-        if step and finite(adapter.state()):
-            with suppress(LostNumbers):
-                book.settle()
+        out_of_memory = is_out_of_memory(error)
+        if out_of_memory:
+            traceback.clear_frames(error.__traceback__)  # the failed step's tensors: saving needs a little room as well
+        if step and sound and book.sound():
             snapshot()
-            if step % plan.steps_per_epoch or not run.saved() or run.saved()[-1].step != step:
+            saved = run.saved()
+            if not saved or saved[-1].step != step:
                 with best_weights():
                     watcher.save("moment", plan.epoch_of(step - 1) + 1, step)
+        if out_of_memory:
+            advice = what_helps(config, max(len(batch.samples) for batch in plan.epoch_batches(0)), model.device)
+            raise AtelierError(no_memory(step, due, advice)) from error
         raise
 
 
@@ -245,11 +260,12 @@ def step_loss(
     """The loss of one batch, a scalar that gradients can be taken of; everything random in it follows from (seed, step)."""
     subset = plan.dataset.subsets[batch.subset].config
     latents, views, mask = encoded.latents(batch)
-    x0 = model.latents_in(latents.to(model.device))
+    x0 = model.latents_in(to_device(latents, model.device))
     draw = noises.step_generator(config.seed, step)
-    sigma = levels.draw(len(x0), (x0.shape[-2], x0.shape[-1]), draw).to(model.device)
+    sigma = to_device(levels.draw(len(x0), (x0.shape[-2], x0.shape[-1]), draw), model.device)
     drawn = noises.make_noise(x0.shape, config.noise, draw)
-    noise, entering = drawn.to(model.device), noises.perturbed(drawn, config.noise, draw).to(model.device)
+    noise = to_device(drawn, model.device)
+    entering = to_device(noises.perturbed(drawn, config.noise, draw), model.device)
     x = noises.noisy(model.prediction, x0, entering, sigma)
     sizes = [size_conditioning(shown) for shown in views]
     conditions = [
@@ -263,7 +279,7 @@ def step_loss(
         before = base_answer(model, adapter, x, sigma, conditions)
         return subset.loss_weight * strength * preservation_loss(answer, before)
     wanted = noises.target(model.prediction, x0, noise, sigma)
-    mask = mask.to(model.device) if mask is not None else None
+    mask = to_device(mask, model.device) if mask is not None else None
     loss = losses.batch_loss(answer, wanted, mask, subset.mask_floor, subset.loss_weight, model.prediction, sigma, config.loss)
     if strength and prompt:
         held = encoded.text(prompt)
@@ -276,18 +292,31 @@ def step_loss(
 class Book:
     """What the loop writes down and tells. Losses stay on the device until it is time: reading one is a sync."""
 
-    def __init__(self, run: Run, adapter: Adapter, plan: Plan, config: TrainingConfig, watcher: Watcher, step: int, total: int):
+    def __init__(
+        self,
+        run: Run,
+        adapter: Adapter,
+        plan: Plan,
+        config: TrainingConfig,
+        watcher: Watcher,
+        step: int,
+        total: int,
+        due: bool = False,
+    ):
         self._run, self._adapter, self._plan, self._config, self._watcher = run, adapter, plan, config, watcher
-        self._step, self._total, self._pending = step, total, list[Tensor]()
+        self._step, self._total, self._pending = step, total, list[tuple[Tensor, float]]()
         self._clock, self._reported, self.snapped = Clock(), time.monotonic(), time.monotonic()
         self._watch, self._warned = Watch(), False
-        self._watch.feed(row["loss"] for row in run.cut_history(step))
-        self._measured = [Validation(r["epoch"], r["held_out"], r["training"]) for r in run.cut_measured(step)]
+        finding = self._watch.feed(row["loss"] for row in run.cut_history(step))
+        self.diverged = self._stops(finding)
+        """Whether the run shall end because its loss runs away."""
+        # What was measured at the very step whose end is still due is measured again.
+        self._measured = [Validation(r["epoch"], r["held_out"], r["training"]) for r in run.cut_measured(step - due)]
 
-    def enter(self, step: int, loss: Tensor) -> None:
+    def enter(self, step: int, loss: Tensor, rate: float) -> None:
         self._step = step
         self._clock.steps += 1
-        self._pending.append(loss.detach())
+        self._pending.append((loss, rate))
 
     def due(self) -> bool:
         return time.monotonic() - self._reported > self._watcher.interval
@@ -299,36 +328,43 @@ class Book:
         """Reads the pending losses and writes them down; raises when a number is gone."""
         if not self._pending:
             return []
-        values = torch.stack(self._pending).tolist()
+        values = torch.stack([loss for loss, _ in self._pending]).tolist()
+        first = self._step - len(values) + 1
         rows = [
-            {
-                "step": s, "epoch": self._plan.epoch_of(s - 1) + 1, "loss": v,
-                "rate": rate_at(self._config, s - 1, self._total),
-            }
-            for s, v in enumerate(values, start=self._step - len(values) + 1)
-        ]  # fmt: skip
-        self._pending.clear()
+            {"step": s, "epoch": self._plan.epoch_of(s - 1) + 1, "loss": value, "rate": rate}
+            for s, (value, (_, rate)) in enumerate(zip(values, self._pending, strict=True), start=first)
+        ]
         bad = next((row for row in rows if not abs(row["loss"]) < float("inf")), None)
         if bad is not None or not finite(self._adapter.state()):
             raise LostNumbers(bad["step"] if bad else self._step)
         self._run.append_history(rows)
+        self._pending.clear()
         return rows
 
-    def report(self, rate: float) -> bool:
-        """Tells how it goes; True if the run shall stop because its loss runs away."""
+    def sound(self) -> bool:
+        """Writes the pending losses down; whether all numbers are still there, so that the state may be kept."""
+        try:
+            self.settle()
+        except LostNumbers:
+            return False
+        return finite(self._adapter.state())
+
+    def report(self) -> None:
+        """Tells how it goes, and finds out whether the loss runs away."""
         rows = self.settle()
         speed, left = self._clock.report(self._total - self._step)
         mean = sum(row["loss"] for row in rows) / len(rows)
         epochs = self._plan.epochs_for(self._total)
-        self._watcher.progress(Progress(self._step, self._total, rows[-1]["epoch"], epochs, mean, rate, speed, left))
+        last = rows[-1]
+        self._watcher.progress(Progress(self._step, self._total, last["epoch"], epochs, mean, last["rate"], speed, left))
         self._reported = time.monotonic()
         finding = self._watch.feed(row["loss"] for row in rows)
-        return self._diverges(finding)
-
-    def _diverges(self, finding: Finding) -> bool:
         if finding.alarm != "none" and not self._warned:
             self._watcher.warn(finding.why)
             self._warned = True
+        self.diverged = self._stops(finding)
+
+    def _stops(self, finding: Finding) -> bool:
         return finding.alarm == "stop" and self._config.length.on_divergence == "stop"
 
     def judged(self, validation: Validation, step: int) -> bool:
@@ -346,6 +382,14 @@ class LostNumbers(Exception):
     def __init__(self, step: int):
         super().__init__(f"step {step}")
         self.step = step
+
+
+def no_memory(step: int, due: bool, advice: str) -> str:
+    """What to do when the device had no memory left after ``step``; ``due``: while measuring, saving or sampling there."""
+    said = f"memory: the device ran out of memory after step {step}. What was saved is intact: "
+    if due:
+        return f"{said}draw smaller previews (preview width and height) or none (preview steps 0), and queue again to go on."
+    return f"{said}close what else uses the device and queue again to go on. {advice}"
 
 
 def total_steps(config: TrainingConfig, plan: Plan) -> int:
@@ -385,12 +429,9 @@ def measures(config: TrainingConfig, plan: Plan) -> bool:
     return bool(plan.validation) or config.length.when_enough != "off"
 
 
-def rate_at(config: TrainingConfig, step: int, total: int) -> float:
-    """Learning rate of a 0-based step."""
-    optimizer = config.optimizer
-    return optimizer.peak * schedules.factor(optimizer, step // optimizer.accumulate, optimizer.updates(total))
-
-
 def computes_in_half(model: Denoiser) -> bool:
-    """fp16 gradients underflow without loss scaling; bf16 and fp32 need none."""
+    """fp16 gradients underflow without loss scaling; bf16 and fp32 need none.
+
+    Scaling waits for the device once a step to see whether a gradient overflowed, except with AdamW, which sees that itself.
+    """
     return model.compute_dtype == torch.float16

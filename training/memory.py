@@ -241,11 +241,3 @@ def what_helps(config: TrainingConfig, pictures: int, device: torch.device) -> s
     if config.optimizer.name in ("AdamW", "Prodigy", "DAdaptAdam", "DAdaptAdamW") and device.type == "cuda":
         ways.append("choose AdamW8bit")
     return f"What helps, most first: {', '.join(ways)}."
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the machine, had no memory left."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    words = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -12,6 +12,7 @@ from . import noise as noises
 from .config import TrainingConfig
 from .dataset.plan import Batch, Plan
 from .encode import Encoded
+from .errors import is_out_of_memory
 from .network.attach import Adapter
 
 
@@ -42,7 +43,7 @@ def tell(
             need = memory_needed(model, text, layers, adapter, encoded, batch, levels, config)
             free = host.free_bytes(model.device) + need.model  # all other models have been put aside
     except Exception as error:
-        if not memory.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         say(f"memory: not even one picture at {batch.size[0]} x {batch.size[1]} goes through the model. {advice}")
         return

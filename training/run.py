@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from .errors import AtelierError
-from .files import replacing, write_tensors, write_text
+from .files import append_text, flush, replacing, sweep, write_tensors, write_text
 
 STATE_FILE = "state/state.safetensors"
+HISTORY_FILE, MEASURED_FILE = "history.jsonl", "measured.jsonl"
 SaveKind = Literal["epoch", "step", "last", "moment"]
 """A numbered epoch; a step in between; the last epoch, unnumbered; or the moment at which a run was stopped."""
 
@@ -56,6 +57,8 @@ class State:
     scaler: Mapping[str, Any]
     average: Mapping[str, Tensor] = field(default_factory=dict)
     """The averaged weights, if there are any."""
+    due: bool = False
+    """Whether what belongs to the end of this step (measuring, saving, samples) is still to be done."""
 
 
 class Run:
@@ -80,8 +83,10 @@ class Run:
             if known is None and not run.lora_files():
                 run.folder.mkdir(parents=True, exist_ok=True)
                 run.write(identity=identity, saved=[])
+                run.sweep()
                 return run
             if known == identity and not start_over:
+                run.sweep()
                 return run
             number += 1
 
@@ -98,6 +103,11 @@ class Run:
     def write(self, **values: Any) -> None:
         """Changes fields of run.json."""
         write_text(self.folder / "run.json", json.dumps({**self.read(), **values}, indent=1, ensure_ascii=False))
+
+    def sweep(self) -> None:
+        """Removes what a killed process had not finished writing."""
+        for folder in (self.folder, *(self.folder / part for part in ("state", "samples")), self.lora_folder):
+            sweep(folder)
 
     def lora_files(self) -> list[Path]:
         return sorted(self.lora_folder.glob("*.safetensors"))
@@ -130,17 +140,19 @@ class Run:
         on_the_way = [saved for saved in self.saved() if saved.kind in ("epoch", "step")]
         old = on_the_way[: max(0, len(on_the_way) - count)]
         names = {saved.path.name for saved in old}
+        for saved in old:  # first, since a row without its file does not count, but a file without its row would stay for ever
+            saved.path.unlink(missing_ok=True)
         if names:
             self.write(saved=[r for r in self.read().get("saved", []) if r["file"] not in names])
-        for saved in old:
-            saved.path.unlink(missing_ok=True)
 
     # State ----------------------------------------------------------------------------------------------------------------
 
     def save_state(self, state: State) -> None:
+        for name in (HISTORY_FILE, MEASURED_FILE):
+            flush(self.folder / name)  # never less than the state knows
         tensors = {f"adapter.{k}": v.detach().cpu().contiguous() for k, v in state.adapter.items()}
         tensors |= {f"average.{k}": v.detach().cpu().contiguous() for k, v in state.average.items()}
-        plain: dict[str, Any] = {"step": state.step, "scaler": dict(state.scaler)}
+        plain: dict[str, Any] = {"step": state.step, "due": state.due, "scaler": dict(state.scaler)}
         plain["optimizer"] = _split_tensors(state.optimizer, "optimizer", tensors)
         write_tensors(self.folder / STATE_FILE, tensors, {"state": json.dumps(plain)})
 
@@ -161,28 +173,27 @@ class Run:
             {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)} for part in ("adapter.", "average.")
         )
         optimizer = _join_tensors(plain["optimizer"], tensors)
-        return State(step=plain["step"], adapter=adapter, optimizer=optimizer, scaler=plain["scaler"], average=average)
+        return State(plain["step"], adapter, optimizer, plain["scaler"], average, plain.get("due", False))
 
     # History --------------------------------------------------------------------------------------------------------------
 
     def append_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self._append("history.jsonl", rows)
+        self._append(HISTORY_FILE, rows)
 
     def append_measured(self, epoch: int, step: int, held_out: float | None, training: float) -> None:
         """The fixed losses at the end of an epoch (1-based)."""
-        self._append("measured.jsonl", [{"step": step, "epoch": epoch, "held_out": held_out, "training": training}])
+        self._append(MEASURED_FILE, [{"step": step, "epoch": epoch, "held_out": held_out, "training": training}])
 
     def cut_history(self, step: int) -> list[dict[str, Any]]:
         """Keeps the rows of the first ``step`` steps (what came after the state is trained again) and returns them."""
-        return self._cut("history.jsonl", step)
+        return self._cut(HISTORY_FILE, step)
 
     def cut_measured(self, step: int) -> list[dict[str, Any]]:
         """The same for the fixed losses."""
-        return self._cut("measured.jsonl", step)
+        return self._cut(MEASURED_FILE, step)
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        append_text(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _cut(self, name: str, step: int) -> list[dict[str, Any]]:
         path = self.folder / name

@@ -7,7 +7,7 @@ pictures and on as many that are trained, it shows when the first curve turns wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from . import loss as losses
 from . import noise as noises
 from .dataset.plan import Batch, Plan
 from .encode import Encoded, size_conditioning
+from .transfer import to_device
 
 if TYPE_CHECKING:
     from .loop import Denoiser
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 LEVELS = 8
 """Noise levels at which every picture is looked at."""
+Check = Callable[[], None]
+"""Called before every batch and level; may raise to cancel."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def validate(
     plan: Plan,
     levels: noises.LevelSampler,
     epoch: int,
+    check: Check = lambda: None,
 ) -> Validation:
     """Both losses with ``adapter`` beside ``layers``, equal whenever the adapter is equal; ``text`` is None unless trained.
 
@@ -55,34 +59,45 @@ def validate(
     model itself, so it is called between two epochs. Nothing is drawn from any generator of the run.
     """
     with model.hold(text), adapter.attached(layers), torch.no_grad():
-        held = fixed_losses(model, encoded, plan, plan.validation, levels)
-        share = fixed_losses(model, encoded, plan, plan.training_share, levels)
+        held = fixed_losses(model, encoded, plan, plan.validation, levels, check)
+        share = fixed_losses(model, encoded, plan, plan.training_share, levels, check)
         both = torch.cat([held, share]).tolist()
     count = len(held)
     return Validation(epoch, sum(both[:count]) / count if count else None, sum(both[count:]) / len(share))
 
 
-def fixed_losses(model: Denoiser, encoded: Encoded, plan: Plan, batches: Sequence[Batch], levels: noises.LevelSampler) -> Tensor:
+def fixed_losses(
+    model: Denoiser,
+    encoded: Encoded,
+    plan: Plan,
+    batches: Sequence[Batch],
+    levels: noises.LevelSampler,
+    check: Check = lambda: None,
+) -> Tensor:
     """The loss of every picture of ``batches``, averaged over the levels, (pictures,) on the model's device.
 
     The model is held and the adapter attached by the caller, as is ``no_grad``.
     """
-    found = [batch_losses(model, encoded, plan, batch, levels) for batch in batches]
+    found = [batch_losses(model, encoded, plan, batch, levels, check) for batch in batches]
     return torch.cat(found) if found else torch.empty(0, device=model.device)
 
 
-def batch_losses(model: Denoiser, encoded: Encoded, plan: Plan, batch: Batch, levels: noises.LevelSampler) -> Tensor:
+def batch_losses(
+    model: Denoiser, encoded: Encoded, plan: Plan, batch: Batch, levels: noises.LevelSampler, check: Check = lambda: None
+) -> Tensor:
     """The loss of every picture of one batch, averaged over the levels, (B,)."""
     subset = plan.dataset.subsets[batch.subset]
     latents, views, mask = encoded.latents(batch)
-    x0 = model.latents_in(latents.to(model.device))
-    mask = mask.to(model.device) if mask is not None else None
+    x0 = model.latents_in(to_device(latents, model.device))
+    mask = to_device(mask, model.device) if mask is not None else None
     texts = encoded.conditionings(batch)
     total = torch.zeros(len(x0), device=model.device)
-    sigmas = levels.quantiles(LEVELS, (x0.shape[-2], x0.shape[-1])).to(model.device)
+    sigmas = to_device(levels.quantiles(LEVELS, (x0.shape[-2], x0.shape[-1])), model.device)
     for number in range(LEVELS):
+        check()
         sigma = sigmas[number].expand(len(x0))
-        noise = torch.cat([fixed_noise(subset.samples[i].key, number, x0[:1].shape) for i in batch.samples]).to(model.device)
+        drawn = torch.cat([fixed_noise(subset.samples[i].key, number, x0[:1].shape) for i in batch.samples])
+        noise = to_device(drawn, model.device)
         x = noises.noisy(model.prediction, x0, noise, sigma)
         conditions = [
             model.condition(text, x[i : i + 1], size_conditioning(shown))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lora_atelier.training import host, job, loop, memory
 from lora_atelier.training.config import LossConfig, NetworkConfig, OptimizerConfig, TextConfig, TrainingConfig
-from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.errors import AtelierError, is_out_of_memory
 from lora_atelier.training.network import keys
 from lora_atelier.training.optim import optimizers
 from safetensors.torch import save_file
@@ -148,9 +148,9 @@ def test_what_helps_names_only_what_is_not_done_yet():
 def test_a_real_lack_of_memory_is_known():
     with pytest.raises(RuntimeError) as found:
         torch.empty(2**58, dtype=torch.float64)
-    assert memory.is_out_of_memory(found.value)
-    assert memory.is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory."))
-    assert not memory.is_out_of_memory(RuntimeError("a shape does not fit"))
+    assert is_out_of_memory(found.value)
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory."))
+    assert not is_out_of_memory(RuntimeError("a shape does not fit"))
 
 
 # In a run ---------------------------------------------------------------------------------------------------------------
@@ -201,6 +201,6 @@ def test_running_out_of_memory_keeps_what_was_learnt_and_says_what_helps(tiny, d
         return real(*given)
 
     monkeypatch.setattr(loop, "step_loss", hungry)
-    with pytest.raises(AtelierError, match=r"memory: there was too little for a step.*switch gradient_checkpointing on"):
+    with pytest.raises(AtelierError, match=r"memory: the device ran out of memory after step.*switch gradient_checkpointing on"):
         go(tiny("sd3"), dataset, recipe())
     assert (host.loras_folder() / "tiny" / "tiny-step00000004.safetensors").is_file()

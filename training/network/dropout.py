@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..noise import step_generator
+from ..transfer import to_device
 from .branch import Branch, Lot
 
 STREAM = 0x64726F70
@@ -39,5 +40,5 @@ class Dropout:
         if self.ranks > 0:
             sizes = [branch.droppable for branch in branches]
             stay = torch.rand(sum(sizes), generator=stream) >= self.ranks
-            kept = (stay.float() / (1 - self.ranks)).to(device).split(sizes)
+            kept = to_device(stay.float() / (1 - self.ranks), device).split(sizes)
         return [Lot(s, self.elements, k, gone) for s, k, gone in zip(seeds, kept, skipped.tolist(), strict=True)]

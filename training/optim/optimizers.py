@@ -141,6 +141,22 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
             group["lr"] = group["initial_lr"] * factor
 
 
+def used_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """What the step to come makes of the schedule's ``rate``: that times the estimate d of Prodigy or D-adaptation, or what
+    Adafactor takes for the first parameter. Others use it as it is.
+
+    No device sync, but for an Adafactor that scales by the parameters, which waits for each of them in its step anyway.
+    """
+    group = optimizer.param_groups[0]
+    if "relative_step" not in group:
+        return rate * float(group.get("d", 1.0))
+    first = group["params"][0]
+    state: dict[str, Any] = {"step": optimizer.state.get(first, {}).get("step", 0) + 1}
+    if group["scale_parameter"]:
+        state["RMS"] = optimizer._rms(first.detach())  # type: ignore[attr-defined]
+    return float(optimizer._get_lr({**group, "lr": rate}, state))  # type: ignore[attr-defined]
+
+
 def effective_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     """The rate that moves the weights of every group, for display: with the estimate d of Prodigy and D-adaptation (0 before
     the first step of an Adafactor that sets its own). May wait for the device.
