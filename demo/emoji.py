@@ -17,7 +17,7 @@ from PIL import Image
 BASE_SETS = ("noto", "twemoji", "fluent-emoji-flat", "emojione")
 SET_TITLES = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "fluent", "emojione": "emojione"}
 CONCEPTS = tuple(Path(__file__).with_name("concepts.txt").read_text(encoding="utf-8").split())
-"""Every animal, plant, food and drink that at least three of the sets draw."""
+"""Animals, plants and food with a shape of their own, which nearly all sets draw."""
 
 
 class EmojiSet:

@@ -153,7 +153,7 @@ class Compiled:
             return
         limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
         wanted = {"skip_nnmodule_hook_guards": False, limit: GRAPHS}
-        with settings.patch({k: v for k, v in wanted.items() if hasattr(settings, k)}):  # type: ignore[attr-defined]
+        with settings.patch({k: v for k, v in wanted.items() if hasattr(settings, k)}):
             yield
 
 

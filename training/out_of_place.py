@@ -177,9 +177,10 @@ def without_in_place(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
             continue
         node.target = plain
         left = values[0]
-        if isinstance(left, Tensor) and torch.result_type(left, values[1]) != left.dtype:
+        other: Any = values[1]
+        if isinstance(left, Tensor) and torch.result_type(left, other) != left.dtype:
             with module.graph.inserting_after(node):
                 same = module.graph.call_method("to", (node, left.dtype))
-            node.replace_all_uses_with(same, lambda user, same=same: user is not same)  # type: ignore[misc]
+            node.replace_all_uses_with(same, lambda user, same=same: user is not same)
     module.recompile()
     return module

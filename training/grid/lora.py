@@ -190,7 +190,7 @@ def _plain(path: Path, tensors: Mapping[str, Tensor], layers: Layers, names: Nam
 def _all_used(adapter: Adapter, layers: Mapping[str, nn.Module]) -> Iterator[None]:
     """UnusedLayers at the end if a layer of ``adapter`` was never called: a compiled or rebuilt network passes hooks by."""
     left = {name: layers[name] for name in adapter.branches}
-    handles = {}
+    handles: dict[str, torch.utils.hooks.RemovableHandle] = {}
 
     def seen(name: str) -> None:
         left.pop(name, None)

@@ -51,7 +51,7 @@ def _given(value: Any) -> bool:
 def linear(layer: nn.Module, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """x W^T + b + scale * (x down^T) up^T for x (..., in), in x's number format."""
     own: Any = layer
-    return _Linear.apply(x, own.weight, own.bias, down, up, scale)  # type: ignore[no-untyped-call]
+    return _Linear.apply(x, own.weight, own.bias, down, up, scale)
 
 
 class _Linear(torch.autograd.Function):
