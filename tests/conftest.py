@@ -26,7 +26,10 @@ COMFYUI = Path(os.environ.get("ATELIER_COMFYUI", HOSTS / "comfyui-0.30.0"))
 COMFYUI_OLD = Path(os.environ.get("ATELIER_COMFYUI_OLD", HOSTS / "comfyui-0.3.75"))
 MISSING_HOST = "no ComfyUI at {}: run the tests with `python3 studio.py test`, which fetches it"
 
-hypothesis.settings.register_profile("atelier", deadline=None, print_blob=True)
+# A busy machine is no reason to fail.
+hypothesis.settings.register_profile(
+    "atelier", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("atelier")
 
 

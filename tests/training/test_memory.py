@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from lora_atelier.training import host, job, loop, memory
-from lora_atelier.training.config import LossConfig, NetworkConfig, OptimizerConfig, TextConfig, TrainingConfig
+from lora_atelier.training.config import LengthConfig, LossConfig, NetworkConfig, OptimizerConfig, TextConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError, is_out_of_memory
 from lora_atelier.training.network import keys
 from lora_atelier.training.optim import optimizers
@@ -175,7 +175,8 @@ def test_a_run_says_what_it_needs_before_its_first_step(tiny, dataset):  # noqa:
 
 def test_checkpointing_and_a_text_encoder_are_seen(tiny, dataset):  # noqa: F811
     def activations(**changes: object) -> float:
-        said = next(line for line in told(tiny("sd15"), dataset, recipe(**changes)) if line.startswith("needs about"))
+        config = recipe(length=LengthConfig(max_steps=1), **changes)
+        said = next(line for line in told(tiny("sd15"), dataset, config) if line.startswith("needs about"))
         value, unit = float(re.search(r"([\d.]+) activations", said)[1]), said.split()[3]
         return value * (1000 if unit == "GB:" else 1)
 
