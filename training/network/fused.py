@@ -40,7 +40,7 @@ def plain(layer: nn.Module, x: Tensor) -> bool:
         and all(type(t) in (Tensor, nn.Parameter) and t.dtype in FORMATS for t in tensors)
         and not any(t.requires_grad or t.device != x.device for t in tensors)
         and not any(_given(getattr(own, name, None)) for name in extras)
-        and not torch.is_autocast_enabled(x.device.type)
+        and not (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
     )
 
 
