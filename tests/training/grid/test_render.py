@@ -174,7 +174,7 @@ def test_the_text_encoders_strength_can_be_its_own(tiny, tmp_path):
 
 
 def twice(tensors):
-    return {k: torch.cat([v, v]) if v.ndim else v for k, v in tensors.items()}
+    return {k: torch.cat([v, v], -1) if v.ndim else v for k, v in tensors.items()}
 
 
 def more_keys(tensors):
