@@ -172,10 +172,12 @@ def join(conditionings: Sequence[list]) -> list | None:
 
 
 def _plain(path: Path, tensors: Mapping[str, Tensor], layers: Layers, names: Names) -> tuple[dict[str, Branch], bool]:
-    """(the file's branches, whether they are all that it holds and all plain LoRA)."""
+    """(the file's branches, whether they are all that it holds and all plain LoRA); AtelierError for another model's file."""
     try:
         branches, unknown = keys.read(tensors, layers, names)
     except (ValueError, AtelierError) as error:
+        if "other sizes" in str(error):  # the host would only log it, and draw the cell without these layers
+            raise AtelierError(f"{path.name} was made for another model: {error}.") from error
         log.info("%s: %s; the host applies it", path.name, error)
         return {}, False
     plain = all(isinstance(branch, LoRALayer) and branch.magnitude is None for branch in branches.values())

@@ -173,6 +173,10 @@ def test_the_text_encoders_strength_can_be_its_own(tiny, tmp_path):
     assert np.abs(stock(t, path, 1.0, "a fox", sampling()) - stock(t, path, 1.0, "a fox", sampling(), 0.0)).max() > 4
 
 
+def twice(tensors):
+    return {k: torch.cat([v, v], -1) if v.ndim else v for k, v in tensors.items()}
+
+
 def more_keys(tensors):
     return tensors | {"lora_unet_somewhere.diff_b": torch.zeros(4)}
 
@@ -256,15 +260,16 @@ def test_a_cell_that_fails_is_blank_with_its_reason_and_costs_no_other(tiny, tmp
     broken = write_lora(t, tmp_path / "broken.safetensors", change=lambda x: {k: v * float("nan") for k, v in x.items()})
     alien = tmp_path / "alien.safetensors"
     save_file({"lora_unet_nowhere.lora_up.weight": torch.zeros(2, 2)}, alien)
+    large = write_lora(t, tmp_path / "large.safetensors", change=twice)
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(good.read_bytes()[:100])
     before = t.model.identity()
-    grid = drawn(grid_of(t, tmp_path, broken, alien, torn, tmp_path / "gone.safetensors", good, strengths=(0.5, 1.0)))
-    reasons = [grid.book.cells[0][column, 1] for column in (1, 2, 3, 4)]
+    grid = drawn(grid_of(t, tmp_path, broken, alien, torn, tmp_path / "gone.safetensors", large, good, strengths=(0.5, 1.0)))
+    reasons = [grid.book.cells[0][column, 1] for column in (1, 2, 3, 4, 5)]
     assert all(isinstance(reason, Failed) for reason in reasons)
-    for reason, words in zip(reasons, ("no numbers", "alien", "torn", "gone"), strict=True):
+    for reason, words in zip(reasons, ("no numbers", "alien", "torn", "gone", "another model"), strict=True):
         assert words in reason.reason
-    assert pixels(grid, 0, (5, 1)).shape == (64, 64, 3) and t.model.identity() == before
+    assert pixels(grid, 0, (6, 1)).shape == (64, 64, 3) and t.model.identity() == before
     assert grid.save_pages()[0].is_file()
 
 
