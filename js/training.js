@@ -10,7 +10,7 @@ import { text } from "./lib/text.js";
 const OFTEN = 1000; // ms between two questions while a run tells of itself
 const SELDOM = 5000; // ms after which it is asked without having been told
 const MOST = 4000; // points that are kept; then every second one goes
-const [SMALL, LARGE] = [64, 330]; // heights in pixels, without and with a run
+const [SMALL, LARGE] = [64, 350]; // heights in pixels, without and with a run
 const WISHES = ["stop", "save", "sample"];
 
 class Monitor {
