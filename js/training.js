@@ -107,6 +107,7 @@ class Monitor {
       const known = this.chosen || (this.own?.recipe === asked && this.own.name);
       const query = new URLSearchParams({ since: this.rows.at(-1)?.step ?? 0, newest: known ? 0 : 1 });
       let found = await ask(`runs/${encodeURIComponent(known || asked)}?${query}`);
+      if (!found.name) throw Object.assign(new Error(), { status: 404 });
       const grown = found.name === this.shown && found.last >= (this.rows.at(-1)?.step ?? 0);
       if (!grown) found = await ask(`runs/${encodeURIComponent(found.name)}`);
       if (asked === this.wanted) this.show(found, grown);
