@@ -203,7 +203,8 @@ class Monitor {
       { kind: "trained", points: trained, dots: true, ...scale },
       { kind: "held", points: held, dots: true, ...scale },
     ];
-    const end = Math.max(this.total, this.last ?? 0, 1);
+    // The bar shows how much of the run is done; the drawing is filled by what there is.
+    const end = Math.max(1, Math.min(this.total, Math.max(10, 1.1 * (this.last ?? 0))));
     const epochs = this.each ? Math.floor(end / this.each) : 0;
     const marks = epochs <= 100 ? Array.from({ length: epochs }, (_, i) => (i + 1) * this.each).filter((at) => at < end) : [];
     const now = this.rows.at(-1);
