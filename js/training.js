@@ -241,11 +241,10 @@ class Monitor {
     this.strip = names;
     const pictures = this.samples.map((sample) => {
       const alt = text("sampleOf", { number: sample.number, label: sample.label });
-      const image = make("img", { src: pictureOf(sample, true), alt, loading: "lazy" });
+      const image = make("img", { src: pictureOf(sample, true), alt, load: () => (this.film.scrollLeft = this.film.scrollWidth) });
       return make("li", {}, make("a", { href: pictureOf(sample), target: "_blank", rel: "noopener" }, image, sample.label));
     });
     this.film.replaceChildren(...pictures);
-    this.film.scrollLeft = this.film.scrollWidth;
   }
 }
 
