@@ -168,7 +168,7 @@ def test_accumulated_batches_count_as_steps_of_the_bar(routes):
         ({"widgets": {"optimizer": "Prodigy", "schedule": "constant"}}, "learning rate: Prodigy finds the rate itself"),
         ({"widgets": {"warmup_steps": 20, "max_steps": 10}}, "warmup: 20 steps, but the run has only 10"),
         ({"widgets": {"optimizer_args": "lr=" + "9" * 5000}}, "lr"),
-        ({"widgets": {"optimizer_args": "lr=1e400"}}, "lr"),
+        ({"widgets": {"optimizer_args": "lr=1e400"}}, "learning rate: inf must be above 0"),
         ({"widgets": {"name": "../x"}}, "cannot be a file name"),
         ({"widgets": {"start_from": "../../etc/passwd"}}, "there is no LoRA called"),
         ({"widgets": {}, "datasets": [{"folder": "input/../models"}]}, "is not a folder in"),
