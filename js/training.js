@@ -10,7 +10,7 @@ import { text } from "./lib/text.js";
 const OFTEN = 1000; // ms between two questions while a run tells of itself
 const SELDOM = 5000; // ms after which it is asked without having been told
 const MOST = 4000; // points that are kept; then every second one goes
-const [SMALL, LARGE] = [64, 330]; // heights in pixels, without and with a run
+const [SMALL, LARGE] = [64, 350]; // heights in pixels, without and with a run
 const WISHES = ["stop", "save", "sample"];
 
 class Monitor {
@@ -107,6 +107,7 @@ class Monitor {
       const known = this.chosen || (this.own?.recipe === asked && this.own.name);
       const query = new URLSearchParams({ since: this.rows.at(-1)?.step ?? 0, newest: known ? 0 : 1 });
       let found = await ask(`runs/${encodeURIComponent(known || asked)}?${query}`);
+      if (!found.name) throw Object.assign(new Error(), { status: 404 });
       const grown = found.name === this.shown && found.last >= (this.rows.at(-1)?.step ?? 0);
       if (!grown) found = await ask(`runs/${encodeURIComponent(found.name)}`);
       if (asked === this.wanted) this.show(found, grown);
@@ -202,7 +203,8 @@ class Monitor {
       { kind: "trained", points: trained, dots: true, ...scale },
       { kind: "held", points: held, dots: true, ...scale },
     ];
-    const end = Math.max(this.total, this.last ?? 0, 1);
+    // The bar shows how much of the run is done; the drawing is filled by what there is.
+    const end = Math.max(1, Math.min(this.total, Math.max(10, 1.1 * (this.last ?? 0))));
     const epochs = this.each ? Math.floor(end / this.each) : 0;
     const marks = epochs <= 100 ? Array.from({ length: epochs }, (_, i) => (i + 1) * this.each).filter((at) => at < end) : [];
     const now = this.rows.at(-1);
@@ -239,11 +241,10 @@ class Monitor {
     this.strip = names;
     const pictures = this.samples.map((sample) => {
       const alt = text("sampleOf", { number: sample.number, label: sample.label });
-      const image = make("img", { src: pictureOf(sample, true), alt, loading: "lazy" });
+      const image = make("img", { src: pictureOf(sample, true), alt, load: () => (this.film.scrollLeft = this.film.scrollWidth) });
       return make("li", {}, make("a", { href: pictureOf(sample), target: "_blank", rel: "noopener" }, image, sample.label));
     });
     this.film.replaceChildren(...pictures);
-    this.film.scrollLeft = this.film.scrollWidth;
   }
 }
 

@@ -227,12 +227,12 @@ def family(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_state(name: str, since: int, newest: bool) -> dict[str, Any]:
-    """A run as it is now; ``newest``: of all that a recipe of this name has made."""
+    """A run as it is now; ``newest``: of all that a recipe of this name has made, which may be none."""
     runs = host.runs_folder()
     if newest:
         found = archive.latest(name, runs, live.running())
         if found is None:
-            raise Refused(404, f"name: there is no run called {name!r}.")
+            return {"name": None}
         name = found
     try:
         state = archive.state(name, runs, since)
