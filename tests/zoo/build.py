@@ -85,6 +85,7 @@ def build(recipe: Recipe) -> Animal:
 
     with torch.inference_mode():
         config = getattr(comfy.supported_models, recipe.family)(dict(recipe.config))
+        config.unet_config.update(recipe.config)  # of some families the host insists on widths, which are not in the file
         config.set_inference_dtype(torch.float32, None)
         made = config.get_model({mark: torch.zeros(0) for mark in recipe.marks}, "", device=torch.device("cpu"))
         tensors = weights_of(made.diffusion_model, recipe)

@@ -57,6 +57,12 @@ def sdxl(depth: list[int], vector: int = 2816, context: int = 2048, **settings: 
     )  # fmt: skip
 
 
+def narrow(context: int, vector: int | None = None, **settings: Any) -> dict[str, Any]:
+    """A UNet as of SD 2.x and SDXL, a fifth as wide."""
+    classes = {} if vector is None else {"num_classes": "sequential", "adm_in_channels": vector}
+    return unet(context, model_channels=64, use_linear_in_transformer=True, **classes, **settings)
+
+
 def flux(**settings: Any) -> dict[str, Any]:
     return {
         "image_model": "flux", "axes_dim": [16, 56, 56], "num_heads": 1, "mlp_ratio": 4.0, "theta": 10000, "out_channels": 16,
@@ -151,31 +157,28 @@ def cond(width: int, tokens: int = TOKENS, **extras: tuple[int, ...]) -> Shapes:
 SDXL_TEXT = cond(2048, 77, pooled_output=(1, 1280))
 RECIPES = (
     Recipe("SD 1.5", "SD15", unet(768), cond(768, 77)),
-    Recipe("SD 2.x", "SD20", unet(1024, use_linear_in_transformer=True), cond(1024, 77)),
+    Recipe("SD 2.x", "SD20", narrow(1024), cond(1024, 77), loads=False),
+    Recipe("SD 2.x, from a file", "SD20", unet(1024, use_linear_in_transformer=True), cond(1024, 77), large=True),
     Recipe(
-        "SD 2.x, v-prediction", "SD20",
+        "SD 2.x, v-prediction, from a file", "SD20",
         unet(
             1024, use_linear_in_transformer=True, channel_mult=[1] * 4, num_res_blocks=[2] * 4,
             transformer_depth=[1] + [0] * 7, transformer_depth_output=[1] + [0] * 11,
         ),
         cond(1024, 77), constant={"output_blocks.11.1.transformer_blocks.0.norm1.bias": 0.2}, large=True,
     ),
+    Recipe("SD 2.1 unCLIP L", "SD21UnclipL", narrow(1024, 1536), cond(1024, 77), loads=False),
+    Recipe("SD 2.1 unCLIP H", "SD21UnclipH", narrow(1024, 2048), cond(1024, 77), loads=False),
+    Recipe("SDXL", "SDXL", narrow(2048, 2816), SDXL_TEXT, loads=False),
+    Recipe("SDXL, v-prediction", "SDXL", narrow(2048, 2816), SDXL_TEXT, loads=False, marks=("v_pred",)),
+    Recipe("SDXL, from a file", "SDXL", sdxl([0, 0, 2, 2, 10, 10]), SDXL_TEXT, large=True),
+    Recipe("SDXL refiner", "SDXLRefiner", narrow(1280, 2560), cond(1280, 77, pooled_output=(1, 1280)), loads=False),
     Recipe(
-        "SD 2.1 unCLIP L", "SD21UnclipL",
-        unet(1024, use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=1536), cond(1024, 77), large=True,
-    ),
-    Recipe(
-        "SD 2.1 unCLIP H", "SD21UnclipH",
-        unet(1024, use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=2048), cond(1024, 77), large=True,
-    ),
-    Recipe("SDXL", "SDXL", sdxl([0, 0, 2, 2, 10, 10]), SDXL_TEXT, large=True),
-    Recipe("SDXL, v-prediction", "SDXL", sdxl([0, 0, 2, 2, 10, 10]), SDXL_TEXT, marks=("v_pred",), large=True),
-    Recipe(
-        "SDXL refiner", "SDXLRefiner", sdxl([0, 0, 4, 4, 4, 4, 0, 0], 2560, 1280, model_channels=384),
+        "SDXL refiner, from a file", "SDXLRefiner", sdxl([0, 0, 4, 4, 4, 4, 0, 0], 2560, 1280, model_channels=384),
         cond(1280, 77, pooled_output=(1, 1280)), large=True,
     ),
     Recipe("SSD-1B", "SSD1B", sdxl([0, 0, 2, 2, 4, 4]), SDXL_TEXT, large=True),
-    Recipe("Segmind Vega", "Segmind_Vega", sdxl([0, 0, 1, 1, 2, 2]), SDXL_TEXT),
+    Recipe("Segmind Vega", "Segmind_Vega", sdxl([0, 0, 1, 1, 2, 2]), SDXL_TEXT, large=True),
     Recipe("KOALA 700M", "KOALA_700M", sdxl([0, 2, 5]), SDXL_TEXT, large=True),
     Recipe("KOALA 1B", "KOALA_1B", sdxl([0, 2, 6]), SDXL_TEXT, large=True),
     Recipe("SD 3", "SD3", mmdit(), cond(4096, pooled_output=(1, 2048))),
@@ -353,16 +356,22 @@ RECIPES = (
         cond(64), loads=False, cells=(32, 32),
     ),
     # Those that have to be refused.
-    Recipe("SD 1.5 inpainting", "SD15", unet(768, in_channels=9), cond(768, 77), large=True),
-    Recipe("SD 1.5 InstructPix2Pix", "SD15_instructpix2pix", unet(768, in_channels=8), cond(768, 77), large=True),
+    Recipe("SD 1.5 inpainting", "SD15", unet(768, model_channels=64, in_channels=9), cond(768, 77), loads=False),
+    Recipe(
+        "SD 1.5 InstructPix2Pix", "SD15_instructpix2pix", unet(768, model_channels=64, in_channels=8), cond(768, 77), loads=False,
+    ),
+    Recipe("SDXL inpainting", "SDXL", narrow(2048, 2816, in_channels=9), SDXL_TEXT, loads=False),
+    Recipe("SDXL InstructPix2Pix", "SDXL_instructpix2pix", narrow(2048, 2816, in_channels=8), SDXL_TEXT, loads=False),
+    Recipe("SD x4 upscaler", "SD_X4Upscaler", narrow(1024, in_channels=7), cond(1024, 77), loads=False),
     Recipe("Flux Fill", "FluxInpaint", flux(in_channels=96), cond(64, pooled_output=(1, 32))),
     Recipe("Flux Canny and Depth", "Flux", flux(in_channels=32), cond(64, pooled_output=(1, 32))),
     Recipe("Wan 2.1, from a picture", "WAN21_I2V", wan(model_type="i2v", in_dim=36), cond(4096)),
-    Recipe("HunyuanVideo, from a picture", "HunyuanVideoSkyreelsI2V", hunyuan(
-        in_channels=32, out_channels=16, patch_size=[1, 2, 2], axes_dim=[16, 56, 56], vec_in_dim=768, guidance_embed=True
-    ), cond(64, pooled_output=(1, 768))),
     Recipe(
-        "LOTUS", "LotusD", unet(1024, use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=4),
-        cond(1024, 77), large=True,
+        "HunyuanVideo, from a picture", "HunyuanVideoSkyreelsI2V",
+        hunyuan(
+            in_channels=32, out_channels=16, patch_size=[1, 2, 2], axes_dim=[16, 56, 56], vec_in_dim=768, guidance_embed=True
+        ),
+        cond(64, pooled_output=(1, 768)),
     ),
+    Recipe("LOTUS", "LotusD", narrow(1024, 4), cond(1024, 77), loads=False),
 )  # fmt: skip

@@ -18,12 +18,12 @@ from torch import Tensor
 from .build import Animal, build
 from .recipes import RECIPES, Recipe
 
-TRAINED = {"SD 1.5 inpainting", "Flux Canny and Depth"}
-"""Of families that are trained, but not this variant."""
+VARIANTS = {"SD 1.5 inpainting", "SDXL inpainting", "Flux Canny and Depth"}
+"""Refused, though others of their family are trained."""
 
 
 def refuses(recipe: Recipe) -> bool:
-    return bool(family_of(recipe.family).refused) or recipe.name in TRAINED
+    return bool(family_of(recipe.family).refused) or recipe.name in VARIANTS
 
 
 def params(which: list[Recipe]) -> list:
