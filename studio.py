@@ -5,6 +5,7 @@
     python3 studio.py serve           start ComfyUI with the pack, the demo model and the demo's workflow
     python3 studio.py test [...]      the checks and tests; more arguments go to pytest
     python3 studio.py bench NAME      a benchmark of benchmarks/
+    python3 studio.py workflows       write the nodes' present widgets and the presets' values into workflows/
     python3 studio.py setup           only the set-up
 
 Only Python 3.10 or newer is needed. An interrupted set-up goes on where it stopped. ``--comfyui PATH`` uses a ComfyUI that is
@@ -29,13 +30,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 if "lora_atelier" not in sys.modules:  # started as a script: the folder, whatever its name, is this package
     package = ModuleType("lora_atelier")
     package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
     sys.modules["lora_atelier"] = package
 
-from lora_atelier.demo import hosts, run
+from lora_atelier.demo import hosts, run, workflow
 from lora_atelier.demo.server import CPU_TORCH_AID, PACK_NAME, Server, ServerError, link_folder, make_base
 from lora_atelier.demo.stages import SetupError, Stages
 from lora_atelier.demo.workflow import WorkflowError
@@ -379,10 +381,23 @@ def run_demo(studio: Studio, comfyui: str | None, as_json: bool) -> int:
     return 0
 
 
+def store_workflows(root: Path, info: dict[str, Any]) -> list[str]:
+    """Put what a server says of its nodes, and the presets' values, into the workflows; the names of those that have changed."""
+    presets = json.loads((root / "js" / "presets.json").read_text(encoding="utf-8"))
+    changed = []
+    for path in sorted((root / "workflows").glob("*.json")):
+        before = path.read_text(encoding="utf-8")
+        after = workflow.to_text(workflow.restored(json.loads(before), info, presets))
+        if after != before:
+            path.write_text(after, encoding="utf-8", newline="\n")
+            changed.append(path.name)
+    return changed
+
+
 def arguments_of(line: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="studio.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("demo", "serve", "test", "bench", "setup"):
+    for name in ("demo", "serve", "test", "bench", "setup", "workflows"):
         command = commands.add_parser(name, allow_abbrev=False)
         command.add_argument("--comfyui", metavar="PATH", help="a ComfyUI that is already there")
         if name == "bench":
@@ -410,6 +425,11 @@ def main(line: Sequence[str] | None = None) -> int:
         place = studio.place(arguments.comfyui)
         if arguments.command == "serve":
             return run.serve(place.server(run.port_or_free(arguments.port, say)), say)
+        if arguments.command == "workflows":
+            with place.server() as server:
+                changed = store_workflows(studio.root, server.object_info())
+            say(f"Written anew: {', '.join(changed) or 'none, all are as they should be'}")
+            return 0
         say(f"Everything is there. ComfyUI: {place.comfyui}. Next: python3 studio.py serve")
         return 0
     except (SetupError, hosts.HostError, ServerError, WorkflowError, FileExistsError) as error:

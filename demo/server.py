@@ -36,7 +36,7 @@ HAS_ACCELERATOR = (
     "print(int(torch.cuda.is_available() or torch.backends.mps.is_available() or bool(xpu and xpu.is_available())))"
 )
 # What a copy of the pack needs, where neither a link nor a junction can be made.
-PACK_PARTS = ("__init__.py", "pyproject.toml", "nodes", "training", "js", "workflows")
+PACK_PARTS = ("__init__.py", "pyproject.toml", "nodes", "training", "js", "locales", "workflows")
 
 
 class ServerError(RuntimeError):

@@ -4,10 +4,14 @@ A workflow file (LiteGraph JSON) keeps a node's settings as a bare list, ``widge
 follows from the order of the node's inputs in the server's ``/object_info``. The canvas does this conversion in the browser.
 
     prompt = to_prompt(json.loads(path.read_text()), server.object_info(), {("TrainLoRA", "epochs"): 1})
+
+A canvas of today also names the widgets, among the node's inputs. By these names ``restored`` puts the values into their places
+again after a node has got, lost or moved widgets.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,16 +52,21 @@ def default_of(kind: Any, options: dict[str, Any]) -> Any:
 
 
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """{input name: value} of all widgets of a node, linked or not.
+    """{input name: value} of all widgets of a node, linked or not."""
+    return {name: value for name, value in placed_values(node, info).items() if isinstance(name, str)}
 
-    A seed has one value more: what happens to it after generating. So has a node with an upload button, after its required
-    widgets.
+
+def placed_values(node: dict[str, Any], info: dict[str, Any]) -> dict[Any, Any]:
+    """The same by their places; ``(name, "after")`` is what happens to a seed after generating, which is stored behind it.
+
+    A node with an upload button has one value more, after its required widgets.
     """
     stored = node.get("widgets_values") or []
     specs = list(input_specs(info))
     if isinstance(stored, dict):
         return {name: stored[name] for name, kind, options, _ in specs if is_widget(kind, options) and name in stored}
-    values, rest, upload = {}, list(stored), False
+    values: dict[Any, Any] = {}
+    rest, upload = list(stored), False
     for name, kind, options, last_required in specs:
         if str(kind).startswith("COMFY_DYNAMICCOMBO"):
             raise WorkflowError(
@@ -66,12 +75,85 @@ def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
         upload = upload or any(options.get(key) for key in UPLOADS)
         if is_widget(kind, options):
             values[name] = rest.pop(0) if rest else default_of(kind, options)
-            controlled = options.get("control_after_generate", kind == "INT" and name in SEED_NAMES)
-            if controlled and rest and rest[0] in AFTER_GENERATE:
-                rest.pop(0)
+            if is_seed(name, kind, options) and rest and rest[0] in AFTER_GENERATE:
+                values[name, "after"] = rest.pop(0)
         if last_required and upload and rest:
             rest.pop(0)
     return values
+
+
+def is_seed(name: str, kind: Any, options: dict[str, Any]) -> bool:
+    """Whether one value more is stored behind this widget's: what happens to it after generating."""
+    return bool(options.get("control_after_generate", kind == "INT" and name in SEED_NAMES))
+
+
+def named_values(node: dict[str, Any]) -> dict[Any, Any]:
+    """``placed_values`` by the names that the file itself gives.
+
+    Empty for a file that doesn't name all of them: an older canvas only named those to which a link may lead.
+    """
+    values: dict[Any, Any] = {}
+    rest = list(node.get("widgets_values") or [])
+    names = [entry["widget"]["name"] for entry in node.get("inputs") or [] if "widget" in entry]
+    for name in names:
+        if not rest:
+            return {}
+        values[name] = rest.pop(0)
+        if name in SEED_NAMES and rest and rest[0] in AFTER_GENERATE:
+            values[name, "after"] = rest.pop(0)
+    return values if not rest else {}
+
+
+def restored(
+    workflow: dict[str, Any], object_info: dict[str, Any], presets: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The workflow with every node's values, and their names, in the order in which the server has its widgets now.
+
+    A new widget takes its default, one that is gone takes its value along. A node whose widget ``preset`` names one of
+    ``presets`` takes that one's values.
+    """
+    nodes = []
+    for node in workflow["nodes"]:
+        if node["type"] in NOT_EXECUTED:
+            nodes.append(node)
+            continue
+        known = named_values(node) or placed_values(node, object_info[node["type"]])
+        known |= (presets or {}).get(known.get("preset", ""), {})
+        nodes.append(_with_widgets(node, known, object_info[node["type"]]))
+    slots = {entry["link"]: i for node in nodes for i, entry in enumerate(node["inputs"]) if entry.get("link") is not None}
+    links = [[*link[:4], slots[link[0]], *link[5:]] for link in workflow["links"]]
+    return {**workflow, "nodes": nodes, "links": links}
+
+
+def _with_widgets(node: dict[str, Any], known: Mapping[Any, Any], info: dict[str, Any]) -> dict[str, Any]:
+    """One node of ``restored``: sockets first, then a named entry for each widget, as the canvas stores them."""
+    there = {entry["name"]: entry for entry in node.get("inputs") or []}
+    sockets: list[dict[str, Any]] = []
+    widgets: list[dict[str, Any]] = []
+    values: list[Any] = []
+    optional = (info.get("input") or {}).get("optional") or {}
+    for name, kind, options, _ in input_specs(info):
+        new: dict[str, Any] = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind}
+        if not is_widget(kind, options):
+            sockets.append(there.get(name, {**new, "link": None, **({"shape": 7} if name in optional else {})}))
+            continue
+        widgets.append(there.get(name, {**new, "widget": {"name": name}, "link": None}))
+        values.append(known.get(name, default_of(kind, options)))
+        if is_seed(name, kind, options):
+            values.append(known.get((name, "after"), "fixed"))
+    return {**node, "inputs": sockets + widgets} | ({"widgets_values": values} if values else {})
+
+
+def to_text(workflow: dict[str, Any]) -> str:
+    """The file's text: a line for every node, link and group, so that a change shows where it is."""
+    lines = []
+    for key, value in workflow.items():
+        if isinstance(value, list):
+            rows = [json.dumps(row, ensure_ascii=False) for row in value]
+            lines.append(f' "{key}": [\n' + ",\n".join(f"  {row}" for row in rows) + "\n ]")
+        else:
+            lines.append(f' "{key}": {json.dumps(value, ensure_ascii=False)}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 class Graph:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from comfy_api.latest import ComfyExtension
 
 from .auto_caption import AutoCaption
@@ -18,3 +20,10 @@ class Atelier(ComfyExtension):
 
     async def get_node_list(self) -> list[type]:
         return [LoadDataset, DatasetFromNodes, AutoCaption, RenderRegularisation, ConfigureLoRA, TrainLoRA, EpochWeightGrid]
+
+
+if "server" in sys.modules:  # graphs may be run without one
+    from ..training import host
+    from . import routes
+
+    host.add_routes(routes.table)

@@ -15,6 +15,7 @@ GIB = 1 << 30
 RARE = frozenset({
     "beams", "min_length", "max_length", "batch_size", "suffix", "replace", "deduplicate", "order", "underscores",
     "general_threshold", "character_threshold", "rating", "blacklist", "device", "hub_id", "download",
+    "regularisation",
 })  # fmt: skip
 """Widgets that are right as they are for most sets."""
 
@@ -125,6 +126,7 @@ class AutoCaption(io.ComfyNode):
         hub_id: str = "",
         download: bool = False,
         clip: Any = None,
+        regularisation: bool = False,
     ) -> io.NodeOutput:
         from ..training import captioning
         from ..training.captioning import text
@@ -136,7 +138,9 @@ class AutoCaption(io.ComfyNode):
         tagger = captioning.TaggerSettings(general_threshold, character_threshold, rating, text.parse_tags(blacklist))
         rules, removed = text.parse_rules(replace), text.parse_tags(remove_tags)
         work = text.TextWork(trigger, prefix, suffix, rules, removed, deduplicate, False, order)
-        choice = Choice(captioner, hub_id if download else None, pattern, underscores, device, clip, settings, tagger)
+        choice = Choice(
+            captioner, hub_id if download else None, pattern, underscores, device, clip, settings, tagger, regularisation
+        )
         show = cls.hidden.unique_id if cls.hidden else None
         return choice.apply(dataset, mode, work, batch_size, dry_run, show)
 
@@ -201,6 +205,11 @@ def _more_inputs() -> list[Any]:
             tooltip="On: the model named in hub_id is fetched into models/captioners, unless it is there, and used in place of "
             "captioner. Off: nothing is ever fetched.",
         ),
+        io.Boolean.Input(
+            "regularisation", default=False, optional=True,
+            tooltip="Off: pictures whose role is regularisation are left alone; their class is their caption. On: they are "
+            "captioned like the others.",
+        ),
         io.Clip.Input(
             "clip", optional=True,
             tooltip="For 'connected clip': a language model that sees pictures, such as Qwen3-VL, from the stock CLIP loader.",
@@ -221,6 +230,7 @@ class Choice:
     clip: Any
     settings: Any
     tagger: Any
+    regularisation: bool
 
     def apply(self, dataset: Any, mode: Any, work: Any, batch_size: int, dry_run: bool, node_id: str | None) -> io.NodeOutput:
         """Caption what there is to caption; a model is loaded, or fetched, only if there is something."""
@@ -228,7 +238,7 @@ class Choice:
         from ..training.captioning.fill import fill, plan
 
         folder = host.captioner_folder()
-        needed = bool(plan(dataset, mode).work)
+        needed = bool(plan(dataset, mode, self.regularisation).work)
         name = self.captioner if needed else captioning.EXISTING
         if needed and self.hub_id is not None:
             from ..training.captioning.download import download
@@ -242,7 +252,7 @@ class Choice:
             model = self._load(name, folder)
             captioned, report = fill(
                 dataset, model, mode, with_changes(work, spaces=spaces), batch_size, host.progress,
-                host.status_of(node_id) if node_id else None, dry_run,
+                host.status_of(node_id) if node_id else None, dry_run, self.regularisation,
             )  # fmt: skip
         finally:
             model = None

@@ -8,10 +8,11 @@ from comfy_api.latest import io
 
 from ..training import config as settings
 from ..training.errors import AtelierError
+from .suited import SUITED
 from .wires import CATEGORY, CONFIG, folded
 
 PRESETS = [
-    "own settings", "SD1.5", "SDXL", "SD3", "Flux", "R1 Ink & Lore (Flux style)", "R2 Style guide (SDXL)",
+    "own settings", SUITED, "SD1.5", "SDXL", "SD3", "Flux", "R1 Ink & Lore (Flux style)", "R2 Style guide (SDXL)",
     "R3 Hosted trainer (SD1.5)", "R4 Real-life face (SD1.5)", "R4 Real-life face, DAdaptAdam", "R4 Real-life face, Adafactor",
     "R5 SDXL subject, Prodigy", "R5 SDXL subject, Adafactor",
 ]  # fmt: skip
@@ -77,7 +78,8 @@ class ConfigureLoRA(io.ComfyNode):
             inputs=folded([
                 io.Combo.Input(
                     "preset", options=PRESETS, default=PRESETS[0],
-                    tooltip="Choosing one on the canvas fills the widgets below; they are what counts, and can be changed after.",
+                    tooltip="Choosing one on the canvas fills the widgets below; they are what counts, and can be changed after. "
+                    "'suited to the model' looks at the loader in front of Train LoRA.",
                 ),
                 io.String.Input("name", default="my-lora", tooltip="File name of the LoRA, without extension."),
                 io.Int.Input("rank", default=16, min=1, max=1024, tooltip="Width of the LoRA: how much it can learn."),

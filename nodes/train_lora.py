@@ -102,6 +102,7 @@ class TrainLoRA(io.ComfyNode):
             start_over=when_interrupted == "start over",
             graph=graph_of(cls.hidden),
             show=host.status_of(cls.hidden.unique_id),
+            node=str(cls.hidden.unique_id),
         )
         model_out, clip_out = wrapped.with_lora(clip, trained.tensors, 1.0)
         return io.NodeOutput(trained.epochs, trained.tensors, {"loss": trained.losses}, model_out, clip_out)

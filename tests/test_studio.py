@@ -25,7 +25,7 @@ def clone(tmp_path: Path) -> Path:
 def test_it_starts_with_the_standard_library_alone(root: Path) -> None:
     line = [sys.executable, "-S", "-E", str(root / "studio.py"), "--help"]
     shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    assert "demo,serve,test,bench,setup" in shown
+    assert "demo,serve,test,bench,setup,workflows" in shown
 
 
 def test_a_python_that_is_too_old_can_still_read_why(root: Path) -> None:
@@ -166,6 +166,18 @@ class TestPersonsComfyUI:
         with pytest.raises(FileExistsError, match="lora-atelier is in the way"):
             studio.Studio(clone).place(str(theirs))
         assert link.resolve() == (tmp_path / "elsewhere").resolve()
+
+
+def test_workflows_get_the_widgets_that_the_nodes_have_now(clone: Path) -> None:
+    (clone / "js").mkdir()
+    (clone / "js" / "presets.json").write_text('{"fast": {"steps": 4}}')
+    path = clone / "workflows" / "train_then_test.json"
+    path.write_text(json.dumps({"nodes": [{"type": "Recipe", "widgets_values": ["fast", 20]}], "links": []}))
+    specs = {"preset": [["fast"], {}], "steps": ["INT", {"default": 20}], "new": ["BOOLEAN", {"default": True}]}
+    info = {"Recipe": {"input": {"required": specs}}}
+    assert studio.store_workflows(clone, info) == [path.name]
+    assert json.loads(path.read_text())["nodes"][0]["widgets_values"] == ["fast", 4, True]
+    assert studio.store_workflows(clone, info) == []
 
 
 def test_main_turns_a_problem_into_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -16,11 +17,19 @@ from .errors import AtelierError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; when the block ends well it takes ``path``'s place in one step, else it is removed."""
+    """A temporary file beside ``path``; when the block ends well it takes ``path``'s place in one step, else it is removed.
+
+    It may be read by whom the umask says, whatever the block put in its place: safetensors writes a file of its own that only
+    its owner may read.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        with suppress(OSError):  # some file systems know no modes
+            temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

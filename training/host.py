@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from .checkpointing import blocks_of
 from .errors import AtelierError
 from .families import BESIDE, family_of
+from .header import Header
 from .network.lora import is_conv, is_linear
 from .noise import Prediction, spread
 from .out_of_place import KERNELS, OutOfPlace
@@ -644,3 +647,94 @@ def shown_picture(path: Path) -> dict[str, str]:
     """How the canvas finds a picture in the output folder."""
     relative = path.resolve().relative_to(output_folder().resolve())
     return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}
+
+
+# Model files, by their headers alone --------------------------------------------------------------------------------------
+
+MODEL_WIDGETS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models"}
+"""The stock loaders' widgets, and the folders that they list."""
+
+
+def model_file(widget: str, name: str) -> Path:
+    """The file that a loader lists under ``name``; AtelierError for anything that is not in its list."""
+    folder = MODEL_WIDGETS.get(widget)
+    if folder is None or name not in folder_paths.get_filename_list(folder):
+        raise AtelierError(f"{widget}: {name!r} is not in the list of this loader; refresh the page and choose one that is.")
+    return Path(folder_paths.get_full_path_or_raise(folder, name))
+
+
+def _detected(header: Header) -> tuple[Any, dict[str, Tensor], str] | None:
+    """The host's configuration of the model in a file, with the tensors (without contents) and the prefix it was found by."""
+    from comfy import model_detection
+
+    tensors = {k: v for k, v in header.tensors().items() if not k.endswith((".comfy_quant", "scaled_fp8"))}
+    prefix = model_detection.unet_prefix_from_state_dict(tensors)
+    found = model_detection.model_config_from_unet(tensors, prefix, metadata=header.metadata)
+    if found is not None:
+        return found, tensors, prefix
+    bare = comfy.utils.state_dict_prefix_replace(dict(tensors), {prefix: ""}, filter_keys=True) or tensors
+    found = model_detection.model_config_from_unet(bare, "", metadata=header.metadata)
+    if found is None:
+        converted = model_detection.convert_diffusers_mmdit(bare, "")
+        if converted is None:
+            found = model_detection.model_config_from_diffusers_unet(bare)
+        else:
+            bare, found = converted, model_detection.model_config_from_unet(converted, "")
+    return None if found is None else (found, bare, "")
+
+
+def family_of(header: Header) -> str | None:
+    """The host's name of the family (as ``Model.family``) of the model in a file; None if it knows none."""
+    try:
+        found = _detected(header)
+    except Exception as error:  # the host's detection meets a file that it was not written for
+        log.info("the host could not tell a model's family: %s", error)
+        return None
+    return None if found is None else type(found[0]).__name__
+
+
+def outline(header: Header) -> Model | None:
+    """The model in a file as layers without any weights, for counting; None if the host cannot make one."""
+    try:
+        found = _detected(header)
+        if found is None:
+            return None
+        config, tensors, prefix = found
+        config.set_inference_dtype(torch.float16, None)
+        return Model(SimpleNamespace(model=config.get_model(tensors, prefix, device="meta")))
+    except Exception as error:  # many families, many ways to ask for what a header does not hold
+        log.info("a model's layers could not be counted: %s", error)
+        return None
+
+
+# Server -------------------------------------------------------------------------------------------------------------------
+
+
+def _server() -> Any:
+    """The host's server, or None where a graph runs without one; nothing is imported to find out."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def add_routes(table: Any) -> bool:
+    """Lets the server answer an aiohttp table of routes too; only before it starts. False without a server."""
+    server = _server()
+    if server is None:
+        return False
+    for route in table:
+        server.routes.route(route.method, route.path)(route.handler)
+    return True
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """Tells every open page; from any thread."""
+    server = _server()
+    if server is not None:
+        server.send_sync(event, data)
+
+
+def memory() -> tuple[int, int]:
+    """(in use, there is) in bytes, on the device that models work on."""
+    management = comfy.model_management
+    device = management.get_torch_device()
+    total = int(management.get_total_memory(device))
+    return total - int(management.get_free_memory(device)), total

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import host
+from . import host, live
 from .config import TrainingConfig, to_dict
 from .dataset import pairs
 from .dataset.cache import TensorCache, cache_key
@@ -40,6 +41,8 @@ from .run import Run, SaveKind
 from .validation import Validation
 
 log = logging.getLogger("lora-atelier")
+EVENT = "lora_atelier.run"
+"""The message to the pages that tells of a run; its data is ``live.Live.status``."""
 CACHE_LIMIT = 20 * 2**30
 """Bytes on disk for latents and text encodings; the longest unused go first."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -130,8 +133,9 @@ def run_training(
     start_over: bool,
     graph: Mapping[str, Any],
     show: Callable[[str], None] = lambda _: None,
+    node: str = "",
 ) -> Trained:
-    """Trains, or goes on with, the run that these inputs describe. ``show`` receives a line of status for the node.
+    """Trains, or goes on with, the run that these inputs describe. ``show`` receives a line of status for the node ``node``.
 
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
@@ -140,6 +144,7 @@ def run_training(
     check_dataset(dataset, config)
     pairs.check(dataset, model.latent_channels)
     check_weighting(model.prediction, config.loss)
+    optimizers.check(config.optimizer, model.device.type)
     model = model.for_training(DTYPES.get(config.precision))
     learns_text = config.text.encoders != "none"
     text = text.for_training() if learns_text else text
@@ -148,9 +153,14 @@ def run_training(
     plan = Plan(dataset, config.seed)
     job = Job(model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show)
     run = Run.open(config.name, job.identity(), host.runs_folder(), host.loras_folder(), start_over=start_over)
-    if not run.finished():
-        run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family)
-        _train(job, run)
+    facts = {"total": job.total, "steps_per_epoch": plan.steps_per_epoch}
+    now = live.Live(run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=preview.steps > 0, **facts)
+    if run.finished():
+        now.update(phase="finished")
+    else:
+        run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family, **facts)
+        with live.entered(now, host.is_interrupt):
+            _train(job, run, now)
     saved = run.saved()
     files = tuple(s for s in saved if s.kind != "moment")
     return Trained(
@@ -199,7 +209,7 @@ def _work(job: Job) -> Work:
     return Work(work.pictures, (*(() if job.learns_text else work.texts), *held))
 
 
-def _train(job: Job, run: Run) -> None:
+def _train(job: Job, run: Run, now: live.Live) -> None:
     encoded = Encoded(job.dataset, job.config.seed, job.codec, job.text, TensorCache(host.cache_folder(), CACHE_LIMIT))
     _encode(encoded, _work(job), job.show)
     if job.learns_text:
@@ -216,7 +226,7 @@ def _train(job: Job, run: Run) -> None:
         log.info("%s: %s", run.name, note)
     levels = LevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, family_of(job.model.family))
     advance = host.progress(job.total)
-    saver = _Saver(job, run, adapter, layers, advance)
+    saver = _Saver(job, run, adapter, layers, advance, now)
 
     def say(line: str, step: int | None = None) -> None:
         if step is not None:
@@ -231,9 +241,14 @@ def _train(job: Job, run: Run) -> None:
             + (f" · {verdict.why}" if verdict.enough else "")
         )
 
+    def progress(p: Progress) -> None:
+        used, memory = host.memory()
+        now.update(phase="training", used=used, memory=memory, **asdict(p))
+        say(status_line(p), p.step)
+
     watcher = Watcher(
-        check=host.check_interrupt, progress=lambda p: say(status_line(p), p.step), save=saver.save, sample=saver.sample,
-        measured=measured, warn=say,
+        check=host.check_interrupt, progress=progress, save=saver.save, sample=saver.sample, measured=measured, warn=say,
+        wishes=now.take,
     )  # fmt: skip
     train(
         job.model, job.text if job.learns_text else None, layers, adapter, levels, encoded, job.plan, job.config, run, watcher
@@ -254,8 +269,8 @@ def status_line(p: Progress) -> str:
 class _Saver:
     """Writes LoRA files with their metadata, and draws what they make of the prompts."""
 
-    def __init__(self, job: Job, run: Run, adapter: Adapter, layers: Layers, advance: Callable[..., None]):
-        self.job, self.run, self.adapter, self.layers, self.advance = job, run, adapter, layers, advance
+    def __init__(self, job: Job, run: Run, adapter: Adapter, layers: Layers, advance: Callable[..., None], now: live.Live):
+        self.job, self.run, self.adapter, self.layers, self.advance, self.now = job, run, adapter, layers, advance, now
 
     def save(self, kind: SaveKind, epoch: int, step: int) -> None:
         job, config = self.job, self.job.config
@@ -276,6 +291,7 @@ class _Saver:
             return
         first = next((caption for caption in trained_captions(self.job.dataset) if caption), "")
         prompts = [line.strip() for line in p.prompt.splitlines() if line.strip()] or [first]
+        self.now.update(phase="sampling")
         for number, prompt in enumerate(prompts):
             self._draw(prompt, number, epoch, step)
 
@@ -298,4 +314,5 @@ class _Saver:
         info.add_text("parameters", json.dumps(facts))
         epoch_ends = step % job.plan.steps_per_epoch == 0 or step == job.total
         self.run.save_sample(picture, f"{epoch:06d}" if epoch_ends else f"step{step:08d}", number, info)
+        self.now.update()
         self.advance(step, picture)

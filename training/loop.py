@@ -77,6 +77,8 @@ class Watcher:
     """Called with the fixed losses of an epoch and what follows from them."""
     warn: Callable[[str], None] = lambda _: None
     """Called once when the loss runs away."""
+    wishes: Callable[[], frozenset[str]] = frozenset
+    """Called after every step: what the person wants at once (``live.Wish``)."""
     interval: float = 0.5
     """Seconds between two reports; a report costs the one device sync there is."""
     snapshot_interval: float = 300.0
@@ -177,9 +179,10 @@ def train(
                             average.update()
 
                     book.enter(step, loss)
-                    if step == pause or book.due():
-                        finished = book.report(optimizers.effective_rate(optimizer))
-                        if finished:
+                    wishes = watcher.wishes()
+                    if step == pause or wishes or book.due():
+                        finished = book.report(optimizers.effective_rate(optimizer)) or "stop" in wishes
+                        if finished or wishes:
                             break
                         if step < pause and book.wants_snapshot():
                             snapshot()
@@ -190,10 +193,10 @@ def train(
                     validation = validate(model, text, layers, adapter, encoded, plan, levels, epoch)
                     finished = book.judged(validation, step) or finished
                 finished = finished or step == total
-                kind = save_kind(step, epoch, epoch_ends, finished, config)
+                kind = save_kind(step, epoch, epoch_ends, finished, config) or ("step" if "save" in wishes else None)
                 if kind is not None:
                     watcher.save(kind, epoch, step)
-                if wants_sample(step, epoch, epoch_ends, kind is not None, config):
+                if "sample" in wishes or wants_sample(step, epoch, epoch_ends, kind is not None, config):
                     watcher.sample(epoch, step)
             snapshot()
     except LostNumbers as lost:

@@ -2,6 +2,7 @@
 //   node open_and_queue.mjs '{"url", "playwright", "chromium", "shots", "workflow", "widgets", "pictures", "seconds"}'
 // workflow: address of the workflow's JSON on the server. widgets: {node type: {widget: value}}, set before queueing.
 // pictures: types of the nodes that must show a picture in the end. shots: folder for two pictures of the page.
+// others: {name: address} of workflows that are only opened, before; shootOthers: with a picture of each.
 import { createRequire } from "node:module";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -17,6 +18,23 @@ const LARGE = { width: 2600, height: 1500 }; // at which text in the whole workf
 const context = await chromium.launchPersistentContext(profile,
   { executablePath: task.chromium, headless: true, args: flags, viewport: SMALL });
 const seen = { consoleErrors: [], pageErrors: [] };
+
+async function open(page, name, address) {
+  const workflow = await page.evaluate(async (where) => (await fetch(where)).json(), address);
+  await page.evaluate(async ([json, title]) => { await window.app.loadGraphData(json, true, true, title); }, [workflow, name]);
+  await page.waitForTimeout(1500);
+  const found = await page.evaluate(() => ({
+    types: window.app.graph._nodes.map((n) => n.type),
+    unknown: window.app.graph._nodes.filter((n) => !(n.type in window.LiteGraph.registered_node_types)).map((n) => n.type),
+    dialogs: [...document.querySelectorAll("[role=dialog]")].map((d) => d.innerText),
+    missingText: /missing node/i.test(document.body.innerText),
+    widgets: window.app.graph.serialize().nodes.map((n) => [n.id, n.type, n.widgets_values ?? []]).sort((a, b) => a[0] - b[0]),
+    links: [...window.app.graph.links.values()].map((l) => [l.id, l.origin_id, l.origin_slot, l.target_id]).sort((a, b) => a[0] - b[0]),
+  }));
+  found.stored = workflow.nodes.map((n) => [n.id, n.type, n.widgets_values ?? []]).sort((a, b) => a[0] - b[0]);
+  found.storedLinks = workflow.links.map((l) => l.slice(0, 4)).sort((a, b) => a[0] - b[0]);
+  return found;
+}
 
 async function showAll(page) {
   await page.setViewportSize(LARGE);
@@ -36,17 +54,16 @@ try {
   await page.waitForFunction(() => window.app?.graph && window.LiteGraph && document.querySelector("canvas"), null, { timeout: 120000 });
   await page.getByTestId("queue-button").waitFor({ timeout: 120000 });
 
-  const workflow = await page.evaluate(async (address) => (await fetch(address)).json(), task.workflow);
-  await page.evaluate(async (json) => { await window.app.loadGraphData(json, true, true, "train_then_test"); }, workflow);
-  await page.waitForTimeout(1500);
-  Object.assign(seen, await page.evaluate(() => ({
-    types: window.app.graph._nodes.map((n) => n.type),
-    unknown: window.app.graph._nodes.filter((n) => !(n.type in window.LiteGraph.registered_node_types)).map((n) => n.type),
-    dialogs: [...document.querySelectorAll("[role=dialog]")].map((d) => d.innerText),
-    missingText: /missing node/i.test(document.body.innerText),
-    widgets: window.app.graph.serialize().nodes.map((n) => [n.id, n.type, n.widgets_values ?? []]).sort((a, b) => a[0] - b[0]),
-  })));
-  seen.stored = workflow.nodes.map((n) => [n.id, n.type, n.widgets_values ?? []]).sort((a, b) => a[0] - b[0]);
+  seen.others = {};
+  for (const [name, address] of Object.entries(task.others ?? {})) {
+    seen.others[name] = await open(page, name, address);
+    if (task.shootOthers) {
+      await showAll(page);
+      await page.screenshot({ path: join(task.shots, `${name}.png`) });
+      await page.setViewportSize(SMALL);
+    }
+  }
+  Object.assign(seen, await open(page, "train_then_test", task.workflow));
   await showAll(page);
   await page.screenshot({ path: join(task.shots, "opened.png") });
   await page.setViewportSize(SMALL);

@@ -1,4 +1,4 @@
-"""The shipped workflow in the real canvas: opened, queued, and the grid seen, as a person would."""
+"""The shipped workflows in the real canvas: all opened, and the demo's queued and its grid seen, as a person would."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ SHORT = {
 }
 
 
+RECIPES = sorted(path.stem for path in (support.ROOT / "workflows").glob("recipe_*.json"))
+
+
 def browser() -> str:
     found = os.environ.get("ATELIER_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
     if not shutil.which("node"):
@@ -45,6 +48,8 @@ def seen(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         "url": host.server.url, "playwright": str(PLAYWRIGHT), "chromium": chromium, "shots": str(shots), "seconds": 400,
         "workflow": "/api/workflow_templates/lora-atelier/train_then_test.json", "widgets": SHORT,
         "pictures": ["EpochWeightGrid", "PreviewImage", "SaveImage", "LoadDataset"],
+        "others": {name: f"/api/workflow_templates/lora-atelier/{name}.json" for name in RECIPES},
+        "shootOthers": "ATELIER_SHOTS" in os.environ,
     }  # fmt: skip
     driver = Path(__file__).parent / "open_and_queue.mjs"
     done = subprocess.run(["node", str(driver), json.dumps(task)], capture_output=True, text=True, timeout=900)
@@ -66,6 +71,14 @@ def test_widgets_keep_their_values(seen: dict[str, Any]) -> None:
     """What the canvas shows is what the file says: no value slipped into a neighbour's place."""
     assert seen["widgets"] == seen["stored"]
     assert not seen["unset"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_opens_with_every_node_value_and_wire(seen: dict[str, Any], name: str) -> None:
+    """Also where the person has none of its models and folders yet."""
+    found = seen["others"][name]
+    assert not found["unknown"] and not found["missingText"] and not found["dialogs"], found
+    assert found["widgets"] == found["stored"] and found["links"] == found["storedLinks"]
 
 
 def test_the_page_reports_no_error_of_ours(seen: dict[str, Any]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
-from lora_atelier.demo.workflow import WorkflowError, to_prompt
+from lora_atelier.demo.workflow import WorkflowError, named_values, restored, to_prompt, to_text
 
 SEED = {"default": 0, "min": 0, "max": 18446744073709551615, "control_after_generate": True}
 OBJECT_INFO: dict[str, Any] = {
@@ -241,3 +242,53 @@ def test_a_circle_of_reroutes_ends_with_an_error(workflow: dict[str, Any]) -> No
 def test_other_files_are_told_from_workflows() -> None:
     with pytest.raises(WorkflowError, match="no workflow file"):
         to_prompt({"3": {"class_type": "KSampler", "inputs": {}}}, OBJECT_INFO)
+
+
+def test_restoring_names_every_widget_and_changes_nothing_that_runs(workflow: dict[str, Any]) -> None:
+    again = restored(workflow, OBJECT_INFO)
+    sampler = next(n for n in again["nodes"] if n["id"] == 6)
+    assert [entry["name"] for entry in sampler["inputs"]] == [
+        "model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise",
+    ]  # fmt: skip
+    assert named_values(next(n for n in workflow["nodes"] if n["id"] == 6)) == {}, "the older file names the seed alone"
+    named = named_values(sampler)
+    assert (named["seed"], named["steps"], named["denoise"]) == (42, 12, 0.9)
+    assert to_prompt(again, OBJECT_INFO) == to_prompt(workflow, OBJECT_INFO)
+    assert [n for n in again["nodes"] if n["type"] in ("Note", "Reroute")] == workflow["nodes"][6:]
+    assert restored(again, OBJECT_INFO) == again
+
+
+def test_values_find_their_widgets_after_the_node_has_changed(workflow: dict[str, Any]) -> None:
+    """A widget in the middle is new, one is gone, two have changed places, and a socket came in front of the others."""
+    before = restored(workflow, OBJECT_INFO)
+    known = OBJECT_INFO["KSampler"]["input"]["required"]
+    order = ("seed", "added", "cfg", "steps", "sampler_name", "positive", "negative", "latent_image", "denoise")
+    required = {"model": known["model"], **{name: known.get(name, ["FLOAT", {"default": 0.25}]) for name in order}}
+    info = {**OBJECT_INFO, "KSampler": {"input": {"required": {"mask": ["MASK", {}], **required}}}}
+    after = restored(before, info)
+    sampler = next(n for n in after["nodes"] if n["id"] == 6)
+    assert sampler["widgets_values"] == [42, "randomize", 0.25, 4.5, 12, "heun", 0.9]
+    assert [link[4] for link in after["links"] if link[3] == 6] == [1, 2, 3, 4], "the links lead to the sockets' new places"
+    inputs = to_prompt(after, info)["6"]["inputs"]
+    assert {name: inputs[name] for name in ("seed", "added", "cfg", "steps", "denoise", "latent_image")} == {
+        "seed": 42, "added": 0.25, "cfg": 4.5, "steps": 12, "denoise": 0.9, "latent_image": ["5", 0],
+    }  # fmt: skip
+
+
+def test_a_named_preset_gives_its_values() -> None:
+    required = {"preset": [["own", "fast"], {}], "name": ["STRING", {"default": ""}], "steps": ["INT", {"default": 20}]}
+    info = {"Recipe": {"input": {"required": required}}}
+    presets = {"fast": {"steps": 4}}
+
+    def stored(*values: Any) -> list[Any]:
+        return restored({"nodes": [node(1, "Recipe", [], [], list(values))], "links": []}, info, presets)["nodes"][0][
+            "widgets_values"
+        ]
+
+    assert stored("fast", "mine", 99) == ["fast", "mine", 4] and stored("own", "mine", 99) == ["own", "mine", 99]
+
+
+def test_a_file_has_a_line_for_every_node_and_link(workflow: dict[str, Any]) -> None:
+    text = to_text(workflow)
+    assert json.loads(text) == workflow
+    assert len(text.splitlines()) == 3 + 2 * 2 + len(workflow["nodes"]) + len(workflow["links"])

@@ -40,3 +40,16 @@ def test_custom_wires_fit_the_stock_nodes(host: support.Host) -> None:
     assert outputs["lora"] == host.info["LoraModelLoader"]["input"]["required"]["lora"][0]
     assert outputs["loss"] == host.info["LossGraphNode"]["input"]["required"]["loss"][0]
     assert (outputs["model"], outputs["clip"]) == ("MODEL", "CLIP")
+
+
+def test_the_panels_questions_are_answered(host: support.Host) -> None:
+    assert "runs" in host.server.get("/api/lora_atelier/runs")
+    ahead = host.server.post("/api/lora_atelier/outlook", {"widgets": {"max_steps": 10}})
+    assert ahead["total"] == 10 and ahead["points"][0] == [0, pytest.approx(1e-4)]
+    found = host.server.post("/api/lora_atelier/family", {"widget": "ckpt_name", "file": support.CHECKPOINTS["sd3"]})
+    assert (found["family"], found["preset"]) == ("SD3", "SD3")
+
+
+def test_the_panels_words_are_served(host: support.Host) -> None:
+    words = host.server.get("/api/i18n")["en"]
+    assert words["loraAtelier"]["stop"] and words["nodeDefs"]["TrainLoRA"]["display_name"] == "Train LoRA"

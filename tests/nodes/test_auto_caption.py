@@ -58,6 +58,15 @@ def test_file_names_become_captions(node, models, dataset):
     assert again.result[0] == output.result[0] and "nothing to write, 3 captions kept" in again.ui["text"][0]
 
 
+def test_regularisation_pictures_are_left_alone_until_the_widget_says_otherwise(node, models, dataset):
+    folder = next(dataset.samples).path.parent
+    prior = Dataset(scan(folder, SubsetConfig("input/set", role="regularisation")))
+    output = node.execute(prior, **{**WIDGETS, "captioner": "a model that is not here"})
+    assert "Note: 3 regularisation pictures left alone" in output.ui["text"][0] and not list(folder.glob("*.txt"))
+    node.execute(prior, **WIDGETS, regularisation=True)
+    assert len(list(folder.glob("*.txt"))) == 3
+
+
 def test_a_model_describes_the_pictures(node, models, dataset):
     import torch
 

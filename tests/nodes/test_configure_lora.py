@@ -58,7 +58,7 @@ def test_what_is_rarely_needed_is_folded_away(module):
 
 
 def test_every_preset_is_listed_and_makes_a_valid_recipe(module, presets):
-    assert [module.PRESETS[0], *presets] == module.PRESETS
+    assert [module.PRESETS[0], module.SUITED, *presets] == module.PRESETS
     widgets = widgets_of(module)
     for name, values in presets.items():
         assert values.keys() <= widgets.keys(), name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,32 @@ def test_pictures_are_written_once_and_again_when_they_are_gone(node, folder):
     assert changed != before
     node.execute(images=images, texts=texts, **widgets(node))
     assert next(iter(first.samples)).path.is_file() and node.fingerprint_inputs(**widgets(node)) == changed
+
+
+def test_the_longest_unused_pictures_go_first_when_the_disk_share_is_full(node, folder, monkeypatch):
+    from lora_atelier.training.dataset import from_nodes
+
+    def used(sample, days):
+        seconds = sample.path.stat().st_mtime
+        os.utime(sample.path, (time.time() - days * 86_400, seconds))
+
+    images, _ = stock(folder)
+    old = node.execute(images=images, texts=["one"], **widgets(node)).result[0].subsets[0].samples
+    for sample, days in zip(old, (3, 5, 4), strict=True):
+        used(sample, days)
+    old[1].path.with_suffix(".txt").write_text("edited")
+    size = sum(sample.path.stat().st_size for sample in old)
+    changed = old[0].path.stat().st_mtime_ns
+    # A new set as large as the old one, with room for it and one old picture.
+    monkeypatch.setattr(from_nodes, "LIMIT", size + max(s.path.stat().st_size for s in old))
+    new = node.execute(images=images, texts=["two"], **widgets(node)).result[0].subsets[0].samples
+    assert [sample.path.is_file() for sample in old] == [True, False, False] and all(s.path.is_file() for s in new)
+    assert old[1].path.with_suffix(".txt").read_text() == "edited"
+    # What is used again counts as new, without looking changed; and what is in use stays even where there is too little room.
+    monkeypatch.setattr(from_nodes, "LIMIT", 0)
+    again = node.execute(images=images, texts=["one"], **widgets(node)).result[0].subsets[0].samples
+    assert all(sample.path.is_file() for sample in (*again, *new))
+    assert again[1].caption == "edited" and old[0].path.stat().st_mtime_ns == changed
 
 
 def test_auto_caption_writes_beside_the_pictures_and_another_text_wins_again(node, folder):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..dataset.captions import caption_path, read_caption, write_caption
-from ..dataset.samples import Dataset
+from ..dataset.samples import Dataset, counted
 from ..dataset.scan import refresh_captions
 from ..dataset.stamps import remember, stamp
 from ..errors import AtelierError
@@ -47,21 +47,24 @@ class Plan:
     work: tuple[Task, ...]
     kept: tuple[Task, ...]
     """Those whose caption file is left as it is."""
+    passed_over: int = 0
+    """Regularisation pictures, which nobody asked to caption."""
 
 
-def plan(dataset: Dataset, mode: Mode) -> Plan:
+def plan(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Plan:
     """Every caption file once, sorted into work and kept; AtelierError naming a caption file that cannot be read.
 
     Files on the disk decide, not the dataset, whose captions may be older. A caption file that several pictures or subsets share
     is written once. An empty file is a caption that somebody left empty, and is kept unless the mode is "overwrite". Latents
-    are passed over.
+    are passed over, and so are regularisation sets unless ``regularisation`` is set: their class is their caption.
     """
     if dataset.subsets and all(subset.ready for subset in dataset.subsets):
         raise AtelierError(
             "dataset: it holds latents with their conditioning, and no picture to caption. Take Auto Caption out of this row."
         )
     tasks: dict[Path, Task] = {}
-    for subset in dataset.subsets:
+    captioned = [s for s in dataset.subsets if regularisation or s.config.role != "regularisation"]
+    for subset in captioned:
         for sample in subset.samples:
             file = caption_path(sample.path, subset.config.caption_extension)
             if file in tasks or sample.ready:
@@ -73,7 +76,8 @@ def plan(dataset: Dataset, mode: Mode) -> Plan:
     for task in tasks.values():
         is_kept = {"fill missing": task.before is not None, "append": task.before == "", "overwrite": False}[mode]
         (kept if is_kept else work).append(task)
-    return Plan(tuple(work), tuple(kept))
+    everything = sum(len(subset.samples) for subset in dataset.subsets)
+    return Plan(tuple(work), tuple(kept), everything - sum(len(subset.samples) for subset in captioned))
 
 
 def fill(
@@ -85,13 +89,14 @@ def fill(
     progress: Callable[[int], Advance] | None = None,
     show: Callable[[str], None] | None = None,
     dry_run: bool = False,
+    regularisation: bool = False,
 ) -> tuple[Dataset, Report]:
     """Write the captions, and return the dataset with the captions that are on the disk then.
 
     ``progress(total)`` gives the function that is called before every batch with its first picture, and after the last; when it
     raises, what is written stays. ``show`` gets the name of the picture that is looked at. A dry run does everything but write.
     """
-    todo = plan(dataset, mode)
+    todo = plan(dataset, mode, regularisation)
     advance = progress(len(todo.work)) if progress and todo.work else None
     bodies: dict[Task, str] = {}
     finals: dict[Task, str] = {}
@@ -121,6 +126,9 @@ def fill(
     changes = tuple(Change(task.picture, task.file, task.before, final) for task, final in finals.items())
     notes = [task.note for task in (*todo.kept, *todo.work) if task.note and (dry_run or task not in finals)]
     notes += [f"{task.note.partition(';')[0]} and written anew as UTF-8." for task in finals if task.note and not dry_run]
+    if todo.passed_over:
+        pictures = counted(todo.passed_over, "regularisation picture")
+        notes.append(f"{pictures} left alone; switch regularisation on to caption them too.")
     report = Report(changes, len(todo.kept), tuple(empty), tuple(notes), dry_run)
     after = refresh_captions(dataset)
     if dry_run:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +26,10 @@ from .scan import WORKERS, caption_now
 
 CHANNELS = (1, 3, 4)
 """Grey, colour, colour with transparency."""
+LIMIT = 5 * 2**30
+"""Bytes on disk for the pictures; the longest unused go first."""
+IN_USE = 86_400.0
+"""Seconds after its last use during which a picture is not removed: a graph may still be on its way to the training."""
 _made: set[Path] = set()
 _losses = 0
 
@@ -57,11 +64,12 @@ def subset_of(
         focus = memory.focus(path, bucket_of(facts.width, facts.height, config)) if config.crop == "focus" else None
         samples.append(Sample(path, facts.width, facts.height, caption, facts.key, text, focus, look=facts.look))
     memory.save()
+    trim(folder, LIMIT)
     return Subset(config, tuple(samples), config.repeats or 1, warnings=tuple(dict.fromkeys(warnings)))
 
 
 def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:
-    """The file of a picture (H, W, C) in 0..1, written if it isn't there."""
+    """The file of a picture (H, W, C) in 0..1, written if it isn't there; its time of access becomes that of its last use."""
     levels = (pixels.detach().cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
     digest = hashlib.sha256(levels.contiguous().numpy().tobytes()).hexdigest()
     path = folder / f"{cache_key(digest, tuple(levels.shape), text)[:32]}.png"
@@ -69,8 +77,30 @@ def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:
         image = Image.fromarray(levels.squeeze(-1).numpy() if levels.shape[-1] == 1 else levels.numpy())
         with replacing(path) as temporary:
             image.save(temporary, "PNG", compress_level=4)
+    with suppress(OSError):
+        # The time of change stays: by it the index knows the picture again.
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     note_made(path)
     return path
+
+
+def trim(folder: Path, limit: int) -> None:
+    """Removes the longest unused pictures until the others take at most ``limit`` bytes, but none that is in use.
+
+    Caption files beside them stay: somebody may have edited them, and they count again when the picture comes back.
+    """
+    rows: list[tuple[int, int, Path]] = []
+    for path in folder.glob("*.png"):
+        with suppress(OSError):
+            facts = path.stat()
+            rows.append((facts.st_atime_ns, facts.st_size, path))
+    total, oldest_in_use = sum(size for _, size, _ in rows), time.time_ns() - int(IN_USE * 1e9)
+    for used, size, path in sorted(rows):
+        if total <= limit or used > oldest_in_use:
+            break
+        with suppress(OSError):
+            path.unlink()
+            total -= size
 
 
 def note_made(*paths: Path) -> None:

@@ -71,6 +71,15 @@ class Index:
         self._keep(path, *entry)
         return entry[1]
 
+    def remembered(self, path: Path) -> Facts | None:
+        """Facts of a picture that was looked into before and has not changed since; the picture is not opened."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        stamp = (stat.st_size, stat.st_mtime_ns)
+        return next((e[1] for e in (_known.get(path), self._stored.get(str(path))) if e and e[0] == stamp), None)
+
     def focus(self, path: Path, shape: Size) -> tuple[float, float]:
         """Where the middle of what matters is if the picture is cut to the proportions of ``shape``."""
         stamp, facts = self._used[path]

@@ -70,8 +70,7 @@ def build(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
         raise AtelierError("learning rate: every part that could be trained has the rate 0; give one of them a rate.")
     make, settings = _constructor(config), _settings(config)
     devices = {p.device.type for parameters, _ in parts for p in parameters}
-    if config.name == "AdamW8bit" and devices != {"cuda"}:
-        raise AtelierError("optimizer: AdamW8bit runs on CUDA GPUs only; choose AdamW, its full-precision twin.")
+    _check_devices(config, devices)
     if config.name == "AdamW" and not settings.get("foreach"):
         settings.setdefault("fused", devices <= {"cpu", "cuda"})
     try:
@@ -83,9 +82,16 @@ def build(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
     return optimizer
 
 
-def check(config: OptimizerConfig) -> None:
-    """What ``build`` would refuse, as far as it can be said without parameters."""
+def check(config: OptimizerConfig, device: str | None = None) -> None:
+    """What ``build`` would refuse, as far as it can be said without parameters; ``device``: the type of theirs, if known."""
     _settings(config)
+    if device is not None:
+        _check_devices(config, {device})
+
+
+def _check_devices(config: OptimizerConfig, devices: set[str]) -> None:
+    if config.name == "AdamW8bit" and devices != {"cuda"}:
+        raise AtelierError("optimizer: AdamW8bit runs on CUDA GPUs only; choose AdamW, its full-precision twin.")
 
 
 def _constructor(config: OptimizerConfig) -> Any:

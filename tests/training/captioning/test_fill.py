@@ -175,6 +175,31 @@ def test_work_is_counted_before_a_model_is_loaded(folder):
     assert [task.file.name for task in todo.kept] == ["crab_01.txt"]
 
 
+def test_regularisation_pictures_are_left_alone_unless_somebody_asks(folder, tmp_path):
+    prior = tmp_path / "reg" / "1_man"
+    prior.mkdir(parents=True)
+    Image.new("RGB", (8, 8), "blue").save(prior / "anyone.png")
+    (prior / "kept.txt").write_text("no picture has this name")
+    both = dataset(folder) + dataset(tmp_path / "reg", role="regularisation")
+    captioned, report = fill(both, NAMES, "overwrite")
+    assert len(texts(folder)) == 3 and not (prior / "anyone.txt").exists()
+    assert [s.caption for s in captioned.subsets[1].samples] == ["man"]
+    assert "Note: 1 regularisation picture left alone" in report.describe(captioned)
+    captioned, report = fill(both, NAMES, regularisation=True)
+    assert [path.name for path in report.written] == ["anyone.txt"] and "regularisation" not in report.describe(captioned)
+    assert [s.caption for s in captioned.subsets[1].samples] == ["openmoji emoji, anyone"]
+
+
+def test_a_picture_that_is_learnt_as_well_is_captioned(folder):
+    fill(dataset(folder, role="regularisation") + dataset(folder), NAMES)
+    assert len(texts(folder)) == 3
+
+
+def test_pictures_for_validation_are_captioned(folder):
+    fill(dataset(folder, role="validation"), NAMES)
+    assert len(texts(folder)) == 3
+
+
 def test_captioners_are_listed_and_unknown_names_refused(tmp_path):
     import torch
 

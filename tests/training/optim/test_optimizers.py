@@ -268,6 +268,9 @@ def test_eight_bit_names_its_twin():
     parameters, _ = quadratic()
     with pytest.raises(AtelierError, match=r"AdamW8bit .*AdamW, its full-precision twin"):
         optimizers.build(OptimizerConfig("AdamW8bit"), [(parameters, 1e-4)])
+    with pytest.raises(AtelierError, match="AdamW, its full-precision twin"):
+        optimizers.check(OptimizerConfig("AdamW8bit"), "cpu")
+    optimizers.check(OptimizerConfig("AdamW"), "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="8-bit kernels run on CUDA only")

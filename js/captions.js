@@ -1,0 +1,181 @@
+// "Pictures and captions" on Load Dataset: every picture with its bucket, the part that is trained and its caption, to be looked at
+// and mended. A file is written only while it still is what the page shows.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { make } from "./lib/dom.js";
+import { ask } from "./lib/server.js";
+import { text } from "./lib/text.js";
+
+const SETTINGS = [
+  "folder", "resolution", "repeats", "buckets", "bucket_step", "crop", "caption_extension", "nested", "captions", "class_caption",
+]; // widgets that decide which pictures there are and how they are cut
+const OPERATIONS = ["add", "addFirst", "remove", "replace"];
+const share = (part, whole) => `${(100 * part) / whole}%`;
+
+class Desk {
+  constructor(node) {
+    this.settings = Object.fromEntries(node.widgets.filter((w) => SETTINGS.includes(w.name)).map((w) => [w.name, w.value]));
+    this.rows = new Map(); // picture -> { item, words, caption and version of the file, seen: the text before it was typed in }
+    this.past = []; // what can be taken back, newest last
+    this.build();
+    document.body.append(this.dialog);
+    this.dialog.showModal();
+    this.tried(() => this.load());
+  }
+
+  build() {
+    const button = (key, act) => make("button", { type: "button", title: text(`${key}Help`), click: () => this.tried(act) }, text(key));
+    const field = (key, attributes) => make("input", { placeholder: text(key), "aria-label": text(key), ...attributes });
+    this.filter = field("onlyTag", { type: "search", change: () => this.tried(() => this.narrow()) });
+    this.operation = make("select", { "aria-label": text("operation"), change: () => this.ready() });
+    this.operation.append(...OPERATIONS.map((value) => make("option", { value }, text(value))));
+    this.tags = field("tags", { type: "text" });
+    this.other = field("replaceBy", { type: "text" });
+    this.apply = button("applyAll", () => this.change());
+    this.undoButton = button("undo", () => this.undo());
+    this.saveButton = button("saveCaptions", () => this.save());
+    this.list = make("ul", { class: "atelier-pictures", "aria-label": text("pictures") });
+    this.said = make("output", { role: "status" });
+    const title = text("captionsOf", { folder: this.settings.folder });
+    const controls = [this.filter, this.operation, this.tags, this.other, this.apply];
+    this.dialog = make(
+      "dialog", { class: "atelier atelier-desk", "aria-label": title, cancel: (event) => this.close(event) },
+      make("div", { class: "atelier-row" }, make("h2", {}, title), ...controls), this.list,
+      make("div", { class: "atelier-row" }, this.said, this.undoButton, this.saveButton, button("close", () => this.close())),
+    );
+    // The canvas has keys of its own; what is typed here is not meant for it.
+    this.dialog.addEventListener("keydown", (event) => event.stopPropagation());
+    this.ready();
+  }
+
+  /** Runs an action; a refusal is said. */
+  async tried(act) {
+    try {
+      await act();
+    } catch (error) {
+      this.said.textContent = error.message;
+    }
+    this.ready();
+  }
+
+  close(event) {
+    event?.preventDefault();
+    const count = this.edited().length;
+    if (count && !window.confirm(text("unsaved", { count }))) return;
+    this.dialog.close();
+    this.dialog.remove();
+  }
+
+  async load() {
+    this.said.textContent = text("reading");
+    const { pictures, notes } = await ask("pictures", { settings: this.settings });
+    this.list.replaceChildren(...pictures.map((picture) => this.row(picture)));
+    this.said.textContent = [text("count", { count: pictures.length }), ...notes].join(" · ");
+  }
+
+  row({ picture, caption, version, fallback, size, bucket, box, repeats }) {
+    const query = new URLSearchParams({ folder: this.settings.folder, picture, nested: this.settings.nested ? "1" : "0" });
+    const kept = make("span", { title: text("kept") });
+    Object.assign(kept.style, {
+      left: share(box[0], size[0]), top: share(box[1], size[1]),
+      width: share(box[2] - box[0], size[0]), height: share(box[3] - box[1], size[1]),
+    });
+    const words = make("textarea", {
+      placeholder: fallback || text("noCaption"), "aria-label": text("captionOf", { picture }), spellcheck: "true",
+      input: () => this.ready(), change: () => this.typed(picture),
+    });
+    words.value = caption ?? "";
+    const facts = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), repeats });
+    const image = make("img", { src: api.apiURL(`/lora_atelier/thumbnail?${query}`), alt: "", loading: "lazy" });
+    const item = make(
+      "li", {}, make("div", { class: "atelier-shown" }, image, kept),
+      make("div", { class: "atelier-words" }, make("b", {}, picture), make("span", { class: "atelier-axis" }, facts), words),
+    );
+    this.rows.set(picture, { item, words, caption, version, seen: words.value });
+    return item;
+  }
+
+  /** A caption was changed by hand: it is one line, and can be taken back. */
+  typed(picture) {
+    const row = this.rows.get(picture);
+    const now = row.words.value.split(/\s*\n\s*/).join(" ").trim();
+    if (now !== row.seen) this.past.push({ captions: new Map([[picture, row.seen]]) });
+    row.words.value = row.seen = now;
+    this.ready();
+  }
+
+  edited() {
+    return [...this.rows].filter(([, row]) => row.words.value !== (row.caption ?? ""));
+  }
+
+  ready() {
+    const count = this.edited().length;
+    for (const row of this.rows.values()) row.words.classList.toggle("atelier-edited", row.words.value !== (row.caption ?? ""));
+    this.saveButton.disabled = count === 0;
+    this.saveButton.textContent = count ? text("saveCount", { count }) : text("saveCaptions");
+    this.undoButton.disabled = this.past.length === 0;
+    this.other.hidden = this.operation.value !== "replace";
+  }
+
+  captions(shownOnly) {
+    const rows = [...this.rows].filter(([, row]) => !shownOnly || !row.item.hidden);
+    return Object.fromEntries(rows.map(([picture, row]) => [picture, row.words.value]));
+  }
+
+  put(captions) {
+    for (const [picture, caption] of captions) {
+      const row = this.rows.get(picture);
+      row.words.value = row.seen = caption ?? "";
+    }
+  }
+
+  async narrow() {
+    const tag = this.filter.value.trim();
+    const all = this.captions(false);
+    const found = tag ? (await ask("captions/change", { captions: all, operation: "filter", text: tag })).captions : all;
+    for (const [picture, row] of this.rows) row.item.hidden = !(picture in found);
+    this.said.textContent = text("shownCount", { count: Object.keys(found).length, all: this.rows.size });
+  }
+
+  async change() {
+    const before = this.captions(true);
+    const wanted = { captions: before, operation: this.operation.value, text: this.tags.value, other: this.other.value };
+    const after = (await ask("captions/change", wanted)).captions;
+    const changed = Object.keys(after).filter((picture) => after[picture] !== before[picture]);
+    if (changed.length) this.past.push({ captions: new Map(changed.map((picture) => [picture, before[picture]])) });
+    this.put(changed.map((picture) => [picture, after[picture]]));
+    this.said.textContent = text("changedCount", { count: changed.length });
+  }
+
+  async undo() {
+    const step = this.past.at(-1);
+    if (step.edits) await this.write(step.edits.map((edit) => ({ ...edit, version: this.rows.get(edit.picture).version })));
+    this.past.pop();
+    this.put(step.edits ? step.edits.map(({ picture, caption }) => [picture, caption]) : step.captions);
+    this.said.textContent = text(step.edits ? "undoneSaved" : "undone");
+  }
+
+  async save() {
+    const edits = this.edited().map(([picture, { words, version }]) => ({ picture, caption: words.value, version }));
+    this.past.push({ edits: await this.write(edits) });
+    this.said.textContent = text("savedCount", { count: edits.length });
+  }
+
+  /** Writes edits to the files; answers with those that undo them. */
+  async write(edits) {
+    const { folder, caption_extension: extension, nested } = this.settings;
+    const { undo, now } = await ask("captions", { folder, extension, nested: Boolean(nested), edits });
+    for (const { picture, caption, version } of now) Object.assign(this.rows.get(picture), { caption, version });
+    return undo;
+  }
+}
+
+app.registerExtension({
+  name: "lora-atelier.captions",
+  nodeCreated(node) {
+    if (node.comfyClass !== "LoadDataset") return;
+    const button = node.addWidget("button", "captions_desk", null, () => new Desk(node), { serialize: false });
+    button.label = text("openCaptions");
+    button.serialize = false;
+  },
+});

@@ -1,0 +1,46 @@
+// Elements, the panels' style, and their place in a node.
+import { app } from "../../../scripts/app.js";
+
+/** An element with attributes (a function is a listener) and children. */
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") element.addEventListener(name, value);
+    else if (value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+if (!document.getElementById("lora-atelier-style")) {
+  const address = new URL("../style.css", import.meta.url).href;
+  document.head.append(make("link", { id: "lora-atelier-style", rel: "stylesheet", href: address }));
+}
+
+/**
+ * Puts a panel at the end of a node. Works with both renderers; workflows hold nothing of it.
+ * `height()`: the least height in pixels; call `fit()` of what is returned when it has changed.
+ */
+export function addPanel(node, name, element, height) {
+  element.classList.add("atelier");
+  element.style.minHeight = `${height()}px`;
+  const widget = node.addDOMWidget(name, "atelier", element, { serialize: false, hideOnZoom: false, getMinHeight: height });
+  widget.serialize = false;
+  // On the classic canvas the panel lies above it: the wheel is the canvas's, unless something in the panel scrolls.
+  element.addEventListener("wheel", (event) => {
+    if (!window.LiteGraph?.vueNodesMode && !event.target.closest(".atelier-film")) app.canvas?.processMouseWheel?.(event);
+  });
+  // Keys that work a control must not reach the canvas's shortcuts.
+  element.addEventListener("keydown", (event) => {
+    if (event.target.closest("button, select, a")) event.stopPropagation();
+  });
+  const fit = () => {
+    element.style.minHeight = `${height()}px`;
+    const [width, least] = node.computeSize();
+    if (node.size[1] < least || node.size[0] < width) node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
+    node.setDirtyCanvas?.(true, true);
+  };
+  return { widget, fit };
+}
+
+export const root = () => app.rootGraph ?? app.graph?.rootGraph ?? app.graph;

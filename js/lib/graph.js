@@ -1,0 +1,99 @@
+// Follows the wires of a graph backwards, through any node and into and out of sub-graphs. Nothing here changes a graph.
+const OUTSIDE = -10; // where a sub-graph's inputs seem to come from
+const BYPASSED = 4;
+const LOADERS = ["ckpt_name", "unet_name"];
+
+function linkOf(graph, id) {
+  return id == null ? null : (graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id] ?? null);
+}
+
+/** Every node of a graph and of the sub-graphs in it. */
+export function allNodes(graph, seen = new Set()) {
+  if (!graph || seen.has(graph)) return [];
+  seen.add(graph);
+  const nodes = graph.nodes ?? graph._nodes ?? [];
+  return nodes.flatMap((node) => [node, ...allNodes(node.subgraph, seen)]);
+}
+
+function resolve(graph, link, root) {
+  if (!link) return null;
+  if (link.origin_id === OUTSIDE) {
+    const host = allNodes(root).find((node) => node.subgraph === graph);
+    return host ? origin(host, host.inputs?.[link.origin_slot], root) : null;
+  }
+  const node = graph.getNodeById(link.origin_id);
+  if (!node?.subgraph) return node ?? null;
+  const inside = node.subgraph;
+  return resolve(inside, linkOf(inside, inside.outputs?.[link.origin_slot]?.linkIds?.[0]), root);
+}
+
+/** The node in front of an input; null if there is none. */
+export function origin(node, input, root) {
+  return node.graph && input ? resolve(node.graph, linkOf(node.graph, input.link), root) : null;
+}
+
+export const inputOf = (node, name) => node.inputs?.find((input) => input.name === name);
+
+/** The nodes in front of some inputs of a node and of those before it, nearest first: along one type as far as it goes. */
+export function* before(node, inputs, root, seen = new Set([node])) {
+  for (const input of inputs) {
+    const found = origin(node, input, root);
+    if (!found || seen.has(found)) continue;
+    seen.add(found);
+    yield found;
+    const linked = (found.inputs ?? []).filter((other) => other.link != null);
+    const alike = linked.filter((other) => other.type === input.type);
+    yield* before(found, alike.length ? alike : linked, root, seen);
+  }
+}
+
+/** {widget, file} of the loader in front of a Train LoRA node; null if there is none. */
+export function loaderOf(train, root) {
+  for (const node of before(train, [inputOf(train, "model")].filter(Boolean), root)) {
+    for (const name of LOADERS) {
+      const value = node.widgets?.find((widget) => widget.name === name)?.value;
+      const file = typeof value === "string" ? value : value?.content; // some packs' lists hold objects
+      if (typeof file === "string" && file) return { widget: name, file };
+    }
+  }
+  return null;
+}
+
+/** The Train LoRA nodes that a Configure LoRA node leads to. */
+export function trainersOf(config, root) {
+  const reaches = (train) => [...before(train, [inputOf(train, "config")].filter(Boolean), root)].includes(config);
+  return allNodes(root).filter((node) => node.comfyClass === "TrainLoRA" && reaches(node));
+}
+
+/** The Configure LoRA node in front of a Train LoRA node. */
+export function recipeOf(train, root) {
+  const nodes = before(train, [inputOf(train, "config")].filter(Boolean), root);
+  return [...nodes].find((node) => node.comfyClass === "ConfigureLoRA") ?? null;
+}
+
+/** The widgets' plain values; those that another node gives, or that JSON cannot hold, are left out. */
+export function valuesOf(node) {
+  const given = new Set((node.inputs ?? []).filter((input) => input.link != null && input.widget).map((input) => input.widget.name));
+  const plain = (value) =>
+    typeof value === "string" || typeof value === "boolean" ||
+    (typeof value === "number" && Number.isFinite(value) && (!Number.isInteger(value) || Number.isSafeInteger(value)));
+  const kept = (node.widgets ?? []).filter((widget) => !given.has(widget.name) && plain(widget.value) && widget.name);
+  return Object.fromEntries(kept.map((widget) => [widget.name, widget.value]));
+}
+
+/** The Load Dataset nodes' values in front of a Train LoRA node, first to last; null where only a run can tell. */
+export function datasetsOf(train, root) {
+  const found = [];
+  let node = origin(train, inputOf(train, "dataset"), root);
+  for (const seen = new Set(); node && !seen.has(node); ) {
+    seen.add(node);
+    const isFolder = node.comfyClass === "LoadDataset";
+    if (!isFolder && !["AutoCaption", "Reroute"].includes(node.comfyClass ?? node.type)) return null;
+    if (isFolder && node.mode !== BYPASSED) {
+      if (node.inputs?.some((input) => input.link != null && input.widget)) return null;
+      found.unshift(valuesOf(node));
+    }
+    node = origin(node, inputOf(node, "dataset") ?? node.inputs?.[0], root);
+  }
+  return found.length ? found : null;
+}

@@ -1,0 +1,55 @@
+// Lines in an SVG that stretches with its place; what is written stands beside it in HTML, so that it never stretches.
+const SVG = "http://www.w3.org/2000/svg";
+const WIDTH = 1000;
+const HEIGHT = 300;
+
+function shape(tag, attributes) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+/** An empty drawing. */
+export function plot() {
+  return shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", class: "atelier-drawing" });
+}
+
+/**
+ * Draws lines: [{kind, points: [[x, y], ...], low, high, dots}], each between its own `low` and `high`, over x from 0 to `end`.
+ * `marks`: x of thin vertical lines. `label`: what the drawing shows, for those who cannot see it.
+ */
+export function draw(svg, lines, end, marks, label) {
+  const x = (value) => (WIDTH * value) / Math.max(1e-9, end);
+  svg.setAttribute("aria-label", label);
+  svg.replaceChildren(...marks.map((at) => shape("line", { x1: x(at), x2: x(at), y1: 0, y2: HEIGHT, class: "atelier-mark" })));
+  for (const { kind, points, low, high, dots } of lines) {
+    const span = Math.max(1e-12, high - low);
+    const y = (value) => HEIGHT - 6 - (HEIGHT - 12) * Math.min(1.05, Math.max(-0.02, (value - low) / span));
+    const places = points.filter(([, value]) => value != null).map(([at, value]) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`);
+    if (!places.length) continue;
+    svg.append(shape("polyline", { points: places.join(" "), class: `atelier-line atelier-${kind}` }));
+    // A dot is a line of no length with round ends: a circle would be stretched.
+    if (dots) for (const at of places) svg.append(shape("polyline", { points: `${at} ${at}`, class: `atelier-dot atelier-${kind}` }));
+  }
+}
+
+/** 1e-4, 0.05, 1: short, with three digits that count. */
+export function rateText(rate) {
+  if (rate === 0 || rate >= 0.01) return String(Number(rate.toPrecision(3)));
+  const [digits, exponent] = rate.toExponential(2).split("e");
+  return `${Number(digits)}e${Number(exponent)}`;
+}
+
+/** 19 MB, 1.2 GB. */
+export function sizeText(bytes) {
+  const [unit, name] = bytes >= 1e9 ? [1e9, "GB"] : bytes >= 1e6 ? [1e6, "MB"] : [1e3, "kB"];
+  return `${Number((bytes / unit).toPrecision(bytes / unit >= 10 ? 2 : 1 + (bytes >= 1e9)))} ${name}`;
+}
+
+/** 1:02:03 or 2:03. */
+export function timeText(seconds) {
+  const whole = Math.round(seconds);
+  const two = (value) => String(value).padStart(2, "0");
+  const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
+  return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
+}

@@ -1,0 +1,113 @@
+// Under Configure LoRA: the learning rate's curve, the steps and the file's size, before anything is queued. All numbers are the
+// server's; this file only asks for them when something has changed, and draws.
+import { app } from "../../scripts/app.js";
+import { addPanel, make, root } from "./lib/dom.js";
+import { datasetsOf, loaderOf, trainersOf, valuesOf } from "./lib/graph.js";
+import { draw, plot, sizeText } from "./lib/plot.js";
+import { ask } from "./lib/server.js";
+import { text } from "./lib/text.js";
+
+const EVERY = 300; // ms between two looks at the widgets; what has not changed since the last look is asked for
+const HEIGHT = 150;
+const NOT_ASKED = ["preset", "seed", "comment"]; // they change nothing of what is drawn
+
+class Outlook {
+  constructor(node, names) {
+    this.node = node;
+    this.names = names.filter((name) => !NOT_ASKED.includes(name));
+    this.svg = plot();
+    this.top = make("span");
+    this.facts = make("div", { class: "atelier-row" });
+    this.axis = make("div", { class: "atelier-row atelier-axis" });
+    this.bad = make("p", { class: "atelier-note atelier-bad", role: "status" });
+    this.family = make("p", { class: "atelier-note", role: "status" });
+    const drawing = make("div", { class: "atelier-plot" }, this.svg);
+    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.family);
+    this.panel = addPanel(node, "outlook", this.element, () => HEIGHT + 34 * [this.bad, this.family].filter((p) => p.textContent).length);
+    this.panel.fit();
+    this.seen = this.asked = "";
+    this.number = 0;
+  }
+
+  question() {
+    const values = valuesOf(this.node);
+    const widgets = Object.fromEntries(Object.entries(values).filter(([name]) => this.names.includes(name)));
+    const [train] = trainersOf(this.node, root());
+    return { widgets, datasets: train ? datasetsOf(train, root()) : null, model: train ? loaderOf(train, root()) : null };
+  }
+
+  look() {
+    if (!this.node.graph || document.hidden) return;
+    const question = JSON.stringify(this.question());
+    const settled = question === this.seen;
+    this.seen = question;
+    if (settled && question !== this.asked) this.ask(question);
+  }
+
+  async ask(question) {
+    this.asked = question;
+    const number = ++this.number;
+    try {
+      const answer = await ask("outlook", JSON.parse(question));
+      if (number === this.number) this.show(answer);
+    } catch (error) {
+      if (number !== this.number) return;
+      this.say(this.bad, error.status ? error.message : text("serverSilent", { why: error.message }));
+      if (!error.status) setTimeout(() => (this.asked = ""), 5000);
+    }
+  }
+
+  say(place, sentence) {
+    if (place.textContent === sentence) return;
+    place.textContent = sentence;
+    this.panel.fit();
+  }
+
+  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, sentence }) {
+    this.say(this.bad, sentence ?? "");
+    this.svg.style.opacity = points ? 1 : 0.2;
+    if (!points) return;
+    const high = Math.max(...points.map(([, rate]) => rate));
+    const marks = known && each && epochs <= 100 ? Array.from({ length: epochs - 1 }, (_, i) => (i + 1) * each) : [];
+    const line = { kind: "rate", points, low: 0, high: high || 1 };
+    draw(this.svg, [line], Math.max(1, total - 1), marks.filter((at) => at < total), text("curve", { summary }));
+    const facts = [
+      each ? text("steps", { count: each }) : "",
+      known ? text(epochs ? "totalEpochs" : "total", { count: total, epochs }) : "",
+      bytes ? text("file", { size: sizeText(bytes) }) : "",
+    ];
+    this.facts.replaceChildren(...facts.filter(Boolean).map((fact) => make("span", {}, fact)));
+    this.facts.title = known ? "" : text("unknownLength");
+    if (!known && !bytes) this.facts.replaceChildren(make("span", { class: "atelier-axis" }, text("unknownLength")));
+    this.axis.replaceChildren(make("span", {}, known ? "0" : "0 %"), make("span", {}, summary), make("span", {}, known ? String(total) : "100 %"));
+    this.svg.dataset.total = known ? total : "";
+  }
+}
+
+const panels = new Map();
+setInterval(() => panels.forEach((panel) => panel.look()), EVERY);
+
+/** Shows which family was found. */
+export function showFamily(node, sentence) {
+  const panel = panels.get(node);
+  if (panel) panel.say(panel.family, sentence);
+}
+
+app.registerExtension({
+  name: "lora-atelier.recipe",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (nodeData.name !== "ConfigureLoRA") return;
+    const names = Object.keys({ ...nodeData.input?.required, ...nodeData.input?.optional });
+    const created = nodeType.prototype.onNodeCreated;
+    nodeType.prototype.onNodeCreated = function (...args) {
+      const answer = created?.apply(this, args);
+      panels.set(this, new Outlook(this, names));
+      return answer;
+    };
+    const removed = nodeType.prototype.onRemoved;
+    nodeType.prototype.onRemoved = function (...args) {
+      panels.delete(this);
+      return removed?.apply(this, args);
+    };
+  },
+});

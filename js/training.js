@@ -1,0 +1,270 @@
+// In Train LoRA: the run while it trains, and any run that ended, from what the server knows of it. A page that was reloaded and a
+// second tab ask the same and show the same.
+import { app } from "../../scripts/app.js";
+import { addPanel, make, root } from "./lib/dom.js";
+import { recipeOf } from "./lib/graph.js";
+import { draw, plot, rateText, sizeText, timeText } from "./lib/plot.js";
+import { ask, onReconnect, onRun, pictureOf } from "./lib/server.js";
+import { text } from "./lib/text.js";
+
+const OFTEN = 1000; // ms between two questions while a run tells of itself
+const SELDOM = 5000; // ms after which it is asked without having been told
+const MOST = 4000; // points that are kept; then every second one goes
+const [SMALL, LARGE] = [64, 330]; // heights in pixels, without and with a run
+const WISHES = ["stop", "save", "sample"];
+
+class Monitor {
+  constructor(node) {
+    this.node = node;
+    this.chosen = ""; // name of a run that the person wants to see; empty: this recipe's
+    this.shown = ""; // name of the run whose rows are here
+    this.build();
+    this.panel = addPanel(node, "run", this.element, () => (this.shown ? LARGE : SMALL));
+    this.panel.fit();
+    this.clear();
+    this.draw();
+    this.due = 0;
+    this.timer = setInterval(() => this.tick(), 500);
+    this.deaf = onRun((status) => this.heard(status));
+  }
+
+  build() {
+    this.choice = make("select", { "aria-label": text("run"), focus: () => this.list(), change: () => this.choose(this.choice.value) });
+    this.choice.append(make("option", { value: "" }, text("own")));
+    this.state = make("span", { class: "atelier-state", role: "status" });
+    this.bar = make("progress", { max: 1, value: 0, "aria-label": text("progress") });
+    this.svg = plot();
+    this.legend = make("div", { class: "atelier-row atelier-axis atelier-legend" });
+    this.facts = make("div", { class: "atelier-row atelier-axis" });
+    this.buttons = Object.fromEntries(
+      WISHES.map((wish) => [wish, make("button", { type: "button", "aria-label": `${text(wish)}. ${text(`${wish}Help`)}`, click: () => this.wish(wish) }, text(wish))]),
+    );
+    this.film = make("ul", { class: "atelier-film", tabindex: 0, "aria-label": text("samples") });
+    this.body = [
+      this.bar, this.legend, make("div", { class: "atelier-plot" }, this.svg), this.facts,
+      make("div", { class: "atelier-row" }, ...Object.values(this.buttons)), this.film,
+    ];
+    this.empty = make("p", { class: "atelier-note atelier-axis" }, text("empty"));
+    this.element = make("div", {}, make("div", { class: "atelier-row" }, this.choice, this.state), this.empty, ...this.body);
+  }
+
+  clear() {
+    Object.assign(this, { rows: [], measured: [], samples: [], saved: [], live: null, ended: "", total: 0, each: 0, finished: false });
+  }
+
+  end() {
+    clearInterval(this.timer);
+    this.deaf();
+  }
+
+  /** Name of the recipe that is connected. */
+  get recipe() {
+    const widget = recipeOf(this.node, root())?.widgets?.find((found) => found.name === "name");
+    return String(widget?.value ?? "").trim();
+  }
+
+  tick() {
+    if (!this.node.graph || document.hidden) return;
+    const wanted = this.chosen || this.recipe;
+    if (wanted !== this.wanted) {
+      // While a name is typed nobody needs to be asked for every letter.
+      if (wanted === this.typed) Object.assign(this, { wanted, due: Date.now() });
+      this.typed = wanted;
+    }
+    if (this.due && Date.now() >= this.due && !this.busy) this.refresh();
+  }
+
+  soon(ms) {
+    const at = Date.now() + ms;
+    if (!this.due || at < this.due) this.due = at;
+  }
+
+  heard(status) {
+    const mine = status.recipe === this.recipe && this.isMyNode(status.node);
+    if (mine) this.own = { recipe: status.recipe, name: status.name };
+    if (this.chosen ? status.name !== this.chosen : !mine && status.name !== this.shown) return;
+    const ended = ["finished", "cancelled", "failed"].includes(status.phase);
+    if (status.name === this.shown) {
+      this.live = ended ? null : status;
+      this.ended = ended ? status.phase : "";
+      this.draw();
+    }
+    this.soon(ended ? 0 : OFTEN);
+  }
+
+  /** Ids of nodes in sub-graphs are paths such as 12:3. */
+  isMyNode(id) {
+    return String(id).split(":").pop() === String(this.node.id);
+  }
+
+  async refresh() {
+    this.due = 0;
+    if (!this.wanted) return this.show(null);
+    this.busy = true;
+    const asked = this.wanted;
+    try {
+      // Which of a recipe's runs this node's is, it says itself; before that, the newest is as good a guess as any.
+      const known = this.chosen || (this.own?.recipe === asked && this.own.name);
+      const query = new URLSearchParams({ since: this.rows.at(-1)?.step ?? 0, newest: known ? 0 : 1 });
+      let found = await ask(`runs/${encodeURIComponent(known || asked)}?${query}`);
+      const grown = found.name === this.shown && found.last >= (this.rows.at(-1)?.step ?? 0);
+      if (!grown) found = await ask(`runs/${encodeURIComponent(found.name)}`);
+      if (asked === this.wanted) this.show(found, grown);
+    } catch (error) {
+      if (asked === this.wanted && error.status) this.show(null);
+      else this.soon(SELDOM);
+    }
+    this.busy = false;
+  }
+
+  show(found, grown = false) {
+    const before = this.shown;
+    if (!grown) this.clear();
+    this.shown = found?.name ?? "";
+    if (found) {
+      this.rows.push(...found.rows);
+      while (this.rows.length > MOST) this.rows = this.rows.filter((_, i) => i % 2 === (this.rows.length - 1) % 2);
+      Object.assign(this, {
+        measured: found.measured, samples: found.samples, saved: found.saved, live: found.live, finished: found.finished,
+        total: found.total ?? found.last, each: found.steps_per_epoch ?? 0, last: found.last,
+      });
+      if (found.live) this.soon(SELDOM);
+    }
+    this.draw();
+    if (!before !== !this.shown) this.panel.fit();
+  }
+
+  async list() {
+    const { runs } = await ask("runs").catch(() => ({ runs: [] }));
+    const options = ["", ...runs].map((name) => make("option", { value: name, selected: name === this.chosen }, name || text("own")));
+    this.choice.replaceChildren(...options);
+  }
+
+  choose(name) {
+    this.chosen = name;
+    this.wanted = this.typed = name || this.recipe;
+    this.soon(0);
+    this.tick();
+  }
+
+  async wish(wish) {
+    try {
+      this.live = await ask(`runs/${encodeURIComponent(this.shown)}/wish`, { wish });
+    } catch {
+      this.soon(0); // it has ended meanwhile
+    }
+    this.draw();
+  }
+
+  draw() {
+    const { live, shown } = this;
+    for (const part of this.body) part.hidden = !shown;
+    this.empty.hidden = Boolean(shown);
+    this.state.textContent = this.phase();
+    this.element.dataset.run = shown;
+    if (!shown) return;
+    const step = live?.step ?? this.last ?? 0;
+    this.bar.max = this.total || 1;
+    this.bar.value = step;
+    this.drawLines();
+    this.tell(step);
+    for (const [wish, button] of Object.entries(this.buttons)) {
+      const asked = Boolean(live?.wishes?.includes(wish));
+      button.disabled = !live || asked || (wish === "sample" && !live.samples);
+      button.textContent = asked ? `${text(wish)} – ${text("wished")}` : text(wish);
+      button.title = wish === "sample" && live && !live.samples ? text("noSamples") : text(`${wish}Help`);
+    }
+    this.drawFilm();
+  }
+
+  phase() {
+    if (!this.shown) return "";
+    if (this.live) return text(this.live.phase);
+    if (this.ended === "failed") return text("failed");
+    const last = this.last ?? 0;
+    if (!this.finished) return text("interrupted", { step: last });
+    return last < this.total ? text("stoppedAt", { step: last, total: this.total }) : text("finished");
+  }
+
+  drawLines() {
+    const [raw, smooth, rate] = ["loss", "smooth", "rate"].map((kind) => this.rows.map((row) => [row.step, row[kind]]));
+    const [held, trained] = ["held_out", "training"].map((kind) => this.measured.map((row) => [row.step, row[kind]]));
+    const known = (points) => points.map(([, value]) => value).filter((value) => value != null);
+    const sorted = known(raw).sort((a, b) => a - b);
+    const most = sorted[Math.floor(0.97 * (sorted.length - 1))] ?? 1; // single spikes leave the drawing instead of flattening it
+    const others = [...known(smooth), ...known(held), ...known(trained)];
+    const scale = { low: 0, high: 1.08 * others.reduce((a, b) => Math.max(a, b), most) || 1 };
+    const top = known(rate).reduce((a, b) => Math.max(a, b), 0) || 1;
+    const lines = [
+      { kind: "rate", points: rate, low: 0, high: 1.05 * top },
+      { kind: "raw", points: raw, ...scale },
+      { kind: "smooth", points: smooth, ...scale },
+      { kind: "trained", points: trained, dots: true, ...scale },
+      { kind: "held", points: held, dots: true, ...scale },
+    ];
+    const end = Math.max(this.total, this.last ?? 0, 1);
+    const epochs = this.each ? Math.floor(end / this.each) : 0;
+    const marks = epochs <= 100 ? Array.from({ length: epochs }, (_, i) => (i + 1) * this.each).filter((at) => at < end) : [];
+    const now = this.rows.at(-1);
+    const loss = now ? now.smooth.toPrecision(3) : "–";
+    draw(this.svg, lines, end, marks, text("chart", { steps: this.last ?? 0, loss }));
+    const entry = (kind, value) => make("span", { style: `--colour: var(--atelier-${kind})` }, `${text(kind === "loss" ? "smooth" : kind)} ${value}`);
+    const last = this.measured.at(-1);
+    this.legend.replaceChildren(
+      entry("loss", loss),
+      ...(last?.held_out != null ? [entry("held", last.held_out.toPrecision(3))] : []),
+      ...(last ? [entry("trained", last.training?.toPrecision(3) ?? "–")] : []),
+      entry("rate", now ? rateText(now.rate) : "–"),
+    );
+  }
+
+  tell(step) {
+    const { live } = this;
+    const epochs = live?.epochs ?? (this.each ? Math.ceil(this.total / this.each) : 0);
+    const epoch = live?.epoch ?? this.rows.at(-1)?.epoch;
+    const pace = live?.steps_per_second;
+    const facts = [
+      epoch ? text("epoch", { epoch, epochs }) : "",
+      text("step", { step, total: this.total }),
+      pace ? (pace >= 0.1 ? text("speed", { speed: pace.toFixed(2) }) : text("slow", { speed: (1 / pace).toFixed(1) })) : "",
+      pace ? text("left", { time: timeText(live.seconds_left) }) : "",
+      live?.memory ? text("memory", { used: sizeText(live.used), total: sizeText(live.memory) }) : "",
+    ];
+    this.facts.replaceChildren(...facts.filter(Boolean).map((fact) => make("span", {}, fact)));
+  }
+
+  drawFilm() {
+    const names = this.samples.map((sample) => sample.filename).join();
+    if (names === this.strip) return;
+    this.strip = names;
+    const pictures = this.samples.map((sample) => {
+      const alt = text("sampleOf", { number: sample.number, label: sample.label });
+      const image = make("img", { src: pictureOf(sample, true), alt, loading: "lazy" });
+      return make("li", {}, make("a", { href: pictureOf(sample), target: "_blank", rel: "noopener" }, image, sample.label));
+    });
+    this.film.replaceChildren(...pictures);
+    this.film.scrollLeft = this.film.scrollWidth;
+  }
+}
+
+const monitors = new Map();
+onReconnect(() => monitors.forEach((monitor) => monitor.soon(0)));
+
+app.registerExtension({
+  name: "lora-atelier.training",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (nodeData.name !== "TrainLoRA") return;
+    const created = nodeType.prototype.onNodeCreated;
+    nodeType.prototype.onNodeCreated = function (...args) {
+      const answer = created?.apply(this, args);
+      monitors.set(this, new Monitor(this));
+      return answer;
+    };
+    const removed = nodeType.prototype.onRemoved;
+    nodeType.prototype.onRemoved = function (...args) {
+      monitors.get(this)?.end();
+      monitors.delete(this);
+      return removed?.apply(this, args);
+    };
+  },
+});

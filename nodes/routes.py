@@ -1,0 +1,323 @@
+"""What the nodes on the canvas ask the server: a recipe's outlook, a model's family, a run's state, a wish to a run.
+
+Every field is checked before it is used; a bad request is answered with a sentence and never with a failure of the server.
+Writing asks for JSON from a page of this very server, which no other site can send without being asked first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial, wraps
+from pathlib import Path
+from typing import Any, get_type_hints
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from ..training import archive, host, live
+from ..training.captioning.editing import Changed
+from ..training.config import SubsetConfig, TrainingConfig
+from ..training.dataset.cache import cache_key
+from ..training.dataset.count import Source, steps_per_epoch
+from ..training.dataset.folders import resolve_folder
+from ..training.errors import AtelierError
+from ..training.header import read_header
+from ..training.outlook import file_size, look_ahead
+from . import caption_routes
+from .configure_lora import KINDS as PARTS
+from .configure_lora import NOTHING, WIDGETS, build
+from .suited import UNKNOWN, preset_for
+
+PREFIX = "/lora_atelier"
+LIMIT = 64 * 1024
+"""Bytes of a request."""
+LARGE = 16 * 1024 * 1024
+"""Bytes of a request that may hold all captions of a folder."""
+LONGEST = 10_000
+"""Characters of a text."""
+MOST_DATASETS = 64
+_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-routes")
+"""One thread: what is asked twice waits, and a training is never crowded out."""
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+table = web.RouteTableDef()
+
+
+class Refused(Exception):
+    """A request that cannot be answered."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+
+
+def answered(handler: Callable[[web.Request], Awaitable[Any]]) -> Handler:
+    """The handler's value as JSON, a refusal as ``{"error": sentence}``."""
+
+    @wraps(handler)
+    async def inner(request: web.Request) -> web.StreamResponse:
+        try:
+            answer = json.dumps(await handler(request), allow_nan=False)
+        except Refused as refused:
+            return web.json_response({"error": refused.sentence}, status=refused.status)
+        except (ValueError, OverflowError) as error:  # AtelierError, and numbers that are none or have no end
+            return web.json_response({"error": str(error)}, status=400)
+        return web.json_response(text=answer, headers={"Cache-Control": "no-store"})
+
+    return inner
+
+
+def check_sender(request: web.Request) -> None:
+    """Refuses what another site's page sends: a browser says where a page is from, and only scripts can send JSON."""
+    if request.content_type != "application/json":
+        raise Refused(415, "Content-Type: send application/json.")
+    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        raise Refused(403, "Origin: this page is not from this server.")
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return
+    try:
+        if urlsplit(origin).netloc.lower() != request.host.lower():
+            raise Refused(403, "Origin: this page is not from this server.")
+    except ValueError as error:
+        raise Refused(403, "Origin: this is no address.") from error
+
+
+async def body_of(request: web.Request, limit: int = LIMIT) -> dict[str, Any]:
+    """The JSON object in a request of at most ``limit`` bytes from a page of this server."""
+    check_sender(request)
+    data = bytearray()
+    if (request.content_length or 0) > limit:
+        raise Refused(413, f"body: more than {limit} bytes.")
+    async for chunk in request.content.iter_any():
+        data += chunk
+        if len(data) > limit:
+            raise Refused(413, f"body: more than {limit} bytes.")
+    try:
+        values = json.loads(bytes(data).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, "body: this is no JSON.") from error
+    if not isinstance(values, dict):
+        raise Refused(400, "body: a JSON object is needed.")
+    return values
+
+
+def text_of(values: Mapping[str, Any], field: str, longest: int = 1000) -> str:
+    """A text among the fields."""
+    value = values.get(field)
+    if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable():
+        raise Refused(400, f"{field}: a text of at most {longest} characters is needed.")
+    return value
+
+
+@lru_cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def checked(kind: type, field: str, value: Any) -> Any:
+    """``value`` if a field of the dataclass could hold it; ranges and choices are the dataclass's own business."""
+    wanted = _hints(kind)[field]
+    name = getattr(wanted, "__name__", "")
+    if wanted is bool:
+        fits = isinstance(value, bool)
+    elif wanted is int:
+        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64
+    elif wanted is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
+    else:  # a text, or a choice among texts
+        name, fits = "str", isinstance(value, str) and len(value) <= LONGEST and "\0" not in value
+    if not fits:
+        raise Refused(400, f"{field}: this is no {name}.")
+    return float(value) if wanted is float else value
+
+
+def recipe_of(values: Any) -> TrainingConfig:
+    """The recipe that Configure LoRA's widgets describe; AtelierError for contradictions."""
+    if not isinstance(values, dict):
+        raise Refused(400, "widgets: an object is needed.")
+    own = {f.name for f in dataclasses.fields(TrainingConfig)} - set(PARTS)
+    widgets = {}
+    for widget, value in values.items():
+        if widget == "preset":
+            continue
+        part, field = WIDGETS.get(widget, ("", widget))
+        if not part and field not in own:
+            raise Refused(400, f"widgets: {widget[:40]!r} is unknown.")
+        widgets[widget] = checked(PARTS[part] if part else TrainingConfig, field, value)
+    if widgets.get("start_from", NOTHING) not in (NOTHING, ""):
+        host.lora_path(widgets["start_from"])  # refuses a name that no loader lists
+    return build(**widgets)
+
+
+def sources_of(values: Any) -> list[Source] | None:
+    """The Load Dataset nodes in front of a run, in their order; None if nobody knows them."""
+    if values is None:
+        return None
+    if not isinstance(values, list) or not 0 < len(values) <= MOST_DATASETS or not all(isinstance(v, dict) for v in values):
+        raise Refused(400, "datasets: a list of objects is needed.")
+    fields, roots, out = {f.name for f in dataclasses.fields(SubsetConfig)}, host.dataset_roots(), []
+    for widgets in values:
+        known = {k: checked(SubsetConfig, k, v) for k, v in widgets.items() if k in fields}
+        folder = text_of(known, "folder")
+        path = resolve_folder(folder, roots)
+        index = host.cache_folder() / "pictures" / f"{cache_key(str(path))[:32]}.json"
+        out.append(Source(SubsetConfig(**known), path, roots[folder.split("/")[0]], index))
+    return out
+
+
+def model_of(values: Any) -> Path | None:
+    """The file of the loader in front of a run; None if nobody knows it."""
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise Refused(400, "model: an object is needed.")
+    return host.model_file(text_of(values, "widget"), text_of(values, "file"))
+
+
+def outlook(values: dict[str, Any]) -> dict[str, Any]:
+    """The curve, the steps and the file's size; ``sentence`` is what stands in the way of one of them."""
+    sentences: list[str] = []
+
+    def tried(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except AtelierError as error:
+            sentences.append(str(error))
+            return None
+
+    config = tried(lambda: recipe_of(values.get("widgets")))
+    sources = tried(lambda: sources_of(values.get("datasets")))
+    steps = tried(lambda: steps_per_epoch(sources)) if sources else None
+    ahead = tried(lambda: look_ahead(config, steps)) if config else None
+    model = tried(lambda: model_of(values.get("model")))
+    size = tried(lambda: _size(config, model)) if config and model else None
+    drawn = dataclasses.asdict(ahead) if ahead else {}
+    return {**drawn, "bytes": size, "sentence": sentences[0] if sentences else ""}
+
+
+def _size(config: TrainingConfig, path: Path) -> int | None:
+    layers = _outline(path, path.stat().st_mtime_ns)
+    return None if layers is None else file_size(config, *layers)
+
+
+@lru_cache(maxsize=2)
+def _outline(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, list[str]]] | None:
+    model = host.outline(read_header(path))
+    return None if model is None else (model.layers(), model.lora_names())
+
+
+def family(values: dict[str, Any]) -> dict[str, Any]:
+    """Which family a loader's file is of, and which preset suits it; ``note`` says so in a sentence."""
+    if "file" not in values:
+        note = "No loader was found in front of Train LoRA's model; connect this node and a loader, and choose again."
+        return {"family": None, "preset": UNKNOWN, "note": f"{note} The values of {UNKNOWN} were taken."}
+    try:
+        path = model_of(values)
+        assert path is not None  # an object was given
+        found = host.family_of(read_header(path))
+    except AtelierError as error:
+        return {"family": None, "preset": UNKNOWN, "note": f"{error} The values of {UNKNOWN} were taken."}
+    preset, note = preset_for(found)
+    return {"family": found, "preset": preset, "note": note}
+
+
+def run_state(name: str, since: int, newest: bool) -> dict[str, Any]:
+    """A run as it is now; ``newest``: of all that a recipe of this name has made."""
+    runs = host.runs_folder()
+    if newest:
+        found = archive.latest(name, runs, live.running())
+        if found is None:
+            raise Refused(404, f"name: there is no run called {name!r}.")
+        name = found
+    try:
+        state = archive.state(name, runs, since)
+    except AtelierError as error:
+        raise Refused(404, str(error)) from error
+    now = live.find(name)
+    for sample in state["samples"]:
+        sample |= host.shown_picture(runs / name / "samples" / sample.pop("file"))
+    return {**state, "live": now.status() if now is not None else None}
+
+
+async def _apart(work: Callable[..., Any], *values: Any) -> Any:
+    """Off the server's own thread."""
+    return await asyncio.get_running_loop().run_in_executor(_worker, partial(work, *values))
+
+
+@table.post(f"{PREFIX}/outlook")
+@answered
+async def post_outlook(request: web.Request) -> Any:
+    return await _apart(outlook, await body_of(request))
+
+
+@table.post(f"{PREFIX}/family")
+@answered
+async def post_family(request: web.Request) -> Any:
+    return await _apart(family, await body_of(request))
+
+
+@table.get(f"{PREFIX}/runs")
+@answered
+async def get_runs(request: web.Request) -> Any:
+    return {"runs": await _apart(archive.names, host.runs_folder()), "running": live.running()}
+
+
+@table.get(f"{PREFIX}/runs/{{name}}")
+@answered
+async def get_run(request: web.Request) -> Any:
+    """``?since=`` the last step that the page has; ``?newest=1``: see ``run_state``."""
+    since = request.query.get("since", "0")
+    if not since.isascii() or not since.isdigit() or len(since) > 12:
+        raise Refused(400, "since: a number of steps is needed.")
+    return await _apart(run_state, request.match_info["name"], int(since), request.query.get("newest") == "1")
+
+
+@table.post(f"{PREFIX}/runs/{{name}}/wish")
+@answered
+async def post_wish(request: web.Request) -> Any:
+    values = await body_of(request)
+    wish = text_of(values, "wish", 20)
+    if wish not in live.WISHES:
+        raise Refused(400, f"wish: {wish!r} is not one of {', '.join(live.WISHES)}.")
+    now = live.find(request.match_info["name"])
+    if now is None:
+        raise Refused(404, f"name: no run called {request.match_info['name']!r} trains now.")
+    now.wish(wish)  # type: ignore[arg-type]
+    return now.status()
+
+
+@table.post(f"{PREFIX}/pictures")
+@answered
+async def post_pictures(request: web.Request) -> Any:
+    return await _apart(caption_routes.pictures, await body_of(request))
+
+
+@table.post(f"{PREFIX}/captions")
+@answered
+async def post_captions(request: web.Request) -> Any:
+    """409 if a file is no longer what the page shows."""
+    values = await body_of(request, LARGE)
+    try:
+        return await _apart(caption_routes.save, values)
+    except Changed as changed:
+        raise Refused(409, str(changed)) from changed
+
+
+@table.post(f"{PREFIX}/captions/change")
+@answered
+async def post_change(request: web.Request) -> Any:
+    return await _apart(caption_routes.change, await body_of(request, LARGE))
+
+
+@table.get(f"{PREFIX}/thumbnail")
+async def get_thumbnail(request: web.Request) -> web.StreamResponse:
+    try:
+        data = await _apart(caption_routes.thumbnail, request.query)
+    except (AtelierError, ValueError) as error:
+        return web.json_response({"error": str(error)}, status=404)
+    return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "no-store"})

@@ -1,0 +1,78 @@
+// Graphs in the shape that the frontend's have, walked by js/lib/graph.js; prints what was found as JSON.
+//   node graphs.mjs <address of graph.js as a module>
+const { datasetsOf, loaderOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
+
+class Graph {
+  constructor() { Object.assign(this, { nodes: [], links: new Map() }); }
+  add(comfyClass, widgets = {}, inputs = []) {
+    const node = {
+      id: this.nodes.length + 1, comfyClass, graph: this, mode: 0,
+      widgets: Object.entries(widgets).map(([name, value]) => ({ name, value })),
+      inputs: inputs.map(([name, type]) => ({ name, type, link: null })), outputs: [],
+    };
+    this.nodes.push(node);
+    return node;
+  }
+  link(from, to, name) {
+    const id = this.links.size + 1;
+    this.links.set(id, { origin_id: from.id ?? from, origin_slot: from.slot ?? 0 });
+    to.inputs.find((input) => input.name === name).link = id;
+    return id;
+  }
+  getNodeById(id) { return this.nodes.find((node) => node.id === id); }
+}
+
+const TRAIN = [["model", "MODEL"], ["dataset", "ATELIER_DATASET"], ["config", "ATELIER_CONFIG"]];
+const found = {};
+
+{ // CheckpointLoader -> LoraLoader -> Reroute -> TrainLoRA; two folders, captions, the recipe
+  const graph = new Graph();
+  const train = graph.add("TrainLoRA", {}, TRAIN);
+  const config = graph.add("ConfigureLoRA", { name: "ink", rank: 8, seed: 2 ** 60, odd: NaN, [""]: 1 });
+  const other = graph.add("ConfigureLoRA", { name: "other" });
+  const loader = graph.add("CheckpointLoaderSimple", { ckpt_name: "a/b.safetensors" });
+  const lora = graph.add("LoraLoader", { lora_name: "x" }, [["model", "MODEL"], ["clip", "CLIP"]]);
+  const wrong = graph.add("CheckpointLoaderSimple", { ckpt_name: "clip-only.safetensors" });
+  const reroute = graph.add("Reroute", {}, [["", "*"]]);
+  graph.link(loader, lora, "model");
+  graph.link(wrong, lora, "clip");
+  graph.link(lora, reroute, "");
+  graph.link(reroute, train, "model");
+  graph.link(config, train, "config");
+  const first = graph.add("LoadDataset", { folder: "input/a" }, [["dataset", "ATELIER_DATASET"]]);
+  const second = graph.add("LoadDataset", { folder: "input/b" }, [["dataset", "ATELIER_DATASET"]]);
+  const caption = graph.add("AutoCaption", {}, [["clip", "CLIP"], ["dataset", "ATELIER_DATASET"]]);
+  graph.link(first, second, "dataset");
+  graph.link(second, caption, "dataset");
+  graph.link(caption, train, "dataset");
+  found.loader = loaderOf(train, graph);
+  found.datasets = datasetsOf(train, graph).map((row) => row.folder);
+  found.trainers = [trainersOf(config, graph).length, trainersOf(other, graph).length];
+  found.recipe = recipeOf(train, graph).widgets[0].value;
+  found.values = valuesOf(config);
+  second.mode = 4;
+  found.bypassed = datasetsOf(train, graph).map((row) => row.folder);
+  const rendered = graph.add("RenderRegularisation", {}, [["dataset", "ATELIER_DATASET"]]);
+  graph.link(caption, rendered, "dataset");
+  graph.link(rendered, train, "dataset");
+  found.unknown = datasetsOf(train, graph);
+}
+{ // the loader in one sub-graph, TrainLoRA in another; a ring does no harm
+  const [root, inner, trainer] = [new Graph(), new Graph(), new Graph()];
+  const loader = inner.add("UNETLoader", { unet_name: "flux.safetensors" });
+  inner.links.set(7, { origin_id: loader.id, origin_slot: 0 });
+  inner.outputs = [{ linkIds: [7] }];
+  const box = Object.assign(root.add("box"), { subgraph: inner });
+  const host = Object.assign(root.add("host", {}, [["model", "MODEL"]]), { subgraph: trainer });
+  root.link(box, host, "model");
+  const train = trainer.add("TrainLoRA", {}, TRAIN);
+  trainer.link(-10, train, "model");
+  found.subgraph = loaderOf(train, root);
+  found.none = recipeOf(train, root);
+  const ring = root.add("Reroute", {}, [["", "*"]]);
+  root.link(ring, ring, "");
+  const lost = root.add("TrainLoRA", {}, TRAIN);
+  root.link(ring, lost, "model");
+  found.ring = loaderOf(lost, root);
+}
+console.log(JSON.stringify(found));

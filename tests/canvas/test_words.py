@@ -1,0 +1,53 @@
+"""The words of the panels and nodes, in the files that ComfyUI serves for translating."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+PHASES = {"preparing", "training", "sampling"}
+"""Words that the server chooses."""
+PANELS = ("recipe.js", "training.js", "presets.js", "captions.js")
+
+
+@pytest.fixture(scope="module")
+def words(root: Path) -> dict[str, str]:
+    return json.loads((root / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["loraAtelier"]
+
+
+def test_every_word_that_a_panel_says_is_there(root: Path, words: dict[str, str]) -> None:
+    sources = "\n".join((root / "js" / name).read_text(encoding="utf-8") for name in PANELS)
+    mentioned = set(re.findall(r'"(\w+)"', sources))
+    mentioned |= {f"{name}Help" for name in mentioned}
+    said = set(re.findall(r'\b(?:text|button|field)\("(\w+)"', sources))
+    said |= {f"{name}Help" for name in re.findall(r'\bbutton\("(\w+)"', sources)}
+    assert said <= words.keys() <= mentioned | PHASES
+
+
+def test_no_word_means_something_to_the_hosts_translator(words: dict[str, str]) -> None:
+    """In its messages braces, @ and | have meanings of their own."""
+    assert not [word for word in words.values() if re.search(r"[{}@|]", word)]
+
+
+def test_the_nodes_words_are_those_of_the_nodes(root: Path, comfyui: Path) -> None:
+    from lora_atelier.nodes import (
+        auto_caption,
+        configure_lora,
+        dataset_from_nodes,
+        epoch_weight_grid,
+        load_dataset,
+        render_regularisation,
+        train_lora,
+    )
+
+    kinds = [
+        load_dataset.LoadDataset, dataset_from_nodes.DatasetFromNodes, auto_caption.AutoCaption,
+        render_regularisation.RenderRegularisation, configure_lora.ConfigureLoRA, train_lora.TrainLoRA,
+        epoch_weight_grid.EpochWeightGrid,
+    ]  # fmt: skip
+    schemas = [kind.define_schema() for kind in kinds]
+    listed = json.loads((root / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert listed == {s.node_id: {"display_name": s.display_name, "description": s.description} for s in schemas}

@@ -1,0 +1,123 @@
+"""What the captions' dialog asks the server, with the answers that the page will get, and with whatever a page could send."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lora_atelier.training.errors import AtelierError
+from PIL import Image
+
+WIDGETS = {"folder": "input/shapes", "resolution": 128, "bucket_step": 64, "crop": "center", "caption_extension": ".txt"}
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.fixture
+def routes(comfyui: Path) -> Any:
+    from lora_atelier.nodes import caption_routes
+
+    return caption_routes
+
+
+@pytest.fixture
+def folder(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``input/shapes`` with a flat and a numbered picture; the host's folders lie in this test's own place."""
+    import folder_paths
+
+    for name in ("input", "temp", "output"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    folder = tmp_path / "input" / "shapes"
+    (folder / "10_tall tower").mkdir(parents=True)
+    Image.new("RGB", (300, 150), "red").save(folder / "wide.png")
+    Image.new("RGB", (64, 128), "blue").save(folder / "10_tall tower" / "tall.png")
+    (folder / "wide.txt").write_text("a wide thing, red", encoding="utf-8")
+    return folder
+
+
+def test_pictures_come_with_bucket_box_and_caption(routes: Any, folder: Path) -> None:
+    wide, tall = routes.pictures({"settings": WIDGETS})["pictures"]
+    assert (wide["picture"], wide["caption"], wide["size"], wide["repeats"]) == ("wide.png", "a wide thing, red", (300, 150), 1)
+    assert wide["bucket"][0] > wide["bucket"][1] and wide["bucket"][0] * wide["bucket"][1] <= 128 * 128
+    left, top, right, bottom = wide["box"]
+    assert 0 <= left < right <= 300 and 0 <= top < bottom <= 150
+    assert (tall["picture"], tall["caption"], tall["fallback"], tall["repeats"]) == (
+        "10_tall tower/tall.png", None, "tall tower", 10,
+    )  # fmt: skip
+    assert tall["version"] == "" and len(wide["version"]) == 16
+
+
+def test_a_caption_goes_to_its_file_and_back(routes: Any, folder: Path) -> None:
+    tall = routes.pictures({"settings": WIDGETS})["pictures"][1]
+    edit = {"picture": tall["picture"], "caption": "a tower", "version": tall["version"]}
+    place = {"folder": "input/shapes", "extension": ".txt", "nested": False}
+    answer = routes.save({**place, "edits": [edit]})
+    assert (folder / "10_tall tower" / "tall.txt").read_text() == "a tower\n"
+    assert answer["now"][0]["caption"] == "a tower"
+    routes.save({**place, "edits": answer["undo"]})
+    assert not (folder / "10_tall tower" / "tall.txt").exists()
+
+
+def test_thumbnails_are_small_and_only_of_the_folder(routes: Any, folder: Path) -> None:
+    data = routes.thumbnail({"folder": "input/shapes", "picture": "wide.png"})
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "JPEG" and image.size == (224, 112)
+    Image.new("RGB", (8, 8)).save(folder.parent / "other.png")
+    for picture in ("../other.png", "other.png", str(folder / "wide.png"), "10_tall tower", ""):
+        with pytest.raises(AtelierError, match="picture: "):
+            routes.thumbnail({"folder": "input/shapes", "picture": picture})
+
+
+@pytest.mark.parametrize("name", ["../shapes", "/etc", "input/../..", "models/loras", "input", "", "input/none", "input\\shapes"])
+def test_only_allowed_folders_are_looked_at(routes: Any, folder: Path, name: str) -> None:
+    for ask in (
+        lambda: routes.pictures({"settings": {**WIDGETS, "folder": name}}),
+        lambda: routes.thumbnail({"folder": name, "picture": "wide.png"}),
+        lambda: routes.save({"folder": name, "edits": []}),
+    ):
+        with pytest.raises(AtelierError, match="folder: "):
+            ask()
+
+
+def test_captions_never_go_to_files_of_another_kind(routes: Any, folder: Path) -> None:
+    edit = {"picture": "wide.png", "caption": "x", "version": ""}
+    for extension in (".png", ".safetensors", "", "/../x.txt"):
+        with pytest.raises(AtelierError, match="caption extension"):
+            routes.save({"folder": "input/shapes", "extension": extension, "edits": [edit]})
+
+
+def test_operations(routes: Any) -> None:
+    captions = {"1": "cat, red hat", "2": "dog"}
+    ask = lambda operation, text, other="": routes.change(  # noqa: E731
+        {"captions": captions, "operation": operation, "text": text, "other": other}
+    )["captions"]
+    assert ask("filter", "cat") == {"1": "cat, red hat"}
+    assert ask("add", "hat,red hat ,") == {"1": "cat, red hat, hat", "2": "dog, hat, red hat"}
+    assert ask("addFirst", "dog") == {"1": "dog, cat, red hat", "2": "dog"}
+    assert ask("remove", "red_hat") == {"1": "cat", "2": "dog"}
+    assert ask("replace", "red", "blue") == {"1": "cat, blue hat", "2": "dog"}
+    for wrong in ({"operation": "eval"}, {"text": " "}, {"text": 3}, {"captions": {"1": None}}, {"captions": []}):
+        with pytest.raises(AtelierError):
+            routes.change({"captions": captions, "operation": "add", "text": "x", **wrong})
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(body=st.dictionaries(
+    st.sampled_from(["settings", "folder", "extension", "nested", "edits", "captions", "operation", "text", "other"]), VALUES
+))  # fmt: skip
+def test_whatever_is_sent_the_answer_is_a_sentence(routes: Any, folder: Path, body: dict[str, Any]) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    for act in (routes.pictures, routes.save, routes.change):
+        try:
+            act(body)
+        except AtelierError as error:
+            assert str(error)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()} == before

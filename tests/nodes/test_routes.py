@@ -1,0 +1,446 @@
+"""The server's answers to the canvas, asked over HTTP: right ones, and bad questions that must not break anything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lora_atelier.tests import tiny_models
+from lora_atelier.tests.noise_pictures import noise_picture
+from lora_atelier.training import live
+
+JSON = {"Content-Type": "application/json"}
+RUN = "routes-test"
+
+
+@pytest.fixture(scope="module")
+def routes(comfyui: Path) -> Any:
+    from lora_atelier.nodes import routes
+
+    return routes
+
+
+@pytest.fixture(scope="module")
+def checkpoint(comfyui: Path, base_directory: Path) -> str:
+    """A model file as the stock loader lists it."""
+    target = base_directory / "models" / "checkpoints" / "routes-tiny-sd15.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        tiny_models.link(tiny_models.cached("sd15"), target)
+    return target.name
+
+
+@pytest.fixture(scope="module")
+def folder(comfyui: Path) -> Iterator[str]:
+    """Five pictures of two shapes."""
+    from lora_atelier.training import host
+
+    path = host.dataset_roots()["input"] / "routes-shapes"
+    path.mkdir(parents=True)
+    for i in range(5):
+        noise_picture((64, 64) if i < 3 else (128, 32), 40, seed=i).save(path / f"{i}.png")
+    yield "input/routes-shapes"
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def run(comfyui: Path) -> Iterator[Path]:
+    """A run of 6 steps on the disk, cut short at 4."""
+    from lora_atelier.training import host
+
+    path = host.runs_folder() / RUN
+    (path / "samples").mkdir(parents=True)
+    saved = [{"file": f"{RUN}-000001.safetensors", "epoch": 1, "step": 3, "kind": "epoch"}]
+    (path / "run.json").write_text(json.dumps({"identity": "x", "saved": saved, "total": 6, "steps_per_epoch": 3}))
+    rows = [{"step": s, "epoch": 1 + (s > 3), "loss": 1 / s, "rate": 1e-4} for s in range(1, 5)]
+    (path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "lo')
+    noise_picture((32, 32), 40).save(path / "samples" / f"{RUN}-000001.png")
+    yield path
+    shutil.rmtree(path)
+
+
+def asked(routes: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    """What ``work(client)`` gives, with a real server around the routes."""
+    from aiohttp import web
+    from aiohttp.test_utils import TestClient, TestServer
+
+    async def inside() -> Any:
+        app = web.Application()
+        app.add_routes(routes.table)
+        async with TestClient(TestServer(app)) as client:
+            return await work(client)
+
+    return asyncio.run(inside())
+
+
+def post(routes: Any, path: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    from yarl import URL
+
+    data = body if isinstance(body, (bytes, str)) else json.dumps(body)
+
+    async def work(client: Any) -> tuple[int, Any]:
+        url = URL(f"http://{client.host}:{client.port}/lora_atelier/{path}", encoded=True)
+        sent = JSON if headers is None else headers
+        async with client.session.post(url, data=data, headers=sent, skip_auto_headers=["Content-Type"]) as answer:
+            text = await answer.text()
+            return answer.status, json.loads(text) if answer.content_type == "application/json" else text
+
+    return asked(routes, work)
+
+
+def get(routes: Any, path: str) -> tuple[int, Any]:
+    from yarl import URL
+
+    async def work(client: Any) -> tuple[int, Any]:
+        url = URL(f"http://{client.host}:{client.port}/lora_atelier/{path}", encoded=True)
+        async with client.session.get(url) as answer:
+            text = await answer.text()
+            return answer.status, json.loads(text) if answer.content_type == "application/json" else text
+
+    return asked(routes, work)
+
+
+# The recipe's outlook
+
+
+def test_the_curve_is_that_of_the_recipe(routes):
+    widgets = {"learning_rate": 2e-4, "schedule": "linear", "warmup_steps": 10, "max_steps": 110, "preset": "SDXL"}
+    status, ahead = post(routes, "outlook", {"widgets": widgets})
+    assert status == 200 and ahead["known"] and ahead["total"] == 110
+    points = dict(map(tuple, ahead["points"]))
+    # Up in ten steps, then down on a straight line that would meet 0 after step 110.
+    assert points[0] == pytest.approx(2e-5) and points[9] == pytest.approx(2e-4) and points[10] == pytest.approx(2e-4)
+    assert points[60] == pytest.approx(1e-4) and points[109] == pytest.approx(2e-6)
+
+
+def test_steps_come_from_the_connected_folders(routes, folder):
+    datasets = [{"folder": folder, "resolution": 64, "bucket_step": 8, "batch_size": 2, "repeats": 3}]
+    _, ahead = post(routes, "outlook", {"widgets": {"epochs": 4}, "datasets": datasets})
+    # Two shapes: 3 x 3 pictures and 2 x 3, two at a time: 5 and 3 steps.
+    assert (ahead["steps_per_epoch"], ahead["total"], ahead["epochs"]) == (8, 32, 4)
+    _, ahead = post(routes, "outlook", {"widgets": {"max_steps": 20}, "datasets": datasets * 2})
+    assert (ahead["steps_per_epoch"], ahead["total"], ahead["epochs"]) == (16, 20, 2)
+
+
+def test_the_steps_are_those_of_the_node_that_reads_the_folder(routes, folder):
+    from lora_atelier.training import host
+    from lora_atelier.training.config import SubsetConfig
+    from lora_atelier.training.dataset.plan import Plan
+    from lora_atelier.training.dataset.samples import Dataset
+    from lora_atelier.training.dataset.scan import scan
+
+    values = {"folder": folder, "resolution": 64, "bucket_step": 8, "batch_size": 2, "repeats": 2, "validation_share": 0.4}
+    root = host.dataset_roots()["input"]
+    index = routes.sources_of([values])[0].index
+    real = Plan(Dataset(scan(root / "routes-shapes", SubsetConfig(**values), root, index)), 0).steps_per_epoch
+    assert post(routes, "outlook", {"widgets": {}, "datasets": [values]})[1]["steps_per_epoch"] == real
+
+
+def test_a_missing_folder_hides_no_curve(routes):
+    _, ahead = post(routes, "outlook", {"widgets": {}, "datasets": [{"folder": "input/nowhere"}]})
+    assert "does not exist here" in ahead["sentence"] and ahead["points"] and not ahead["known"]
+
+
+def test_a_length_that_nobody_knows_gives_shares(routes):
+    _, ahead = post(routes, "outlook", {"widgets": {"schedule": "cosine"}})
+    assert not ahead["known"] and ahead["steps_per_epoch"] is None and ahead["epochs"] is None and ahead["bytes"] is None
+    assert ahead["points"][0][1] == pytest.approx(1e-4) and ahead["points"][-1][0] == ahead["total"] - 1
+
+
+def test_accumulated_batches_count_as_steps_of_the_bar(routes):
+    _, ahead = post(routes, "outlook", {"widgets": {"max_steps": 100, "accumulate": 4, "warmup_steps": 5, "schedule": "linear"}})
+    points = dict(map(tuple, ahead["points"]))
+    assert points[16] == pytest.approx(1e-4), "the fifth step of the optimizer begins with the 17th batch"
+    assert max(points) < 100
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"widgets": {"optimizer": "Prodigy", "schedule": "constant"}}, "learning rate: Prodigy finds the rate itself"),
+        ({"widgets": {"warmup_steps": 20, "max_steps": 10}}, "warmup: 20 steps, but the run has only 10"),
+        ({"widgets": {"name": "../x"}}, "cannot be a file name"),
+        ({"widgets": {"start_from": "../../etc/passwd"}}, "there is no LoRA called"),
+        ({"widgets": {}, "datasets": [{"folder": "input/../models"}]}, "is not a folder in"),
+        ({"widgets": {}, "datasets": [{"folder": "/etc"}]}, "is not a folder in"),
+        ({"widgets": {}, "datasets": [{"folder": "input/nowhere"}]}, "does not exist here"),
+        ({"widgets": {}, "model": {"widget": "ckpt_name", "file": "../../secret.safetensors"}}, "is not in the list"),
+        ({"widgets": {}, "model": {"widget": "vae_name", "file": "x"}}, "is not in the list"),
+    ],
+)
+def test_what_stands_in_the_way_is_said_in_a_sentence(routes, body, sentence):
+    status, answer = post(routes, "outlook", body)
+    assert status == 200 and sentence in answer["sentence"]
+
+
+def test_the_files_size_is_that_of_a_file_that_was_written(routes, checkpoint, base_directory, tmp_path):
+    """Counted from the header, against what the trainer writes for the same recipe."""
+    import torch
+    from comfy import sd
+    from lora_atelier.training import host
+    from lora_atelier.training.config import NetworkConfig
+    from lora_atelier.training.network import keys
+    from lora_atelier.training.network.attach import Adapter
+    from lora_atelier.training.network.parts import every_layer
+    from lora_atelier.training.network.targets import select
+    from safetensors.torch import save_file
+
+    path = base_directory / "models" / "checkpoints" / checkpoint
+    loaded = host.Model(sd.load_checkpoint_guess_config(str(path), output_vae=False, output_clip=False)[0])
+    for network in ({"rank": 64}, {"rank": 32, "targets": "all", "conv_rank": 16}):
+        layers, names = every_layer(loaded, None)
+        config = NetworkConfig(**network)
+        adapter = Adapter.fresh(select(layers, config), config, 0)
+        save_file(keys.to_file(adapter, names, loaded.family, torch.float16, layers), tmp_path / "lora.safetensors")
+        written = os.path.getsize(tmp_path / "lora.safetensors")
+        body = {"widgets": network, "model": {"widget": "ckpt_name", "file": checkpoint}}
+        assert post(routes, "outlook", body)[1]["bytes"] == pytest.approx(written, rel=0.05)
+
+
+# The family
+
+
+def test_the_family_is_told_from_the_header_alone(routes, checkpoint, base_directory):
+    """The file here has no weights at all: reading any of them would fail."""
+    whole = (base_directory / "models" / "checkpoints" / checkpoint).read_bytes()
+    bare = base_directory / "models" / "checkpoints" / "routes-bare.safetensors"
+    bare.write_bytes(whole[: 8 + int.from_bytes(whole[:8], "little")])
+    try:
+        import folder_paths
+
+        folder_paths.filename_list_cache.clear()
+        status, answer = post(routes, "family", {"widget": "ckpt_name", "file": bare.name})
+    finally:
+        bare.unlink()
+    assert status == 200 and (answer["family"], answer["preset"]) == ("SD15", "SD1.5")
+
+
+def test_an_unknown_file_gets_a_careful_preset(routes, base_directory):
+    import folder_paths
+    import torch
+    from safetensors.torch import save_file
+
+    odd, broken = (base_directory / "models" / "checkpoints" / f"routes-{name}.safetensors" for name in ("odd", "broken"))
+    save_file({"some.weight": torch.zeros(2, 2)}, odd)
+    broken.write_bytes(b"\xff" * 40)
+    folder_paths.filename_list_cache.clear()
+    try:
+        _, unknown = post(routes, "family", {"widget": "ckpt_name", "file": odd.name})
+        _, damaged = post(routes, "family", {"widget": "ckpt_name", "file": broken.name})
+    finally:
+        odd.unlink()
+        broken.unlink()
+    assert unknown["family"] is None and unknown["preset"] == "SD1.5" and "does not know" in unknown["note"]
+    assert damaged["family"] is None and "damaged" in damaged["note"]
+    assert "No loader was found" in post(routes, "family", {})[1]["note"]
+
+
+def test_presets_that_are_suited_exist(routes, root):
+    from lora_atelier.nodes import suited
+
+    listed = json.loads((root / "js" / "presets.json").read_text(encoding="utf-8"))
+    assert {*suited.FAMILIES.values(), suited.UNKNOWN, suited.TRANSFORMERS} <= listed.keys()
+    assert suited.preset_for("Lumina2")[0] == suited.TRANSFORMERS
+
+
+# Runs
+
+
+def test_a_run_on_the_disk_is_shown_and_then_only_what_is_new(routes, run):
+    status, state = get(routes, f"runs/{RUN}")
+    assert status == 200 and state["live"] is None and not state["finished"] and state["total"] == 6
+    assert [row["step"] for row in state["rows"]] == [1, 2, 3, 4], "the line that was cut short is not shown"
+    # Until the mean is older than fifty steps it is that of all.
+    assert [row["smooth"] for row in state["rows"]] == pytest.approx([1, 3 / 4, 11 / 18, 25 / 48])
+    (sample,) = state["samples"]
+    assert (sample["label"], sample["subfolder"], sample["type"]) == ("epoch 1", f"lora-atelier/{RUN}/samples", "output")
+    with open(run / "history.jsonl", "a") as file:
+        file.write('ss": 0.5, "epoch": 2}\n{"step": 6, "epoch": 2, "loss": NaN, "rate": 1e-4}\n')
+    _, state = get(routes, f"runs/{RUN}?since=4")
+    assert [(row["step"], row["loss"]) for row in state["rows"]] == [(5, 0.5), (6, None)] and state["last"] == 6
+    (run / "new.jsonl").write_text('{"step": 1, "epoch": 1, "loss": 9.0, "rate": 1e-4}\n')
+    os.replace(run / "new.jsonl", run / "history.jsonl")
+    _, state = get(routes, f"runs/{RUN}?since=4")
+    assert state["last"] == 1 and not state["rows"], "the run went on from an earlier step"
+
+
+def test_the_newest_run_of_a_recipe_is_found(routes, run):
+    second = run.parent / f"{RUN}-2"
+    shutil.copytree(run, second)
+    try:
+        os.utime(second / "history.jsonl", (2**31, 2**31))
+        assert get(routes, f"runs/{RUN}?newest=1")[1]["name"] == f"{RUN}-2"
+        assert get(routes, f"runs/{RUN}")[1]["name"] == RUN
+        assert {RUN, f"{RUN}-2"} <= set(get(routes, "runs")[1]["runs"])
+        with live.entered(live.Live(RUN, lambda status: None), lambda error: False):
+            assert get(routes, f"runs/{RUN}?newest=1")[1]["name"] == RUN, "the one that trains comes first"
+    finally:
+        shutil.rmtree(second)
+
+
+def test_a_wish_reaches_the_run_that_trains(routes, run):
+    told: list[dict[str, Any]] = []
+    with live.entered(live.Live(RUN, told.append, total=6), lambda error: False) as now:
+        assert get(routes, f"runs/{RUN}")[1]["live"]["phase"] == "preparing"
+        status, answer = post(routes, f"runs/{RUN}/wish", {"wish": "save"})
+        assert status == 200 and answer["wishes"] == ["save"] == told[-1]["wishes"]
+        assert now.take() == {"save"} and not now.take()
+    assert told[-1]["phase"] == "finished"
+    assert post(routes, f"runs/{RUN}/wish", {"wish": "save"})[0] == 404
+
+
+OUTSIDE = ["..", "../..", "..%2F..%2Fetc", "%2Fetc", "a%00b", "C:%5Cx", "x" * 300, "nobody", "%2e%2e", "con", "a%0Ab"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_name_leads_out_of_the_runs(routes, run, name):
+    assert get(routes, f"runs/{name}")[0] in (400, 404)
+    assert get(routes, f"runs/{name}?newest=1")[0] in (400, 404)
+    assert post(routes, f"runs/{name}/wish", {"wish": "stop"})[0] in (400, 404)
+
+
+def test_a_link_does_not_lead_out_of_the_runs(routes, run, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (run.parent / "linked").symlink_to(tmp_path)
+    try:
+        assert get(routes, "runs/linked")[0] == 404
+    finally:
+        (run.parent / "linked").unlink()
+
+
+@pytest.mark.parametrize("since", ["-1", "x", "1e3", "9" * 20, "%D9%A1"])
+def test_since_is_a_number(routes, run, since):
+    assert get(routes, f"runs/{RUN}?since={since}")[0] == 400
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({}, 415),
+        ({**JSON, "Origin": "http://evil.example"}, 403),
+        ({**JSON, "Origin": "null"}, 403),
+        ({**JSON, "Origin": "http://[bad"}, 403),
+        ({**JSON, "Sec-Fetch-Site": "cross-site"}, 403),
+        ({**JSON, "Sec-Fetch-Site": "same-site"}, 403),
+        ({**JSON, "Host": "localhost:1", "Origin": "http://localhost:2"}, 403),
+        ({**JSON, "Host": "localhost:1", "Origin": "http://localhost:1", "Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+def test_another_sites_page_is_refused(routes, run, headers, status):
+    told: list[dict[str, Any]] = []
+    with live.entered(live.Live(RUN, told.append), lambda error: False) as now:
+        assert post(routes, f"runs/{RUN}/wish", b'{"wish": "stop"}', headers)[0] == status
+        assert now.take() == ({"stop"} if status == 200 else set())
+
+
+def test_huge_requests_are_cut_off(routes):
+    assert post(routes, "outlook", b'{"widgets": "' + b"x" * 70_000 + b'"}')[0] == 413
+
+    async def without_length(client: Any) -> int:
+        async def chunks():
+            for _ in range(100):
+                yield b" " * 1000
+
+        async with client.post("/lora_atelier/outlook", data=chunks(), headers=JSON) as answer:
+            return answer.status
+
+    assert asked(routes, without_length) == 413
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"[]", b"1", b"{", b"[" * 60_000, b'{"widgets": NaN}', b"null"])
+def test_what_is_no_object_is_refused(routes, body):
+    assert post(routes, "outlook", body)[0] == 400
+
+
+@pytest.mark.parametrize(
+    "widgets",
+    [
+        {"rank": "16"}, {"rank": True}, {"rank": 1.5}, {"rank": None}, {"rank": [16]}, {"learning_rate": "x"},
+        {"learning_rate": 10**400}, {"gradient_checkpointing": 1}, {"schedule": 3}, {"optimizer_args": {"a": 1}},
+        {"no_such": 1}, {"__class__": "x"}, {"network": {}}, {"name": "x" * 20_000}, {"seed": 2**70},
+        {"optimizer_args": "lr=" + "9" * 5000}, {"optimizer_args": "lr=1e400"}, [], "x", 3,
+    ],
+)  # fmt: skip
+def test_wrong_types_are_refused(routes, widgets):
+    status, answer = post(routes, "outlook", {"widgets": widgets})
+    assert status == 400 and answer["error"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(
+    ["rank", "epochs", "max_steps", "warmup_steps", "learning_rate", "schedule", "cycles", "rules", "optimizer_args", "name", "x"]
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    body=st.fixed_dictionaries(
+        {},
+        optional={
+            "widgets": VALUES | st.dictionaries(NAMES, VALUES, max_size=4),
+            "datasets": VALUES | st.lists(st.dictionaries(st.sampled_from(["folder", "resolution", "crop"]), VALUES), max_size=2),
+            "model": VALUES | st.fixed_dictionaries({"widget": VALUES, "file": VALUES}),
+            "widget": VALUES, "file": VALUES, "wish": VALUES,
+        },
+    )
+)  # fmt: skip
+def test_nothing_that_is_asked_breaks_the_server(routes, body):
+    async def every(client: Any) -> list[int]:
+        paths = ("outlook", "family", f"runs/{RUN}/wish")
+        return [(await client.post(f"/lora_atelier/{path}", data=json.dumps(body), headers=JSON)).status for path in paths]
+
+    assert max(asked(routes, every)) < 500
+
+
+def test_captions_are_asked_for_and_written_over_http(routes: Any, folder: str) -> None:
+    async def work(client: Any) -> Any:
+        widgets = {"folder": folder, "resolution": 128}
+        listed = await (await client.post("/lora_atelier/pictures", json={"settings": widgets})).json()
+        first = listed["pictures"][0]
+        place = {"folder": folder, "extension": ".txt", "nested": False}
+        edit = {"picture": first["picture"], "caption": "by hand", "version": first["version"]}
+        written = await client.post("/lora_atelier/captions", json={**place, "edits": [edit]})
+        again = await client.post("/lora_atelier/captions", json={**place, "edits": [edit]})
+        undone = await client.post("/lora_atelier/captions", json={**place, "edits": (await written.json())["undo"]})
+        query = {"folder": folder, "picture": first["picture"]}
+        small = await client.get("/lora_atelier/thumbnail", params=query)
+        outside = await client.get("/lora_atelier/thumbnail", params={**query, "picture": "../../models/x"})
+        question = {"captions": {"a": "red"}, "operation": "add", "text": "round"}
+        changed = await (await client.post("/lora_atelier/captions/change", json=question)).json()
+        foreign = await client.post(
+            "/lora_atelier/captions", json={**place, "edits": [edit]}, headers={"Origin": "https://elsewhere.example"}
+        )
+        error = (await again.json())["error"]
+        return (
+            len(listed["pictures"]),
+            written.status,
+            again.status,
+            error,
+            undone.status,
+            small,
+            outside.status,
+            changed,
+            foreign.status,
+        )
+
+    count, written, again, error, undone, small, outside, changed, foreign = asked(routes, work)
+    assert (count, written, again, undone, outside, foreign) == (5, 200, 409, 200, 404, 403)
+    assert "0.png changed on the disk" in error
+    assert small.status == 200 and small.content_type == "image/jpeg"
+    assert changed == {"captions": {"a": "red, round"}}

@@ -1,0 +1,77 @@
+"""What a recipe comes to before it runs: the curve of its rate, its steps, the size of its file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from .config import TrainingConfig
+from .network.frozen import weight_shape
+from .network.parts import trained_layers
+from .network.targets import settings
+from .optim import schedules
+from .optim.curve import curve, summary
+
+BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+NOMINAL = 1000
+"""Steps of a run whose length is not known yet: its curve is drawn from 0 to 100 %."""
+ENTRY = 110
+"""Bytes that one tensor takes in a file's header, about; there are three a layer."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Numbers to be drawn; steps are those of the progress bar, a batch each."""
+
+    points: tuple[tuple[int, float], ...]
+    """(0-based step, rate)."""
+    total: int
+    known: bool
+    """Whether ``total`` is the run's; if not, only shares of it mean something."""
+    steps_per_epoch: int | None
+    epochs: int | None
+    """Epochs that are begun."""
+    summary: str
+    """The schedule in a line."""
+
+
+def look_ahead(config: TrainingConfig, steps_per_epoch: int | None) -> Outlook:
+    """The outlook of a run whose epochs have so many steps (None: nobody knows yet).
+
+    AtelierError where the schedule does not fit into the run.
+    """
+    optimizer, length = config.optimizer, config.length
+    total = length.max_steps or (length.epochs * steps_per_epoch if steps_per_epoch else 0)
+    known = total > 0
+    if known:
+        schedules.check(optimizer, optimizer.updates(total))
+    else:
+        warm = optimizer.warmup_steps * optimizer.accumulate
+        total = max(NOMINAL, 10 * warm, math.ceil(1.1 * (warm + optimizer.cycles * optimizer.cycle_steps * optimizer.accumulate)))
+    updates = optimizer.updates(total)
+    points = tuple((min(step * optimizer.accumulate, total - 1), rate) for step, rate in curve(optimizer, updates))
+    epochs = math.ceil(total / steps_per_epoch) if steps_per_epoch and known else None
+    return Outlook(points, total, known, steps_per_epoch, epochs, summary(optimizer, updates))
+
+
+def file_size(config: TrainingConfig, layers: Mapping[str, nn.Module], names: Mapping[str, list[str]]) -> int | None:
+    """Bytes of one LoRA file beside ``layers``, without the workflow in it; None where only training tells.
+
+    Numbers of a layer with weight (out, in, kh, kw): LoRA rank (in kh kw + out); LoHa twice that of the flattened weight; DoRA
+    (out) more, which are always 32 bits. LoKr's shapes follow from factors, and a LoRA to go on from brings its own.
+    """
+    network = config.network
+    if network.algorithm == "LoKr" or network.start_from or config.text.encoders != "none":
+        return None
+    chosen = trained_layers({name: layer for name, layer in layers.items() if name in names}, config)
+    wanted, numbers, rows = settings(chosen, network), 0, 0
+    for name, layer in chosen.items():
+        outputs, *inputs = weight_shape(layer)
+        pairs = 2 if network.algorithm == "LoHa" else 1
+        numbers += pairs * wanted[name].rank * (math.prod(inputs) + outputs) + 1
+        rows += outputs if network.weight_decompose else 0
+    entries = len(chosen) * (5 if network.algorithm == "LoHa" else 3)
+    return numbers * BYTES[config.save_precision] + 4 * rows + entries * ENTRY
