@@ -162,14 +162,14 @@ def _table() -> dict[str, Family]:
 FAMILIES: Mapping[str, Family] = _table()
 
 
-def family_of(name: str) -> Family:
+def notes_on(name: str) -> Family:
     """What is known of the family that the host calls ``name``; sound defaults for an unknown one."""
     return FAMILIES.get(name, UNKNOWN)
 
 
 def remark(name: str) -> str:
     """One sentence for the person about a family that this table does not have; else nothing."""
-    if family_of(name).known:
+    if notes_on(name).known:
         return ""
     return (
         f"{name} is a model family that LoRA Atelier has no notes on: its noise levels are the usual ones and its file is in "

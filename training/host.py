@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .checkpointing import blocks_of
 from .errors import AtelierError
-from .families import BESIDE, family_of
+from .families import BESIDE, notes_on
 from .header import Header
 from .network.lora import is_conv, is_linear
 from .noise import Prediction, spread
@@ -114,7 +114,7 @@ class Model:
 
     def check(self) -> None:
         """AtelierError, with the reason, if this model cannot be trained rightly."""
-        family = family_of(self.family)
+        family = notes_on(self.family)
         if family.refused:
             raise AtelierError(f"model: {self.family} {family.refused}")
         blank = torch.zeros(1, self.latent_channels, *([1] if self.frames else []), 8, 8)
@@ -211,7 +211,7 @@ class Model:
         ``target_height`` in pixels, used by models with size conditioning.
         """
         extras = {k: v for k, v in text.items() if k != "cond"}
-        guidance = family_of(self.family).guidance
+        guidance = notes_on(self.family).guidance
         told = {} if guidance is None else {"guidance": guidance}
         # A conditioning from the canvas may name sizes and guidance itself; those are meant.
         conds = sampler_helpers.convert_cond([[text["cond"], {**size, **told, **extras}]])

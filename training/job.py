@@ -25,7 +25,7 @@ from .dataset.sightings import trained_captions
 from .encode import Encoded, Work, work_of
 from .enough import Verdict
 from .errors import AtelierError
-from .families import family_of, remark
+from .families import notes_on, remark
 from .grid.plan import Epochs
 from .grid.render import to_picture
 from .loop import Progress, Watcher, total_steps, train
@@ -115,7 +115,7 @@ class Job:
         if network.start_from:
             adapter = start_from(host.lora_path(network.start_from), self.layers, self.names, network)
         else:
-            chosen = trained_layers(self.layers, self.config, family_of(self.model.family))
+            chosen = trained_layers(self.layers, self.config, notes_on(self.model.family))
             adapter = Adapter.fresh(chosen, network, self.config.seed)
         give_rates(adapter, self.config)
         return adapter.to(self.model.device)
@@ -149,7 +149,7 @@ def run_training(
     learns_text = config.text.encoders != "none"
     text = text.for_training() if learns_text else text
     layers, names = every_layer(model, text if learns_text else None)
-    trained_layers(layers, config, family_of(model.family))  # refuses what the model lacks before anything is encoded
+    trained_layers(layers, config, notes_on(model.family))  # refuses what the model lacks before anything is encoded
     plan = Plan(dataset, config.seed)
     job = Job(model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show)
     run = Run.open(config.name, job.identity(), host.runs_folder(), host.loras_folder(), start_over=start_over)
@@ -224,7 +224,7 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         log.info("%s: %s", run.name, unknown)
     for note in optimizers.notes(job.config.optimizer, [group["rate"] for group in adapter.parameter_groups()]):
         log.info("%s: %s", run.name, note)
-    levels = LevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, family_of(job.model.family))
+    levels = LevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, notes_on(job.model.family))
     advance = host.progress(job.total)
     saver = _Saver(job, run, adapter, layers, advance, now)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ class Animal:
     recipe: Recipe
     model: Any
     """``host.Model``."""
+    loaded: bool
+    """By the host's loader, not made from its class."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,26 +80,42 @@ def weights_of(network: torch.nn.Module, recipe: Recipe) -> dict[str, Tensor]:
 
 
 def build(recipe: Recipe) -> Animal:
-    """The model as a graph knows it: its weights are inference tensors. Raises whatever the host raises where it cannot."""
+    """The model as a graph knows it: its weights are inference tensors. Raises whatever the host raises where it cannot.
+
+    An older host may insist on the published sizes of what a newer one recognises; the model is then made from its class too.
+    """
     import comfy.model_management
     import comfy.model_patcher
     import comfy.sd
-    import comfy.supported_models
     from lora_atelier.training import host
 
     with torch.inference_mode():
-        config = getattr(comfy.supported_models, recipe.family)(dict(recipe.config))
-        config.unet_config.update(recipe.config)  # of some families the host insists on widths, which are not in the file
-        config.set_inference_dtype(torch.float32, None)
-        made = config.get_model({mark: torch.zeros(0) for mark in recipe.marks}, "", device=torch.device("cpu"))
+        made = from_class(recipe)
         tensors = weights_of(made.diffusion_model, recipe)
         if recipe.loads:
-            del made
-            patcher = comfy.sd.load_diffusion_model_state_dict(tensors)
-            if patcher is None:
-                raise ValueError("the host's detection does not know this file")
-        else:
-            made.diffusion_model.load_state_dict(tensors)
-            load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-            patcher = comfy.model_patcher.ModelPatcher(made, load_device=load, offload_device=offload)
-    return Animal(recipe, host.Model(patcher))
+            with suppress(RuntimeError, ValueError, KeyError):
+                patcher = comfy.sd.load_diffusion_model_state_dict(dict(tensors))
+                if patcher is not None:
+                    return Animal(recipe, host.Model(patcher), True)
+        made.diffusion_model.load_state_dict({name: tensors[name] for name in made.diffusion_model.state_dict()})
+        load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+        patcher = comfy.model_patcher.ModelPatcher(made, load_device=load, offload_device=offload)
+    return Animal(recipe, host.Model(patcher), False)
+
+
+def from_class(recipe: Recipe) -> Any:
+    """The host's model of this family with these settings; an older host knows fewer of them."""
+    import comfy.supported_models
+
+    settings = dict(recipe.config)
+    while True:
+        config = getattr(comfy.supported_models, recipe.family)(settings)
+        config.unet_config.update(settings)  # of some families the host insists on widths, which are not in the file
+        config.set_inference_dtype(torch.float32, None)
+        try:
+            return config.get_model({mark: torch.zeros(0) for mark in recipe.marks}, "", device=torch.device("cpu"))
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None or unknown[1] not in settings:
+                raise
+            del settings[unknown[1]]

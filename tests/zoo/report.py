@@ -65,7 +65,7 @@ def collect(target: Path) -> None:
     from lora_atelier.training import families
 
     names = [kind.__name__ for kind in comfy.supported_models.models]
-    known = {name: describe(families.family_of(name), families.BySize) for name in names}
+    known = {name: describe(families.notes_on(name), families.BySize) for name in names}
     target.write_text(json.dumps({"models": notes.models, "families": known}), encoding="utf-8")
 
 
@@ -85,7 +85,7 @@ def found_on(host: Path) -> dict[str, Any]:
 
 
 def verdict(note: dict[str, Any] | None) -> str:
-    if note is None:
+    if note is None or set(note["tests"].values()) == {"skipped"}:
         return "–"
     if "failed" in note["tests"].values():
         return f"no: {note.get('why', '')}".replace("|", "/").replace("`", "'")
@@ -108,7 +108,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         unaided = note.get("unaided", "right")
         cells = [
             recipe.name, f"`{recipe.family}`", *map(verdict, notes), note.get("prediction", ""), noise if note else "", layers,
-            "yes" if recipe.loads and note else "class" if note else "", "" if unaided == "right" else unaided,
+            "yes" if note.get("loads") else "class" if note else "", "" if unaided == "right" else unaided,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Not tried", "", f"The other families of ComfyUI {hosts[0]}.", "", "| family | |", "| --- | --- |"]

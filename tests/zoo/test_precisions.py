@@ -31,7 +31,7 @@ def loaded(tensors: dict[str, Tensor], **options: object) -> Animal:
 
     with torch.inference_mode():
         patcher = comfy.sd.load_diffusion_model_state_dict({n: t.clone() for n, t in tensors.items()}, model_options=options)
-    return Animal(FLUX, host.Model(patcher))
+    return Animal(FLUX, host.Model(patcher), True)
 
 
 def rounded(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..families import family_of
+from ..families import notes_on
 from .attach import Adapter
 from .branch import Branch
 from .frozen import weight_shape
@@ -54,7 +54,7 @@ def file_name_of(layer: str, known: Sequence[str], family: str) -> str:
                     return name
         raise ValueError(f"the host knows no LoRA name for {layer}")
     generic = {"lora_unet_": "lora_unet_" + layer.replace(".", "_"), "diffusion_model.": "diffusion_model." + layer}
-    for prefix in family_of(family).dialect:
+    for prefix in notes_on(family).dialect:
         if generic.get(prefix) in known:
             return generic[prefix]
         for name in known:
