@@ -83,7 +83,7 @@ SD = Family(dialect=DIFFUSERS_UNET)
 SDXL = Family(dialect=KOHYA)
 FLUX = Family("shifted", BySize(), guidance=1.0, dialect=KOHYA)
 # The text's stream ends with the last block: there only its keys and values are heard by the picture.
-TEXT_ENDS = r"^transformer_blocks\.LAST\.(txt_mlp\.|attn\.(to_add_out|add_q_proj)$)"
+TEXT_ENDS = r"^(transformer|double)_blocks\.LAST\.(txt_mlp\.|attn\.(to_add_out|add_q_proj|txt_attn_proj)$)"
 REFUSED_BESIDE, REFUSED_MOTION, REFUSED_OTHER = (Family(refused=why) for why in (BESIDE, MOTION, NO_PICTURE))
 
 
@@ -107,8 +107,8 @@ def _table() -> dict[str, Family]:
         "HunyuanVideo15": Family(refused=MOTION),
         "QwenImage": Family("shifted", BySize(high=0.9, most=8192), silent=TEXT_ENDS),
         "MageFlow": Family("shifted", 6.0, silent=TEXT_ENDS),
-        "JoyImage": Family("shifted", 1.5),
-        "Lens": Family("shifted", BySize(patch=1)),
+        "JoyImage": Family("shifted", 1.5, silent=TEXT_ENDS),
+        "Lens": Family("shifted", BySize(patch=1), silent=TEXT_ENDS),
         "Krea2": Family("shifted", BySize(most=6400)),
         "Lumina2": Family("shifted", BySize()),
         "ZImage": Family("shifted", 2.0),
@@ -123,7 +123,7 @@ def _table() -> dict[str, Family]:
         "Boogu": Family(),
         "ErnieImage": Family("shifted", 3.0),
         "Ideogram4": Family(),
-        "PixelDiTT2I": Family("shifted", 4.0),
+        "PixelDiTT2I": Family(refused="overwrites what a gradient would have to be computed from, so that it cannot be trained."),
         **dict.fromkeys(
             (
                 "FluxInpaint", "SD15_instructpix2pix", "SDXL_instructpix2pix", "SD_X4Upscaler", "LotusD", "Stable_Zero123",

@@ -227,7 +227,9 @@ class Model:
         """
         answer = torch.empty(0)
         order: list[int] = []
-        for group in _alike(conditions):
+        # A mean-flow network is told one further level for all pictures of a batch, so each goes alone.
+        alone = getattr(self.base.diffusion_model, "time_r_in", None) is not None
+        for group in [[i] for i in range(len(conditions))] if alone else _alike(conditions):
             merged = comfy.samplers.cond_cat([conditions[i] for i in group])
             part = self._raw_output(x[group], sigma[group], merged)
             answer = part if not order else torch.cat([answer, part])
@@ -241,7 +243,8 @@ class Model:
         caught: list[Tensor] = []
         handle = self.base.diffusion_model.register_forward_hook(lambda _m, _i, output: caught.append(output))
         options = dict(self.patcher.model_options.get("transformer_options", {}))
-        options.update(sigmas=sigma, sample_sigmas=sigma, cond_or_uncond=[0])
+        # Mean-flow networks ask where the step ends: at its beginning, where the mean velocity is the velocity.
+        options.update(sigmas=sigma, sample_sigmas=torch.stack([sigma[0], sigma[0]]), cond_or_uncond=[0])
         try:
             denoised = self.base.apply_model(x, sigma, transformer_options=options, **conditioning)
         finally:

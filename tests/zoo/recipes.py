@@ -277,8 +277,12 @@ RECIPES = (
     ),
     Recipe("Lumina 2", "Lumina2", lumina(), cond(64), loads=False),
     Recipe(
-        "Z-Image", "ZImage", lumina(n_kv_heads=4, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32), cond(64),
-        loads=False,
+        "Z-Image", "ZImage",
+        lumina(
+            dim=256, n_heads=8, n_kv_heads=8, axes_dims=[8, 12, 12], z_image_modulation=True, time_scale=1000.0,
+            pad_tokens_multiple=32,
+        ),
+        cond(64), loads=False,
     ),
     Recipe("Kandinsky 5 image", "Kandinsky5Image", kandinsky(), cond(64, pooled_output=(1, 32)), loads=False),
     Recipe(
@@ -309,7 +313,7 @@ RECIPES = (
             "num_kv_heads": 1, "num_layers": 2, "num_refiner_layers": 1, "out_channels": None, "patch_size": 2,
             "text_feat_dim": 64, "timestep_scale": 1000.0,
         },
-        cond(64), loads=False,
+        cond(64, attention_mask=(1, TOKENS)), loads=False,
     ),
     Recipe(
         "Boogu", "Boogu",
@@ -318,7 +322,7 @@ RECIPES = (
             "instruction_feat_dim": 64, "num_attention_heads": 2, "num_kv_heads": 1, "axes_dim_rope": (16, 16, 16),
             "axes_lens": (64, 64, 64), "multiple_of": 32,
         },
-        cond(64), loads=False,
+        cond(64, attention_mask=(1, TOKENS)), loads=False,
     ),
     Recipe(
         "ERNIE-Image", "ErnieImage",
@@ -346,15 +350,6 @@ RECIPES = (
         },
         cond(64, pooled_output=(1, 32), conditioning_llama3=(1, 2, TOKENS, 64)), loads=False,
     ),
-    Recipe(
-        "PixelDiT", "PixelDiTT2I",
-        {
-            "image_model": "pixeldit_t2i", "num_groups": 2, "hidden_size": 64, "pixel_hidden_size": 8,
-            "pixel_attn_hidden_size": 32, "pixel_num_groups": 2, "patch_depth": 2, "pixel_depth": 1, "patch_size": 8,
-            "txt_embed_dim": 64, "txt_max_length": 16,
-        },
-        cond(64), loads=False, cells=(32, 32),
-    ),
     # Those that have to be refused.
     Recipe("SD 1.5 inpainting", "SD15", unet(768, model_channels=64, in_channels=9), cond(768, 77), loads=False),
     Recipe(
@@ -372,6 +367,15 @@ RECIPES = (
             in_channels=32, out_channels=16, patch_size=[1, 2, 2], axes_dim=[16, 56, 56], vec_in_dim=768, guidance_embed=True
         ),
         cond(64, pooled_output=(1, 768)),
+    ),
+    Recipe(
+        "PixelDiT", "PixelDiTT2I",
+        {
+            "image_model": "pixeldit_t2i", "num_groups": 2, "hidden_size": 64, "pixel_hidden_size": 8,
+            "pixel_attn_hidden_size": 32, "pixel_num_groups": 2, "patch_depth": 2, "pixel_depth": 1, "patch_size": 8,
+            "txt_embed_dim": 64, "txt_max_length": 16,
+        },
+        cond(64), loads=False, cells=(32, 32),
     ),
     Recipe("LOTUS", "LotusD", narrow(1024, 4), cond(1024, 77), loads=False),
 )  # fmt: skip
