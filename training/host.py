@@ -50,11 +50,11 @@ def _kernels() -> dict[Any, Any]:
 
     The host spares itself some of them while ``in_training`` is set, but not all.
     """
-    try:
-        from comfy_kitchen.backends.eager import adaln, rope
-    except ImportError:
+    home = "comfy_kitchen.backends.eager."
+    parts = [sys.modules[home + name] for name in ("adaln", "rope") if home + name in sys.modules]
+    if not parts:
         return {}
-    plain = {name: value for part in (adaln, rope) for name, value in vars(part).items() if callable(value)}
+    plain = {name: value for part in parts for name, value in vars(part).items() if callable(value)}
     ops = torch.ops.comfy_kitchen
     # Those whose names end in _ write into their input, which is for sampling alone.
     return {getattr(ops, name): step for name, step in plain.items() if not name.endswith("_") and hasattr(ops, name)}

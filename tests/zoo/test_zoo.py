@@ -46,10 +46,15 @@ def present(recipe: Recipe) -> Recipe:
     return recipe
 
 
+def carriers(animal: Animal) -> dict[str, torch.nn.Module]:
+    """Layers that the host can find in a LoRA file."""
+    names = animal.model.lora_names()
+    return {name: layer for name, layer in animal.model.layers().items() if name in names}
+
+
 def new_adapter(animal: Animal, up: float = 0.05) -> Adapter:
     """An adapter on everything that learns, whose up-matrices are not zero, so that all its gradients are non-zero."""
-    names = animal.model.lora_names()
-    layers = {name: layer for name, layer in animal.model.layers().items() if name in names}
+    layers = carriers(animal)
     chosen = targets.choose(layers, "all linear")
     kept = notes_on(animal.model.family).without_silent(layers)
     adapter = Adapter.fresh({name: chosen[name] for name in kept if name in chosen}, NetworkConfig(rank=2, alpha=2.0), 3)
@@ -156,7 +161,7 @@ def test_the_gradient(animal, record_property):
     record_property("prediction", animal.model.prediction)
     record_property("frames", animal.model.frames)
     record_property("targets", len(adapter.branches))
-    record_property("left_out", len(animal.model.lora_names().keys() & animal.model.layers().keys()) - len(adapter.branches))
+    record_property("left_out", len(layers := carriers(animal)) - len(notes_on(animal.model.family).without_silent(layers)))
     record_property("loads", animal.loaded)
     record_property("megabytes", round(sum(p.nbytes for p in animal.model.base.diffusion_model.parameters()) / 1e6))
 
