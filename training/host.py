@@ -11,7 +11,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,7 +118,9 @@ class Model:
         if family.refused:
             raise AtelierError(f"model: {self.family} {family.refused}")
         blank = torch.zeros(1, self.latent_channels, *([1] if self.frames else []), 8, 8)
-        beside = self.base.concat_cond(noise=blank, latent_image=blank, device=blank.device)
+        beside = None
+        with suppress(KeyError, AttributeError, IndexError, RuntimeError):  # a family of tomorrow may want to be asked otherwise
+            beside = self.base.concat_cond(noise=blank, latent_image=blank, device=blank.device)
         if beside is not None and not family.blank_beside:
             raise AtelierError(f"model: this {self.family} {BESIDE}")
         if self.prediction == "flow" and getattr(self.sampling, "noise_scale", 1.0) != 1.0:
