@@ -74,6 +74,21 @@ if (COMFYUI / "main.py").is_file():
     prepare_host(BASE)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-models", action="store_true", help="also the models of tests/zoo that are too large for every run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "all_models: tried with --all-models only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all-models"):
+        for item in items:
+            if item.get_closest_marker("all_models"):
+                item.add_marker(pytest.mark.skip(reason="large: tried with --all-models"))
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(BASE, ignore_errors=True)
 

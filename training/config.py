@@ -401,7 +401,7 @@ class NoiseConfig:
     """At which noise levels the model is asked, and what the noise is."""
 
     levels: Levels = "auto"
-    """``auto`` takes what suits the model: uniform for eps and v, logit-normal for flow, shifted for Flux."""
+    """``auto`` takes what suits the model: uniform for eps and v, for flow what its family is trained with (``families``)."""
     logit_mean: float = 0.0
     """``logit-normal``: mean of the logit; below 0 asks for details more often, above 0 for composition."""
     logit_std: float = 1.0
@@ -409,7 +409,7 @@ class NoiseConfig:
     sigmoid_scale: float = 1.0
     """``sigmoid`` and ``shifted``: the levels are sigmoid(scale x normal number); larger spreads them to both ends."""
     shift: float = 0.0
-    """``shifted``: factor of the shift towards noise; 0 takes it from the picture's size for Flux and 3 otherwise."""
+    """``shifted``: factor of the shift towards noise; 0 takes the family's own, 3 for one that has none."""
     lowest: float = 0.0
     """Start of the range that is asked for, as a share of the schedule: 0 is no noise."""
     highest: float = 1.0

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,10 +31,11 @@ from . import lockstep
 from .checkpointing import blocks_of
 from .convolutions import as_products
 from .errors import AtelierError
+from .families import BESIDE, notes_on
 from .header import Header
 from .network.lora import is_conv, is_linear
-from .noise import Prediction
-from .out_of_place import Care, OutOfPlace
+from .noise import Prediction, spread
+from .out_of_place import KERNELS, Care, OutOfPlace
 from .transfer import to_device
 
 log = logging.getLogger("lora-atelier")
@@ -49,6 +50,24 @@ _held: list[Model] = []
 TRUSTED = {("comfy.ldm.modules.diffusionmodules.openaimodel", "UNetModel"),
            ("comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper")}  # fmt: skip
 PREDICTIONS: dict[str, Prediction] = {"EPS": "eps", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
+
+
+def _kernels() -> dict[Any, Any]:
+    """The host's fused kernels that autograd cannot pass, where it has any, and the same in single steps, from the same source.
+
+    The host spares itself some of them while ``in_training`` is set, but not all.
+    """
+    home = "comfy_kitchen.backends.eager."
+    parts = [sys.modules[home + name] for name in ("adaln", "rope") if home + name in sys.modules]
+    if not parts:
+        return {}
+    plain = {name: value for part in parts for name, value in vars(part).items() if callable(value)}
+    ops = torch.ops.comfy_kitchen
+    # Those whose names end in _ write into their input, which is for sampling alone.
+    return {getattr(ops, name): step for name, step in plain.items() if not name.endswith("_") and hasattr(ops, name)}
+
+
+KERNELS.update(_kernels())
 
 
 class Model:
@@ -85,6 +104,8 @@ class Model:
 
         sampling = self.sampling
         discrete = isinstance(sampling, kinds.ModelSamplingDiscrete)
+        if self._levels_are_ratios:
+            return "flow"
         if isinstance(sampling, kinds.CONST) and not isinstance(sampling, getattr(kinds, "IMG_TO_IMG_FLOW", ())):
             return "flow"
         if discrete and isinstance(sampling, kinds.V_PREDICTION) and not isinstance(sampling, kinds.EDM):
@@ -97,8 +118,30 @@ class Model:
         )
 
     @property
-    def is_flux(self) -> bool:
-        return self.base.model_type.name == "FLUX"
+    def _levels_are_ratios(self) -> bool:
+        """Flow models to which the host gives sigma / (1 - sigma) as the level, and the latent divided by 1 - sigma (Cosmos)."""
+        from comfy import model_sampling as kinds
+
+        return isinstance(self.sampling, getattr(kinds, "COSMOS_RFLOW", ()))
+
+    @property
+    def frames(self) -> bool:
+        """Whether its latents are (B, C, T, H, W), of which a picture is one frame."""
+        return getattr(self.patcher.get_model_object("latent_format"), "latent_dimensions", 2) == 3
+
+    def check(self) -> None:
+        """AtelierError, with the reason, if this model cannot be trained rightly."""
+        family = notes_on(self.family)
+        if family.refused:
+            raise AtelierError(f"model: {self.family} {family.refused}")
+        blank = torch.zeros(1, self.latent_channels, *([1] if self.frames else []), 8, 8)
+        beside = None
+        with suppress(KeyError, AttributeError, IndexError, RuntimeError):  # a family of tomorrow may want to be asked otherwise
+            beside = self.base.concat_cond(noise=blank, latent_image=blank, device=blank.device)
+        if beside is not None and not family.blank_beside:
+            raise AtelierError(f"model: this {self.family} {BESIDE}")
+        if self.prediction == "flow" and getattr(self.sampling, "noise_scale", 1.0) != 1.0:
+            raise AtelierError(f"model: {self.family} is made with noise of another strength, which is not trained here.")
 
     @property
     def latent_channels(self) -> int:
@@ -153,8 +196,8 @@ class Model:
         return _identity(self.base.diffusion_model, self.patcher, "diffusion_model.")
 
     def latents_in(self, latents: Tensor) -> Tensor:
-        """From what the VAE gives to what the model sees (the latent format's scale and shift)."""
-        return self.base.process_latent_in(latents)
+        """From what the VAE gives to what the model sees (the latent format's scale and shift, and a picture's one frame)."""
+        return self.base.process_latent_in(latents.unsqueeze(2) if self.frames and latents.ndim == 4 else latents)
 
     @contextmanager
     def hold(self, text: TextEncoder | None = None) -> Iterator[None]:
@@ -191,8 +234,10 @@ class Model:
         ``target_height`` in pixels, used by models with size conditioning.
         """
         extras = {k: v for k, v in text.items() if k != "cond"}
-        # A conditioning from the canvas may name sizes itself; those are meant.
-        conds = sampler_helpers.convert_cond([[text["cond"], {**size, **extras}]])
+        guidance = notes_on(self.family).guidance
+        told = {} if guidance is None else {"guidance": guidance}
+        # A conditioning from the canvas may name sizes and guidance itself; those are meant.
+        conds = sampler_helpers.convert_cond([[text["cond"], {**size, **told, **extras}]])
         learns = any(isinstance(value, Tensor) and value.requires_grad for value in text.values())
         with OutOfPlace() if learns else nullcontext():
             conds = comfy.samplers.encode_model_conds(
@@ -205,7 +250,9 @@ class Model:
 
         Every picture has its own conditioning; those of one shape go through the model together.
         """
-        groups = _alike(conditions)
+        # A mean-flow network is told one further level for all pictures of a batch, so each goes alone.
+        alone = getattr(self.base.diffusion_model, "time_r_in", None) is not None
+        groups = [[i] for i in range(len(conditions))] if alone else _alike(conditions)
         if len(groups) == 1:
             return self._answer(x, sigma, conditions)
         answers: dict[int, Tensor] = {}
@@ -225,10 +272,14 @@ class Model:
 
     def _raw_output(self, x: Tensor, sigma: Tensor, conditioning: dict[str, Any]) -> Tensor:
         """``apply_model`` returns the denoised picture; the network's own output is caught on its way there."""
+        if self._levels_are_ratios:
+            x, sigma = x / (1 - spread(sigma, x)), sigma / (1 - sigma)
         caught: list[Tensor] = []
         handle = self.base.diffusion_model.register_forward_hook(lambda _m, _i, output: caught.append(output))
         options = dict(self.patcher.model_options.get("transformer_options", {}))
-        options.update(sigmas=sigma, sample_sigmas=sigma, cond_or_uncond=[0], optimized_attention_override=_attention)
+        # Mean-flow networks ask where the step ends: at its beginning, where the mean velocity is the velocity.
+        ends = torch.stack([sigma[0], sigma[0]])
+        options.update(sigmas=sigma, sample_sigmas=ends, cond_or_uncond=[0], optimized_attention_override=_attention)
         try:
             denoised = self.base.apply_model(x, sigma, transformer_options=options, **conditioning)
         finally:

@@ -25,6 +25,7 @@ from .dataset.sightings import trained_captions, trained_pictures
 from .encode import Encoded, Work, work_of
 from .enough import Verdict
 from .errors import AtelierError
+from .families import notes_on, remark
 from .grid.pixels import to_picture
 from .grid.plan import Epochs
 from .loop import Progress, Watcher, total_steps, train
@@ -111,7 +112,7 @@ class Job:
     def adapter(self) -> Adapter:
         """The adapter at step 0."""
         network, seed = self.config.network, self.config.seed
-        wanted = trained_layers(self.layers, self.config)
+        wanted = trained_layers(self.layers, self.config, notes_on(self.model.family))
         if network.start_from:
             adapter = start_from(host.lora_path(network.start_from), self.layers, self.names, network, wanted, seed)
         else:
@@ -139,6 +140,7 @@ def run_training(
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
     dataset = refresh_captions(dataset)
+    model.check()
     check_dataset(dataset, config)
     pairs.check(dataset, model.latent_channels)
     check_weighting(model.prediction, config.loss)
@@ -147,7 +149,7 @@ def run_training(
     learns_text = config.text.encoders != "none"
     text = text.for_training() if learns_text else text
     layers, names = every_layer(model, text if learns_text else None)
-    trained_layers(layers, config)  # refuses what the model lacks before anything is encoded
+    trained_layers(layers, config, notes_on(model.family))  # refuses what the model lacks before anything is encoded
     plan = Plan(dataset, config.seed)
     job = Job(model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show)
     run = Run.open(config.name, job.identity(), host.runs_folder(), host.loras_folder(), start_over=start_over)
@@ -218,9 +220,11 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         "training %s: %s\n%s\n%d steps, %d layers, %d numbers", run.name, job.config, job.plan.describe(), job.total,
         len(layers), adapter.parameter_count(),
     )  # fmt: skip
+    if unknown := remark(job.model.family):
+        log.info("%s: %s", run.name, unknown)
     for note in optimizers.notes(job.config.optimizer, [group["rate"] for group in adapter.parameter_groups()]):
         log.info("%s: %s", run.name, note)
-    levels = LevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, job.model.is_flux)
+    levels = LevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, notes_on(job.model.family))
     advance = host.progress(job.total)
     saver = _Saver(job, run, adapter, layers, advance, now)
 

@@ -7,7 +7,6 @@ itself), for flow models it is the mixing weight (x_t = (1 - sigma) x0 + sigma e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import NoiseConfig
+from .families import UNKNOWN, BySize, Family, Shift
 
 Prediction = Literal["eps", "v", "flow"]
 Distribution = Literal["uniform", "logit-normal", "shifted", "sigmoid"]
@@ -57,18 +57,18 @@ class LevelSampler:
     distribution: Distribution
     table: Tensor | None = None
     """Sigma of every discrete timestep, ascending; eps and v models only."""
-    flux_shift: bool = False
-    """Shift by the picture's size (Flux) instead of the fixed factor 3 (SD3) when the distribution is ``shifted``."""
+    shift: Shift = 3.0
+    """Taken when the distribution is ``shifted`` and the settings give no number."""
     settings: NoiseConfig = field(default_factory=NoiseConfig)
     """Parameters of the distributions and the range; its ``levels`` is not looked at."""
 
     @classmethod
-    def suited(cls, kind: Prediction, settings: NoiseConfig, table: Tensor | None, is_flux: bool = False) -> LevelSampler:
-        """The sampler that ``settings`` ask for; ``auto`` is uniform for eps and v, shifted for Flux, logit-normal for flow."""
+    def suited(cls, kind: Prediction, settings: NoiseConfig, table: Tensor | None, family: Family = UNKNOWN) -> LevelSampler:
+        """The sampler that ``settings`` ask for; ``auto`` is uniform for eps and v, and what the family wants for flow."""
         distribution = settings.levels
         if distribution == "auto":
-            distribution = "shifted" if is_flux else "logit-normal" if kind == "flow" else "uniform"
-        return cls(kind, distribution, table, is_flux, settings)
+            distribution = family.levels if kind == "flow" else "uniform"
+        return cls(kind, distribution, table, family.shift, settings)
 
     def draw(self, count: int, latent_size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """(count,) float32 on the CPU. ``latent_size`` is (height, width) in latent cells."""
@@ -91,7 +91,8 @@ class LevelSampler:
         elif self.distribution != "uniform":
             u = torch.sigmoid(how.sigmoid_scale * number)
         if self.distribution == "shifted":
-            u = shift_level(u, how.shift or (flux_shift_factor(latent_size) if self.flux_shift else 3.0))
+            own = self.shift.factor(latent_size) if isinstance(self.shift, BySize) else self.shift
+            u = shift_level(u, how.shift or own)
         u = how.lowest + (how.highest - how.lowest) * u
         if self.kind == "flow":
             # The very ends carry no signal: at 0 nothing is asked, at 1 nothing of the picture is left.
@@ -105,12 +106,6 @@ class LevelSampler:
 def shift_level(s: Tensor, factor: float) -> Tensor:
     """s' = k s / (1 + (k - 1) s) (Esser et al. 2024, equation 23)."""
     return factor * s / (1 + (factor - 1) * s)
-
-
-def flux_shift_factor(latent_size: tuple[int, int]) -> float:
-    """k = e^mu with mu linear in the number of 2 x 2 patches: 0.5 at 256, 1.15 at 4096 (Flux's published schedule)."""
-    patches = (latent_size[0] / 2) * (latent_size[1] / 2)
-    return math.exp(0.5 + 0.65 * (patches - 256) / 3840)
 
 
 def make_noise(shape: Sequence[int], config: NoiseConfig, generator: torch.Generator) -> Tensor:

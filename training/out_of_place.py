@@ -1,7 +1,8 @@
 """``x += y`` without the in-place part, where a gradient is needed.
 
 Some networks change their tensors in place (``img += ...``). Autograd then refuses the backward pass, and under checkpointing it
-does not even notice: what was kept for the gradient has been overwritten, and the gradient is wrong.
+does not even notice: what was kept for the gradient has been overwritten, and the gradient is wrong. Others call fused kernels
+through which no gradient comes back.
 
 The mode below costs a few microseconds for every torch call, so it is only on where it is needed (``Care``). In compiled code
 there are no modes; there the same is done to the graph (``without_in_place``).
@@ -36,6 +37,8 @@ AUGMENTED: Mapping[Any, Callable[..., Any]] = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
+KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {}
+"""Fused kernels that have no backward pass, and what computes the same step by step; filled by who knows them (``host``)."""
 # Python 3.10 has an instruction for each; later ones have BINARY_OP, whose in-place variants count from 13.
 NAMES = ("INPLACE_ADD", "INPLACE_SUBTRACT", "INPLACE_MULTIPLY", "INPLACE_TRUE_DIVIDE")
 INSTRUCTIONS = {dis.opmap[name] for name in NAMES if name in dis.opmap}
@@ -45,7 +48,8 @@ _here = threading.local()
 
 
 class OutOfPlace(TorchFunctionMode):
-    """While it lasts, augmented assignments of tensors that carry a gradient make new tensors of the same type.
+    """While it lasts, augmented assignments of tensors that carry a gradient make new tensors of the same type, and ``KERNELS``
+    are replaced where a gradient has to pass.
 
     That is sound because Python binds the name anew to what such a statement returns. A call of ``x.add_(y)`` looks the same
     from here but for the instruction that it came from; it stays as it is, since its caller may count on ``x``.
@@ -56,7 +60,7 @@ class OutOfPlace(TorchFunctionMode):
         self.probing = probing
         """Whether it only looks if it is needed; everything has to be computed in the ordinary way then, or it sees nothing."""
         self.met = 0
-        """Augmented assignments of tensors so far, whether or not they carried a gradient."""
+        """Augmented assignments of tensors and calls of ``KERNELS`` so far, whether or not they carried a gradient."""
         self._code: dict[CodeType, bytes] = {}
 
     def __enter__(self) -> OutOfPlace:
@@ -71,6 +75,10 @@ class OutOfPlace(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func in KERNELS and torch.is_grad_enabled():
+            self.met += 1
+            if any(isinstance(a, Tensor) and a.requires_grad for a in args):
+                return KERNELS[func](*args, **(kwargs or {}))
         fresh = FRESH.get(func)
         if fresh is not None and torch.is_grad_enabled() and self._assigns(sys._getframe(1)):
             self.met += 1

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_atelier.training import noise
 from lora_atelier.training.config import NoiseConfig
+from lora_atelier.training.families import FAMILIES, UNKNOWN, BySize
 
 
 def test_v_target_is_that_of_diffusers(comfyui):
@@ -41,8 +42,8 @@ def test_flow_target_is_that_of_diffusers(comfyui):
 
 
 def test_flux_shift_at_the_published_sizes():
-    assert noise.flux_shift_factor((128, 128)) == pytest.approx(3.158, abs=1e-3)  # 1024 x 1024 pixels: mu = 1.15
-    assert noise.flux_shift_factor((32, 32)) == pytest.approx(1.6487, abs=1e-4)  # 256 x 256: mu = 0.5
+    assert BySize().factor((128, 128)) == pytest.approx(3.158, abs=1e-3)  # 1024 x 1024 pixels: mu = 1.15
+    assert BySize().factor((32, 32)) == pytest.approx(1.6487, abs=1e-4)  # 256 x 256: mu = 0.5
 
 
 @given(st.floats(0.01, 0.99), st.floats(0.5, 6.0))
@@ -102,13 +103,13 @@ def test_flux_levels_are_shifted_as_in_diffusers(size):
     mu = calculate_shift(size[0] // 2 * (size[1] // 2))
     s = torch.sigmoid(torch.randn(1000, generator=seeded()))
     theirs = math.exp(mu) / (math.exp(mu) + (1 / s - 1))  # FlowMatchEulerDiscreteScheduler.time_shift, exponential
-    drawn = noise.LevelSampler.suited("flow", NoiseConfig("shifted"), None, True).draw(1000, size, seeded())
+    drawn = noise.LevelSampler.suited("flow", NoiseConfig("shifted"), None, FAMILIES["Flux"]).draw(1000, size, seeded())
     assert torch.allclose(drawn, theirs, atol=1e-5)
 
 
 def test_an_own_shift_outranks_that_of_the_model():
-    for is_flux in (False, True):
-        drawn = noise.LevelSampler.suited("flow", NoiseConfig("shifted", shift=5), None, is_flux).draw(20_000, (8, 8), seeded())
+    for family in (UNKNOWN, FAMILIES["Flux"]):
+        drawn = noise.LevelSampler.suited("flow", NoiseConfig("shifted", shift=5), None, family).draw(20_000, (8, 8), seeded())
         assert drawn.median().item() == pytest.approx(5 / 6, abs=0.01)  # 5 x 0.5 / (1 + 4 x 0.5)
 
 
@@ -120,11 +121,11 @@ def test_the_scale_of_the_sigmoid_is_the_spread_of_the_logit():
 
 
 @pytest.mark.parametrize(
-    ("kind", "is_flux", "distribution"),
-    [("eps", False, "uniform"), ("v", False, "uniform"), ("flow", False, "logit-normal"), ("flow", True, "shifted")],
+    ("kind", "family", "distribution"),
+    [("eps", "SD15", "uniform"), ("v", "SD20", "uniform"), ("flow", "SD3", "logit-normal"), ("flow", "Flux", "shifted")],
 )
-def test_auto_takes_what_suits_the_model(kind, is_flux, distribution):
-    assert noise.LevelSampler.suited(kind, NoiseConfig(), torch.ones(10), is_flux).distribution == distribution
+def test_auto_takes_what_suits_the_model(kind, family, distribution):
+    assert noise.LevelSampler.suited(kind, NoiseConfig(), torch.ones(10), FAMILIES[family]).distribution == distribution
 
 
 distributions = st.sampled_from(["auto", "uniform", "logit-normal", "sigmoid", "shifted"])

@@ -13,34 +13,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..families import notes_on
 from .attach import Adapter
 from .branch import Branch
 from .frozen import weight_shape
 from .lora import LoRALayer
 from .products import LoHaLayer, LoKrLayer, ProductLayer
-
-# Prefixes in order of preference, by the host's name of the model family.
-DIFFUSERS_UNET = ("lora_unet_down_blocks_", "lora_unet_mid_block_", "lora_unet_up_blocks_", "lora_unet_")
-KOHYA = ("lora_unet_",)
-PEFT = ("diffusion_model.",)
-DIALECTS: Mapping[str, tuple[str, ...]] = {
-    "SD15": DIFFUSERS_UNET,
-    "SD15_instructpix2pix": DIFFUSERS_UNET,
-    "SD20": DIFFUSERS_UNET,
-    "SD21UnclipL": DIFFUSERS_UNET,
-    "SD21UnclipH": DIFFUSERS_UNET,
-    "SDXL": KOHYA,
-    "SDXLRefiner": KOHYA,
-    "SDXL_instructpix2pix": KOHYA,
-    "SSD1B": KOHYA,
-    "Segmind_Vega": KOHYA,
-    "KOALA_700M": KOHYA,
-    "KOALA_1B": KOHYA,
-    "SD3": KOHYA,
-    "Flux": KOHYA,
-    "FluxInpaint": KOHYA,
-    "FluxSchnell": KOHYA,
-}
 
 # What may follow a layer's name: pairs of A and B in the order in which they are looked for, and LyCORIS' prefixes.
 PAIRS = (
@@ -76,7 +54,7 @@ def file_name_of(layer: str, known: Sequence[str], family: str) -> str:
                     return name
         raise ValueError(f"the host knows no LoRA name for {layer}")
     generic = {"lora_unet_": "lora_unet_" + layer.replace(".", "_"), "diffusion_model.": "diffusion_model." + layer}
-    for prefix in DIALECTS.get(family, PEFT):
+    for prefix in notes_on(family).dialect:
         if generic.get(prefix) in known:
             return generic[prefix]
         for name in known:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..config import TextEncoders, TrainingConfig
 from ..errors import AtelierError
+from ..families import UNKNOWN, Family
 from .attach import Adapter
 from .targets import select
 
@@ -42,10 +43,11 @@ def every_layer(model: Owner, text: Owner | None) -> tuple[Layers, Names]:
     return layers, names
 
 
-def trained_layers(layers: Mapping[str, nn.Module], config: TrainingConfig) -> Layers:
-    """What ``config`` trains of ``every_layer``."""
+def trained_layers(layers: Mapping[str, nn.Module], config: TrainingConfig, family: Family = UNKNOWN) -> Layers:
+    """What ``config`` trains of ``every_layer``, but for layers of the model's ``family`` that nothing can be learnt in."""
     of_model = {name: layer for name, layer in layers.items() if not name.startswith(TEXT)}
     chosen = select(of_model, config.network) if config.network.trains_model else {}
+    chosen = {name: chosen[name] for name in family.without_silent(of_model) if name in chosen}
     return {**chosen, **text_layers(layers, config.text.encoders)}
 
 

@@ -1,0 +1,136 @@
+"""Writes docs/models.md from the zoo's tests, run on every host that is there: ``python tests/zoo/report.py [host ...]``.
+
+Nothing in the tables is written by hand: what works is what passed, what is refused says so itself, and a family that the host
+knows and the zoo does not stands there as not built yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+HOSTS = ROOT / ".studio" / "hosts"
+INTRO = """\
+# Models
+
+Written by `python tests/zoo/report.py` from the tests in `tests/zoo`, on {hosts}; not by hand.
+
+Of every family a tiny model with random weights is made by ComfyUI's own classes. A family *works* where all of this holds:
+every trained layer has a gradient, which is the slope of the loss by finite differences (1e-3); it is the same with gradient
+checkpointing and for two pictures of different captions at once (1e-4); 20 steps lower the loss; the saved file goes into the
+stock LoRA loader without a key left over and draws what the adapter drew in training; and afterwards the model draws the very
+picture that it drew before. All on a CPU in float32: sizes, speed and what a published model learns are not judged here.
+
+- **noise**: what `noise levels: auto` takes. *by size* is a shift that grows with the picture.
+- **file**: whether ComfyUI's loader recognised the tiny model as a file; where it insists on the published width, the model was
+  made from its class.
+- **needs**: what would go wrong without LoRA Atelier's care: tensors that blocks *change in place*, or a *kernel without a
+  backward* pass.
+"""
+
+
+class Notes:
+    """What the tests found, by model."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, dict[str, Any]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        found = re.search(r"::(test_\w+)\[(.+)\]$", report.nodeid)
+        if found is None or (report.when != "call" and report.passed):
+            return
+        note = self.models.setdefault(found[2], {"tests": {}})
+        note["tests"][found[1]] = report.outcome
+        note.update(report.user_properties)
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            note.setdefault("why", str(crash.message if crash else report.longrepr).splitlines()[0][:160])
+
+
+def collect(target: Path) -> None:
+    """Runs the zoo in this process and writes what it found to ``target``."""
+    notes = Notes()
+    pytest.main([str(HERE), "-q", "--all-models", "-p", "no:cacheprovider"], plugins=[notes])
+    import comfy.supported_models
+    from lora_atelier.training import families
+
+    names = [kind.__name__ for kind in comfy.supported_models.models]
+    known = {name: describe(families.notes_on(name), families.BySize) for name in names}
+    target.write_text(json.dumps({"models": notes.models, "families": known}), encoding="utf-8")
+
+
+def describe(family: Any, by_size: type) -> dict[str, str]:
+    shift = "by size" if isinstance(family.shift, by_size) else f"{family.shift:g}"
+    noise = f"shifted, {shift}" if family.levels == "shifted" else family.levels
+    guidance = f"; told guidance {family.guidance:g}" if family.guidance is not None else ""
+    return {"noise": noise + guidance, "refused": family.refused, "known": "yes" if family.known else ""}
+
+
+def found_on(host: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "found.json"
+        command = [sys.executable, __file__, "--collect", str(target)]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "ATELIER_COMFYUI": str(host)}, check=True)
+        return json.loads(target.read_text(encoding="utf-8"))
+
+
+def verdict(note: dict[str, Any] | None) -> str:
+    if note is None or set(note["tests"].values()) == {"skipped"}:
+        return "–"
+    if "failed" in note["tests"].values():
+        return f"no: {note.get('why', '')}".replace("|", "/").replace("`", "'")
+    return "refused" if any(name.startswith("test_what_cannot") for name in note["tests"]) else "works"
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
+    """The Markdown of docs/models.md; ``found`` is by the host's name, the main one first."""
+    from recipes import RECIPES
+
+    hosts, main = list(found), next(iter(found.values()))
+    lines = [INTRO.format(hosts=" and ".join(f"ComfyUI {name}" for name in hosts)), "## Tried", ""]
+    lines.append(f"| model | family | {' | '.join(hosts)} | predicts | noise | layers | file | needs |")
+    lines.append("| --- " * (7 + len(hosts)) + "|")
+    for recipe in RECIPES:
+        notes = [one["models"].get(recipe.name) for one in found.values()]
+        note = next((n for n in notes if n and "prediction" in n), {})
+        noise = main["families"].get(recipe.family, {}).get("noise", "") if note.get("prediction") == "flow" else "uniform"
+        layers = f"{note['targets']}" + (f", {note['left_out']} left out" if note["left_out"] else "") if note else ""
+        unaided = note.get("unaided", "right")
+        cells = [
+            recipe.name, f"`{recipe.family}`", *map(verdict, notes), note.get("prediction", ""), noise if note else "", layers,
+            "yes" if note.get("loads") else "class" if note else "", "" if unaided == "right" else unaided,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Not tried", "", f"The other families of ComfyUI {hosts[0]}.", "", "| family | |", "| --- | --- |"]
+    tried = {recipe.family for recipe in RECIPES}
+    for name, family in main["families"].items():
+        if name not in tried:
+            lines.append(f"| `{name}` | {'refused: ' + family['refused'] if family['refused'] else 'not built yet'} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--collect"]:
+        collect(Path(arguments[1]))
+        return
+    hosts = [Path(a).resolve() for a in arguments] or sorted(HOSTS.glob("comfyui-*"), key=version, reverse=True)
+    text = page({host.name.removeprefix("comfyui-"): found_on(host) for host in hosts})
+    (ROOT / "docs" / "models.md").write_text(text, encoding="utf-8")
+
+
+def version(folder: Path) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", folder.name))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,148 @@
+"""Beside weights of fewer bits, packed ones included, the gradient is that of the weights that they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from lora_atelier.training.network.frozen import is_linear
+from torch import Tensor, nn
+
+from .build import Animal, build
+from .recipes import RECIPES
+from .test_zoo import gradients, new_adapter, one_loss, picture
+
+FLUX = next(recipe for recipe in RECIPES if recipe.name == "Flux dev")
+FP8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FP8).max
+
+
+@pytest.fixture(scope="module")
+def tensors(comfyui) -> dict[str, Tensor]:
+    """The weights of a tiny Flux."""
+    return {name: t.clone() for name, t in build(FLUX).model.base.diffusion_model.state_dict().items()}
+
+
+def loaded(tensors: dict[str, Tensor], **options: object) -> Animal:
+    """As a stock loader makes it."""
+    import comfy.sd
+    from lora_atelier.training import host
+
+    with torch.inference_mode():
+        patcher = comfy.sd.load_diffusion_model_state_dict({n: t.clone() for n, t in tensors.items()}, model_options=options)
+    return Animal(FLUX, host.Model(patcher), True)
+
+
+def rounded(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype).float() for name, tensor in tensors.items()}
+
+
+def far(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Relative distance of two whole gradients."""
+    difference = sum((one[name] - other[name]).square().sum() for name in one)
+    return (difference / sum(g.square().sum() for g in one.values())).sqrt().item()
+
+
+def learns(animal: Animal) -> bool:
+    adapter = new_adapter(animal, up=0.0)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
+    losses = []
+    with animal.model.hold(), adapter.attached(animal.model.layers()):
+        for _ in range(10):
+            value = one_loss(animal, [0, 1])
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            losses.append(value.item())
+    return losses[-1] < 0.99 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, FP8], ids=str)
+def test_weights_of_fewer_bits_computed_in_float32(tensors, dtype):
+    """The host casts them in every operation; the gradient is that of the rounded weights."""
+    animal = loaded(tensors, dtype=dtype)
+    assert animal.model.base.diffusion_model.img_in.weight.dtype == dtype
+    right = gradients(same := loaded(rounded(tensors, dtype)), new_adapter(same), [0])
+    before = picture(animal)
+    trained = animal.model.for_training(torch.float32)
+    held = dataclasses.replace(animal, model=trained)
+    assert far(right, gradients(held, new_adapter(held), [0])) < 1e-4
+    assert learns(held)
+    assert torch.equal(picture(animal), before)
+
+
+def scaled_fp8(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A file in scaled fp8, as the established converters write it, and the weights that it stands for."""
+    stored: dict[str, Tensor] = {"scaled_fp8": torch.empty(2, dtype=FP8)}
+    meant = {}
+    for name, tensor in tensors.items():
+        if "_blocks." in name and name.endswith(".weight") and tensor.ndim == 2:
+            scale = tensor.abs().max() / LARGEST
+            stored[name] = (tensor / scale).to(FP8)
+            stored[name.removesuffix("weight") + "scale_weight"] = scale.reshape(1)
+            meant[name] = stored[name].float() * scale
+        else:
+            stored[name] = meant[name] = tensor
+    return stored, meant
+
+
+def test_scaled_fp8(tensors):
+    stored, meant = scaled_fp8(tensors)
+    animal, same = loaded(stored), loaded(meant)
+    held = dataclasses.replace(animal, model=animal.model.for_training(torch.float32))
+    before = picture(animal)
+    right = gradients(same, new_adapter(same), [0])
+    # The host may compute in bf16 where weights are packed, so that the gradient is as exact as that.
+    assert far(right, gradients(held, new_adapter(held), [0])) < 0.05
+    assert learns(held)
+    assert torch.equal(picture(animal), before)
+
+
+class Packed(Tensor):
+    """A weight of 8 bits a number and one scale a row, inside a tensor of a class of its own, as GGUF loaders have it."""
+
+    scale: Tensor
+
+    @classmethod
+    def pack(cls, weight: Tensor) -> Packed:
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        packed = (weight / scale).round().to(torch.int8).as_subclass(cls)
+        packed.scale = scale
+        return packed
+
+    def detach(self) -> Packed:
+        same = super().detach()
+        same.scale = self.scale
+        return same
+
+    def dequantize(self) -> Tensor:
+        return self.as_subclass(Tensor).float() * self.scale
+
+
+class PackedLinear(nn.Linear):
+    """Unpacks its weight for every call."""
+
+    def __init__(self, source: nn.Linear):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = source.in_features, source.out_features
+        self.bias = source.bias
+        self.weight = nn.Parameter(Packed.pack(source.weight), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, self.weight.dequantize().to(x.dtype), bias)
+
+
+def test_a_layer_that_keeps_its_weight_in_an_object_of_its_own(tensors):
+    animal, same = loaded(tensors), loaded(tensors)
+    with torch.inference_mode():
+        for name, layer in list(animal.model.base.diffusion_model.named_modules()):
+            if "_blocks." in name and is_linear(layer):
+                parent, _, own = name.rpartition(".")
+                packed = PackedLinear(layer)
+                setattr(animal.model.base.diffusion_model.get_submodule(parent), own, packed)
+                same.model.base.diffusion_model.get_submodule(name).weight.data.copy_(packed.weight.dequantize())
+    right = gradients(same, new_adapter(same), [0])
+    assert far(right, gradients(animal, new_adapter(animal), [0])) < 1e-4
+    assert learns(animal)

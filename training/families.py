@@ -1,0 +1,177 @@
+"""What is known of each model family beyond what the host itself tells. One table; nothing here computes with tensors.
+
+What the host tells is asked from the host: what the network predicts, its latents' channels and frames, which conditioning it
+takes, the names of its layers. Here stands what it cannot know, since it never trains.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BySize:
+    """A shift that grows with the picture: k = e^mu with mu linear in the number of tokens."""
+
+    patch: int = 2
+    """Latent cells of a token in each direction."""
+    low: float = 0.5
+    """mu at 256 tokens."""
+    high: float = 1.15
+    """mu at ``most`` tokens."""
+    most: int = 4096
+
+    def factor(self, latent_size: tuple[int, int]) -> float:
+        """k for a latent of (height, width) cells."""
+        tokens = latent_size[0] * latent_size[1] / self.patch**2
+        return math.exp(self.low + (self.high - self.low) * (tokens - 256) / (self.most - 256))
+
+
+Shift = float | BySize
+Levels = Literal["logit-normal", "shifted", "uniform"]
+
+# Beginnings of a layer's name in files, in order of preference.
+DIFFUSERS_UNET = ("lora_unet_down_blocks_", "lora_unet_mid_block_", "lora_unet_up_blocks_", "lora_unet_")
+KOHYA = ("lora_unet_",)
+PEFT = ("diffusion_model.",)
+
+BESIDE = (
+    "is an inpainting, edit, control or upscaling model: besides the noise it reads a picture or a mask, which training does not "
+    "give it. Load the text-to-image model of its kind; the LoRA works in this one too."
+)
+MOTION = "is a video model that begins with a picture, so that a picture is no training for it. Load the text-to-video model."
+NO_PICTURE = "makes no pictures."
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family is trained."""
+
+    levels: Levels = "logit-normal"
+    """The noise levels that ``auto`` takes of a flow model; eps and v models take all their timesteps alike."""
+    shift: Shift = 3.0
+    """Shift of the levels where they are ``shifted`` and no number is given."""
+    guidance: float | None = None
+    """What a network that was distilled to be told a guidance hears in training; None leaves that to the host."""
+    dialect: tuple[str, ...] = PEFT
+    """How the layers are called in the file."""
+    silent: str = ""
+    """Layers that no gradient can reach, as a pattern in which ``LAST`` stands for the number of the last block."""
+    refused: str = ""
+    """Why it cannot be trained, as the end of a sentence that begins with the family's name; empty where it can."""
+    blank_beside: bool = False
+    """Its network reads a second picture as a matter of course, and an empty one is right for making pictures from text."""
+    known: bool = True
+    """False for a family that this table does not have."""
+
+    def without_silent(self, names: Iterable[str]) -> list[str]:
+        """Those of a network's layers that can learn something, in their order."""
+        every = list(names)
+        if not self.silent:
+            return every
+        numbers = [int(found[1]) for name in every for found in re.finditer(r"^\w*blocks\.(\d+)\.", name)]
+        pattern = re.compile(self.silent.replace("LAST", str(max(numbers, default=0))))
+        return [name for name in every if not pattern.search(name)]
+
+
+UNKNOWN = Family(known=False)
+SD = Family(dialect=DIFFUSERS_UNET)
+SDXL = Family(dialect=KOHYA)
+FLUX = Family("shifted", BySize(), guidance=1.0, dialect=KOHYA)
+# The text's stream ends with the last block: there only its keys and values are heard by the picture.
+TEXT_ENDS = r"^(transformer|double)_blocks\.LAST\.(txt_mlp\.|attn\.(to_add_out|add_q_proj|txt_attn_proj)$)"
+REFUSED_BESIDE, REFUSED_MOTION, REFUSED_OTHER = (Family(refused=why) for why in (BESIDE, MOTION, NO_PICTURE))
+
+
+def _table() -> dict[str, Family]:
+    """By the host's name of the family. Levels and shifts are those of the established trainers (kohya's sd-scripts and
+    musubi-tuner), or of the model's authors where those name none."""
+    return {
+        **dict.fromkeys(("SD15", "SD20", "SD21UnclipL", "SD21UnclipH"), SD),
+        **dict.fromkeys(("SDXL", "SDXLRefiner", "SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B"), SDXL),
+        "SD3": Family(dialect=KOHYA),
+        **dict.fromkeys(("AuraFlow", "PixArtAlpha", "PixArtSigma", "HunyuanDiT", "HunyuanDiT1"), Family()),
+        "Flux": FLUX,
+        "FluxSchnell": FLUX,
+        "LongCatImage": Family("shifted", BySize()),
+        "Flux2": Family("shifted", BySize(patch=1), guidance=1.0),
+        # Its own guidance, 0, is the host's too.
+        "Chroma": Family(),
+        "ChromaRadiance": Family(),
+        "HunyuanImage21": Family("shifted", 5.0, guidance=1.0),
+        "HunyuanVideo": Family("shifted", 7.0, guidance=1.0),
+        "HunyuanVideo15": Family(refused=MOTION),
+        "QwenImage": Family("shifted", BySize(high=0.9, most=8192), silent=TEXT_ENDS),
+        "MageFlow": Family("shifted", 6.0, silent=TEXT_ENDS),
+        "JoyImage": Family("shifted", 1.5, silent=TEXT_ENDS),
+        "Lens": Family("shifted", BySize(patch=1), silent=TEXT_ENDS),
+        "Krea2": Family("shifted", BySize(most=6400)),
+        "Lumina2": Family("shifted", BySize()),
+        "ZImage": Family("shifted", 2.0),
+        "ZImagePixelSpace": Family("shifted", 2.0),
+        "Kandinsky5": Family("shifted", 5.0, blank_beside=True),
+        "Kandinsky5Image": Family("shifted", 5.0),
+        **dict.fromkeys(("WAN21_T2V", "WAN22_T2V"), Family("shifted", 3.0)),
+        "Anima": Family(),
+        "CosmosT2IPredict2": Family(),
+        "HiDream": Family("shifted", 3.0),
+        "Omnigen2": Family(),
+        "Boogu": Family(),
+        "ErnieImage": Family("shifted", 3.0),
+        "Ideogram4": Family(),
+        "PixelDiTT2I": Family(refused="overwrites what a gradient would have to be computed from, so that it cannot be trained."),
+        **dict.fromkeys(
+            (
+                "FluxInpaint", "SD15_instructpix2pix", "SDXL_instructpix2pix", "SD_X4Upscaler", "LotusD", "Stable_Zero123",
+                "HunyuanImage21Refiner", "HunyuanVideo15_SR_Distilled", "SeedVR2", "PiD",
+            ),
+            REFUSED_BESIDE,
+        ),
+        **dict.fromkeys(
+            (
+                "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V", "CosmosI2V", "CosmosI2VPredict2", "WAN21_I2V", "WAN21_FunControl2V",
+                "WAN21_Vace", "WAN21_Camera", "WAN22_Camera", "WAN22_S2V", "WAN21_HuMo", "WAN22_Animate", "WAN21_FlowRVS",
+                "WAN21_SCAIL", "WAN21_SCAIL2", "WAN22_WanDancer", "CogVideoX_I2V", "CogVideoX_Inpaint", "SVD_img2vid", "SV3D_u",
+                "SV3D_p",
+            ),
+            REFUSED_MOTION,
+        ),
+        **dict.fromkeys(
+            (
+                "StableAudio", "StableAudio3", "ACEStep", "ACEStep15", "Hunyuan3Dv2mini", "Hunyuan3Dv2", "Hunyuan3Dv2_1",
+                "TripoSplat", "RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3",
+            ),
+            REFUSED_OTHER,
+        ),
+        **dict.fromkeys(
+            ("Stable_Cascade_C", "Stable_Cascade_B"),
+            Family(refused="predicts on a noise scale of its own (that of Würstchen), which is not trained here."),
+        ),
+        "HiDreamO1": Family(refused="is made with noise eight times as strong as others', which is not trained here."),
+        **dict.fromkeys(
+            ("CosmosT2V", "GenmoMochi", "LTXV", "LTXAV", "MiniMaxH3", "CogVideoX_T2V", "WAN21_CausalAR_T2V"),
+            Family(refused="is a video model that is not trained on single pictures here."),
+        ),
+    }  # fmt: skip
+
+
+FAMILIES: Mapping[str, Family] = _table()
+
+
+def notes_on(name: str) -> Family:
+    """What is known of the family that the host calls ``name``; sound defaults for an unknown one."""
+    return FAMILIES.get(name, UNKNOWN)
+
+
+def remark(name: str) -> str:
+    """One sentence for the person about a family that this table does not have; else nothing."""
+    if notes_on(name).known:
+        return ""
+    return (
+        f"{name} is a model family that LoRA Atelier has no notes on: its noise levels are the usual ones and its file is in "
+        "PEFT's format; look at the samples early."
+    )
