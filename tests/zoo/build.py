@@ -41,7 +41,7 @@ class Animal:
         out = {}
         for name, shape in self.recipe.text.items():
             if name.startswith("attention_mask"):
-                out[name] = torch.ones(shape)
+                out[name] = torch.ones(shape, dtype=torch.long)
             elif name.endswith("_ids"):
                 out[name] = torch.randint(1, 1000, shape, generator=stream)
             else:

@@ -23,7 +23,10 @@ class Recipe:
     config: Mapping[str, Any]
     """The network's settings."""
     text: Shapes
-    """``cond`` and the extras of an encoded text. Names that end in ``_mask`` are all ones, those in ``_ids`` whole numbers."""
+    """``cond`` and the extras of an encoded text, as long as the host would pad it.
+
+    Names that begin with ``attention_mask`` are all ones, those that end in ``_ids`` whole numbers.
+    """
     loads: bool = True
     cells: tuple[int, int] = (8, 8)
     """Height and width of the latents that are tried."""
@@ -216,8 +219,8 @@ RECIPES = (
         "LongCat-Image", "LongCatImage",
         flux(guidance_embed=False, vec_in_dim=None, context_in_dim=3584, txt_ids_dims=[1, 2]), cond(3584),
     ),
-    Recipe("Flux.2 dev", "Flux2", flux2(), cond(64)),
-    Recipe("Flux.2 klein", "Flux2", flux2(guidance_embed=False), cond(64)),
+    Recipe("Flux.2 dev", "Flux2", flux2(), cond(64, 512)),
+    Recipe("Flux.2 klein", "Flux2", flux2(guidance_embed=False), cond(64, 512)),
     Recipe("Chroma", "Chroma", chroma(), cond(64), loads=False),
     Recipe(
         "Chroma Radiance", "ChromaRadiance",

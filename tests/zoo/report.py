@@ -85,7 +85,9 @@ def found_on(host: Path) -> dict[str, Any]:
 
 
 def verdict(note: dict[str, Any] | None) -> str:
-    if note is None or set(note["tests"].values()) == {"skipped"}:
+    if note is None:
+        return "not run"
+    if set(note["tests"].values()) == {"skipped"}:
         return "–"
     if "failed" in note["tests"].values():
         return f"no: {note.get('why', '')}".replace("|", "/").replace("`", "'")
