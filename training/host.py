@@ -868,7 +868,8 @@ def outline(header: Header) -> Model | None:
             return None
         config, tensors, prefix = found
         config.set_inference_dtype(torch.float16, None)
-        return Model(SimpleNamespace(model=config.get_model(tensors, prefix, device="meta")))
+        empty = config.get_model(tensors, prefix, device="meta")
+        return Model(SimpleNamespace(model=empty, model_options={}, object_patches={}))
     except Exception as error:  # many families, many ways to ask for what a header does not hold
         log.info("a model's layers could not be counted: %s", error)
         return None
