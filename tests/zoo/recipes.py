@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TOKENS = 7
+SLOPE = "its gradient and the finite difference are more than 1e-3 apart"
+CAPTIONS = "captions with the mask that it asks for do not go through yet"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -36,6 +38,8 @@ class Recipe:
     """Standard deviation of single tensors that the host's detection looks at."""
     large: bool = False
     """Too large or slow for every run."""
+    gap: str = ""
+    """What is not known to be right yet; its tests may fail."""
 
 
 def unet(context: int, **settings: Any) -> dict[str, Any]:
@@ -219,8 +223,8 @@ RECIPES = (
         "LongCat-Image", "LongCatImage",
         flux(guidance_embed=False, vec_in_dim=None, context_in_dim=3584, txt_ids_dims=[1, 2]), cond(3584),
     ),
-    Recipe("Flux.2 dev", "Flux2", flux2(), cond(64, 512)),
-    Recipe("Flux.2 klein", "Flux2", flux2(guidance_embed=False), cond(64, 512)),
+    Recipe("Flux.2 dev", "Flux2", flux2(), cond(64, 512), gap=SLOPE),
+    Recipe("Flux.2 klein", "Flux2", flux2(guidance_embed=False), cond(64, 512), gap=SLOPE),
     Recipe("Chroma", "Chroma", chroma(), cond(64), loads=False),
     Recipe(
         "Chroma Radiance", "ChromaRadiance",
@@ -298,7 +302,7 @@ RECIPES = (
             "image_model": "krea2", "features": 256, "channels": 16, "patch": 2, "layers": 2, "heads": 2, "kvheads": 1,
             "txtlayers": 2, "txtdim": 64, "txtheads": 2, "txtkvheads": 2,
         },
-        cond(128), loads=False,
+        cond(128), loads=False, gap=SLOPE,
     ),
     Recipe(
         "Lens", "Lens",
@@ -316,7 +320,7 @@ RECIPES = (
             "num_kv_heads": 1, "num_layers": 2, "num_refiner_layers": 1, "out_channels": None, "patch_size": 2,
             "text_feat_dim": 64, "timestep_scale": 1000.0,
         },
-        cond(64, attention_mask=(1, TOKENS)), loads=False,
+        cond(64, attention_mask=(1, TOKENS)), loads=False, gap=CAPTIONS,
     ),
     Recipe(
         "Boogu", "Boogu",
@@ -325,7 +329,7 @@ RECIPES = (
             "instruction_feat_dim": 64, "num_attention_heads": 2, "num_kv_heads": 1, "axes_dim_rope": (16, 16, 16),
             "axes_lens": (64, 64, 64), "multiple_of": 32,
         },
-        cond(64, attention_mask=(1, TOKENS)), loads=False,
+        cond(64, attention_mask=(1, TOKENS)), loads=False, gap=CAPTIONS,
     ),
     Recipe(
         "ERNIE-Image", "ErnieImage",
@@ -351,7 +355,7 @@ RECIPES = (
             "num_routed_experts": 2, "num_activated_experts": 1, "num_layers": 1, "num_single_layers": 1, "out_channels": 16,
             "patch_size": 2, "text_emb_dim": 32,
         },
-        cond(64, pooled_output=(1, 32), conditioning_llama3=(1, 2, TOKENS, 64)), loads=False,
+        cond(64, pooled_output=(1, 32), conditioning_llama3=(1, 2, TOKENS, 64)), loads=False, gap=SLOPE,
     ),
     # Those that have to be refused.
     Recipe("SD 1.5 inpainting", "SD15", unet(768, model_channels=64, in_channels=9), cond(768, 77), loads=False),
@@ -360,7 +364,6 @@ RECIPES = (
     ),
     Recipe("SDXL inpainting", "SDXL", narrow(2048, 2816, in_channels=9), SDXL_TEXT, loads=False),
     Recipe("SDXL InstructPix2Pix", "SDXL_instructpix2pix", narrow(2048, 2816, in_channels=8), SDXL_TEXT, loads=False),
-    Recipe("SD x4 upscaler", "SD_X4Upscaler", narrow(1024, in_channels=7), cond(1024, 77), loads=False),
     Recipe("Flux Fill", "FluxInpaint", flux(in_channels=96), cond(64, pooled_output=(1, 32))),
     Recipe("Flux Canny and Depth", "Flux", flux(in_channels=32), cond(64, pooled_output=(1, 32))),
     Recipe("Wan 2.1, from a picture", "WAN21_I2V", wan(model_type="i2v", in_dim=36), cond(4096)),

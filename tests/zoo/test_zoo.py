@@ -29,7 +29,11 @@ def refuses(recipe: Recipe) -> bool:
 
 
 def params(which: list[Recipe]) -> list:
-    return [pytest.param(r, id=r.name, marks=[pytest.mark.all_models] if r.large else []) for r in which]
+    def marks(recipe: Recipe) -> list:
+        large = [pytest.mark.all_models] if recipe.large else []
+        return [*large, *([pytest.mark.xfail(reason=recipe.gap, strict=False)] if recipe.gap else [])]
+
+    return [pytest.param(r, id=r.name, marks=marks(r)) for r in which]
 
 
 @pytest.fixture(scope="module", params=params([r for r in RECIPES if not refuses(r)]))
@@ -199,7 +203,7 @@ def test_the_file_draws_what_the_live_adapter_draws(animal, caplog):
 
 @pytest.mark.parametrize("recipe", params([r for r in RECIPES if refuses(r)]))
 def test_what_cannot_be_trained_rightly_is_refused_in_a_sentence(recipe, comfyui):
-    with pytest.raises(AtelierError, match=r"^model: (this )?\w+ (is|predicts|makes) .*\.$"):
+    with pytest.raises(AtelierError, match=r"^model: (this )?\w+ (is|predicts|makes|overwrites) .*\.$"):
         build(present(recipe)).model.check()
 
 

@@ -51,7 +51,8 @@ def _given(value: Any) -> bool:
 def linear(layer: nn.Module, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """x W^T + b + scale * (x down^T) up^T for x (..., in), in x's number format."""
     own: Any = layer
-    return _Linear.apply(x, own.weight, own.bias, down, up, scale)
+    # A view made inside the step could not be changed in place by the network afterwards.
+    return _Linear.apply(x, own.weight, own.bias, down, up, scale).view(*x.shape[:-1], -1)
 
 
 class _Linear(torch.autograd.Function):
@@ -59,20 +60,21 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        """(rows, out), all dimensions of x but the last as one."""
         rows, kind = x.flatten(0, -2), x.dtype
         out = F.linear(rows, weight.to(kind), bias.to(kind) if bias is not None else None)
         narrow = rows @ down.to(kind).t()
         out.addmm_(narrow, up.to(kind).t(), alpha=scale)
         ctx.save_for_backward(x, weight, narrow, down, up)
         ctx.scale = scale
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, pulls: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, narrow, down, up = ctx.saved_tensors
-        kind = pull.dtype
-        rows, pulls = x.flatten(0, -2), pull.flatten(0, -2)
+        kind = pulls.dtype
+        rows = x.flatten(0, -2)
         middle = (pulls @ up.to(kind)).mul_(ctx.scale)
         back = None
         if ctx.needs_input_grad[0]:
