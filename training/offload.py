@@ -39,7 +39,7 @@ def offloaded(weights: Iterable[Tensor], smallest: int = SMALLEST) -> Iterator[N
     """While it lasts, what autograd keeps goes to main memory, all but ``weights``, their views and what is small.
 
     A copy is made as the tensor is kept and comes back in the backward pass, both in the order of the device's own stream, so
-    nobody waits for it. Gradients are bit for bit the same.
+    nobody waits for it. Gradients are the same but for rounding.
     """
     staying = places(weights)
 

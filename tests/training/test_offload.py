@@ -15,7 +15,8 @@ from .test_job import NO_PREVIEW, Stop, dataset, fresh_folders, go, interrupt, o
 
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 @pytest.mark.parametrize("twice", [False, True], ids=["kept", "checkpointed"])
-def test_the_gradient_is_the_same_to_the_bit(tiny, name, twice):
+def test_the_gradient_is_the_same(tiny, name, twice):
+    """But for rounding: what comes back may lie otherwise in memory, and a convolution then adds in another order."""
     t = tiny(name)
     adapter = new_adapter(t)
 
@@ -32,7 +33,8 @@ def test_the_gradient_is_the_same_to_the_bit(tiny, name, twice):
 
     plain, parked = gradients(False), gradients(True)
     assert any(g.abs().max() > 0 for g in plain)
-    assert all(torch.equal(a, b) for a, b in zip(plain, parked, strict=True))
+    far = [((a - b).norm() / a.norm().clamp_min(1e-9)).item() for a, b in zip(plain, parked, strict=True)]
+    assert max(far) <= 1e-5
 
 
 def test_weights_and_small_tensors_stay_where_they_are():
