@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 LOOKS = (
@@ -59,15 +59,15 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def thumbnail(query: Mapping[str, str]) -> bytes:
     """A small JPEG of one picture of a folder."""
-    from ..training.dataset.images import open_picture
-    from ..training.dataset.scan import find
+    from ..training.dataset.images import EXTENSIONS, open_picture
     from ..training.errors import AtelierError
 
     folder, root = _folder(query.get("folder", ""))
     wanted = query.get("picture", "")
-    known = (path for found in find(folder, root, query.get("nested") == "1") for path in found.pictures)
-    path = next((path for path in known if path.relative_to(folder).as_posix() == wanted), None)
-    if path is None:
+    parts = PurePosixPath(wanted).parts
+    path = folder.joinpath(*parts)
+    plain = bool(parts) and not wanted.startswith("/") and not any(part.startswith(".") or "\\" in part for part in parts)
+    if not (plain and path.suffix.lower() in EXTENSIONS and path.is_file() and path.resolve().is_relative_to(root.resolve())):
         raise AtelierError(f"picture: {wanted!r} is not in {query.get('folder')}.")
     image = open_picture(path)
     image.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)

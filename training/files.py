@@ -94,3 +94,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     with replacing(path) as temporary:
         save_file(dict(tensors), temporary, metadata=dict(metadata))
+
+
+def read_tensors(path: Path, remedy: str, widget: str = "") -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, the only kind that is read; AtelierError with ``remedy`` naming it if that fails."""
+    from safetensors import SafetensorError, safe_open
+
+    name = f"{widget}: {path.name}" if widget else path.name
+    if path.suffix.lower() != ".safetensors":
+        raise AtelierError(f"{name} is no .safetensors file; only these are read.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise AtelierError(f"{name} is gone; {remedy}.") from None
+    except (OSError, SafetensorError) as error:
+        raise AtelierError(f"{name} cannot be read ({error}); {remedy}.") from error

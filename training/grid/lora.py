@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .. import host
 from ..errors import AtelierError
+from ..files import read_tensors
 from ..network import keys
 from ..network.attach import Adapter
 from ..network.branch import Branch, fit_rows
@@ -29,19 +29,6 @@ log = logging.getLogger("lora-atelier")
 
 class UnusedLayers(RuntimeError):
     """Layers that the file changes were passed by, so what was drawn is not what the file says."""
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a LoRA file; AtelierError naming it when it cannot be read."""
-    if path.suffix.lower() != ".safetensors":
-        raise AtelierError(f"{path.name} is no .safetensors file; only these are read.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError:
-        raise AtelierError(f"{path.name} is gone; take it out of the grid, or train again.") from None
-    except (OSError, SafetensorError) as error:
-        raise AtelierError(f"{path.name} cannot be read ({error}).") from error
 
 
 class Shown(Adapter):
@@ -78,7 +65,7 @@ class Lora:
 
     def __init__(self, path: Path, model: host.Model, text: host.TextEncoder, layers: Layers, names: Names):
         self.path, self.model, self.text, self.layers = path, model, text, layers
-        self.tensors = read_tensors(path)
+        self.tensors = read_tensors(path, "take it out of the grid, or train again")
         branches, self.beside = _plain(path, self.tensors, layers, names)
         self.beside = self.beside and not model.has_copies
         of_text = {name: branch for name, branch in branches.items() if name.startswith(TEXT)}

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import NetworkConfig
 from ..errors import AtelierError
+from ..files import read_tensors
 from .attach import Adapter
 from .branch import Branch
 from .build import build
@@ -43,7 +44,7 @@ def start_from(
 
     Raises AtelierError when the file cannot be read, belongs to another model or holds another algorithm.
     """
-    tensors = _tensors(path)
+    tensors = read_tensors(path, "choose another LoRA, or none", "start from")
     try:
         branches, unused = read(tensors, layers, names)
     except ValueError as error:
@@ -78,20 +79,6 @@ def _missing_parts(path: Path, branches: Mapping[str, Branch], wanted: Mapping[s
             log.warning("start from: %s holds nothing of the %s, whose part begins anew", path.name, part)
             anew |= layers
     return anew
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix.lower() != ".safetensors":
-        raise AtelierError(f"start from: {path.name} is no .safetensors file; only these are read.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError:
-        raise AtelierError(f"start from: {path.name} is gone; choose another LoRA, or none.") from None
-    except (OSError, SafetensorError) as error:
-        raise AtelierError(f"start from: {path.name} cannot be read ({error}); choose another LoRA, or none.") from error
 
 
 def _refuse_another_algorithm(path: Path, branches: Mapping[str, Branch], config: NetworkConfig) -> None:

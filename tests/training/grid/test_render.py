@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lora_atelier.training import host
+from lora_atelier.training import files, host
 from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.grid import cells, draw, lora, plan, render
 from lora_atelier.training.grid.features import ColoursAndEdges
@@ -81,7 +81,7 @@ def pixels(grid: render.Grid, page: int, place: tuple[int, int]) -> np.ndarray:
 def stock(t, path: Path, strength: float, prompt: str, settings: render.Sampling, text: float | None = None) -> np.ndarray:
     """LoraLoader, CLIPTextEncode, KSampler, VAEDecode and SaveImage."""
     with torch.inference_mode():
-        model, clip = t.model.with_lora(t.text.clip, lora.read_tensors(path), strength, text)
+        model, clip = t.model.with_lora(t.text.clip, files.read_tensors(path, "look"), strength, text)
         brush = draw.Brush(host.Model(model), host.TextEncoder(clip), t.codec, settings)
         return np.asarray(brush.plain(plan.Page(prompt, settings.seed)), dtype=int)
 
@@ -284,7 +284,7 @@ def test_each_file_is_read_once_and_each_prompt_encoded_once(tiny, tmp_path, mon
     plain, reading = (write_lora(t, tmp_path / f"{x}.safetensors", seed=x, text=x == 2) for x in (1, 2))
     read, encoded = [], []
     real_read, real_encode = lora.read_tensors, host.TextEncoder.for_sampling
-    monkeypatch.setattr(lora, "read_tensors", lambda path: read.append(path.stem) or real_read(path))
+    monkeypatch.setattr(lora, "read_tensors", lambda path, *more: read.append(path.stem) or real_read(path, *more))
     monkeypatch.setattr(host.TextEncoder, "for_sampling", lambda self, text: encoded.append(text) or real_encode(self, text))
     drawn(grid_of(t, tmp_path, plain, prompts=("a fox", "an owl"), seeds=(1, 2), strengths=(0.5, 1.0)))
     assert read == ["1"] and sorted(encoded) == ["", "a fox", "an owl"]
