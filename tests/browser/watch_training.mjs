@@ -64,6 +64,12 @@ const panel = (page) =>
       buttons: [...(place?.querySelectorAll("button") ?? [])].map((b) => [b.innerText, b.getAttribute("aria-label"), b.disabled]),
     };
   });
+/** Waits until a question to the server is answered with yes. */
+async function answers(page, question) {
+  for (const end = Date.now() + limit.timeout; !(await page.evaluate(question)); await page.waitForTimeout(200)) {
+    if (Date.now() > end) throw new Error(`never true: ${question}`);
+  }
+}
 const listen = (page) =>
   page.evaluate(() => {
     window.ended = null;
@@ -133,8 +139,8 @@ try {
     await page.keyboard.press("Tab");
   }
   await page.keyboard.press("Enter");
-  await page.waitForFunction(() => fetch("/lora_atelier/runs/" + document.querySelector("[data-run]").dataset.run)
-    .then((answer) => answer.json()).then((run) => run.saved.some((file) => file.kind === "step")), null, limit);
+  await answers(page, () => fetch("/lora_atelier/runs/" + document.querySelector("[data-run]").dataset.run)
+    .then((answer) => answer.json()).then((run) => run.saved.some((file) => file.kind === "step")));
   await page.locator("[data-run] button", { hasText: "Stop and keep" }).click();
   await page.waitForFunction(() => window.ended, null, limit);
   seen.ended = await page.evaluate(() => window.ended);
