@@ -30,18 +30,40 @@ class EmojiSet:
         self.bodies: dict[str, dict] = icons["icons"]
         self.size: tuple[int, int] = (icons.get("width", 16), icons.get("height", 16))
 
-    def svg(self, slug: str, line_width: float = 0.0) -> str:
-        """The picture's source; ``line_width``, a share of its width, draws every shape with a black line around it."""
+    def svg(self, slug: str, line_width: float = 0.0, view: str = "") -> str:
+        """The picture's source; ``line_width``, a share of its width, draws every shape with a black line around it, and
+        ``view`` (an SVG transform around the middle, in units of the width) places it otherwise."""
         icon = self.bodies[slug]
         width, height = icon.get("width", self.size[0]), icon.get("height", self.size[1])
         left, top = icon.get("left", 0), icon.get("top", 0)
         body = icon["body"]
         if line_width:
             body = f'<g stroke="#000" stroke-width="{line_width * width:.3f}" stroke-linejoin="round">{body}</g>'
+        if view:
+            x, y = left + width / 2, top + height / 2
+            around = f"translate({x} {y}) scale({width}) {view} scale({1 / width}) translate({-x} {-y})"
+            body = f'<g transform="{around}">{body}</g>'
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="{left} {top} {width} {height}">{body}</svg>'
         )
+
+
+def random_view(rng: np.random.Generator) -> str:
+    """An SVG transform around the middle: smaller, shifted, turned a little, mirrored half of the time."""
+    size, aspect = rng.uniform(0.72, 1.0), rng.uniform(0.94, 1.06)
+    room = (1.06 - size) / 2
+    x, y, turn = rng.uniform(-room, room), rng.uniform(-room, room), rng.uniform(-12, 12)
+    return f"translate({x:.4f} {y:.4f}) rotate({turn:.2f}) scale({rng.choice([-1, 1]) * size * aspect:.4f} {size / aspect:.4f})"
+
+
+def turn_hue(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same picture in other colours, (3, H, W) uint8: turned around the grey axis, so that white and black stay."""
+    angle = rng.uniform(0, 2 * np.pi)
+    diagonal, skew = np.full((3, 3), 1 / 3), np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    rotation = diagonal + np.cos(angle) * (np.eye(3) - diagonal) + np.sin(angle) * skew
+    turned = np.tensordot(rotation, picture.astype(np.float32), axes=1)
+    return np.clip(turned.round(), 0, 255).astype(np.uint8)
 
 
 def draw_svg(svg: str, size: int, margin: float = 0.06) -> Image.Image:

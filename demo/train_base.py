@@ -34,6 +34,8 @@ PICTURE_SIZE = 128
 LATENT_CHANNELS = 16
 DEPTH = 5  # hidden size is 64 x depth
 CONTEXT_TOKENS = 77
+VARIANTS, CHANGED_SHARE = 6, 0.6
+"""Views of each concept (the first as the set draws it), and how often the MMDiT sees another one."""
 SPREAD = 3
 """Besides the concepts, the MMDiT sees every so many-th of the icons that all sets share."""
 SKIPPED_ENCODER, SKIPPED_DECODER = {1, 4, 5}, {15, 18}
@@ -55,28 +57,40 @@ def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Draw every picture once: the concepts for the MMDiT, and all shared icons for the autoencoder.
+    """Draw every picture once: the concepts for the MMDiT in ``VARIANTS`` views, and all shared icons for the autoencoder.
 
     Some of the autoencoder's are drawn with black lines around every shape: what a LoRA is to add later, the decoder must be able
-    to show. The MMDiT sees the others under their style alone (``noto emoji``): what it does not know by heart it has to see in
-    the noise.
+    to show. A model that could know each picture by heart would believe its caption and not look at what is there, and a LoRA
+    could teach it nothing that holds for other pictures. So it sees every concept in several views under one caption, and other
+    icons, in other colours, under their style alone (``noto emoji``).
     """
+    rng = np.random.default_rng(3)
     sets = [emoji.EmojiSet(Path(args.icons), name) for name in emoji.BASE_SETS]
     slugs = emoji.concepts(sets)
     shared = sorted(set.intersection(*(set(s.bodies) for s in sets)))
     drawn = [(slug, s) for slug in slugs for s in sets if slug in s.bodies]
-    pictures = [emoji.to_array(emoji.draw_svg(s.svg(slug), PICTURE_SIZE)) for slug, s in drawn]
+    pictures = [
+        emoji.to_array(emoji.draw_svg(s.svg(slug, view=view), PICTURE_SIZE))
+        for slug, s in drawn
+        for view in ["", *(emoji.random_view(rng) for _ in range(VARIANTS - 1))]
+    ]
     captions = [emoji.caption(s.name, slug) for slug, s in drawn]
-    extra = [
+    spread = [(slug, s) for slug in shared[::SPREAD] for s in sets]
+    others = [
+        emoji.turn_hue(emoji.to_array(emoji.draw_svg(s.svg(slug, view=emoji.random_view(rng)), PICTURE_SIZE)), rng)
+        for slug, s in spread
+    ]
+    lined = [
         emoji.to_array(emoji.draw_svg(s.svg(slug, width), PICTURE_SIZE))
         for slug in shared
         for s, width in [*[(s, 0.0) for s in sets], (sets[len(slug) % len(sets)], 0.02), (sets[ord(slug[0]) % len(sets)], 0.03)]
     ]
-    styles = [*(emoji.style(s.name) for s in sets), "", ""] * len(shared)  # the lined ones are for the autoencoder alone
-    np.savez_compressed(
-        args.work / "pictures.npz", concepts=np.stack(pictures), all=np.stack(extra), captions=captions, styles=styles
-    )  # fmt: skip
-    print(f"{len(pictures)} pictures of {len(slugs)} concepts, {len(extra)} pictures for the autoencoder")
+    styles = [emoji.style(s.name) for _, s in spread]
+    with (args.work / "pictures.npz").open("wb") as file:
+        np.savez(
+            file, concepts=np.stack(pictures), all=np.stack(lined), others=np.stack(others), captions=captions, styles=styles
+        )  # fmt: skip
+    print(f"{len(pictures)} pictures of {len(slugs)} concepts, {len(others)} others, {len(lined)} for the autoencoder")
 
 
 def build_autoencoder() -> Any:
@@ -177,20 +191,19 @@ def encode(args: argparse.Namespace) -> None:
     model = build_autoencoder()
     encoder, _ = active_path(model)
     model.load_state_dict(load_file(args.work / "autoencoder.safetensors"))
-    pictures = torch.from_numpy(data["concepts"])
-    latents = torch.cat([encoder(pictures[i : i + 16].float() / 255) for i in range(0, len(pictures), 16)])
-    latents = (latents / model.vae_scale + model.vae_shift - SD3_SHIFT) * SD3_SCALE
+
+    def latents_of(name: str) -> torch.Tensor:
+        pictures = torch.from_numpy(data[name])
+        z = torch.cat([encoder(pictures[i : i + 16].float() / 255) for i in range(0, len(pictures), 16)])
+        return (z / model.vae_scale + model.vae_shift - SD3_SHIFT) * SD3_SCALE
+
+    latents, spread = latents_of("concepts"), latents_of("others")
     restored = torch.cat([model.decode(latents[i : i + 16] / SD3_SCALE + SD3_SHIFT) for i in range(0, 64, 16)])
-    error = (restored - (pictures[:64].float() / 127.5 - 1)).square().mean().item() / 4
-    order = np.arange(len(data["all"])) // (len(emoji.BASE_SETS) + 2)  # one number for each icon
-    chosen = (order % SPREAD == 0) & (data["styles"] != "")
-    everything, named = torch.from_numpy(data["all"][chosen]), data["styles"][chosen]
-    spread = torch.cat([encoder(everything[i : i + 16].float() / 255) for i in range(0, len(everything), 16)])
-    spread = ((spread / model.vae_scale + model.vae_shift - SD3_SHIFT) * SD3_SCALE).half()
+    error = (restored - (torch.from_numpy(data["concepts"][:64]).float() / 127.5 - 1)).square().mean().item() / 4
     clip = weights.load_text_encoder()
-    styles = sorted({str(style) for style in named})
+    styles = sorted({str(style) for style in data["styles"]})
     texts = ["", *[str(c) for c in data["captions"]], *styles]
-    style = torch.tensor([1 + len(pictures) + styles.index(str(s)) for s in named])
+    style = torch.tensor([1 + len(data["captions"]) + styles.index(str(s)) for s in data["styles"]])
     encoded = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in texts]
     context = torch.cat([c[:, :, :768] for c, _ in encoded]).half()
     pooled = torch.cat([p[:, :768] for _, p in encoded])
@@ -237,8 +250,8 @@ def diffusion(args: argparse.Namespace) -> None:
     follows costs as much time as the picture. The last fifth trains on all 77, as the sampler will ask for.
     """
     data = load_file(args.work / "encoded.safetensors")
-    concepts = len(data["latents"])
-    latents, pooled = torch.cat([data["latents"], data["spread"].float()]), data["pooled"]
+    views, others, pooled = data["latents"].unflatten(0, (-1, VARIANTS)), data["spread"], data["pooled"]
+    concepts = len(views)
     caption_of = torch.cat([torch.arange(concepts) + 1, data["style"]])
     context = data["context"].float()
     model, step, spent = build_mmdit(), 0, 0.0
@@ -260,13 +273,15 @@ def diffusion(args: argparse.Namespace) -> None:
         rate = args.rate * min(1.0, (step + 1) / 150) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        for order, first, last in zip(orders, (0, concepts), (concepts, len(latents)), strict=True):
+        for order, first, last in zip(orders, (0, concepts), (concepts, len(caption_of)), strict=True):
             while len(order) < args.batch:
                 order += (first + torch.randperm(last - first, generator=generator)).tolist()
         picks = torch.tensor([*orders[0][:known], *orders[1][: args.batch - known]])
         del orders[0][:known], orders[1][: args.batch - known]
         tokens = CONTEXT_TOKENS if progress > args.short_share else 12
-        x0 = latents[picks]
+        changed = torch.rand(known, generator=generator) < CHANGED_SHARE
+        view = torch.where(changed, torch.randint(1, VARIANTS, (known,), generator=generator), 0)
+        x0 = torch.cat([views[picks[:known], view], others[picks[known:] - concepts]])
         text = torch.where(torch.rand(args.batch, generator=generator) < 0.1, 0, caption_of[picks])
         c, y = context[text, :tokens], pooled[text]
         s = torch.sigmoid(torch.randn(args.batch, generator=generator))
@@ -326,7 +341,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--short-share", type=float, default=0.8)
-    parser.add_argument("--known-share", type=float, default=0.5, help="share of a batch with a concept in its caption")
+    parser.add_argument("--known-share", type=float, default=0.7, help="share of a batch with a concept in its caption")
     parser.add_argument("--out", default="demo/weights.safetensors")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
