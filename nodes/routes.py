@@ -28,7 +28,7 @@ from ..training.dataset.folders import resolve_folder
 from ..training.errors import AtelierError
 from ..training.header import read_header
 from ..training.outlook import file_size, look_ahead
-from . import caption_routes
+from . import caption_routes, grid_routes
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
 from .suited import UNKNOWN, preset_for
@@ -321,3 +321,32 @@ async def get_thumbnail(request: web.Request) -> web.StreamResponse:
     except (AtelierError, ValueError) as error:
         return web.json_response({"error": str(error)}, status=404)
     return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+
+@table.get(f"{PREFIX}/grids")
+@answered
+async def get_grids(_request: web.Request) -> Any:
+    return await _apart(grid_routes.pages)
+
+
+@table.get(f"{PREFIX}/grids/page")
+@answered
+async def get_page(request: web.Request) -> Any:
+    """``?run=``, ``?page=``: as ``grids`` lists them."""
+    return await _apart(grid_routes.page, request.query)
+
+
+@table.post(f"{PREFIX}/grids/favourite")
+@answered
+async def post_favourite(request: web.Request) -> Any:
+    values = await body_of(request)
+    if not isinstance(values.get("on"), bool):
+        raise Refused(400, "on: true or false is needed.")
+    return await _apart(grid_routes.favourite, text_of(values, "run", 100), text_of(values, "cell", 100), values["on"])
+
+
+@table.post(f"{PREFIX}/loras/keep")
+@answered
+async def post_keep(request: web.Request) -> Any:
+    values = await body_of(request)
+    return await _apart(grid_routes.keep, text_of(values, "lora"), text_of(values, "name", 200))

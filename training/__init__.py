@@ -1,1 +1,1 @@
-"""The trainer: importable and testable without a server. ``host.py`` is the only module here that knows ComfyUI."""
+"""The trainer: importable and testable without a server. ``host`` is the only part that knows ComfyUI."""

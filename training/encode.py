@@ -18,8 +18,9 @@ from .dataset.prepare import View, view, views
 from .dataset.samples import Dataset, Sample
 from .dataset.sightings import FIXED, caption_variants, plain_caption, sighted_caption
 
-PIXELS_AT_ONCE = 1024 * 1024
-"""Pictures of one size go through the VAE together, up to this many pixels, which costs no more memory than one large picture."""
+PIXELS_AT_ONCE, PIXELS_ON_CPU = 1024 * 1024, 512 * 512
+"""Pictures of one size go through the VAE together, up to this many pixels: that keeps a GPU busy and costs no more memory than one
+large picture. A CPU is not faster by it, and needs the memory elsewhere."""
 IN_MEMORY = 2 * 2**30
 """Bytes of latents, and of text encodings, that are kept in memory; the rest is read from the cache when its turn comes."""
 Advance = Callable[..., None]
@@ -31,6 +32,8 @@ Chunk = list[tuple[Sample, View]]
 class Pictures(Protocol):
     """What turns pixels into latents (the host's VAE)."""
 
+    @property
+    def device(self) -> torch.device: ...
     def encode(self, pixels: Tensor) -> Tensor: ...
     def identity(self) -> str: ...
 
@@ -98,7 +101,7 @@ class Encoded:
                 advance(done := done + 1)
             else:
                 missing.setdefault(shown.size, []).append((sample, shown))
-        for chunk in self._encode(_chunks(missing)):
+        for chunk in self._encode(self._chunks(missing)):
             for _ in chunk:
                 advance(done := done + 1)
         for text in work.texts:
@@ -114,7 +117,7 @@ class Encoded:
         if subset.config.variants:
             found = [self._picture(sample, one) for sample, one in zip(samples, shown, strict=True)]
         else:
-            chunks = _chunks({batch.size: list(zip(samples, shown, strict=True))})
+            chunks = self._chunks({batch.size: list(zip(samples, shown, strict=True))})
             found = [tensors for chunk in chunks for tensors in self._tensors(chunk, _read(chunk))]
         latents = torch.stack([tensors["latent"] for tensors in found])
         if all("mask" not in tensors for tensors in found):
@@ -191,6 +194,15 @@ class Encoded:
             out.append(tensors)
         return out
 
+    def _chunks(self, missing: dict[Size, Chunk]) -> list[Chunk]:
+        """Pictures of one size in groups that are encoded together."""
+        most = PIXELS_ON_CPU if self._pictures.device.type == "cpu" else PIXELS_AT_ONCE
+        out = []
+        for (width, height), group in missing.items():
+            count = max(1, most // (width * height))
+            out += [group[i : i + count] for i in range(0, len(group), count)]
+        return out
+
     def _encode(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
         """Encodes and stores chunk by chunk, yielding each when it is done; the next one is read from the disk meanwhile."""
         with ThreadPoolExecutor(1) as pool:
@@ -221,15 +233,6 @@ class _Held:
             self._tensors[key] = tensors
             self._bytes += size
         return tensors
-
-
-def _chunks(missing: dict[Size, Chunk]) -> list[Chunk]:
-    """Pictures of one size in groups of at most ``PIXELS_AT_ONCE``."""
-    out = []
-    for (width, height), group in missing.items():
-        count = max(1, PIXELS_AT_ONCE // (width * height))
-        out += [group[i : i + count] for i in range(0, len(group), count)]
-    return out
 
 
 def _read(chunk: Chunk) -> Tensor:

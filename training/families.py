@@ -84,6 +84,7 @@ SDXL = Family(dialect=KOHYA)
 FLUX = Family("shifted", BySize(), guidance=1.0, dialect=KOHYA)
 # The text's stream ends with the last block: there only its keys and values are heard by the picture.
 TEXT_ENDS = r"^(transformer|double)_blocks\.LAST\.(txt_mlp\.|attn\.(to_add_out|add_q_proj|txt_attn_proj)$)"
+REFERENCE = r"^ref_image_"  # read a picture to be edited, which training does not give
 REFUSED_BESIDE, REFUSED_MOTION, REFUSED_OTHER = (Family(refused=why) for why in (BESIDE, MOTION, NO_PICTURE))
 
 
@@ -119,8 +120,7 @@ def _table() -> dict[str, Family]:
         "Anima": Family(),
         "CosmosT2IPredict2": Family(),
         "HiDream": Family("shifted", 3.0),
-        "Omnigen2": Family(),
-        "Boogu": Family(),
+        **dict.fromkeys(("Omnigen2", "Boogu"), Family(silent=REFERENCE)),
         "ErnieImage": Family("shifted", 3.0),
         "Ideogram4": Family(),
         "PixelDiTT2I": Family(refused="overwrites what a gradient would have to be computed from, so that it cannot be trained."),

@@ -96,3 +96,44 @@ def test_it_runs_and_the_grid_is_seen(seen: dict[str, Any]) -> None:
         assert seen["pictures"][node], f"{node} shows no picture"
     width, height = seen["pictures"]["EpochWeightGrid"][0]
     assert width >= 3 * 128 and height >= 3 * 128, "three columns and three rows of cells"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
+def chosen(request: pytest.FixtureRequest, seen: dict[str, Any]) -> dict[str, Any]:
+    """What was seen while a cell of the grid was chosen, on the classic canvas in dark colours and on the Vue one in light ones."""
+    host, name = support.host("new"), f"chosen-{'vue' if request.param else 'classic'}"
+    task = {
+        "url": host.server.url, "playwright": str(PLAYWRIGHT), "chromium": browser(), "shots": str(seen["shots"]), "seconds": 60,
+        "workflow": "/api/workflow_templates/lora-atelier/train_then_test.json", "name": name,
+        "vue": request.param, "palette": "light" if request.param else "dark",
+    }  # fmt: skip
+    driver = Path(__file__).parent / "look_and_choose.mjs"
+    done = subprocess.run(["node", str(driver), json.dumps(task)], capture_output=True, text=True, timeout=300)
+    for setting, value in (("Comfy.VueNodes.Enabled", False), ("Comfy.ColorPalette", "dark")):
+        host.server.post(f"/settings/{setting}", value)  # type: ignore[arg-type]
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1]) | {"name": name}
+
+
+def test_the_grid_is_walked_over_and_compared(chosen: dict[str, Any]) -> None:
+    assert chosen["cells"] >= 9 and chosen["unnamed"] == 0
+    assert "Use this one" in chosen["opened"]["disabled"] and not chosen["opened"]["large"]
+    assert chosen["walked"]["focused"] == "2,1" and chosen["walked"]["pressed"] == ["2,1"]
+    assert "strength" in chosen["walked"]["large"][0]
+    assert len(chosen["compared"]["large"]) == 2 and chosen["compared"]["large"][1].startswith("no LoRA")
+    assert chosen["width"] == pytest.approx(230, abs=2)
+
+
+def test_a_favourite_keeps_its_mark(chosen: dict[str, Any]) -> None:
+    assert chosen["marked"]["stars"] == ["2,1"] == chosen["again"]["stars"]
+
+
+def test_the_chosen_lora_is_in_the_stock_loader(chosen: dict[str, Any]) -> None:
+    loader, name = chosen["loader"], f"{chosen['name']}.safetensors"
+    assert (loader["lora"], loader["listed"]) == (name, True)
+    assert loader["model"] == loader["clip"] == 0.8
+    kept = support.host("new").loras / name
+    epochs = (kept.parent / "lora-atelier").glob("*/*.safetensors")
+    assert kept.read_bytes() in [path.read_bytes() for path in epochs]
+    assert not chosen["pageErrors"]
+    assert not [line for line in chosen["consoleErrors"] if "lora-atelier" in line or "lora_atelier" in line]

@@ -324,6 +324,68 @@ def test_since_is_a_number(routes, run, since):
     assert get(routes, f"runs/{RUN}?since={since}")[0] == 400
 
 
+# Grids
+
+
+@pytest.fixture
+def drawn(run: Path) -> str:
+    """The name of a page with one cell, drawn in the run."""
+    from lora_atelier.training.grid.book import KEY
+    from lora_atelier.training.grid.cells import png_info
+
+    facts = {
+        "prompt": "a fox", "seed": 3, "epochs": [], "strengths": [1.0], "scores": {}, "cells": {"0,0": {"file": f"cells/{CELL}"}},
+    }  # fmt: skip
+    (run / "grids" / "cells").mkdir(parents=True)
+    noise_picture((8, 8), 40).save(run / "grids" / "cells" / CELL)
+    noise_picture((8, 8), 40).save(run / "grids" / "grid-0123456789ab.png", pnginfo=png_info({KEY: json.dumps(facts)}))
+    return "grid-0123456789ab"
+
+
+CELL = "c" * 24 + ".png"
+
+
+def test_a_grid_is_looked_at_and_a_cell_marked(routes, drawn):
+    assert {"run": RUN, "page": drawn, "prompt": "a fox", "seed": 3} in get(routes, "grids")[1]["pages"]
+    for on in (True, False):
+        status, answer = post(routes, "grids/favourite", {"run": RUN, "cell": CELL, "on": on})
+        assert (status, answer) == (200, {"favourite": on})
+        status, page = get(routes, f"grids/page?run={RUN}&page={drawn}")
+        assert status == 200 and page["cells"]["0,0"] == {
+            "cell": CELL, "favourite": on,
+            "picture": {"filename": CELL, "subfolder": f"lora-atelier/{RUN}/grids/cells", "type": "output"},
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_name_leads_out_of_the_grids(routes, drawn, name):
+    assert get(routes, f"grids/page?run={name}&page={drawn}")[0] == 400
+    assert get(routes, f"grids/page?run={RUN}&page={name}")[0] == 400
+    for values in ({"run": name, "cell": CELL, "on": True}, {"run": RUN, "cell": name, "on": True}, {"run": RUN, "cell": CELL, "on": 1}):
+        assert post(routes, "grids/favourite", values)[0] == 400
+
+
+def test_a_chosen_lora_is_listed_at_once(routes):
+    from lora_atelier.training import host
+
+    source, kept = host.loras_folder() / "routes-chosen.safetensors", host.all_loras_folder() / "routes kept.safetensors"
+    source.write_bytes(b"weights")
+    try:
+        status, answer = post(routes, "loras/keep", {"lora": host.lora_name(source), "name": "routes kept"})
+        assert (status, answer) == (200, {"lora": kept.name}) and kept.read_bytes() == b"weights"
+        assert kept.name in host.lora_files()
+        source.write_bytes(b"others!")
+        status, answer = post(routes, "loras/keep", {"lora": host.lora_name(source), "name": "routes kept"})
+        assert status == 400 and "another LoRA" in answer["error"] and kept.read_bytes() == b"weights"
+        for lora in ("../secret.safetensors", "/etc/passwd", "nowhere.safetensors"):
+            assert post(routes, "loras/keep", {"lora": lora, "name": "x"})[0] == 400
+        for name in ("../x", "a/b", "con", "a\\b", "x" * 150):
+            assert post(routes, "loras/keep", {"lora": host.lora_name(source), "name": name})[0] == 400
+    finally:
+        source.unlink()
+        kept.unlink(missing_ok=True)
+
+
 # Who may ask
 
 

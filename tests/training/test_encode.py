@@ -18,6 +18,8 @@ from PIL import Image
 class Averages:
     """A codec whose latents are the mean colours of 8 x 8 pixels; notes how many pictures came at once."""
 
+    device = torch.device("cpu")
+
     def __init__(self, film: bool = False):
         self.calls: list[int] = []
         self.film = film
@@ -80,7 +82,7 @@ def test_pictures_of_one_size_go_together_and_a_second_run_encodes_nothing(folde
 
 
 def test_a_limit_on_pixels_is_kept(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "PIXELS_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr(encode, "PIXELS_ON_CPU", 2 * 64 * 64)
     _, _, codec, _ = prepared(folder, tmp_path)
     # Seven of 64 x 64, and three of 96 x 32, of which two are three quarters of the limit and three are above it.
     assert sorted(codec.calls) == [1, 1, 2, 2, 2, 2]

@@ -76,7 +76,7 @@ def encoded(t, folder, cache) -> Dataset:
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_pictures_and_latents_from_nodes_train_as_the_folder_does(tiny, folder, tmp_path, monkeypatch, name):
     # One picture at a time, as the stock node encodes them.
-    monkeypatch.setattr(encode, "PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(encode, "PIXELS_ON_CPU", 1)
     t = tiny(name)
     expected = losses(t, Dataset(scan(folder, CONFIG)), "folder")
     assert len(set(expected)) == 6 and all(loss > 0 for loss in expected)

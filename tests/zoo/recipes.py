@@ -12,7 +12,6 @@ from typing import Any
 
 TOKENS = 7
 SLOPE = "its gradient and the finite difference are more than 1e-3 apart"
-REFERENCE = "layers for a reference picture have no gradient and are not left out yet"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -320,7 +319,7 @@ RECIPES = (
             "num_kv_heads": 1, "num_layers": 2, "num_refiner_layers": 1, "out_channels": None, "patch_size": 2,
             "text_feat_dim": 64, "timestep_scale": 1000.0,
         },
-        cond(64, attention_mask=(1, TOKENS)), loads=False, gap=REFERENCE,
+        cond(64, attention_mask=(1, TOKENS)), loads=False,
     ),
     Recipe(
         "Boogu", "Boogu",
@@ -329,7 +328,7 @@ RECIPES = (
             "instruction_feat_dim": 64, "num_attention_heads": 2, "num_kv_heads": 1, "axes_dim_rope": (16, 16, 16),
             "axes_lens": (64, 64, 64), "multiple_of": 32,
         },
-        cond(64, attention_mask=(1, TOKENS)), loads=False, gap=REFERENCE,
+        cond(64, attention_mask=(1, TOKENS)), loads=False,
     ),
     Recipe(
         "ERNIE-Image", "ErnieImage",

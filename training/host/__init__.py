@@ -1,0 +1,66 @@
+"""Everything this project knows about ComfyUI's insides. Nothing outside this folder imports the host.
+
+Thin objects wrap what a graph has loaded: ``Model`` (a MODEL), ``TextEncoder`` (a CLIP) and ``PictureCodec`` (a VAE). Beside them
+are small functions for folders, progress and files. Features are detected, versions never compared.
+"""
+
+from .detect import family_of, outline
+from .devices import free_bytes, free_memory, make_room, memory, torch_device
+from .folders import (
+    all_loras_folder,
+    cache_folder,
+    captioner_folder,
+    dataset_roots,
+    lora_files,
+    lora_name,
+    lora_path,
+    loras_folder,
+    model_file,
+    output_folder,
+    runs_folder,
+    temp_folder,
+)
+from .model import TRUSTED, Model
+from .pictures import PictureCodec, PictureReader
+from .server import add_routes, check_interrupt, is_interrupt, progress, samplers, schedulers, send, shown_picture, status_of
+from .text import Conditioning, TextEncoder, TextWriter
+from .weights import patched
+
+__all__ = [
+    "TRUSTED",
+    "Conditioning",
+    "Model",
+    "PictureCodec",
+    "PictureReader",
+    "TextEncoder",
+    "TextWriter",
+    "add_routes",
+    "all_loras_folder",
+    "cache_folder",
+    "captioner_folder",
+    "check_interrupt",
+    "dataset_roots",
+    "family_of",
+    "free_bytes",
+    "free_memory",
+    "is_interrupt",
+    "lora_files",
+    "lora_name",
+    "lora_path",
+    "loras_folder",
+    "make_room",
+    "memory",
+    "model_file",
+    "outline",
+    "output_folder",
+    "patched",
+    "progress",
+    "runs_folder",
+    "samplers",
+    "schedulers",
+    "send",
+    "shown_picture",
+    "status_of",
+    "temp_folder",
+    "torch_device",
+]

@@ -1,0 +1,37 @@
+"""The device that models work on, and its memory, by the host's own measure."""
+
+from __future__ import annotations
+
+import gc
+
+import comfy.model_management
+import torch
+
+
+def torch_device() -> torch.device:
+    return comfy.model_management.get_torch_device()
+
+
+def free_bytes(device: torch.device) -> int:
+    """What is free on a device, by the host's own measure."""
+    return int(comfy.model_management.get_free_memory(device))
+
+
+def free_memory() -> None:
+    """Give back what models that are no longer used have held."""
+    gc.collect()
+    comfy.model_management.soft_empty_cache()
+
+
+def make_room(needed: int, device: torch.device) -> None:
+    """Unload so many of the host's models from the device that ``needed`` bytes are free; it loads them again when asked."""
+    comfy.model_management.free_memory(needed, device)
+    comfy.model_management.soft_empty_cache()
+
+
+def memory() -> tuple[int, int]:
+    """(in use, there is) in bytes, on the device that models work on."""
+    management = comfy.model_management
+    device = management.get_torch_device()
+    total = int(management.get_total_memory(device))
+    return total - int(management.get_free_memory(device)), total

@@ -1,0 +1,425 @@
+"""A MODEL: trained beside, and sampled from."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import torch
+from comfy import lora as comfy_lora
+from comfy import sampler_helpers
+from torch import Tensor, nn
+
+from .. import lockstep
+from ..checkpointing import blocks_of
+from ..convolutions import as_products
+from ..errors import AtelierError
+from ..families import BESIDE, notes_on
+from ..network.lora import is_conv, is_linear
+from ..noise import Prediction, spread
+from ..out_of_place import KERNELS, Care, OutOfPlace
+from ..transfer import to_device
+from .text import TextEncoder
+from .weights import identity_of, names_of_layers, put_back, resident, without_inference_tensors
+
+log = logging.getLogger("lora-atelier")
+held: list[Model] = []
+"""Models that a loop holds now, which nothing may put aside."""
+
+# Networks whose code was read, in every version that is supported, and whose every in-place statement a first pass would meet:
+# those of Stable Diffusion 1 and 2, SDXL, and SD3.
+TRUSTED = {("comfy.ldm.modules.diffusionmodules.openaimodel", "UNetModel"),
+           ("comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper")}  # fmt: skip
+PREDICTIONS: dict[str, Prediction] = {"EPS": "eps", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
+
+
+def _kernels() -> dict[Any, Any]:
+    """The host's fused kernels that autograd cannot pass, where it has any, and the same in single steps, from the same source.
+
+    The host spares itself some of them while ``in_training`` is set, but not all.
+    """
+    home = "comfy_kitchen.backends.eager."
+    parts = [sys.modules[home + name] for name in ("adaln", "rope") if home + name in sys.modules]
+    if not parts:
+        return {}
+    plain = {name: value for part in parts for name, value in vars(part).items() if callable(value)}
+    ops = torch.ops.comfy_kitchen
+    # Those whose names end in _ write into their input, which is for sampling alone.
+    return {getattr(ops, name): step for name, step in plain.items() if not name.endswith("_") and hasattr(ops, name)}
+
+
+KERNELS.update(_kernels())
+
+
+class Model:
+    """A loaded diffusion model, for training beside it and for sampling."""
+
+    def __init__(self, patcher: Any):
+        self.patcher = patcher
+        self.base = patcher.model
+        self._compute_dtype: torch.dtype | None = None
+        self._care = Care(trusted=self._is_trusted())
+
+    def _is_trusted(self) -> bool:
+        """Whether nothing but the network's own, known code runs when it is asked."""
+        kind, options = type(self.base.diffusion_model), self.patcher.model_options
+        foreign = [options.get("transformer_options"), options.get("model_function_wrapper")]
+        foreign += [name for name in self.patcher.object_patches if str(name).startswith("diffusion_model")]
+        foreign += [getattr(self.patcher, n, None) for n in ("wrappers", "callbacks", "injections", "additional_models")]
+        foreign += [dict(m._forward_hooks) or dict(m._forward_pre_hooks) for m in self.base.diffusion_model.modules()]
+        return (kind.__module__, kind.__name__) in TRUSTED and not _holds(foreign)
+
+    @property
+    def family(self) -> str:
+        """The host's name of the model family, such as ``SD15``, ``SDXL`` or ``SD3``."""
+        return type(self.base.model_config).__name__
+
+    @property
+    def sampling(self) -> Any:
+        return self.patcher.get_model_object("model_sampling")
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the model predicts. A patched sampling object (a stock node's) outranks the checkpoint's own type."""
+        from comfy import model_sampling as kinds
+
+        sampling = self.sampling
+        discrete = isinstance(sampling, kinds.ModelSamplingDiscrete)
+        if self._levels_are_ratios:
+            return "flow"
+        if isinstance(sampling, kinds.CONST) and not isinstance(sampling, getattr(kinds, "IMG_TO_IMG_FLOW", ())):
+            return "flow"
+        if discrete and isinstance(sampling, kinds.V_PREDICTION) and not isinstance(sampling, kinds.EDM):
+            return "v"
+        if discrete and isinstance(sampling, kinds.EPS) and not isinstance(sampling, (kinds.V_PREDICTION, kinds.X0)):
+            return "eps"
+        raise AtelierError(
+            f"model: {self.family} predicts in a way ({self.base.model_type.name}) that cannot be trained here; "
+            "eps, v and flow models can."
+        )
+
+    @property
+    def _levels_are_ratios(self) -> bool:
+        """Flow models to which the host gives sigma / (1 - sigma) as the level, and the latent divided by 1 - sigma (Cosmos)."""
+        from comfy import model_sampling as kinds
+
+        return isinstance(self.sampling, getattr(kinds, "COSMOS_RFLOW", ()))
+
+    @property
+    def frames(self) -> bool:
+        """Whether its latents are (B, C, T, H, W), of which a picture is one frame."""
+        return getattr(self.patcher.get_model_object("latent_format"), "latent_dimensions", 2) == 3
+
+    def check(self) -> None:
+        """AtelierError, with the reason, if this model cannot be trained rightly."""
+        family = notes_on(self.family)
+        if family.refused:
+            raise AtelierError(f"model: {self.family} {family.refused}")
+        blank = torch.zeros(1, self.latent_channels, *([1] if self.frames else []), 8, 8)
+        beside = None
+        with suppress(KeyError, AttributeError, IndexError, RuntimeError):  # a family of tomorrow may want to be asked otherwise
+            beside = self.base.concat_cond(noise=blank, latent_image=blank, device=blank.device)
+        if beside is not None and not family.blank_beside:
+            raise AtelierError(f"model: this {self.family} {BESIDE}")
+        if self.prediction == "flow" and getattr(self.sampling, "noise_scale", 1.0) != 1.0:
+            raise AtelierError(f"model: {self.family} is made with noise of another strength, which is not trained here.")
+
+    @property
+    def latent_channels(self) -> int:
+        return self.patcher.get_model_object("latent_format").latent_channels
+
+    @property
+    def sigmas(self) -> Tensor | None:
+        """Sigma of every discrete timestep, ascending, on the CPU; None for flow models."""
+        return None if self.prediction == "flow" else self.sampling.sigmas.detach().cpu().clone()
+
+    @property
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self._compute_dtype or self.base.manual_cast_dtype or self.base.get_dtype()
+
+    def for_training(self, dtype: torch.dtype | None) -> Model:
+        """This model as the loop can hold it, with its arithmetic in ``dtype`` (None: as loaded); its weights stay as they are.
+
+        A model whose weights the host pages in op by op may lose them between forward and backward, so its resident twin is
+        taken, which the host itself makes.
+        """
+        patcher = resident(self.patcher, "model")
+        if dtype is not None and dtype != Model(patcher).compute_dtype:
+            patcher = patcher.clone()
+            patcher.set_model_compute_dtype(dtype)
+        changed = Model(patcher)
+        changed._compute_dtype = dtype
+        return changed
+
+    def blocks(self) -> list[nn.Module]:
+        """What gradient checkpointing may compute twice."""
+        return blocks_of(self.base.diffusion_model)
+
+    def weights(self) -> list[Tensor]:
+        """Everything that is stored of the model."""
+        return [*self.base.parameters(), *self.base.buffers()]
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Linear and Conv2d layers by dotted name under the diffusion model."""
+        found = self.base.diffusion_model.named_modules()
+        return {name: m for name, m in found if is_linear(m) or (hasattr(m, "weight") and is_conv(m))}
+
+    def lora_names(self) -> dict[str, list[str]]:
+        """For every layer the names under which the host finds it in a LoRA file."""
+        return names_of_layers(comfy_lora.model_lora_keys_unet(self.base, {}), "diffusion_model.")
+
+    def identity(self) -> str:
+        """A fingerprint of the weights and of the patches on them, equal in every session."""
+        return identity_of(self.base.diffusion_model, self.patcher, "diffusion_model.")
+
+    def latents_in(self, latents: Tensor) -> Tensor:
+        """From what the VAE gives to what the model sees (the latent format's scale and shift, and a picture's one frame)."""
+        return self.base.process_latent_in(latents.unsqueeze(2) if self.frames and latents.ndim == 4 else latents)
+
+    @contextmanager
+    def hold(self, text: TextEncoder | None = None) -> Iterator[None]:
+        """The model on its device, outside inference mode, differentiable, and afterwards exactly as it was found.
+
+        Weights made by other nodes are inference tensors, which autograd refuses; meanwhile ordinary tensors over the very
+        same storage stand in their places, so nothing is copied. ``text`` is held as well, for training it.
+        """
+        management = comfy.model_management
+        patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
+        with torch.inference_mode(False), torch.enable_grad():
+            # Asking for all memory makes the host put every other model aside; on a CPU it has no effect.
+            management.load_models_gpu(patchers, memory_required=1e20, force_full_load=True)
+            swapped = [swap for patcher in patchers for swap in without_inference_tensors(patcher.model)]
+            was_training = getattr(management, "in_training", None)
+            if was_training is not None:
+                management.in_training = True
+            self.patcher.pre_run()
+            held.append(self)
+            try:
+                with as_products(self.base) if self.device.type == "cpu" else nullcontext():
+                    yield
+            finally:
+                held.remove(self)
+                self.patcher.cleanup()
+                if was_training is not None:
+                    management.in_training = was_training
+                put_back(swapped)
+
+    def condition(self, text: Mapping[str, Tensor], x: Tensor, size: Mapping[str, int]) -> dict[str, Any]:
+        """The host's conditioning objects of one picture.
+
+        ``x`` is its latent (1, C, H, W); ``size`` may hold ``width``, ``height``, ``crop_w``, ``crop_h``, ``target_width`` and
+        ``target_height`` in pixels, used by models with size conditioning.
+        """
+        extras = {k: v for k, v in text.items() if k != "cond"}
+        guidance = notes_on(self.family).guidance
+        told = {} if guidance is None else {"guidance": guidance}
+        # A conditioning from the canvas may name sizes and guidance itself; those are meant.
+        conds = sampler_helpers.convert_cond([[text["cond"], {**size, **told, **extras}]])
+        learns = any(isinstance(value, Tensor) and value.requires_grad for value in text.values())
+        with OutOfPlace() if learns else nullcontext():
+            conds = comfy.samplers.encode_model_conds(
+                self.base.extra_conds, conds, x, self.device, "positive", latent_image=x, denoise_mask=None, seed=0
+            )
+        return {k: c.process_cond(batch_size=1, device=self.device, area=None) for k, c in conds[0]["model_conds"].items()}
+
+    def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
+        """The model's own answer (eps, v or velocity) in float32 for ``x`` (B, C, H, W) at ``sigma`` (B,).
+
+        Every picture has its own conditioning; those of one shape go through the model together.
+        """
+        # A mean-flow network is told one further level for all pictures of a batch, so each goes alone.
+        alone = getattr(self.base.diffusion_model, "time_r_in", None) is not None
+        groups = [[i] for i in range(len(conditions))] if alone else _alike(conditions)
+        if len(groups) == 1:
+            return self._answer(x, sigma, conditions)
+        answers: dict[int, Tensor] = {}
+        for group in groups:
+            # Indexing with a list would have to wait for the device.
+            some = torch.stack([x[i] for i in group]), torch.stack([sigma[i] for i in group])
+            answers |= dict(zip(group, self._answer(*some, [conditions[i] for i in group]), strict=True))
+        return torch.stack([answers[i] for i in range(len(conditions))])
+
+    def _answer(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
+        """The answer for pictures whose conditionings go into one batch."""
+        merged = comfy.samplers.cond_cat(list(conditions))
+        # Left to itself the host would wait for the device here.
+        merged = {k: to_device(v, self.device) if isinstance(v, Tensor) else v for k, v in merged.items()}
+        with self._care.around(_form(x, merged)):
+            return self._raw_output(x, sigma, merged)
+
+    def _raw_output(self, x: Tensor, sigma: Tensor, conditioning: dict[str, Any]) -> Tensor:
+        """``apply_model`` returns the denoised picture; the network's own output is caught on its way there."""
+        if self._levels_are_ratios:
+            x, sigma = x / (1 - spread(sigma, x)), sigma / (1 - sigma)
+        caught: list[Tensor] = []
+        handle = self.base.diffusion_model.register_forward_hook(lambda _m, _i, output: caught.append(output))
+        options = dict(self.patcher.model_options.get("transformer_options", {}))
+        # Mean-flow networks ask where the step ends: at its beginning, where the mean velocity is the velocity.
+        ends = torch.stack([sigma[0], sigma[0]])
+        options.update(sigmas=sigma, sample_sigmas=ends, cond_or_uncond=[0], optimized_attention_override=_attention)
+        try:
+            denoised = self.base.apply_model(x, sigma, transformer_options=options, **conditioning)
+        finally:
+            handle.remove()
+        output = caught[-1]
+        if not isinstance(output, Tensor) or output.shape != denoised.shape:
+            raise AtelierError(f"model: {self.family} answers in a form that cannot be trained here.")
+        return output.float()
+
+    def sample(
+        self,
+        positive: list,
+        negative: list,
+        *,
+        latent_size: tuple[int, int],
+        steps: int,
+        cfg: float,
+        sampler: str,
+        scheduler: str,
+        seed: int | Sequence[int],
+        on_step: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """What the stock KSampler gives from an empty latent: (B, C, H, W), ``latent_size`` as (height, width) in cells.
+
+        B is 1, or the number of seeds: each picture begins with the noise that it would have alone. Samplers that draw noise on
+        their way draw it by the first seed.
+        """
+        seeds = [seed] if isinstance(seed, int) else list(seed)
+        empty = torch.zeros((1, self.latent_channels, *latent_size), device=comfy.model_management.intermediate_device())
+        empty = comfy.sample.fix_empty_latent_channels(self.patcher, empty)
+        noise = torch.cat([comfy.sample.prepare_noise(empty, one) for one in seeds])
+        empty = torch.cat([empty] * len(seeds))
+
+        def callback(step: int, _x0: Tensor, _x: Tensor, _total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if on_step is not None:
+                on_step(step)
+
+        with torch.inference_mode():
+            return comfy.sample.sample(
+                self.patcher, noise, steps, cfg, sampler, scheduler, positive, negative, empty,
+                denoise=1.0, callback=callback, disable_pbar=True, seed=seeds[0],
+            )  # fmt: skip
+
+    def sample_together(
+        self,
+        positive: list,
+        negative: list,
+        count: int,
+        rows: lockstep.Rows,
+        *,
+        latent_size: tuple[int, int],
+        steps: int,
+        cfg: float,
+        sampler: str,
+        scheduler: str,
+        seed: int,
+        whole: bool = False,
+    ) -> Tensor:
+        """``count`` pictures from one seed, (count, C, H, W), each as ``sample`` gives it alone, in batches.
+
+        ``rows`` is told before every call of the model which of them it is for. ``whole`` must be set when the conditioning has
+        one row a picture: OutOfStep is raised if the sampler does not keep them in step.
+        """
+        empty = torch.zeros((1, self.latent_channels, *latent_size), device=comfy.model_management.intermediate_device())
+        empty = comfy.sample.fix_empty_latent_channels(self.patcher, empty)
+        noise = torch.cat([comfy.sample.prepare_noise(empty, seed)] * count)
+        kind = comfy.samplers.sampler_object(sampler)
+        if not hasattr(kind, "sampler_function"):
+            raise lockstep.OutOfStep(f"{sampler} is not one of the host's own kind of samplers")
+        together = type(kind)(
+            lockstep.Together(kind.sampler_function, rows, whole=whole), kind.extra_options, kind.inpaint_options
+        )
+        schedule = comfy.samplers.KSampler(
+            self.patcher, steps=steps, device=self.device, sampler=sampler, scheduler=scheduler, denoise=1.0,
+            model_options=self.patcher.model_options,
+        )  # fmt: skip
+
+        def callback(_step: int, _x0: Tensor, _x: Tensor, _total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+        with torch.inference_mode():
+            return comfy.sample.sample_custom(
+                self.patcher, noise, cfg, together, schedule.sigmas, positive, negative, torch.cat([empty] * count),
+                callback=callback, disable_pbar=True, seed=seed,
+            )  # fmt: skip
+
+    @contextmanager
+    def each_call(self, tell: Callable[[int], None]) -> Iterator[None]:
+        """``tell(rows)`` before every pass of the network: its real batch, conditional and unconditional parts in a row."""
+        handle = self.base.diffusion_model.register_forward_pre_hook(lambda _module, inputs: tell(inputs[0].shape[0]))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether copies on other devices take part, which know nothing of what is attached here."""
+        return bool(getattr(self.patcher, "get_additional_models_with_key", lambda _key: [])("multigpu"))
+
+    def pictures_that_fit(self, wanted: int, latent_size: tuple[int, int]) -> int:
+        """How many pictures of this size can be sampled in one batch by the host's own measure, 1 to ``wanted``."""
+        free = comfy.model_management.get_free_memory(self.device)
+        free -= max(0, self.patcher.model_size() - self.patcher.loaded_size())
+        for count in range(wanted, 1, -1):
+            # The host takes conditional and unconditional parts apart by itself if both don't fit.
+            if self.patcher.memory_required([count, self.latent_channels, *latent_size]) * 1.5 < free:
+                return count
+        return 1
+
+    def with_lora(
+        self, clip: Any, tensors: dict[str, Tensor], strength: float, text_strength: float | None = None
+    ) -> tuple[Any, Any]:
+        """Patched copies of MODEL and CLIP, as the stock LoraLoader makes them; the text encoder's strength may be another."""
+        of_text = strength if text_strength is None else text_strength
+        return comfy.sd.load_lora_for_models(self.patcher, clip, tensors, strength, of_text)
+
+
+def _attention(_chosen: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """Attention by torch's own kernel instead of what the host or a node has chosen for sampling.
+
+    Some of those kernels have no backward pass; others keep every probability for it, and choose their chunks by the memory that
+    is free, so that a pass that is computed again need not be the same.
+    """
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    return attention_pytorch(*args, **kwargs)
+
+
+def _alike(conditions: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Indices of conditionings that the host can put into one batch."""
+    groups: list[list[int]] = []
+    for i, condition in enumerate(conditions):
+        for group in groups:
+            first = conditions[group[0]]
+            if first.keys() == condition.keys() and all(first[k].can_concat(condition[k]) for k in first):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+def _holds(value: Any) -> bool:
+    """Whether there is anything in ``value``, whose dictionaries and lists may be nested and empty."""
+    if isinstance(value, (dict, list)):
+        return any(_holds(v) for v in (value.values() if isinstance(value, dict) else value))
+    return value is not None
+
+
+def _form(x: Tensor, conditioning: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Shapes and types of what a network is given."""
+    given = ((k, (v.shape, v.dtype) if isinstance(v, Tensor) else type(v)) for k, v in conditioning.items())
+    return x.shape, x.dtype, *sorted(given, key=lambda pair: pair[0])

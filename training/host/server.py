@@ -1,0 +1,85 @@
+"""The running graph and the server around it: progress, cancel, status, routes, events; and what its widgets list."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+
+from .folders import output_folder
+
+
+def progress(total: int) -> Callable[..., None]:
+    """``advance(step, preview=None)``: moves the node's bar, shows a PIL picture in the node, and raises when cancelled."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def advance(step: int, preview: Any = None) -> None:
+        bar.update_absolute(step, total, ("JPEG", preview, 512) if preview is not None else None)
+        check_interrupt()
+
+    return advance
+
+
+def check_interrupt() -> None:
+    """Raises the host's own interrupt when the person pressed cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def is_interrupt(error: BaseException) -> bool:
+    return type(error).__name__ == "InterruptProcessingException"
+
+
+def samplers() -> list[str]:
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def schedulers() -> list[str]:
+    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def status_of(node_id: str) -> Callable[[str], None]:
+    """A function that writes one line of text under the node with this id."""
+
+    def show(line: str) -> None:
+        try:
+            from server import PromptServer
+        except ImportError:
+            return
+        instance = getattr(PromptServer, "instance", None)
+        if instance is not None and hasattr(instance, "send_progress_text"):
+            instance.send_progress_text(line, node_id)
+
+    return show
+
+
+def shown_picture(path: Path) -> dict[str, str]:
+    """How the canvas finds a picture in the output folder."""
+    relative = path.resolve().relative_to(output_folder().resolve())
+    return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}
+
+
+def _server() -> Any:
+    """The host's server, or None where a graph runs without one; nothing is imported to find out."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def add_routes(table: Any) -> bool:
+    """Lets the server answer an aiohttp table of routes too; only before it starts. False without a server."""
+    server = _server()
+    if server is None:
+        return False
+    for route in table:
+        server.routes.route(route.method, route.path)(route.handler)
+    return True
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """Tells every open page; from any thread."""
+    server = _server()
+    if server is not None:
+        server.send_sync(event, data)

@@ -1,0 +1,104 @@
+"""A CLIP: captions to conditioning, or (a language model with eyes) pictures to captions."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from comfy import lora as comfy_lora
+from torch import Tensor, nn
+
+from ..checkpointing import blocks_of
+from ..errors import AtelierError
+from ..network.lora import is_linear
+from ..out_of_place import OutOfPlace
+from .weights import identity_of, names_of_layers, resident
+
+Conditioning = dict[str, Tensor]
+"""One encoded text: ``cond`` (1, tokens, width), usually ``pooled_output`` (1, width), and whatever else the encoder gives."""
+
+
+class TextEncoder:
+    """A loaded CLIP (or T5, or language model) that turns captions into conditioning."""
+
+    def __init__(self, clip: Any):
+        self.clip = clip
+
+    def identity(self) -> str:
+        extras = f"{self.clip.layer_idx} {sorted(getattr(self.clip, 'tokenizer_options', {}).items())}"
+        return identity_of(self.clip.cond_stage_model, self.clip.patcher) + hashlib.sha256(extras.encode()).hexdigest()[:8]
+
+    def encode(self, text: str) -> Conditioning:
+        """Tensors on the CPU, ordinary ones (not inference tensors)."""
+        with torch.inference_mode(False), torch.no_grad():
+            out = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True, return_dict=True)
+            return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in out.items() if isinstance(v, Tensor)}
+
+    def for_training(self) -> TextEncoder:
+        """This encoder as the loop can hold it: see ``Model.for_training``."""
+        patcher = resident(self.clip.patcher, "clip")
+        if patcher is self.clip.patcher:
+            return self
+        clip = self.clip.clone()
+        clip.patcher, clip.cond_stage_model = patcher, patcher.model
+        return TextEncoder(clip)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Linear layers by dotted name, the first part being the encoder's: ``clip_l``, ``clip_g``, ``t5xxl`` and so on."""
+        return {name: m for name, m in self.clip.cond_stage_model.named_modules() if is_linear(m)}
+
+    def lora_names(self) -> dict[str, list[str]]:
+        """For every layer the names under which the host finds it in a LoRA file."""
+        return names_of_layers(comfy_lora.model_lora_keys_clip(self.clip.cond_stage_model, {}), "")
+
+    def blocks(self) -> list[nn.Module]:
+        """What gradient checkpointing may compute twice."""
+        return blocks_of(self.clip.cond_stage_model)
+
+    def weights(self) -> list[Tensor]:
+        """Everything that is stored of the encoder."""
+        return [*self.clip.cond_stage_model.parameters(), *self.clip.cond_stage_model.buffers()]
+
+    def encode_live(self, text: str) -> Conditioning:
+        """Like ``encode``, but on the device and connected with whatever learns in the encoder; only while it is held."""
+        with OutOfPlace():
+            out = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True, return_dict=True)
+        return {k: v for k, v in out.items() if isinstance(v, Tensor)}
+
+    def for_sampling(self, text: str) -> list:
+        """CONDITIONING as CLIPTextEncode makes it."""
+        with torch.inference_mode():
+            return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+
+class TextWriter:
+    """A loaded CLIP that is a language model with eyes, for writing about pictures."""
+
+    def __init__(self, clip: Any):
+        if not hasattr(clip, "generate"):
+            raise AtelierError("clip: this ComfyUI cannot let a text encoder write. Update ComfyUI, or choose another captioner.")
+        if not _writes(clip.cond_stage_model):
+            raise AtelierError(
+                f"clip: {type(clip.cond_stage_model).__name__} only reads text. Connect a language model that sees pictures, "
+                "such as Qwen3-VL or Gemma 3, or choose another captioner."
+            )
+        self.clip = clip
+
+    def write(self, pixels: Tensor, question: str, max_length: int) -> str:
+        """The most probable answer, of at most ``max_length`` tokens, about ``pixels`` (1, H, W, 3) in 0..1."""
+        with torch.inference_mode():
+            tokens = self.clip.tokenize(question, image=pixels, skip_template=False, min_length=1, thinking=False)
+            if not any(isinstance(token[0], dict) for rows in tokens.values() for row in rows for token in row):
+                raise AtelierError(
+                    f"clip: {type(self.clip.tokenizer).__name__} takes no pictures. Connect a language model that sees pictures, "
+                    "such as Qwen3-VL or Gemma 3, or choose another captioner."
+                )
+            return self.clip.decode(self.clip.generate(tokens, do_sample=False, max_length=max_length))
+
+
+def _writes(model: nn.Module) -> bool:
+    """Whether a text encoder can generate: the host's wrapper has the method for all, the model in it only if it can."""
+    inner = getattr(model, str(getattr(model, "clip", "")), None)
+    transformer = getattr(inner, "transformer", None)
+    return hasattr(model, "generate") and (transformer is None or hasattr(transformer, "generate"))

@@ -1,0 +1,97 @@
+"""What models, text encoders and VAEs have in common: weights that are told apart, laid aside and put back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AtelierError
+
+
+def patched(before: Any, after: Any) -> int:
+    """How many weights ``after`` changes that ``before`` does not; both are the host's patchers."""
+    return sum(len(patches) > len(before.patches.get(key, ())) for key, patches in after.patches.items())
+
+
+def resident(patcher: Any, widget: str) -> Any:
+    """``patcher``, or its twin whose weights stay where they are."""
+    if not getattr(patcher, "is_dynamic", lambda: False)():
+        return patcher
+    try:
+        return patcher.get_non_dynamic_delegate()
+    except RuntimeError as error:
+        raise AtelierError(
+            f"{widget}: this loader's weights are paged in and out while the model works, which cannot be trained. Start "
+            "ComfyUI with --disable-dynamic-vram, or use a stock loader."
+        ) from error
+
+
+def names_of_layers(keys: Mapping[str, Any], prefix: str) -> dict[str, list[str]]:
+    """The host's table from names in files to weights, turned round and by layer."""
+    suffix = ".weight"
+    out: dict[str, list[str]] = {}
+    for name, key in keys.items():
+        if isinstance(key, str) and key.startswith(prefix) and key.endswith(suffix):
+            out.setdefault(key[len(prefix) : -len(suffix)], []).append(name)
+    return out
+
+
+Swap = tuple[dict[str, Any], str, Tensor, Tensor]
+
+
+def without_inference_tensors(root: nn.Module) -> list[Swap]:
+    """Stand-ins for inference tensors among parameters and buffers: (registry, name, original, stand-in)."""
+    swapped: list[Swap] = []
+    for module in root.modules():
+        registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for registry in registries:
+            for name, tensor in registry.items():
+                if tensor is None or not tensor.is_inference() or type(tensor.data) is not Tensor:
+                    continue
+                view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                view.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+                stand_in = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
+                registry[name] = stand_in
+                swapped.append((registry, name, tensor, stand_in))
+    return swapped
+
+
+def put_back(swapped: list[Swap]) -> None:
+    for registry, name, original, stand_in in swapped:
+        # If the host itself put another tensor here meanwhile (it moved the weight), that one is right.
+        if registry.get(name) is stand_in and stand_in.untyped_storage().data_ptr() == original.untyped_storage().data_ptr():
+            registry[name] = original
+
+
+def identity_of(module: nn.Module, patcher: Any, prefix: str = "") -> str:
+    """Sha256 over every tensor's name, shape, type and a few of its values, and over the patches laid on it.
+
+    While another copy of the model is in use (with a LoRA, say) its patches are merged into the shared weights; the patcher then
+    keeps the originals aside, under names that start with ``prefix``, and those are the ones that count.
+    """
+    digest = hashlib.sha256()
+    originals = {k: getattr(kept, "weight", kept) for k, kept in getattr(patcher, "backup", {}).items()}
+
+    def add(name: str, tensor: Tensor) -> None:
+        flat = tensor.detach().reshape(-1)
+        picked = flat[:: max(1, flat.numel() // 16)][:17].float().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(picked.numpy().tobytes())
+
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            tensor = originals.get(prefix + name, tensor)
+            if isinstance(tensor, Tensor) and tensor.numel():
+                add(name, tensor)
+    for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
+        digest.update(f"{key} {[(p[0], p[2]) for p in patches]}".encode())
+        for patch in patches:
+            weights = getattr(patch[1], "weights", patch[1])
+            for i, part in enumerate(weights if isinstance(weights, (tuple, list)) else [weights]):
+                if isinstance(part, Tensor):
+                    add(str(i), part)
+    return digest.hexdigest()[:32]
