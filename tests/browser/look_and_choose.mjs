@@ -100,6 +100,9 @@ try {
   });
   await page.waitForFunction(() => document.querySelector(".atelier-favourite"), null, limit);
   seen.again = await state();
+  await at("2,1").focus();
+  await page.keyboard.press("f");
+  await page.waitForFunction(() => !document.querySelector(".atelier-favourite"), null, limit);
 } catch (error) {
   const page = context.pages()[0];
   if (page) await shot(page, "failed").catch(() => {});
