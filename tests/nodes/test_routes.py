@@ -361,7 +361,11 @@ def test_a_grid_is_looked_at_and_a_cell_marked(routes, drawn):
 def test_no_name_leads_out_of_the_grids(routes, drawn, name):
     assert get(routes, f"grids/page?run={name}&page={drawn}")[0] == 400
     assert get(routes, f"grids/page?run={RUN}&page={name}")[0] == 400
-    for values in ({"run": name, "cell": CELL, "on": True}, {"run": RUN, "cell": name, "on": True}, {"run": RUN, "cell": CELL, "on": 1}):
+    for values in (
+        {"run": name, "cell": CELL, "on": True},
+        {"run": RUN, "cell": name, "on": True},
+        {"run": RUN, "cell": CELL, "on": 1},
+    ):
         assert post(routes, "grids/favourite", values)[0] == 400
 
 

@@ -74,7 +74,9 @@ def test_only_runs_that_are_there(runs: Path, run: str) -> None:
             work()
 
 
-@pytest.mark.parametrize("name", ["../grids/grid-0123456789ab", "grid-0123456789ab.png", "grid-000000000000", "grid-ba9876543210", ""])
+@pytest.mark.parametrize(
+    "name", ["../grids/grid-0123456789ab", "grid-0123456789ab.png", "grid-000000000000", "grid-ba9876543210", ""]
+)
 def test_only_pages_that_are_there(runs: Path, name: str) -> None:
     with pytest.raises(AtelierError, match="page: "):
         album.page(runs, "foxes", name)
