@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .out_of_place import again, decided
+from .stand_in import replaced
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -38,18 +39,8 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 @contextmanager
 def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """While the context lasts, the blocks keep only their inputs; afterwards nothing of it is left on them."""
-    before: list[tuple[nn.Module, Any]] = []
-    try:
-        for block in blocks:
-            before.append((block, block.__dict__.get("forward")))
-            block.forward = _recomputed(block.forward)
+    with replaced(blocks, "forward", lambda _block, forward: _recomputed(forward)):
         yield
-    finally:
-        for block, own in before:
-            # It stood on the instance, above the class's own method, and so it goes away without a trace.
-            block.__dict__.pop("forward", None)
-            if own is not None:
-                block.forward = own
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .errors import AtelierError, is_out_of_memory
 from .out_of_place import OutOfPlace, decided, paused, without_in_place
+from .stand_in import replaced
 
 log = logging.getLogger("lora-atelier")
 BACKEND = "inductor"
@@ -55,18 +56,11 @@ class Compiled:
         if not self.active:
             yield
             return
-        before = [(block, block.__dict__.get("forward")) for block in self._blocks]
         marked = [(tensor, set(tensor.__dict__)) for block in self._blocks for tensor in _tensors(block)]
         try:
-            with self._settings():
-                for block in self._blocks:
-                    block.forward = self._runner(block.forward)
+            with self._settings(), replaced(self._blocks, "forward", lambda _block, forward: self._runner(forward)):
                 yield
         finally:
-            for block, own in before:
-                block.__dict__.pop("forward", None)
-                if own is not None:
-                    block.forward = own
             for tensor, names in marked:  # the compiler writes notes on weights
                 for name in tensor.__dict__.keys() - names:
                     del tensor.__dict__[name]

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .stand_in import replaced
+
 LARGER = 8
 """From so many kernel numbers for each of the picture's on, the product is the faster way."""
 Convolve = Callable[..., Tensor]
@@ -22,17 +24,10 @@ Convolve = Callable[..., Tensor]
 @contextmanager
 def as_products(root: nn.Module) -> Iterator[None]:
     """While it lasts, the Conv2d layers under ``root`` choose for each picture; afterwards nothing of it is left on them."""
-    changed: list[nn.Module] = []
-    try:
-        for module in root.modules():
-            if _plain(module) and "_conv_forward" not in module.__dict__:
-                own: Any = module
-                own._conv_forward = _choosing(own, own._conv_forward)
-                changed.append(module)
+    # A layer that somebody else has changed already is left to them.
+    layers = [module for module in root.modules() if _plain(module) and "_conv_forward" not in module.__dict__]
+    with replaced(layers, "_conv_forward", _choosing):
         yield
-    finally:
-        for module in changed:
-            module.__dict__.pop("_conv_forward", None)
 
 
 def _plain(module: nn.Module) -> bool:
@@ -42,7 +37,7 @@ def _plain(module: nn.Module) -> bool:
     return module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
 
 
-def _choosing(layer: nn.Conv2d, usual: Convolve) -> Convolve:
+def _choosing(layer: Any, usual: Convolve) -> Convolve:
     """``layer``'s own convolution, given weight and bias as they are used now."""
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

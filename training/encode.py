@@ -19,8 +19,8 @@ from .dataset.samples import Dataset, Sample
 from .dataset.sightings import FIXED, caption_variants, plain_caption, sighted_caption
 
 PIXELS_AT_ONCE, PIXELS_ON_CPU = 1024 * 1024, 512 * 512
-"""Pictures of one size go through the VAE together, up to this many pixels: that keeps a GPU busy and costs no more memory than one
-large picture. A CPU is not faster by it, and needs the memory elsewhere."""
+"""Pictures of one size go through the VAE together, up to this many pixels: that keeps a GPU busy and costs no more memory than
+one large picture. A CPU is not faster by it, and needs the memory elsewhere."""
 IN_MEMORY = 2 * 2**30
 """Bytes of latents, and of text encodings, that are kept in memory; the rest is read from the cache when its turn comes."""
 Advance = Callable[..., None]

@@ -38,10 +38,10 @@ def browser() -> str:
     return found
 
 
-@pytest.fixture(scope="module")
-def seen(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the driver saw; its two pictures of the page are in ``seen["shots"]``."""
-    chromium, host = browser(), support.host("new")
+@pytest.fixture(scope="module", params=["new", "old"])
+def seen(request: pytest.FixtureRequest, comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the driver saw on the canvas of either host; its pictures of the page are in ``seen["shots"]``."""
+    chromium, host = browser(), support.host(request.param)
     # ATELIER_SHOTS keeps the pictures, to look at them.
     shots = Path(os.environ.get("ATELIER_SHOTS") or tmp_path_factory.mktemp("shots"))
     task = {
@@ -54,12 +54,11 @@ def seen(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     driver = Path(__file__).parent / "open_and_queue.mjs"
     done = subprocess.run(["node", str(driver), json.dumps(task)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1]) | {"shots": shots}
+    return json.loads(done.stdout.splitlines()[-1]) | {"shots": shots, "host": host}
 
 
-def test_workflow_is_among_the_templates(comfyui: Path) -> None:
-    browser()
-    assert "train_then_test" in support.host("new").server.get("/api/workflow_templates")["lora-atelier"]
+def test_workflow_is_among_the_templates(seen: dict[str, Any]) -> None:
+    assert "train_then_test" in seen["host"].server.get("/api/workflow_templates")["lora-atelier"]
 
 
 def test_it_opens_without_a_missing_node(seen: dict[str, Any]) -> None:
@@ -100,8 +99,8 @@ def test_it_runs_and_the_grid_is_seen(seen: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
 def chosen(request: pytest.FixtureRequest, seen: dict[str, Any]) -> dict[str, Any]:
-    """What was seen while a cell of the grid was chosen, on the classic canvas in dark colours and on the Vue one in light ones."""
-    host, name = support.host("new"), f"chosen-{'vue' if request.param else 'classic'}"
+    """What was seen while a cell was chosen, on the classic canvas in dark colours and on the Vue one in light ones."""
+    host, name = seen["host"], f"chosen-{'vue' if request.param else 'classic'}"
     task = {
         "url": host.server.url, "playwright": str(PLAYWRIGHT), "chromium": browser(), "shots": str(seen["shots"]), "seconds": 60,
         "workflow": "/api/workflow_templates/lora-atelier/train_then_test.json", "name": name,
@@ -112,7 +111,7 @@ def chosen(request: pytest.FixtureRequest, seen: dict[str, Any]) -> dict[str, An
     for setting, value in (("Comfy.VueNodes.Enabled", False), ("Comfy.ColorPalette", "dark")):
         host.server.post(f"/settings/{setting}", value)  # type: ignore[arg-type]
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1]) | {"name": name}
+    return json.loads(done.stdout.splitlines()[-1]) | {"name": name, "host": host}
 
 
 def test_the_grid_is_walked_over_and_compared(chosen: dict[str, Any]) -> None:
@@ -132,7 +131,7 @@ def test_the_chosen_lora_is_in_the_stock_loader(chosen: dict[str, Any]) -> None:
     loader, name = chosen["loader"], f"{chosen['name']}.safetensors"
     assert (loader["lora"], loader["listed"]) == (name, True)
     assert loader["model"] == loader["clip"] == 0.8
-    kept = support.host("new").loras / name
+    kept = chosen["host"].loras / name
     epochs = (kept.parent / "lora-atelier").glob("*/*.safetensors")
     assert kept.read_bytes() in [path.read_bytes() for path in epochs]
     assert not chosen["pageErrors"]

@@ -25,6 +25,8 @@ COMFYUI = {
     "new": Path(os.environ.get("ATELIER_COMFYUI", ROOT / ".studio" / "hosts" / "comfyui-0.30.0")),
     "old": Path(os.environ.get("ATELIER_COMFYUI_OLD", ROOT / ".studio" / "hosts" / "comfyui-0.3.75")),
 }
+# The canvas that the old host pins; the environment holds the new one's, which a server takes by itself.
+OLD_FRONTEND = ROOT / ".studio" / "frontends" / "0.3.75" / "comfyui_frontend_package" / "static"
 # The stock checkpoints of the tests, as the combo of a loader lists them; the last is what the shipped workflow asks for.
 CHECKPOINTS = {"sd15": "tiny-sd15.safetensors", "sd3": "tiny-sd3.safetensors", "demo": "lora-atelier-demo.safetensors"}
 SOURCES = {"sd15": "sd15", "sd3": "sd3", "demo": "sd3"}
@@ -230,7 +232,9 @@ def host(name: str) -> Host:
         draw_dataset(base / "input" / "openmoji", side=128)  # where the shipped workflow looks
         if not _running:
             atexit.register(stop_all)
-        _running[name] = Host(name, Server(sys.executable, COMFYUI[name], base))
+        old = Path(os.environ.get("ATELIER_OLD_FRONTEND", OLD_FRONTEND))
+        frontend = old if name == "old" and old.is_dir() else None
+        _running[name] = Host(name, Server(sys.executable, COMFYUI[name], base, frontend=frontend))
     if not _running[name].is_alive():
         _running[name].server.start()
     return _running[name]

@@ -1,4 +1,4 @@
-"""Grids that were drawn, for looking at and choosing from: their pages are read back from the pictures, favourites lie beside them."""
+"""Grids that were drawn, to look at and choose from: their pages are read back from the pictures, favourites lie beside them."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import NetworkConfig
+from ..stand_in import replaced
 from . import fused
 from .branch import Branch, Strength
 from .build import build
@@ -44,23 +45,18 @@ class Adapter(nn.Module):
 
         Nothing is dropped until ``begin_step`` is called inside.
         """
+        together = {layers[name]: b for name, b in self.branches.items() if b.fuses and fused.known(layers[name])}
         handles = []
-        replaced: list[nn.Module] = []
         self.end_step()
         try:
             for name, branch in self.branches.items():
-                own: Any = layers[name]
-                if branch.fuses and fused.known(own):
-                    own.forward = self._together(branch, own, own.forward)
-                    replaced.append(own)
-                else:
-                    handles.append(own.register_forward_hook(self._beside(branch)))
-            yield self
+                if layers[name] not in together:
+                    handles.append(layers[name].register_forward_hook(self._beside(branch)))
+            with replaced(together, "forward", lambda layer, usual: self._together(together[layer], layer, usual)):
+                yield self
         finally:
             for handle in handles:
                 handle.remove()
-            for layer in replaced:
-                layer.__dict__.pop("forward", None)
             self.end_step()
 
     def _beside(self, branch: Branch) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:

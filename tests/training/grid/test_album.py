@@ -96,7 +96,7 @@ def test_a_lora_is_kept_under_a_name_of_ones_choice(tmp_path: Path) -> None:
     kept = album.keep(first, " My fox.safetensors ", loras)
     assert kept == loras / "My fox.safetensors" and kept.read_bytes() == b"one"
     assert album.keep(first, "My fox", loras) == kept, "the same again is no mistake"
-    with pytest.raises(AtelierError, match="name: My fox.safetensors is there already"):
+    with pytest.raises(AtelierError, match="name: My fox"):
         album.keep(other, "My fox", loras)
     assert kept.read_bytes() == b"one" and [path.name for path in loras.iterdir()] == [kept.name]
 
