@@ -116,7 +116,7 @@ class Grid:
             missing = self._draw_beside(number, column, lora, missing)
         self._draw_merged(number, column, lora, missing)
 
-    def _plain_cell(self, page: int) -> list[Image.Image]:
+    def _plain_cell(self, page: int, _rows: Sequence[int]) -> list[Image.Image]:
         return [self.brush.plain(self.axes.pages[page])]
 
     def _take_known(self, number: int, column: Column | None, rows: Sequence[int]) -> Work:
@@ -137,37 +137,15 @@ class Grid:
             while left:
                 group, left = left[: self.together], left[self.together :]
                 try:
-                    self._group(number, column, lora, page, group)
+                    self._attempt(number, column, page, group, partial(self._beside_cells, lora, page))
                 except UnusedLayers as error:
                     log.warning("grid: %s: %s; the host merges it instead", column.file.path.name, error)
                     return {p: [r for r in missing[p] if (number, r) not in self.book.cells[p]] for p in missing}
         return {}
 
-    def _group(self, number: int, column: Column, lora: Lora, page: int, rows: Sequence[int]) -> None:
-        shown = self.axes.pages[page]
+    def _beside_cells(self, lora: Lora, page: int, rows: Sequence[int]) -> list[Image.Image]:
         strengths = [self.axes.strengths[row] for row in rows]
-
-        def draw() -> list[Image.Image]:
-            return self.brush.beside(lora, shown, strengths, [self._text_strength(s) for s in strengths])
-
-        if len(rows) == 1:
-            self._attempt(number, column, page, rows, draw)
-            return
-        start = time.monotonic()
-        try:
-            pictures = draw()
-        except UnusedLayers:
-            raise
-        except Exception as error:
-            if host.is_interrupt(error):
-                raise
-            log.warning("grid: %d cells in one batch failed (%s); they are drawn one by one from here on", len(rows), error)
-            self.together = 1
-            host.free_memory()
-            for row in rows:
-                self._group(number, column, lora, page, [row])
-            return
-        self._keep(number, column, page, rows, pictures, time.monotonic() - start)
+        return self.brush.beside(lora, self.axes.pages[page], strengths, [self._text_strength(s) for s in strengths])
 
     def _draw_merged(self, number: int, column: Column, lora: Lora, missing: Work) -> None:
         """Draws with weights that the host has merged: strengths outside, since each costs a pass over the model."""
@@ -175,26 +153,39 @@ class Grid:
             strength = self.axes.strengths[row]
             merge = cache(partial(lora.merged, strength, self._text_strength(strength)))
             for page in (page for page, rows in missing.items() if row in rows):
-                draw = partial(self._merged_cell, merge, page)
-                self._attempt(number, column, page, [row], draw)
+                self._attempt(number, column, page, [row], partial(self._merged_cell, merge, page))
 
-    def _merged_cell(self, merge: Callable[[], tuple[host.Model, host.TextEncoder]], page: int) -> list[Image.Image]:
+    def _merged_cell(
+        self, merge: Callable[[], tuple[host.Model, host.TextEncoder]], page: int, _rows: Sequence[int]
+    ) -> list[Image.Image]:
         return [self.brush.merged(*merge(), self.axes.pages[page])]
 
     def _attempt(
-        self, number: int, column: Column | None, page: int, rows: Sequence[int], draw: Callable[[], list[Image.Image]]
+        self,
+        number: int,
+        column: Column | None,
+        page: int,
+        rows: Sequence[int],
+        draw: Callable[[Sequence[int]], list[Image.Image]],
     ) -> None:
-        """Draws and keeps one cell; one that fails stays blank with its reason."""
+        """Draws and keeps cells; if they fail together, one by one from here on. One that fails stays blank with its reason."""
         start = time.monotonic()
         try:
-            pictures = draw()
+            pictures = draw(rows)
         except UnusedLayers:
             raise
         except Exception as error:
             if host.is_interrupt(error):
                 raise
-            log.exception("grid: cell failed: %s at %s", column.label if column else "no LoRA", list(rows))
-            self._place(number, page, rows[0], Failed(_reason(error)))
+            if len(rows) == 1:
+                log.exception("grid: cell failed: %s, row %d", column.label if column else "no LoRA", rows[0])
+                self._place(number, page, rows[0], Failed(_reason(error)))
+                return
+            log.warning("grid: %d cells in one batch failed (%s); they are drawn one by one from here on", len(rows), error)
+            self.together = 1
+            host.free_memory()
+            for row in rows:
+                self._attempt(number, column, page, [row], draw)
             return
         self._keep(number, column, page, rows, pictures, time.monotonic() - start)
 
