@@ -38,6 +38,7 @@ from .network.start import start_from
 from .noise import LevelSampler
 from .optim import optimizers
 from .run import Run, SaveKind
+from .transfer import DTYPES
 from .validation import Validation
 
 log = logging.getLogger("lora-atelier")
@@ -45,7 +46,6 @@ EVENT = "lora_atelier.run"
 """The message to the pages that tells of a run; its data is ``live.Live.status``."""
 CACHE_LIMIT = 20 * 2**30
 """Bytes on disk for latents and text encodings; the longest unused go first."""
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)

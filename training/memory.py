@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from .config import NetworkConfig, OptimizerConfig, TrainingConfig
 from .network.frozen import weight_shape
 from .network.targets import settings
 from .offload import SMALLEST, can_offload, place, places
+from .stand_in import replaced
 
 GB, MB = 10**9, 10**6
 MARGIN = 1.1
@@ -77,7 +77,7 @@ def measure(blocks: Sequence[nn.Module], weights: Iterable[Tensor], forward: Cal
     again; nothing stays on them.
     """
     staying, seen = places(weights), dict[int, Any]()
-    outer, inner = _Tally(staying, seen), [_Tally(staying, seen) for _ in blocks]
+    outer, inner = _Tally(staying, seen), {block: _Tally(staying, seen) for block in blocks}
     entering = _Tally(staying, {})
     now = [outer]
 
@@ -98,24 +98,14 @@ def measure(blocks: Sequence[nn.Module], weights: Iterable[Tensor], forward: Cal
     def refuse(_: Any) -> Tensor:
         raise RuntimeError("this pass was measured; it has no gradient")
 
-    with ExitStack() as undo:
-        for block, tally in zip(blocks, inner, strict=True):
-            own = block.__dict__.get("forward")
-            undo.callback(_put_back, block, own)
-            block.forward = counted(tally, block.forward)
-        undo.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda tensor: now[-1].add(tensor), refuse))
-        undo.enter_context(torch.enable_grad())
+    watched = torch.autograd.graph.saved_tensors_hooks(lambda tensor: now[-1].add(tensor), refuse)
+    with replaced(blocks, "forward", lambda block, usual: counted(inner[block], usual)), watched, torch.enable_grad():
         forward()
+    sizes = [tally.bytes for tally in inner.values()]
     return Activations(
-        inside=sum(tally.bytes for tally in inner), outside=outer.bytes, inputs=entering.bytes,
-        largest=max((tally.bytes for tally in inner), default=0), small=sum(tally.small for tally in (outer, *inner)),
+        inside=sum(sizes), outside=outer.bytes, inputs=entering.bytes, largest=max(sizes, default=0),
+        small=sum(tally.small for tally in (outer, *inner.values())),
     )  # fmt: skip
-
-
-def _put_back(block: nn.Module, own: Any) -> None:
-    block.__dict__.pop("forward", None)
-    if own is not None:
-        block.forward = own
 
 
 class _Tally:

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from torch import nn
 
 from .config import TrainingConfig
-from .network.frozen import weight_shape
+from .memory import adapter_bytes
 from .network.parts import trained_layers
-from .network.targets import settings
 from .optim import schedules
 from .optim.curve import curve, summary
+from .transfer import DTYPES
 
-BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 NOMINAL = 1000
 """Steps of a run whose length is not known yet: its curve is drawn from 0 to 100 %."""
 ENTRY = 110
-"""Bytes that one tensor takes in a file's header, about; there are three a layer."""
+"""Bytes that one tensor takes in a file's header, about."""
+ENTRIES = {"LoRA": 3, "LoHa": 5, "LoKr": 4}
+"""Tensors of a layer, about."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,10 @@ def look_ahead(config: TrainingConfig, steps_per_epoch: int | None) -> Outlook:
 
 
 def file_size(config: TrainingConfig, layers: Mapping[str, nn.Module], names: Mapping[str, list[str]]) -> int | None:
-    """Bytes of one LoRA file beside ``layers``, without the workflow in it; None where only training tells.
-
-    Numbers of a layer with weight (out, in, kh, kw): LoRA rank (in kh kw + out); LoHa twice that of the flattened weight; DoRA
-    (out) more, which are always 32 bits. LoKr's shapes follow from factors, and a LoRA to go on from brings its own.
-    """
+    """Bytes of one LoRA file beside ``layers``, without the workflow in it; None where only training tells."""
     network = config.network
-    if network.algorithm == "LoKr" or network.start_from or config.text.encoders != "none":
+    if network.start_from or config.text.encoders != "none":
         return None
     chosen = trained_layers({name: layer for name, layer in layers.items() if name in names}, config)
-    wanted, numbers, rows = settings(chosen, network), 0, 0
-    for name, layer in chosen.items():
-        outputs, *inputs = weight_shape(layer)
-        pairs = 2 if network.algorithm == "LoHa" else 1
-        numbers += pairs * wanted[name].rank * (math.prod(inputs) + outputs) + 1
-        rows += outputs if network.weight_decompose else 0
-    entries = len(chosen) * (5 if network.algorithm == "LoHa" else 3)
-    return numbers * BYTES[config.save_precision] + 4 * rows + entries * ENTRY
+    numbers = adapter_bytes(chosen, network, DTYPES[config.save_precision])
+    return numbers + len(chosen) * ENTRIES[network.algorithm] * ENTRY

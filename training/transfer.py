@@ -1,9 +1,11 @@
-"""The way to the device."""
+"""Types by the names that the widgets give them, and the way to the device."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
