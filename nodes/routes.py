@@ -27,7 +27,7 @@ from ..training.dataset.count import Source, steps_per_epoch
 from ..training.dataset.folders import resolve_folder
 from ..training.errors import AtelierError
 from ..training.header import read_header
-from ..training.outlook import file_size, look_ahead
+from ..training.outlook import look_ahead, sizes
 from . import caption_routes, grid_routes
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
@@ -195,20 +195,28 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     steps = tried(lambda: steps_per_epoch(sources)) if sources else None
     ahead = tried(lambda: look_ahead(config, steps)) if config else None
     model = tried(lambda: model_of(values.get("model")))
-    size = tried(lambda: _size(config, model)) if config and model else None
+    size, memory = (tried(lambda: _sizes(config, model)) if config and model else None) or (None, None)
     drawn = dataclasses.asdict(ahead) if ahead else {}
-    return {**drawn, "bytes": size, "sentence": sentences[0] if sentences else ""}
+    return {**drawn, "bytes": size, "memory": memory, "sentence": sentences[0] if sentences else ""}
 
 
-def _size(config: TrainingConfig, path: Path) -> int | None:
-    layers = _outline(path, path.stat().st_mtime_ns)
-    return None if layers is None else file_size(config, *layers)
+def _sizes(config: TrainingConfig, path: Path) -> tuple[int | None, int | None]:
+    """Bytes of the LoRA file, and of the memory that model, adapter and optimizer take; activations come on top."""
+    outline = _outline(path, path.stat().st_mtime_ns)
+    if outline is None:
+        return None, None
+    layers, names, weights = outline
+    size, adapter = sizes(config, layers, names)
+    return size, None if adapter is None else weights + adapter
 
 
 @lru_cache(maxsize=2)
-def _outline(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, list[str]]] | None:
-    model = host.outline(read_header(path))
-    return None if model is None else (model.layers(), model.lora_names())
+def _outline(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, list[str]], int] | None:
+    found = host.outline(read_header(path))
+    if found is None:
+        return None
+    model, weights = found
+    return model.layers(), model.lora_names(), weights
 
 
 def family(values: dict[str, Any]) -> dict[str, Any]:

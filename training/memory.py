@@ -135,11 +135,10 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def adapter_needs(parameters: Sequence[Tensor], config: TrainingConfig) -> int:
-    """fp32 weights and gradients, the average if there is one, and the optimizer's states."""
-    numbers = sum(p.numel() for p in parameters)
-    copies = 3 if config.ema_decay else 2
-    return 4 * copies * numbers + state_bytes(config.optimizer, [tuple(p.shape) for p in parameters])
+def adapter_needs(shapes: Sequence[Sequence[int]], config: TrainingConfig) -> int:
+    """fp32 weights of these shapes and gradients, the average if there is one, and the optimizer's states."""
+    numbers = sum(math.prod(shape) for shape in shapes)
+    return 4 * (3 if config.ema_decay else 2) * numbers + state_bytes(config.optimizer, shapes)
 
 
 def state_bytes(config: OptimizerConfig, shapes: Iterable[Sequence[int]]) -> int:
@@ -172,24 +171,33 @@ def adapter_bytes(layers: Mapping[str, nn.Module], config: NetworkConfig, dtype:
     for name, wanted in settings(layers, config).items():
         shape = weight_shape(layers[name])
         exact = torch.tensor(float(wanted.rank), dtype=dtype).item() == wanted.rank
-        total += size * _numbers(shape, wanted.rank, config) + (size if exact else 4)
+        numbers = sum(math.prod(matrix) for matrix in _shapes(shape, wanted.rank, config))
+        total += size * numbers + (size if exact else 4)
         total += 4 * shape[0] if config.weight_decompose else 0
     return total
 
 
-def _numbers(shape: Sequence[int], rank: int, config: NetworkConfig) -> int:
-    """Trained numbers of one branch, without magnitudes."""
+def adapter_shapes(layers: Mapping[str, nn.Module], config: NetworkConfig) -> list[tuple[int, ...]]:
+    """Shapes of everything that will be trained beside these layers."""
+    out: list[tuple[int, ...]] = []
+    for name, wanted in settings(layers, config).items():
+        shape = weight_shape(layers[name])
+        out += _shapes(shape, wanted.rank, config)
+        out += [(shape[0],)] if config.weight_decompose else []
+    return out
+
+
+def _shapes(shape: Sequence[int], rank: int, config: NetworkConfig) -> list[tuple[int, int]]:
+    """The trained matrices of one branch, without magnitudes."""
     outputs, inputs = shape[0], math.prod(shape[1:])
-    if config.algorithm == "LoRA":
-        return rank * (outputs + inputs)
-    if config.algorithm == "LoHa":
-        return 2 * rank * (outputs + inputs)
+    if config.algorithm != "LoKr":
+        return [(rank, inputs), (outputs, rank)] * (2 if config.algorithm == "LoHa" else 1)
     from .network.products import lycoris
 
     split = lycoris("general").factorization
     (l, k), (m, n) = split(outputs, config.lokr_factor), split(shape[1], config.lokr_factor)  # noqa: E741 - the paper's letters
     kernel = math.prod(shape[2:])
-    return l * m + (k * n * kernel if rank >= max(k, n) / 2 else rank * (k + n * kernel))
+    return [(l, m), *([(k, n * kernel)] if rank >= max(k, n) / 2 else [(k, rank), (rank, n * kernel)])]
 
 
 # In words --------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a recipe comes to before it runs: the curve of its rate, its steps, the size of its file."""
+"""What a recipe comes to before it runs: the curve of its rate, its steps, its file and its memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .config import TrainingConfig
-from .memory import adapter_bytes
+from .memory import adapter_bytes, adapter_needs, adapter_shapes
 from .network.parts import trained_layers
 from .optim import schedules
 from .optim.curve import curve, summary
@@ -58,11 +58,14 @@ def look_ahead(config: TrainingConfig, steps_per_epoch: int | None) -> Outlook:
     return Outlook(points, total, known, steps_per_epoch, epochs, summary(optimizer, updates))
 
 
-def file_size(config: TrainingConfig, layers: Mapping[str, nn.Module], names: Mapping[str, list[str]]) -> int | None:
-    """Bytes of one LoRA file beside ``layers``, without the workflow in it; None where only training tells."""
+def sizes(
+    config: TrainingConfig, layers: Mapping[str, nn.Module], names: Mapping[str, list[str]]
+) -> tuple[int | None, int | None]:
+    """Bytes of one LoRA file beside ``layers``, without the workflow in it, and of the memory that the adapter and its optimizer
+    take while it is trained; None where only training tells."""
     network = config.network
     if network.start_from or config.text.encoders != "none":
-        return None
+        return None, None
     chosen = trained_layers({name: layer for name, layer in layers.items() if name in names}, config)
     numbers = adapter_bytes(chosen, network, DTYPES[config.save_precision])
-    return numbers + len(chosen) * ENTRIES[network.algorithm] * ENTRY
+    return numbers + len(chosen) * ENTRIES[network.algorithm] * ENTRY, adapter_needs(adapter_shapes(chosen, network), config)

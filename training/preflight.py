@@ -84,6 +84,6 @@ def memory_needed(
         found = memory.measure(blocks, [*frozen, *adapter.parameters()], forward)
     return memory.Need(
         model=memory.bytes_of(frozen),
-        adapter=memory.adapter_needs(list(adapter.parameters()), config),
+        adapter=memory.adapter_needs([tuple(p.shape) for p in adapter.parameters()], config),
         activations=found.needed(config, len(batch.samples)),
     )

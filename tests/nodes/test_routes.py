@@ -204,7 +204,11 @@ def test_the_files_size_is_that_of_a_file_that_was_written(routes, checkpoint, b
         save_file(keys.to_file(adapter, names, loaded.family, torch.float16, layers), tmp_path / "lora.safetensors")
         written = os.path.getsize(tmp_path / "lora.safetensors")
         body = {"widgets": network, "model": {"widget": "ckpt_name", "file": checkpoint}}
-        assert post(routes, "outlook", body)[1]["bytes"] == pytest.approx(written, rel=0.05)
+        ahead = post(routes, "outlook", body)[1]
+        assert ahead["bytes"] == pytest.approx(written, rel=0.05)
+        # Weights and gradients in 32 bits, and AdamW's two means beside the model's weights.
+        trained = sum(p.numel() for p in adapter.parameters())
+        assert ahead["memory"] == sum(p.nbytes for p in loaded.base.diffusion_model.parameters()) + 16 * trained
 
 
 # The family

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 
 import pytest
@@ -91,7 +92,7 @@ def test_sgd_without_momentum_keeps_nothing():
 
 
 def test_weights_gradients_and_averages_are_counted():
-    parameters = [torch.zeros(10, 10)]
+    parameters = [(10, 10)]
     plain, averaged = (TrainingConfig("a", ema_decay=decay) for decay in (0.0, 0.9))
     assert memory.adapter_needs(parameters, plain) == 100 * (4 + 4 + 8)
     assert memory.adapter_needs(parameters, averaged) == 100 * (4 + 4 + 4 + 8)
@@ -109,6 +110,19 @@ def test_the_files_size_is_known_before_anything_is_trained(tmp_path, kind, dtyp
     numbers = len(data) - 8 - int.from_bytes(data[:8], "little")
     shapes = {name: layer.to("meta") for name, layer in support.layers().items()}
     assert memory.adapter_bytes(shapes, config, dtype) == numbers
+
+
+@pytest.mark.parametrize("kind", support.KINDS)
+def test_what_will_be_trained_is_known_before_there_is_an_adapter(kind):
+    if kind.startswith(("LoHa", "LoKr")):
+        pytest.importorskip("lycoris")
+    where, config = support.layers(), support.KINDS[kind]
+    real = [tuple(p.shape) for p in support.trained(where, config).parameters() if p.requires_grad]
+    shapes = {name: layer.to("meta") for name, layer in support.layers().items()}
+    planned = memory.adapter_shapes(shapes, config)
+    assert sum(map(math.prod, planned)) == sum(map(math.prod, real))
+    training = TrainingConfig("a", network=config)
+    assert memory.adapter_needs(planned, training) == memory.adapter_needs(real, training)
 
 
 def test_rules_count(tmp_path):

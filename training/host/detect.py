@@ -6,6 +6,7 @@ import logging
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_management
 import comfy.utils
 import torch
 from torch import Tensor
@@ -46,8 +47,11 @@ def family_of(header: Header) -> str | None:
     return None if found is None else type(found[0]).__name__
 
 
-def outline(header: Header) -> Model | None:
-    """The model in a file as layers without any weights, for counting; None if the host cannot make one."""
+def outline(header: Header) -> tuple[Model, int] | None:
+    """The model in a file as layers without any weights, for counting, and the bytes that its weights will take where it works.
+
+    None if the host cannot make one.
+    """
     try:
         found = _detected(header)
         if found is None:
@@ -55,7 +59,10 @@ def outline(header: Header) -> Model | None:
         config, tensors, prefix = found
         config.set_inference_dtype(torch.float16, None)
         empty = config.get_model(tensors, prefix, device="meta")
-        return Model(SimpleNamespace(model=empty, model_options={}, object_patches={}))
+        numbers = sum(p.numel() for p in empty.diffusion_model.parameters())
+        stored = comfy.utils.weight_dtype(tensors, prefix)
+        kept = comfy.model_management.unet_dtype(None, numbers, list(config.supported_inference_dtypes), stored)
+        return Model(SimpleNamespace(model=empty, model_options={}, object_patches={})), numbers * kept.itemsize
     except Exception as error:  # many families, many ways to ask for what a header does not hold
         log.info("a model's layers could not be counted: %s", error)
         return None
