@@ -1,43 +1,12 @@
 // Looks at a grid that was drawn and chooses from it as a person would: opens the desk from the node, walks with the keyboard,
-// compares two cells, marks one, and puts its LoRA into a stock loader. Tells on the last line (JSON) what was seen.
-//   node look_and_choose.mjs '{"url", "playwright", "chromium", "shots", "workflow", "name", "seconds", "vue", "palette"}'
-// name: under which the LoRA is kept.
-import { createRequire } from "node:module";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+// compares two cells, marks one, and puts its LoRA into a stock loader.
+// workflow: address of the workflow's JSON on the server. name: under which the LoRA is kept.
+import { drive, load, press } from "./page.mjs";
 
-const task = JSON.parse(process.argv[2]);
-const { chromium } = createRequire(join(task.playwright, "package.json"))("playwright-core");
-const profile = mkdtempSync(join(tmpdir(), "atelier-browser-"));
-const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-  "--disable-component-update", "--disable-sync"];
-const context = await chromium.launchPersistentContext(profile,
-  { executablePath: task.chromium, headless: true, args: flags, viewport: { width: 1500, height: 900 } });
-const seen = { consoleErrors: [], pageErrors: [] };
-const limit = { timeout: task.seconds * 1000 };
-const shot = (page, name) => page.screenshot({ path: join(task.shots, `${name}-${task.vue ? "vue" : "classic"}-${task.palette}.png`) });
-
-try {
-  await context.route((url) => !url.href.startsWith(task.url) && !["data:", "blob:"].includes(url.protocol), (r) => r.abort());
-  const page = context.pages()[0] ?? (await context.newPage());
-  page.on("console", (message) => message.type() === "error" && seen.consoleErrors.push(message.text()));
-  page.on("pageerror", (error) => seen.pageErrors.push(String(error)));
-  const settings = { "Comfy.TutorialCompleted": true, "Comfy.VueNodes.Enabled": task.vue, "Comfy.ColorPalette": task.palette };
-  for (const [name, value] of Object.entries(settings)) {
-    await fetch(`${task.url}/settings/${name}`, { method: "POST", body: JSON.stringify(value) });
-  }
-  await page.goto(task.url);
-  await page.waitForFunction(() => window.app?.graph && window.LiteGraph && document.querySelector("canvas"), null, limit);
-  await page.getByTestId("queue-button").waitFor(limit);
-  await page.evaluate(async (address) => {
-    const workflow = await (await fetch(address)).json();
-    await window.app.loadGraphData(workflow, true, true, "chosen");
-    const loader = window.LiteGraph.createNode("LoraLoader");
-    window.app.graph.add(loader);
-    const grid = window.app.graph._nodes.find((node) => node.type === "EpochWeightGrid");
-    grid.widgets.find((widget) => widget.name === "grid_desk").callback();
-  }, task.workflow);
+await drive({ width: 1500, height: 900 }, async ({ page, task, seen, limit, shot }) => {
+  await load(page, task.workflow, "chosen");
+  await page.evaluate(() => window.app.graph.add(window.LiteGraph.createNode("LoraLoader")));
+  await press(page, "EpochWeightGrid", "grid_desk");
 
   const cells = page.locator(".atelier-cells button");
   await cells.first().waitFor(limit);
@@ -65,7 +34,7 @@ try {
   await page.locator('.atelier-desk input[type="range"]').fill("230");
   seen.width = await at("1,0").evaluate((button) => button.getBoundingClientRect().width);
   await page.waitForTimeout(500);
-  await shot(page, "compared");
+  await shot("compared");
   await at("2,1").focus();
   await page.keyboard.press("f");
   await page.waitForFunction(() => document.querySelector(".atelier-favourite"), null, limit);
@@ -82,7 +51,7 @@ try {
   await page.locator(".atelier-desk button", { hasText: "Use this one" }).click();
   await page.waitForFunction((name) => document.querySelector(".atelier-desk output").innerText.includes(`${name}.safetensors`), task.name, limit);
   seen.used = await state();
-  await shot(page, "used");
+  await shot("used");
   seen.loader = await page.evaluate((id) => {
     const node = window.app.graph.getNodeById(Number(id)) ?? window.app.graph.getNodeById(id);
     const widgets = Object.fromEntries(node.widgets.map((widget) => [widget.name, widget]));
@@ -95,20 +64,10 @@ try {
   await page.keyboard.press("Escape");
   await page.waitForFunction(() => !document.querySelector(".atelier-desk"), null, limit);
   // A mark is kept for whoever looks next.
-  await page.evaluate(() => {
-    window.app.graph._nodes.find((node) => node.type === "EpochWeightGrid").widgets.find((widget) => widget.name === "grid_desk").callback();
-  });
+  await press(page, "EpochWeightGrid", "grid_desk");
   await page.waitForFunction(() => document.querySelector(".atelier-favourite"), null, limit);
   seen.again = await state();
   await at("2,1").focus();
   await page.keyboard.press("f");
   await page.waitForFunction(() => !document.querySelector(".atelier-favourite"), null, limit);
-} catch (error) {
-  const page = context.pages()[0];
-  if (page) await shot(page, "failed").catch(() => {});
-  throw error;
-} finally {
-  await context.close();
-  rmSync(profile, { recursive: true, force: true });
-}
-console.log(JSON.stringify(seen));
+});

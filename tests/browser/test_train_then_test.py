@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lora_atelier.tests.browser.driver import TEMPLATES, WORKFLOW, browser, drive, look, ours
 from lora_atelier.tests.host import support
 
-PLAYWRIGHT = Path(os.environ.get("ATELIER_PLAYWRIGHT", support.ROOT / ".studio" / "browser"))
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # The tiny random model needs no long training; everything else stays as it is shipped.
 SHORT = {
     "LoadDataset": {"repeats": 1},
@@ -27,34 +23,17 @@ SHORT = {
 RECIPES = sorted(path.stem for path in (support.ROOT / "workflows").glob("recipe_*.json"))
 
 
-def browser() -> str:
-    found = os.environ.get("ATELIER_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
-    if not shutil.which("node"):
-        pytest.skip("Node.js is not installed; the browser tests drive Chromium with it")
-    if not (PLAYWRIGHT / "node_modules" / "playwright-core").is_dir():
-        pytest.skip(f"playwright-core is missing: run `npm install playwright-core` in {PLAYWRIGHT}")
-    if not found:
-        pytest.skip("no Chromium found: install it, or set ATELIER_CHROMIUM to its path")
-    return found
-
-
 @pytest.fixture(scope="module", params=["new", "old"])
 def seen(request: pytest.FixtureRequest, comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the driver saw on the canvas of either host; its pictures of the page are in ``seen["shots"]``."""
-    chromium, host = browser(), support.host(request.param)
-    # ATELIER_SHOTS keeps the pictures, to look at them.
-    shots = Path(os.environ.get("ATELIER_SHOTS") or tmp_path_factory.mktemp("shots"))
-    task = {
-        "url": host.server.url, "playwright": str(PLAYWRIGHT), "chromium": chromium, "shots": str(shots), "seconds": 400,
-        "workflow": "/api/workflow_templates/lora-atelier/train_then_test.json", "widgets": SHORT,
-        "pictures": ["EpochWeightGrid", "PreviewImage", "SaveImage", "LoadDataset"],
-        "others": {name: f"/api/workflow_templates/lora-atelier/{name}.json" for name in RECIPES},
-        "shootOthers": "ATELIER_SHOTS" in os.environ,
-    }  # fmt: skip
-    driver = Path(__file__).parent / "open_and_queue.mjs"
-    done = subprocess.run(["node", str(driver), json.dumps(task)], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1]) | {"shots": shots, "host": host}
+    """What the driver saw on the canvas of either host."""
+    browser()
+    host = support.host(request.param)
+    found = drive(
+        "open_and_queue", host, tmp_path_factory.mktemp("shots"), seconds=400, workflow=WORKFLOW, widgets=SHORT,
+        pictures=["EpochWeightGrid", "PreviewImage", "SaveImage", "LoadDataset"],
+        others={name: f"{TEMPLATES}/{name}.json" for name in RECIPES}, shootOthers="ATELIER_SHOTS" in os.environ,
+    )  # fmt: skip
+    return found | {"host": host}
 
 
 def test_workflow_is_among_the_templates(seen: dict[str, Any]) -> None:
@@ -83,8 +62,7 @@ def test_a_recipe_opens_with_every_node_value_and_wire(seen: dict[str, Any], nam
 
 
 def test_the_page_reports_no_error_of_ours(seen: dict[str, Any]) -> None:
-    assert not seen["pageErrors"]
-    assert not [line for line in seen["consoleErrors"] if "lora-atelier" in line]
+    assert not ours(seen)
 
 
 def test_it_runs_and_the_grid_is_seen(seen: dict[str, Any]) -> None:
@@ -98,20 +76,12 @@ def test_it_runs_and_the_grid_is_seen(seen: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
-def chosen(request: pytest.FixtureRequest, seen: dict[str, Any]) -> dict[str, Any]:
-    """What was seen while a cell was chosen, on the classic canvas in dark colours and on the Vue one in light ones."""
-    host, name = seen["host"], f"chosen-{'vue' if request.param else 'classic'}"
-    task = {
-        "url": host.server.url, "playwright": str(PLAYWRIGHT), "chromium": browser(), "shots": str(seen["shots"]), "seconds": 60,
-        "workflow": "/api/workflow_templates/lora-atelier/train_then_test.json", "name": name,
-        "vue": request.param, "palette": "light" if request.param else "dark",
-    }  # fmt: skip
-    driver = Path(__file__).parent / "look_and_choose.mjs"
-    done = subprocess.run(["node", str(driver), json.dumps(task)], capture_output=True, text=True, timeout=300)
-    for setting, value in (("Comfy.VueNodes.Enabled", False), ("Comfy.ColorPalette", "dark")):
-        host.server.post(f"/settings/{setting}", value)  # type: ignore[arg-type]
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1]) | {"name": name, "host": host}
+def chosen(request: pytest.FixtureRequest, seen: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What was seen while a cell was chosen."""
+    name = f"chosen-{'vue' if request.param else 'classic'}"
+    shots = tmp_path_factory.mktemp("shots")
+    found = drive("look_and_choose", seen["host"], shots, seconds=60, workflow=WORKFLOW, name=name, **look(request.param))
+    return found | {"name": name, "host": seen["host"]}
 
 
 def test_the_grid_is_walked_over_and_compared(chosen: dict[str, Any]) -> None:
@@ -134,5 +104,4 @@ def test_the_chosen_lora_is_in_the_stock_loader(chosen: dict[str, Any]) -> None:
     kept = chosen["host"].loras / name
     epochs = (kept.parent / "lora-atelier").glob("*/*.safetensors")
     assert kept.read_bytes() in [path.read_bytes() for path in epochs]
-    assert not chosen["pageErrors"]
-    assert not [line for line in chosen["consoleErrors"] if "lora-atelier" in line or "lora_atelier" in line]
+    assert not ours(chosen)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_atelier.tests.browser.test_train_then_test import PLAYWRIGHT, browser
+from lora_atelier.tests.browser.driver import WORKFLOW, browser, drive, look, ours
 from lora_atelier.tests.host import support
 
 # Far more steps than are trained before the test stops them.
@@ -20,27 +16,20 @@ LONG = {
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
-def seen(request: pytest.FixtureRequest, comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the driver saw, on the classic canvas in dark colours and on the Vue one in light colours."""
-    chromium, host = browser(), support.host("new")
-    shots = Path(os.environ.get("ATELIER_SHOTS") or tmp_path_factory.mktemp("shots"))
+def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the driver saw."""
+    browser()
+    host, shots = support.host("new"), tmp_path_factory.mktemp("shots")
     name = "watched-vue" if request.param else "watched-classic"
     widgets = {
         "LoadDataset": {"repeats": 1}, "ConfigureLoRA": {**LONG, "name": name}, "TrainLoRA": {"preview_steps": 1},
         "EpochWeightGrid": {"steps": 1, "prompts": "a fox", "strengths": "1.0"}, "KSampler": {"steps": 1},
     }  # fmt: skip
-    task = {
-        "url": host.server.url, "playwright": str(PLAYWRIGHT), "chromium": chromium, "shots": str(shots), "seconds": 120,
-        "workflow": "/api/workflow_templates/lora-atelier/train_then_test.json", "widgets": widgets,
-        "vue": request.param, "palette": "light" if request.param else "dark",
-    }  # fmt: skip
-    driver = Path(__file__).parent / "watch_training.mjs"
-    done = subprocess.run(["node", str(driver), json.dumps(task)], capture_output=True, text=True, timeout=600)
-    host.server.interrupt()
-    for setting, value in (("Comfy.VueNodes.Enabled", False), ("Comfy.ColorPalette", "dark")):
-        host.server.post(f"/settings/{setting}", value)  # type: ignore[arg-type]
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1]) | {"name": name, "host": host}
+    try:
+        found = drive("watch_training", host, shots, workflow=WORKFLOW, widgets=widgets, **look(request.param))
+    finally:
+        host.server.interrupt()
+    return found | {"name": name, "host": host}
 
 
 def test_the_recipe_is_seen_before_it_is_queued(seen: dict[str, Any]) -> None:
@@ -73,5 +62,4 @@ def test_stop_and_keep_goes_on_with_the_workflow(seen: dict[str, Any]) -> None:
 
 
 def test_the_page_reports_no_error_of_ours(seen: dict[str, Any]) -> None:
-    assert not seen["pageErrors"]
-    assert not [line for line in seen["consoleErrors"] if "lora-atelier" in line or "lora_atelier" in line]
+    assert not ours(seen)

@@ -1,0 +1,44 @@
+// Edits captions as a person would: opens the desk from the node, types into one, adds a tag to all, takes that back and saves.
+// workflow: address of the workflow's JSON on the server. widgets: {node type: {widget: value}}, set before.
+import { drive, load, press, set } from "./page.mjs";
+
+await drive({ width: 1300, height: 850 }, async ({ page, task, seen, limit, shot }) => {
+  await load(page, task.workflow, "captions");
+  seen.unset = await set(page, task.widgets);
+  await press(page, "LoadDataset", "captions_desk");
+  const words = page.locator(".atelier-pictures textarea");
+  await words.first().waitFor(limit);
+  await page.waitForFunction(() => [...document.querySelectorAll(".atelier-shown img")].every((image) => image.naturalWidth), null, limit);
+  const state = () => page.evaluate(() => ({
+    captions: [...document.querySelectorAll(".atelier-pictures textarea")].map((area) => area.value),
+    shown: [...document.querySelectorAll(".atelier-pictures li")].filter((item) => !item.hidden).length,
+    said: document.querySelector(".atelier-desk output").innerText,
+    disabled: [...document.querySelectorAll(".atelier-desk button")].filter((button) => button.disabled).map((button) => button.innerText),
+  }));
+  const button = (name) => page.locator(".atelier-desk button", { hasText: name });
+  const said = (text) =>
+    page.waitForFunction((wanted) => document.querySelector(".atelier-desk output").innerText.includes(wanted), text, limit);
+  seen.unnamed = await page.evaluate(() => [...document.querySelectorAll(".atelier-desk button, .atelier-desk input, .atelier-desk select, .atelier-desk textarea")]
+    .filter((control) => !(control.getAttribute("aria-label") || control.innerText)).length);
+  seen.opened = await state();
+
+  await words.first().fill("a circle,\nby hand");
+  await words.first().blur();
+  await page.getByLabel("Tags between commas, or words to replace").fill("drawn");
+  await button("Apply to all shown").click();
+  await said("captions changed");
+  seen.added = await state();
+  await button("Undo").click();
+  await said("Taken back");
+  seen.undone = await state();
+  await shot("captions");
+  await page.getByLabel("Only captions with this tag").fill("by hand");
+  await page.getByLabel("Only captions with this tag").press("Enter");
+  await said("pictures shown");
+  seen.filtered = await state();
+  await button("Save").click();
+  await said("captions saved");
+  seen.saved = await state();
+  await button("Close").click();
+  await page.waitForFunction(() => !document.querySelector(".atelier-desk"), null, limit);
+});
