@@ -106,7 +106,7 @@ class Encoded:
                 advance(done := done + 1)
         for text in work.texts:
             if not self._cache.has(self._text_key(text)):
-                self.text(text)
+                self._encode_text(text)  # not held in memory: how many there are must not count here
             advance(done := done + 1)
 
     def latents(self, batch: Batch) -> tuple[Tensor, list[View], Tensor | None]:
@@ -149,10 +149,12 @@ class Encoded:
         """The conditioning of a caption, encoded once."""
         key = self._text_key(caption)
         found = self._conditionings.get(key) or self._cache.get(key)
-        if found is None:
-            found = self._texts.encode(caption)
-            self._cache.put(key, found)
-        return self._conditionings.keep(key, found)
+        return self._conditionings.keep(key, self._encode_text(caption) if found is None else found)
+
+    def _encode_text(self, caption: str) -> Tensors:
+        found = self._texts.encode(caption)
+        self._cache.put(self._text_key(caption), found)
+        return found
 
     def _text_key(self, caption: str) -> str:
         return cache_key("text", self._text_identity, caption)
