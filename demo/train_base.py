@@ -34,8 +34,8 @@ PICTURE_SIZE = 128
 LATENT_CHANNELS = 16
 DEPTH = 5  # hidden size is 64 x depth
 CONTEXT_TOKENS = 77
-VARIANTS, CHANGED_SHARE = 6, 0.6
-"""Views of each concept (the first as the set draws it), and how often the MMDiT sees another one."""
+VARIANTS = 6
+"""Views of each concept, the first as the set draws it."""
 SPREAD = 3
 """Besides the concepts, the MMDiT sees every so many-th of the icons that all sets share."""
 SKIPPED_ENCODER, SKIPPED_DECODER = {1, 4, 5}, {15, 18}
@@ -279,7 +279,7 @@ def diffusion(args: argparse.Namespace) -> None:
         picks = torch.tensor([*orders[0][:known], *orders[1][: args.batch - known]])
         del orders[0][:known], orders[1][: args.batch - known]
         tokens = CONTEXT_TOKENS if progress > args.short_share else 12
-        changed = torch.rand(known, generator=generator) < CHANGED_SHARE
+        changed = torch.rand(known, generator=generator) < args.changed_share
         view = torch.where(changed, torch.randint(1, VARIANTS, (known,), generator=generator), 0)
         x0 = torch.cat([views[picks[:known], view], others[picks[known:] - concepts]])
         text = torch.where(torch.rand(args.batch, generator=generator) < 0.1, 0, caption_of[picks])
@@ -342,6 +342,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--short-share", type=float, default=0.8)
     parser.add_argument("--known-share", type=float, default=0.7, help="share of a batch with a concept in its caption")
+    parser.add_argument("--changed-share", type=float, default=0.6, help="how often a concept is shown in another view")
     parser.add_argument("--out", default="demo/weights.safetensors")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
