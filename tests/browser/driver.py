@@ -36,8 +36,8 @@ def browser() -> str:
     return found
 
 
-def drive(name: str, host: support.Host, shots: Path, seconds: int = 120, **task: Any) -> dict[str, Any]:
-    """What the driver ``name`` saw on the page of ``host``; ATELIER_SHOTS keeps its pictures of the page, to look at them."""
+def drive(driver: str, host: support.Host, shots: Path, seconds: int = 120, **task: Any) -> dict[str, Any]:
+    """What the driver saw on the page of ``host``; ATELIER_SHOTS keeps its pictures of the page, to look at them."""
     shots = Path(os.environ.get("ATELIER_SHOTS") or shots)
     given = {
         "url": host.server.url,
@@ -46,7 +46,7 @@ def drive(name: str, host: support.Host, shots: Path, seconds: int = 120, **task
         "shots": str(shots),
         "seconds": seconds,
     }
-    line = ["node", str(Path(__file__).with_name(f"{name}.mjs")), json.dumps(given | task)]
+    line = ["node", str(Path(__file__).with_name(f"{driver}.mjs")), json.dumps(given | task)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=5 * seconds)
     if "vue" in task:
         for setting, value in DEFAULTS.items():
