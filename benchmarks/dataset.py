@@ -3,10 +3,11 @@
     python3 studio.py bench dataset [--json] [--pictures 200] [--resolutions 256 512] [--checkpoint FILE]
 
 The pictures are OpenMoji drawings, rendered at the very sizes of their buckets, because the stock nodes neither scale nor cut.
-Every measurement has a process of its own: seconds from the folder to encoded latents and texts, and the rise of the peak memory
-over what the loaded models took (Linux only). ``cold`` has an empty cache, ``warm`` comes after it; the stock nodes keep nothing,
-so both are compared with the same figure. Beside these ``peak_growth``, the peak beside that of a quarter of the pictures, shows
-whether it grows with their number, and ``unchanged_seconds`` how long a thousand small pictures take that are all cached already.
+Every measurement has a process of its own, and the two that are compared work in turns of a few seconds. Measured are the seconds
+from the folder to encoded latents and texts, and the rise of the peak memory over what the loaded models took (Linux only).
+``cold`` has an empty cache, ``warm`` comes after it; the stock nodes keep nothing, so both are compared with the same figure. Beside
+these ``peak_growth``, the peak beside that of a quarter of the pictures, shows whether it grows with their number, and
+``unchanged_seconds`` how long a thousand small pictures take that are all cached already.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import _common  # type: ignore[import-not-found]
+
+TURN = 5.0
+"""Seconds after which the other side has its turn."""
 
 
 def draw(folder: Path, count: int, resolution: int, captions: int = 10**6) -> None:
@@ -81,6 +86,8 @@ def one_side(side: str, folder: Path, resolution: int, checkpoint: str, cache: P
     from lora_atelier.training.dataset.samples import Dataset
     from lora_atelier.training.dataset.scan import scan
 
+    print("ready", flush=True)
+    sys.stdin.readline()
     reset_peak()
     before, start = peak_bytes(), time.perf_counter()
     if side == "stock":
@@ -96,14 +103,73 @@ def one_side(side: str, folder: Path, resolution: int, checkpoint: str, cache: P
     return {"seconds": time.perf_counter() - start, "peak": peak_bytes() - before}
 
 
-def measure(side: str, folder: Path, resolution: int, checkpoint: str, cache: Path) -> dict[str, float]:
+class Side:
     """``one_side`` in a process of its own."""
-    line = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--resolutions", str(resolution)]
-    line += ["--checkpoint", checkpoint, "--cache", str(cache)]
-    done = subprocess.run(line, capture_output=True, text=True, env=os.environ)
-    if done.returncode:
-        raise SystemExit(f"the measurement of {side} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+
+    def __init__(self, side: str, folder: Path, resolution: int, checkpoint: str, cache: Path):
+        line = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--resolutions", str(resolution)]
+        line += ["--checkpoint", checkpoint, "--cache", str(cache)]
+        self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
+        self.stopped, self._since = 0.0, 0.0
+        self._out, self._in = self.process.stdout, self.process.stdin
+        assert self._out is not None and self._in is not None
+        while (said := self._out.readline()).strip() != "ready":
+            if not said:
+                raise SystemExit(f"the measurement of {side} failed")
+
+    def begin(self) -> None:
+        assert self._in is not None
+        self._in.write("go\n")
+        self._in.flush()
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+        self._since = time.perf_counter()
+
+    def go_on(self) -> None:
+        self.stopped += time.perf_counter() - self._since
+        self.process.send_signal(signal.SIGCONT)
+
+    def works(self, seconds: float) -> bool:
+        """Whether it is still at work after so long."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    def result(self) -> dict[str, float]:
+        assert self._out is not None
+        *_, last = self._out.read().splitlines()
+        found = json.loads(last)
+        return found | {"seconds": found["seconds"] - self.stopped}
+
+
+def measure(side: str, folder: Path, resolution: int, checkpoint: str, cache: Path) -> dict[str, float]:
+    """One side alone."""
+    one = Side(side, folder, resolution, checkpoint, cache)
+    one.begin()
+    while one.works(60):
+        pass
+    return one.result()
+
+
+def measure_in_turns(sides: list[Side]) -> list[dict[str, float]]:
+    """Two sides, of which one is stopped while the other works: what slows the machine for a while slows both."""
+    if not hasattr(signal, "SIGSTOP"):
+        raise SystemExit("this benchmark stops processes and lets them go on, which Windows cannot")
+    for side in sides:
+        side.begin()
+        side.pause()
+    working = list(sides)
+    while working:
+        for side in list(working):
+            side.go_on()
+            if side.works(TURN):
+                side.pause()
+            else:
+                working.remove(side)
+    return [side.result() for side in sides]
 
 
 def compare(count: int, resolution: int, checkpoint: str, place: Path) -> dict[str, float]:
@@ -114,8 +180,7 @@ def compare(count: int, resolution: int, checkpoint: str, place: Path) -> dict[s
     few.mkdir()
     for path in sorted(folder.iterdir())[: max(2, count // 4 * 2)]:
         shutil.copy(path, few / path.name)
-    stock = measure("stock", folder, resolution, checkpoint, cache)
-    cold = measure("ours", folder, resolution, checkpoint, cache)
+    stock, cold = measure_in_turns([Side(name, folder, resolution, checkpoint, cache) for name in ("stock", "ours")])
     warm = measure("ours", folder, resolution, checkpoint, cache)
     quarter = measure("ours", few, resolution, checkpoint, place / f"cache-few{resolution}")
     return {
