@@ -5,8 +5,8 @@
 The pictures are OpenMoji drawings, rendered at the very sizes of their buckets, because the stock nodes neither scale nor cut.
 Every measurement has a process of its own, and the two that are compared work in turns of a few seconds. Measured are the seconds
 from the folder to encoded latents and texts, and the rise of the peak memory over what the loaded models took (Linux only).
-``cold`` has an empty cache, ``warm`` comes after it; the stock nodes keep nothing, so both are compared with the same figure. Beside
-these ``peak_growth``, the peak beside that of a quarter of the pictures, shows whether it grows with their number, and
+``cold`` has an empty cache, ``warm`` comes after it; the stock nodes keep nothing, so both are compared with the same figure.
+Beside these ``peak_growth``, the peak beside that of a quarter of the pictures, shows whether it grows with their number, and
 ``unchanged_seconds`` how long a thousand small pictures take that are all cached already.
 """
 
