@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import _common  # type: ignore[import-not-found]
 
@@ -109,13 +109,17 @@ class Side:
     def __init__(self, side: str, folder: Path, resolution: int, checkpoint: str, cache: Path):
         line = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--resolutions", str(resolution)]
         line += ["--checkpoint", checkpoint, "--cache", str(cache)]
+        self.side = side
         self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
         self.stopped, self._since = 0.0, 0.0
         self._out, self._in = self.process.stdout, self.process.stdin
         assert self._out is not None and self._in is not None
         while (said := self._out.readline()).strip() != "ready":
             if not said:
-                raise SystemExit(f"the measurement of {side} failed")
+                self.fail()
+
+    def fail(self) -> NoReturn:
+        raise SystemExit(f"the measurement of {self.side} failed; what it said stands above")
 
     def begin(self) -> None:
         assert self._in is not None
@@ -140,8 +144,10 @@ class Side:
 
     def result(self) -> dict[str, float]:
         assert self._out is not None
-        *_, last = self._out.read().splitlines()
-        found = json.loads(last)
+        said = self._out.read().splitlines()
+        if self.process.wait() or not said:
+            self.fail()
+        found = json.loads(said[-1])
         return found | {"seconds": found["seconds"] - self.stopped}
 
 

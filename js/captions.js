@@ -2,6 +2,7 @@
 // and mended. A file is written only while it still is what the page shows.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { Desk } from "./lib/desk.js";
 import { make } from "./lib/dom.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
@@ -12,58 +13,34 @@ const SETTINGS = [
 const OPERATIONS = ["add", "addFirst", "remove", "replace"];
 const share = (part, whole) => `${(100 * part) / whole}%`;
 
-class Desk {
+class Captions extends Desk {
   constructor(node) {
+    super();
     this.settings = Object.fromEntries(node.widgets.filter((w) => SETTINGS.includes(w.name)).map((w) => [w.name, w.value]));
     this.rows = new Map(); // picture -> { item, words, caption and version of the file, seen: the text before it was typed in }
     this.past = []; // what can be taken back, newest last
     this.build();
-    document.body.append(this.dialog);
-    this.dialog.showModal();
     this.tried(() => this.load());
   }
 
   build() {
-    const button = (key, act) => make("button", { type: "button", title: text(`${key}Help`), click: () => this.tried(act) }, text(key));
     const field = (key, attributes) => make("input", { placeholder: text(key), "aria-label": text(key), ...attributes });
     this.filter = field("onlyTag", { type: "search", change: () => this.tried(() => this.narrow()) });
     this.operation = make("select", { "aria-label": text("operation"), change: () => this.ready() });
     this.operation.append(...OPERATIONS.map((value) => make("option", { value }, text(value))));
     this.tags = field("tags", { type: "text" });
     this.other = field("replaceBy", { type: "text" });
-    this.apply = button("applyAll", () => this.change());
-    this.undoButton = button("undo", () => this.undo());
-    this.saveButton = button("saveCaptions", () => this.save());
+    this.apply = this.button("applyAll", () => this.change());
+    this.undoButton = this.button("undo", () => this.undo());
+    this.saveButton = this.button("saveCaptions", () => this.save());
     this.list = make("ul", { class: "atelier-pictures", "aria-label": text("pictures") });
-    this.said = make("output", { role: "status" });
-    const title = text("captionsOf", { folder: this.settings.folder });
     const controls = [this.filter, this.operation, this.tags, this.other, this.apply];
-    this.dialog = make(
-      "dialog", { class: "atelier atelier-desk", "aria-label": title, cancel: (event) => this.close(event) },
-      make("div", { class: "atelier-row" }, make("h2", {}, title), ...controls), this.list,
-      make("div", { class: "atelier-row" }, this.said, this.undoButton, this.saveButton, button("close", () => this.close())),
-    );
-    // The canvas has keys of its own; what is typed here is not meant for it.
-    this.dialog.addEventListener("keydown", (event) => event.stopPropagation());
-    this.ready();
+    this.open(text("captionsOf", { folder: this.settings.folder }), controls, this.list, [this.undoButton, this.saveButton]);
   }
 
-  /** Runs an action; a refusal is said. */
-  async tried(act) {
-    try {
-      await act();
-    } catch (error) {
-      this.said.textContent = error.message;
-    }
-    this.ready();
-  }
-
-  close(event) {
-    event?.preventDefault();
+  mayClose() {
     const count = this.edited().length;
-    if (count && !window.confirm(text("unsaved", { count }))) return;
-    this.dialog.close();
-    this.dialog.remove();
+    return !count || window.confirm(text("unsaved", { count }));
   }
 
   async load() {
@@ -174,7 +151,7 @@ app.registerExtension({
   name: "lora-atelier.captions",
   nodeCreated(node) {
     if (node.comfyClass !== "LoadDataset") return;
-    const button = node.addWidget("button", "captions_desk", null, () => new Desk(node), { serialize: false });
+    const button = node.addWidget("button", "captions_desk", null, () => new Captions(node), { serialize: false });
     button.label = text("openCaptions");
     button.serialize = false;
   },

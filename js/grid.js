@@ -1,6 +1,7 @@
 // "Look and choose" on Epoch Weight Grid: every cell large or small, two beside each other, favourites, and the LoRA of a cell put
 // into a loader under a name of one's choice.
 import { app } from "../../scripts/app.js";
+import { Desk } from "./lib/desk.js";
 import { make, root } from "./lib/dom.js";
 import { allNodes } from "./lib/graph.js";
 import { ask, pictureOf } from "./lib/server.js";
@@ -10,55 +11,30 @@ const ZOOM = [64, 512, 160]; // px of a cell: least, most, at first
 const number = (value) => String(Number(Number(value).toPrecision(6)));
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
-class Gallery {
+class Gallery extends Desk {
   /** `shown`: {run, page} of the page to begin with; the newest without it. */
   constructor(shown) {
+    super();
     this.chosen = []; // places ("2,0") of the cells that are shown large, at most two
     this.build();
-    document.body.append(this.dialog);
-    this.dialog.showModal();
     this.tried(() => this.list(shown));
   }
 
   build() {
-    const button = (key, act) => make("button", { type: "button", title: text(`${key}Help`), click: () => this.tried(act) }, text(key));
     this.pages = make("select", { "aria-label": text("gridPage"), change: () => this.tried(() => this.load()) });
     const [min, max, value] = ZOOM;
     this.zoom = make("input", { type: "range", min, max, value, "aria-label": text("zoom"), title: text("zoom"), input: () => this.scale() });
     this.only = make("input", { type: "checkbox", change: () => this.mark() });
     this.table = make("table", { class: "atelier-cells" });
     this.large = make("div", { class: "atelier-large", "aria-live": "polite" });
-    this.said = make("output", { role: "status" });
-    this.star = button("favourite", () => this.favour());
+    this.star = this.button("favourite", () => this.favour());
     this.name = make("input", { type: "text", "aria-label": text("keepName"), placeholder: text("keepName") });
     this.loader = make("select", { "aria-label": text("intoLoader"), title: text("intoLoader") });
-    this.use = button("useThis", () => this.keep());
+    this.use = this.button("useThis", () => this.keep());
     const only = make("label", {}, this.only, text("onlyFavourites"));
-    const head = make("div", { class: "atelier-row" }, make("h2", {}, text("openGrid")), this.pages, this.zoom, only);
     const body = make("div", { class: "atelier-look" }, make("div", { class: "atelier-scroll", tabindex: 0, "aria-label": text("cells") }, this.table), this.large);
-    const foot = make("div", { class: "atelier-row" }, this.said, this.star, this.name, this.loader, this.use, button("close", () => this.close()));
-    this.dialog = make("dialog", { class: "atelier atelier-desk", "aria-label": text("openGrid"), close: () => this.dialog.remove() }, head, body, foot);
-    // The canvas has keys of its own; what is typed here is not meant for it.
-    this.dialog.addEventListener("keydown", (event) => {
-      event.stopPropagation();
-      this.key(event);
-    });
     this.scale();
-    this.ready();
-  }
-
-  /** Runs an action; a refusal is said. */
-  async tried(act) {
-    try {
-      await act();
-    } catch (error) {
-      this.said.textContent = error.message;
-    }
-    this.ready();
-  }
-
-  close() {
-    this.dialog.close();
+    this.open(text("openGrid"), [this.pages, this.zoom, only], body, [this.star, this.name, this.loader, this.use]);
   }
 
   async list(shown) {

@@ -1,0 +1,55 @@
+// A dialog over the canvas: a title with controls above, what it is about between, and below what was said last and the buttons.
+import { make } from "./dom.js";
+import { text } from "./text.js";
+
+export class Desk {
+  said = make("output", { role: "status" });
+
+  /** A button that does `act`; its label and its tooltip are words of the page. */
+  button(key, act) {
+    return make("button", { type: "button", title: text(`${key}Help`), click: () => this.tried(act) }, text(key));
+  }
+
+  open(title, controls, body, buttons) {
+    this.dialog = make(
+      "dialog", { class: "atelier atelier-desk", "aria-label": title, cancel: (event) => this.close(event) },
+      make("div", { class: "atelier-row" }, make("h2", {}, title), ...controls), body,
+      make("div", { class: "atelier-row" }, this.said, ...buttons, this.button("close", () => this.close())),
+    );
+    // The canvas has keys of its own; what is typed here is not meant for it.
+    this.dialog.addEventListener("keydown", (event) => {
+      event.stopPropagation();
+      this.key(event);
+    });
+    this.ready();
+    document.body.append(this.dialog);
+    this.dialog.showModal();
+  }
+
+  /** Runs an action; a refusal is said. */
+  async tried(act) {
+    try {
+      await act();
+    } catch (error) {
+      this.said.textContent = error.message;
+    }
+    this.ready();
+  }
+
+  /** Whether it may be closed now. */
+  mayClose() {
+    return true;
+  }
+
+  close(event) {
+    event?.preventDefault();
+    if (!this.mayClose()) return;
+    this.dialog.close();
+    this.dialog.remove();
+  }
+
+  /** Sets which controls can be used; after every action. */
+  ready() {}
+
+  key(_event) {}
+}
