@@ -353,12 +353,12 @@ def run_tests(studio: Studio, comfyui: str | None, arguments: list[str]) -> int:
         workers = min(TEST_WORKERS, os.cpu_count() or 1)
         arguments = [*arguments, "--numprocesses", str(workers), "--dist", "loadfile"]
         environment["OMP_NUM_THREADS"] = str((os.cpu_count() or 1) // workers)
-    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["pytest", *arguments])
+    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["mypy", "benchmarks"], ["pytest", *arguments])
     failed = []
     for check in checks:
         say(f"$ {' '.join(check)}")
         if subprocess.run([str(place.python), "-m", *check], cwd=studio.root, env=environment).returncode != 0:
-            failed.append(check[0] if check[0] != "ruff" else " ".join(check))
+            failed.append(check[0] if check[0] == "pytest" else " ".join(check))
     say(f"Failed: {', '.join(failed)}" if failed else "All passed.")
     return 1 if failed else 0
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import _models  # type: ignore[import-not-found]
+import _models
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

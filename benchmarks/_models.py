@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import BUILT  # type: ignore[import-not-found]
+from _common import BUILT
 from safetensors.torch import save_file
 
 SD15: dict[str, Any] = {
@@ -72,7 +72,7 @@ def empty_unet(name: str) -> Any:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        return UNet2DConditionModel(**KINDS[name].unet)
+        return UNet2DConditionModel(**(KINDS[name].unet or {}))
 
 
 def _empty(name: str) -> Any:

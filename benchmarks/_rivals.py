@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import _models  # type: ignore[import-not-found]
+import _models
 import torch
-from _case import DTYPES, Case, Forward, Found, Train, latents_of, load_into_host, seconds_of, text_of  # type: ignore[import-not-found]
+from _case import DTYPES, Case, Forward, Found, Train, latents_of, load_into_host, seconds_of, text_of
 
 
 def stock(case: Case) -> tuple[Train, None]:

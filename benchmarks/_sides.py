@@ -17,12 +17,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import _common  # type: ignore[import-not-found]
-import _memory  # type: ignore[import-not-found]
-import _models  # type: ignore[import-not-found]
+import _common
+import _memory
+import _models
 import torch
-from _case import CLOCKS, DTYPES, Case, Forward, Found, Train, latents_of, load_into_host, seconds_of, text_of  # type: ignore[import-not-found]
-from _rivals import peft, stock  # type: ignore[import-not-found]
+from _case import CLOCKS, DTYPES, Case, Forward, Found, Train, latents_of, load_into_host, seconds_of, text_of
+from _rivals import peft, stock
 
 SMALL = 64
 """Pixels of the picture with which copies of the base are looked for: what a step keeps of it is next to nothing."""
@@ -57,6 +57,7 @@ def ours(case: Case) -> tuple[Train, Forward]:
     from lora_atelier.training.dataset.plan import Plan
     from lora_atelier.training.dataset.samples import Dataset, Subset
     from lora_atelier.training.encode import Encoded
+    from lora_atelier.training.families import notes_on
     from lora_atelier.training.loop import Watcher, train
     from lora_atelier.training.network.attach import Adapter
     from lora_atelier.training.network.targets import select
@@ -82,7 +83,7 @@ def ours(case: Case) -> tuple[Train, Forward]:
             layers = select(loaded.layers(), network)
             found.layers = len(layers)
             adapter = Adapter.fresh(layers, network, 0).to(loaded.device)
-            levels = LevelSampler.suited(loaded.prediction, config.noise, loaded.sigmas, loaded.is_flux)
+            levels = LevelSampler.suited(loaded.prediction, config.noise, loaded.sigmas, notes_on(loaded.family))
             encoded: Any = Encoded(dataset, 0, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
             files = Run.open("bench", "", folder / "runs", folder / "loras", start_over=True)
             train(loaded, None, layers, adapter, levels, encoded, Plan(dataset, 0), config, files, Watcher())

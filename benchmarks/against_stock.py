@@ -24,8 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import _common  # type: ignore[import-not-found]
-import _plot  # type: ignore[import-not-found]
+import _common
+import _plot
 import torch
 
 RANK, BATCH, LEVELS, EVERY = 16, 4, 8, 50
@@ -114,6 +114,7 @@ def train_ours(patcher: Any, data: Pictures, steps: int, rate: float, every: int
     from lora_atelier.training.dataset.plan import Plan
     from lora_atelier.training.dataset.samples import Dataset, Subset
     from lora_atelier.training.encode import Encoded
+    from lora_atelier.training.families import notes_on
     from lora_atelier.training.loop import Watcher, train
     from lora_atelier.training.network import keys
     from lora_atelier.training.network.attach import Adapter
@@ -141,7 +142,7 @@ def train_ours(patcher: Any, data: Pictures, steps: int, rate: float, every: int
             model = model.for_training(torch.float32)
             layers = select(model.layers(), network)
             adapter.append(Adapter.fresh(layers, network, 0).to(model.device))
-            levels = LevelSampler.suited(model.prediction, config.noise, model.sigmas, model.is_flux)
+            levels = LevelSampler.suited(model.prediction, config.noise, model.sigmas, notes_on(model.family))
             encoded: Any = Encoded(dataset, 0, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
             run = Run.open("bench", "", folder / "runs", folder / "loras", start_over=True)
             train(model, None, layers, adapter[0], levels, encoded, Plan(dataset, 0), config, run, Watcher())

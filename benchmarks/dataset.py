@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-import _common  # type: ignore[import-not-found]
+import _common
 
 TURN = 5.0
 """Seconds after which the other side has its turn."""
@@ -218,8 +218,8 @@ def main() -> None:
     options = parser.parse_args()
     _common.use_host()
     if options.side:
-        place = Path(options.folder), options.resolutions[0], options.checkpoint, Path(options.cache)
-        print(json.dumps(one_side(options.side, *place)))
+        folder, cache = Path(options.folder), Path(options.cache)
+        print(json.dumps(one_side(options.side, folder, options.resolutions[0], options.checkpoint, cache)))
         return
     checkpoint = options.checkpoint or _common.demo_checkpoint()
     result: dict[str, Any] = {**_common.machine(), "pictures": options.pictures}

@@ -1,6 +1,7 @@
 """A grid of 6 epochs x 5 strengths against the same cells as a stock graph, on the same host in one run.
 
     python3 studio.py bench grid [--json] [--checkpoint FILE] [--epochs 6] [--strengths 5] [--steps 20] [--side 128]
+                                    [--save]
 
 A cell of the stock graph is LoraLoader, CLIPTextEncode twice, KSampler and VAEDecode, called as the server calls them. The grid's
 time holds all that it does: reading and hashing files, the control without a LoRA, saving every cell, previews and the page. Both
@@ -11,18 +12,14 @@ second half of the cells was drawn than while the first was.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from step_time import ROOT, use_host
+import _common
 
 PROMPT, NEGATIVE, SEED = "fluent emoji, fox", "blurry", 1
 
@@ -39,6 +36,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--together", type=int, default=0, help="cells of one batch; 0: as many as fit")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results")
     return parser.parse_args()
 
 
@@ -98,20 +96,19 @@ class Stock:
 
 def resident() -> float:
     """MB of memory in use by this process."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     return psutil.Process(os.getpid()).memory_info().rss / 2**20
 
 
 def main() -> None:
     options = options_of()
-    use_host()
+    _common.use_host()
     with tempfile.TemporaryDirectory(prefix="grid-bench-") as folder:
         result = measure(options, Path(folder))
     for name, value in result.items():
         print(f"{name}: {value}")
-    if options.json:
-        print(json.dumps(result))
+    _common.finish("grid", result, as_json=options.json, keep=options.save)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -122,15 +119,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
     from lora_atelier.training import host
     from lora_atelier.training.grid import cells, draw, plan, render
+    from lora_atelier.training.grid.picture import Failed
     from lora_atelier.training.grid.pixels import to_picture
     from lora_atelier.training.run import SavedLoRA
     from PIL import Image
 
-    checkpoint = options.checkpoint
-    if checkpoint is None:
-        from lora_atelier.demo.weights import assemble
-
-        checkpoint = str(assemble(ROOT / "demo" / "weights.safetensors", ROOT / ".studio" / "bench" / "demo.safetensors"))
+    checkpoint = options.checkpoint or _common.demo_checkpoint()
     folder_paths.add_model_folder_path("loras", str(folder), is_default=True)
     with torch.inference_mode():
         patcher, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=True, output_clip=True)
@@ -154,9 +148,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         memory.clear()
         grid.render(lambda done, page: memory.append(resident()))
         grid.save_pages()
-        found = grid.book.cells[0]
-        return [Image.open(found[x, y]).convert("RGB") for x in range(1, len(shown) + 1) for y in range(len(strengths))]
+        drawn = [grid.book.cells[0][x, y] for x in range(1, len(shown) + 1) for y in range(len(strengths))]
+        if failed := [cell.reason for cell in drawn if isinstance(cell, Failed)]:
+            raise SystemExit(failed[0])
+        return [Image.open(str(cell)).convert("RGB") for cell in drawn]
 
+    on = _common.machine()
     times: dict[str, list[float]] = {"stock": [], "ours": [], "one_plain_cell": []}
     difference, growth = 0, 0.0
     with torch.inference_mode():
@@ -180,10 +177,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 difference = max(difference, int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()))
     seconds = {name: statistics.median(values) for name, values in times.items()}
     count = len(paths) * len(strengths)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {
-        "device": device,
-        "machine": platform.machine(),
+        **on,
         "model": f"{model.family}, {str(model.compute_dtype).removeprefix('torch.')}",
         "cells": count,
         "settings": f"{options.sampler}, {options.steps} steps, cfg {options.cfg:g}, {side} px",

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 
-import _common  # type: ignore[import-not-found]
+import _common
 
 CODE = """
 import sys, time, asyncio, importlib.util

@@ -29,8 +29,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import _common  # type: ignore[import-not-found]
-import _models  # type: ignore[import-not-found]
+import _common
+import _models
 
 TARGETS = ("attention + feed-forward", "every layer")
 Side = tuple[str, str]
