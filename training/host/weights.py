@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AtelierError
+from ..network.pieces import Piece
 
 
 def patched(before: Any, after: Any) -> int:
@@ -31,13 +32,27 @@ def resident(patcher: Any, widget: str) -> Any:
 
 
 def names_of_layers(keys: Mapping[str, Any], prefix: str) -> dict[str, list[str]]:
-    """The host's table from names in files to weights, turned round and by layer."""
+    """The host's table from names in files to weights, turned round and by layer; last those for a part of a layer."""
     suffix = ".weight"
     out: dict[str, list[str]] = {}
     for name, key in keys.items():
         if isinstance(key, str) and key.startswith(prefix) and key.endswith(suffix):
-            out.setdefault(key[len(prefix) : -len(suffix)], []).append(name)
+            out.setdefault(key[len(prefix) : -len(suffix)], []).extend(_spellings(name))
+    for name, key in keys.items():
+        # (weight, (dimension, start, length)); a third says that the numbers also need turning round, which no piece here does.
+        if isinstance(key, tuple) and len(key) == 2 and key[1][0] == 0:
+            layer = key[0].removeprefix(prefix).removesuffix(suffix)
+            if layer in out:
+                out[layer].append(Piece(name, *key[1][1:]))
     return out
+
+
+def _spellings(name: str) -> list[str]:
+    """``name``, and as diffusers writes it today where the host only knows how it was before it used PEFT."""
+    if ".processor.to_" not in name:
+        return [name]
+    today = name.replace(".processor.to_", ".to_")
+    return [name, today + ".0" if today.endswith(".to_out") else today]
 
 
 Swap = tuple[dict[str, Any], str, Tensor, Tensor]

@@ -18,6 +18,7 @@ from .attach import Adapter
 from .branch import Branch
 from .frozen import weight_shape
 from .lora import LoRALayer
+from .pieces import Pair, Piece, join
 from .products import LoHaLayer, LoKrLayer, ProductLayer
 
 # What may follow a layer's name: pairs of A and B in the order in which they are looked for, and LyCORIS' prefixes.
@@ -47,6 +48,7 @@ def file_name_of(layer: str, known: Sequence[str], family: str) -> str:
 
     ``known`` are the names under which the host would find this layer.
     """
+    known = [name for name in known if not isinstance(name, Piece)]
     if layer.startswith("text_encoder."):
         for prefix in ONE_ENCODER if family.startswith(("SD15", "SD2")) else MANY_ENCODERS:
             for name in known:
@@ -127,12 +129,19 @@ def read(
     branches = {}
     used = set()
     for layer, module in layers.items():
-        for name in names.get(layer, ()):
-            branch = _branch(name, stems[name], module) if name in stems else None
+        there = [name for name in names.get(layer, ()) if name in stems]
+        for name in there:
+            branch = None if isinstance(name, Piece) else _branch(name, stems[name], module)
             if branch is not None:
                 branches[layer] = branch
                 used.add(name)
                 break
+        else:
+            pieces = [name for name in there if isinstance(name, Piece)]
+            joined = _joined(pieces, stems, module) if pieces else None
+            if joined is not None:
+                branches[layer] = joined
+                used.update(map(str, pieces))
     return branches, [stem for stem in stems if stem not in used]
 
 
@@ -155,6 +164,25 @@ def _branch(name: str, parts: Mapping[str, Tensor], module: nn.Module) -> Branch
     if branch is not None:
         _take_magnitude(name, branch, parts, module)
     return branch
+
+
+def _joined(pieces: Sequence[Piece], stems: Mapping[str, Mapping[str, Tensor]], module: nn.Module) -> LoRALayer | None:
+    """The LoRA of a layer of which the file has pieces; None when one of them is not a plain LoRA."""
+    pairs = []
+    for piece in pieces:
+        parts = stems[piece]
+        found = next(((parts[down], parts[up]) for down, up in PAIRS if down in parts and up in parts), None)
+        if found is None or any("dora" in part or "magnitude" in part for part in parts):
+            return None
+        down, up = (factor.float().flatten(1) for factor in found)
+        if len(up) != piece.rows:
+            raise ValueError(f"{piece} has other sizes than this model's layer, {(piece.rows, *weight_shape(module)[1:])}")
+        alpha = float(parts[".alpha"]) if ".alpha" in parts else len(down)
+        pairs.append(Pair(down, up * (alpha / len(down)), piece.start))
+    try:
+        return _lora(*join(pairs, weight_shape(module)[0]), None, None, module)
+    except RuntimeError as error:
+        raise ValueError(f"{pieces[0]} has other sizes than this model's layer, {tuple(weight_shape(module))}") from error
 
 
 def _lora(down: Tensor, up: Tensor, mid: Tensor | None, alpha: float | None, module: nn.Module) -> LoRALayer:
