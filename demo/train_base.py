@@ -4,11 +4,14 @@
     python demo/train_base.py autoencoder --work FOLDER --comfyui PATH [--minutes 12]
     python demo/train_base.py encode      --work FOLDER --comfyui PATH
     python demo/train_base.py diffusion   --work FOLDER --comfyui PATH [--minutes 90]
+    python demo/train_base.py blend       --work FOLDER --comfyui PATH --runs FILE [FILE]
     python demo/train_base.py export      --work FOLDER --comfyui PATH --out demo/weights.safetensors
 
-``--icons`` is a folder in which ``npm install @iconify-json/{noto,twemoji,fluent-emoji-flat}`` was run. Every stage
-continues from its last checkpoint in ``--work``. The network classes are the host's own, so that what is trained here is what
-``CheckpointLoaderSimple`` builds later.
+``--icons`` is a folder in which ``npm install @iconify-json/{noto,twemoji,fluent-emoji-flat,emojione}`` was run. Every
+stage continues from its last checkpoint in ``--work``. The shipped weights are of three runs of ``diffusion``: the first with
+``--known-share 1 --changed-share 0``; from it (``blend --runs`` its file) one with the defaults; and from the mean of both one
+with ``--rate 6e-4 --known-share 0.75 --changed-share 0.4``. The network classes are the host's own, so that what is trained here
+is what ``CheckpointLoaderSimple`` builds later.
 """
 
 from __future__ import annotations
@@ -263,7 +266,8 @@ def diffusion(args: argparse.Namespace) -> None:
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["spent"]
     generator = torch.Generator().manual_seed(2 + step)
     began, running, saved_at = time.monotonic() - spent, None, spent
@@ -306,6 +310,17 @@ def diffusion(args: argparse.Namespace) -> None:
     save_diffusion(model, average, optimizer, step, time.monotonic() - began, state_file)
 
 
+def blend(args: argparse.Namespace) -> None:
+    """Begin a new run from the mean of what earlier ones averaged (``--runs``); from one run, this goes on with a new clock.
+
+    Between a run that saw every picture as it is (crisp, but by heart) and its continuation on other views (blurred, but ready to
+    learn another style) lies a model that is both (Wortsman et al. 2022, "Model soups").
+    """
+    averages = [torch.load(path, weights_only=True)["average"] for path in args.runs]
+    mean = {name: torch.stack([average[name] for average in averages]).mean(0) for name in averages[0]}
+    torch.save({"model": mean, "average": mean, "step": 0, "spent": 0.0}, args.work / "diffusion.pt")
+
+
 def save_diffusion(
     model: torch.nn.Module,
     average: torch.nn.Module,
@@ -328,7 +343,9 @@ def export(args: argparse.Namespace) -> None:
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
 
-STAGES = {"prepare": prepare, "autoencoder": autoencoder, "encode": encode, "diffusion": diffusion, "export": export}
+STAGES = {
+    "prepare": prepare, "autoencoder": autoencoder, "encode": encode, "diffusion": diffusion, "blend": blend, "export": export,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -343,6 +360,7 @@ def main() -> None:
     parser.add_argument("--short-share", type=float, default=0.8)
     parser.add_argument("--known-share", type=float, default=0.7, help="share of a batch with a concept in its caption")
     parser.add_argument("--changed-share", type=float, default=0.6, help="how often a concept is shown in another view")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="copies of diffusion.pt for the stage blend")
     parser.add_argument("--out", default="demo/weights.safetensors")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pyte
 def test_the_recipe_is_seen_before_it_is_queued(seen: dict[str, Any]) -> None:
     # Four pictures x 10 repeats at batch 8 in two buckets of two pictures: 3 + 3 steps, 8 epochs.
     assert "6 steps an epoch" in seen["outlook"]["text"] and seen["outlook"]["total"] == "48"
-    assert "file about" in seen["outlook"]["text"] and "cosine: 8e-4" in seen["outlook"]["label"]
+    assert "file about" in seen["outlook"]["text"] and "cosine: 2e-3" in seen["outlook"]["label"]
     assert "warmup: 10 steps, but the run has only 5" in seen["contradiction"]
 
 
