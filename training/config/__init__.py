@@ -1,0 +1,32 @@
+"""Every setting of a run, as frozen dataclasses that refuse contradictions in a painter's words.
+
+The same classes travel in the workflow (as the widgets' values), in the LoRA's metadata and in the run's folder, so
+``to_dict`` / ``from_dict`` keep to plain JSON values.
+"""
+
+from __future__ import annotations
+
+from .network import Algorithm, NetworkConfig, Targets
+from .noise import HuberSchedule, Levels, LossConfig, LossKind, NoiseConfig, Weighting
+from .optimizer import OptimizerConfig, OptimizerName, ScheduleName
+from .recipe import (
+    RESERVED,
+    LengthConfig,
+    OnDivergence,
+    Precision,
+    SavePrecision,
+    TextConfig,
+    TextEncoders,
+    TrainingConfig,
+    WhenEnough,
+    check_run_name,
+)
+from .stored import from_dict, to_dict
+from .subset import NO_CAPTIONS, Broken, Crop, Masks, Role, SubsetConfig
+
+__all__ = [
+    "NO_CAPTIONS", "RESERVED", "Algorithm", "Broken", "Crop", "HuberSchedule", "LengthConfig", "Levels", "LossConfig",
+    "LossKind", "Masks", "NetworkConfig", "NoiseConfig", "OnDivergence", "OptimizerConfig", "OptimizerName",
+    "Precision", "Role", "SavePrecision", "ScheduleName", "SubsetConfig", "Targets", "TextConfig", "TextEncoders",
+    "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict", "to_dict",
+]  # fmt: skip

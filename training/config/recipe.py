@@ -1,0 +1,133 @@
+"""The whole recipe: its name, its parts, its length and what is kept."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .network import NetworkConfig
+from .noise import LossConfig, NoiseConfig
+from .optimizer import OptimizerConfig
+from .refusal import choice, refuse
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SavePrecision = Literal["fp16", "bf16", "fp32"]
+WhenEnough = Literal["off", "say", "stop"]
+OnDivergence = Literal["warn", "stop"]
+TextEncoders = Literal["none", "clip", "all"]
+RUN_NAME = re.compile(r"[^\W_][\w .+-]*", re.UNICODE)
+# Device names that Windows reserves, whatever the extension.
+RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+
+
+def check_run_name(name: str) -> str:
+    """``name`` without surrounding blanks, if it is safe as a file name on every system."""
+    name = name.strip()
+    refuse(not name, "name: give the LoRA a name; it becomes the file's name.")
+    refuse(
+        not RUN_NAME.fullmatch(name) or ".." in name or name.endswith(".") or len(name) > 100,
+        f"name: {name!r} cannot be a file name. Use letters, digits, space, '-', '_', '+' or '.', at most 100 of them, "
+        "starting with a letter or digit and without '..' or slashes.",
+    )
+    refuse(name.split(".")[0].lower() in RESERVED, f"name: {name!r} is reserved by Windows; choose another.")
+    return name
+
+
+@dataclass(frozen=True)
+class LengthConfig:
+    """How long the run is and what is kept on the way."""
+
+    epochs: int = 10
+    """Passes over the dataset."""
+    max_steps: int = 0
+    """If above 0, the run has exactly this many steps and ``epochs`` is not used; the last epoch may be cut short."""
+    save_every: int = 1
+    """Keep the LoRA of every N-th epoch; 0 keeps none on the way. The last one is always kept, without a number."""
+    save_every_steps: int = 0
+    """Keep the LoRA of every N-th step as well; 0 does not."""
+    keep_last: int = 0
+    """Keep only so many of the files saved on the way; 0 keeps all."""
+    sample_every: int = 0
+    """Draw the samples after every N-th epoch. If this and the next are 0, they are drawn at every save."""
+    sample_every_steps: int = 0
+    """Draw the samples after every N-th step."""
+    when_enough: WhenEnough = "off"
+    """What happens once the losses on a fixed set have settled or turned: nothing is measured, it is said, or the run ends."""
+    on_divergence: OnDivergence = "warn"
+    """What happens when the loss rises to several times its best."""
+
+    def __post_init__(self) -> None:
+        refuse(self.max_steps < 0, f"steps: {self.max_steps} is below 0; 0 means the epochs decide.")
+        refuse(
+            self.max_steps == 0 and self.epochs < 1,
+            f"epochs: {self.epochs} would train nothing; use at least 1, or set steps.",
+        )
+        refuse(self.epochs > 100_000 or self.max_steps > 10_000_000, "epochs: that would never end; use fewer.")
+        for widget, value in (
+            ("save every", self.save_every), ("save every steps", self.save_every_steps), ("keep last", self.keep_last),
+            ("sample every", self.sample_every), ("sample every steps", self.sample_every_steps),
+        ):  # fmt: skip
+            refuse(value < 0, f"{widget}: {value} is below 0.")
+        choice("when enough", self.when_enough, WhenEnough)
+        choice("on divergence", self.on_divergence, OnDivergence)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Training of the text encoder beside the model."""
+
+    encoders: TextEncoders = "none"
+    """``clip`` trains CLIP-L and CLIP-G only, ``all`` whatever the loaded CLIP holds, T5 and language models included."""
+    learning_rate: float = 0.0
+    """Its own peak rate; 0 takes the optimizer's. A half to a tenth of that is usual."""
+
+    def __post_init__(self) -> None:
+        choice("text encoder", self.encoders, TextEncoders)
+        refuse(not 0 <= self.learning_rate <= 10, f"text encoder rate: {self.learning_rate} is outside 0 to 10.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One whole, valid recipe."""
+
+    name: str
+    """File name of the LoRA, without extension."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    length: LengthConfig = field(default_factory=LengthConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    precision: Precision = "auto"
+    """Number format of the model's computation; ``auto`` keeps what ComfyUI loaded. The adapter itself is always fp32."""
+    save_precision: SavePrecision = "fp16"
+    """Number format in the LoRA file."""
+    ema_decay: float = 0.0
+    """Save and sample a running average of the weights with this decay; 0 takes the weights as they are."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks' inner values twice instead of keeping them: about a third slower, and far less memory."""
+    compile: bool = False
+    """Compile the model's blocks with torch.compile: faster after the first steps, where a compiler is there."""
+    offload_activations: bool = False
+    """Keep in main memory what the backward pass needs: slower, and far less memory on the GPU."""
+    seed: int = 0
+    """Seeds the adapter, the order of pictures, the crops and the noise."""
+    comment: str = ""
+    """Free text for the LoRA's metadata (``ss_training_comment``)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", check_run_name(self.name))
+        choice("precision", self.precision, Precision)
+        choice("save precision", self.save_precision, SavePrecision)
+        refuse(not 0 <= self.ema_decay < 1, f"EMA decay: {self.ema_decay} is outside 0 to 0.9999; 0 is off, 0.999 is usual.")
+        refuse(
+            not self.network.trains_model and self.text.encoders == "none",
+            "targets: neither the model nor the text encoder would be trained; choose layers, or a text encoder.",
+        )
+        drops = self.network.dropout > 0 or self.network.rank_dropout > 0 or self.network.module_dropout > 0
+        refuse(
+            self.compile and drops,
+            "compile: with dropout every step is another computation, which would be compiled anew. Switch one of them off.",
+        )
+        refuse(not 0 <= self.seed < 2**64, f"seed: {self.seed} is outside 0 to 2^64 - 1.")

@@ -1,0 +1,136 @@
+"""How the pictures of a folder are used."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from .refusal import choice, refuse
+
+Crop = Literal["center", "random", "none", "focus"]
+Role = Literal["training", "regularisation", "validation"]
+Masks = Literal["off", "alpha", "files"]
+Broken = Literal["stop", "leave out"]
+
+# Auto Caption writes to files with the caption's ending: never to pictures, tables of captions, or weights.
+NO_CAPTIONS = (
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd",
+    ".jsonl", ".safetensors",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SubsetConfig:
+    """How the pictures of one folder are used."""
+
+    folder: str
+    """Folder as ``<root>/<relative path>``, for example ``input/portraits``; the root is one of the allowed ones."""
+    resolution: int = 512
+    """Side of the square whose area is the limit of every bucket, in pixels."""
+    batch_size: int = 1
+    """Pictures per step; a bucket's last batch may be shorter and is kept."""
+    repeats: int = 0
+    """Sightings of every picture per epoch; 0 takes the number before the first ``_`` of the folder name, else 1."""
+    buckets: bool = True
+    """Sort pictures into sizes near their own aspect ratio; off: every picture is cropped to the square."""
+    bucket_step: int = 64
+    """Bucket sides are multiples of this many pixels."""
+    crop: Crop = "center"
+    """Where the overflow is cut once the picture covers its bucket; ``none`` scales without keeping the aspect ratio."""
+    caption_extension: str = ".txt"
+    """Suffix of the caption file beside each picture."""
+    role: Role = "training"
+    """``regularisation``: cycled or cut to as many sightings as are trained; ``validation``: never trained on."""
+    nested: bool = False
+    """Take the pictures of sub-folders without a number in front as well."""
+    flip: bool = False
+    """Mirror every second sighting or so, left to right, by lot."""
+    captions: bool = True
+    """Off: caption files are not read; the class caption, or an empty text, takes their place."""
+    class_caption: str = ""
+    """Caption of pictures that have none; wins over the words in the folder's name."""
+    caption_prefix: str = ""
+    """Text in front of every caption, exactly as it stands here."""
+    caption_suffix: str = ""
+    """Text behind every caption, exactly as it stands here."""
+    shuffle_captions: bool = False
+    """Mix the comma-separated parts of a caption at every sighting."""
+    keep_tokens: int = 0
+    """So many parts at a caption's start are neither moved nor dropped."""
+    caption_dropout: float = 0.0
+    """Share of the sightings without any caption."""
+    tag_dropout: float = 0.0
+    """Share of the comma-separated parts that a sighting does without."""
+    loss_weight: float = 1.0
+    """Factor on the loss of these pictures; for regularisation it is the prior weight."""
+    validation_share: float = 0.0
+    """Share of the pictures that is held out: never trained on."""
+    validation_seed: int = 0
+    """Decides which pictures are held out, whatever the run's seed is."""
+    masks: Masks = "off"
+    """Where loss masks come from: the picture's transparency, or files (``<name>.mask.png`` or the folder ``masks``)."""
+    mask_floor: float = 0.1
+    """Weight of what the mask excludes; 0 ignores it."""
+    broken: Broken = "stop"
+    """What a picture that cannot be read does: it stops everything, or is left out and named."""
+    variants: int = 4
+    """How many places of a random crop are cached per picture; 0 encodes every sighting in its step and caches no picture."""
+
+    def __post_init__(self) -> None:
+        refuse(not self.folder, "folder: choose a folder with pictures.")
+        refuse(not 64 <= self.resolution <= 4096, f"resolution: {self.resolution} is outside 64 to 4096 pixels.")
+        refuse(not 1 <= self.batch_size <= 1024, f"batch size: {self.batch_size} is outside 1 to 1024.")
+        refuse(not 0 <= self.repeats <= 10_000, f"repeats: {self.repeats} is outside 0 to 10000.")
+        refuse(
+            self.bucket_step < 8 or self.bucket_step % 8 != 0,
+            f"bucket step: {self.bucket_step} is not a multiple of 8 pixels (one cell of the latent).",
+        )
+        refuse(
+            self.resolution % self.bucket_step != 0,
+            f"resolution: {self.resolution} is not a multiple of the bucket step {self.bucket_step}; "
+            f"try {max(1, round(self.resolution / self.bucket_step)) * self.bucket_step}.",
+        )
+        choice("crop", self.crop, Crop)
+        refuse(
+            not re.fullmatch(r"\.[A-Za-z0-9_.-]{1,20}", self.caption_extension) or ".." in self.caption_extension,
+            f"caption extension: {self.caption_extension!r} is not a file suffix such as .txt.",
+        )
+        refuse(
+            self.caption_extension.lower().endswith(NO_CAPTIONS),
+            f"caption extension: {self.caption_extension!r} files are no caption files, and captions would be written over them. "
+            "Use .txt.",
+        )
+        for widget, value, allowed in (("role", self.role, Role), ("masks", self.masks, Masks), ("broken", self.broken, Broken)):
+            choice(widget, value, allowed)
+        self._check_captions()
+        self._check_use()
+
+    def _check_captions(self) -> None:
+        for widget, share in (("caption dropout", self.caption_dropout), ("tag dropout", self.tag_dropout)):
+            refuse(not 0 <= share < 1, f"{widget}: {share} is outside 0 to 0.99. For no captions at all, switch them off.")
+        refuse(not 0 <= self.keep_tokens <= 1000, f"keep tokens: {self.keep_tokens} is outside 0 to 1000.")
+        moved = [
+            widget
+            for widget, on in (
+                ("shuffle captions", self.shuffle_captions),
+                ("caption dropout", self.caption_dropout > 0),
+                ("tag dropout", self.tag_dropout > 0),
+            )
+            if on
+        ]
+        refuse(
+            not self.captions and bool(moved),
+            f"captions: they are off, so {' and '.join(moved)} would have nothing to do. Switch captions on, or that off.",
+        )
+
+    def _check_use(self) -> None:
+        refuse(not 0 < self.loss_weight <= 100, f"loss weight: {self.loss_weight} is outside 0.001 to 100.")
+        refuse(not 0 <= self.mask_floor < 1, f"mask floor: {self.mask_floor} is outside 0 to 0.99; switch masks off instead.")
+        refuse(not 0 <= self.validation_share < 1, f"validation share: {self.validation_share} is outside 0 to 0.99.")
+        refuse(not 0 <= self.variants <= 100, f"crop variants: {self.variants} is outside 0 to 100.")
+        refuse(not 0 <= self.validation_seed < 2**64, f"validation seed: {self.validation_seed} is outside 0 to 2^64 - 1.")
+        refuse(
+            self.role != "training" and self.validation_share > 0,
+            f"validation share: nothing can be held out of a subset whose role is {self.role}. Set it to 0.",
+        )
