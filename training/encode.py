@@ -18,9 +18,9 @@ from .dataset.prepare import View, view, views
 from .dataset.samples import Dataset, Sample
 from .dataset.sightings import FIXED, caption_variants, plain_caption, sighted_caption
 
-PIXELS_AT_ONCE, PIXELS_ON_CPU = 1024 * 1024, 512 * 512
+PIXELS_AT_ONCE, PIXELS_ON_CPU = 1024 * 1024, 256 * 256
 """Pictures of one size go through the VAE together, up to this many pixels: that keeps a GPU busy and costs no more memory than
-one large picture. A CPU is not faster by it, and needs the memory elsewhere."""
+one large picture. A CPU is faster by it only where the pictures are so small that all fits its caches."""
 IN_MEMORY = 2 * 2**30
 """Bytes of latents, and of text encodings, that are kept in memory; the rest is read from the cache when its turn comes."""
 Advance = Callable[..., None]

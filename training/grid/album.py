@@ -86,7 +86,7 @@ def keep(lora: Path, name: str, folder: Path) -> Path:
 
 
 def _folder(runs: Path, run: str) -> Path:
-    inside = {folder.name for folder in runs.iterdir() if not folder.is_symlink()}
+    inside = {folder.name for folder in runs.iterdir() if not folder.is_symlink()} if runs.is_dir() else set()
     if run not in inside:
         raise AtelierError(f"run: there is no run called {run!r}.")
     return runs / run / "grids"
@@ -98,6 +98,7 @@ def _facts(path: Path) -> dict[str, Any] | None:
         with Image.open(path) as picture:
             facts = json.loads(picture.info[KEY])
         whole = isinstance(facts, Mapping) and isinstance(facts["cells"], dict) and isinstance(facts["epochs"], list)
+        whole = whole and all(isinstance(cell, dict) for cell in facts["cells"].values())
         return dict(facts) if whole and {"prompt", "seed", "strengths", "scores"} <= facts.keys() else None
     except (OSError, ValueError, KeyError, SyntaxError):
         return None

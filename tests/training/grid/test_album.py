@@ -32,6 +32,7 @@ def runs(tmp_path: Path) -> Path:
     write_page(grids / "grid-0123456789ab-1.png")
     write_page(grids / "grid-0123456789ab-2.png")
     write_page(grids / "grid-ba9876543210.png", {"prompt": "half"})
+    write_page(grids / "grid-222222222222.png", FACTS | {"cells": {"0,0": "no cell"}})
     Image.new("RGB", (8, 8)).save(grids / "grid-000000000000.png")
     (grids / "grid-111111111111.png").write_bytes(b"no picture")
     (grids / "cells").mkdir()
@@ -107,3 +108,9 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> No
     lora.write_bytes(b"one")
     with pytest.raises(AtelierError, match="name: "):
         album.keep(lora, name, tmp_path / "loras")
+
+
+def test_before_the_first_run_there_is_nothing(tmp_path: Path) -> None:
+    assert album.pages(tmp_path / "runs") == []
+    with pytest.raises(AtelierError, match="there is no run called 'foxes'"):
+        album.mark(tmp_path / "runs", "foxes", CELL, True)
