@@ -206,16 +206,11 @@ class Encoded:
         return out
 
     def _encode(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
-        """Encodes and stores chunk by chunk, yielding each when it is done; the next one is read from the disk meanwhile."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(_read, chunks[0]) if chunks else None
-            for i, chunk in enumerate(chunks):
-                assert ahead is not None
-                pixels = ahead.result()
-                ahead = pool.submit(_read, chunks[i + 1]) if i + 1 < len(chunks) else None
-                for (sample, shown), tensors in zip(chunk, self._tensors(chunk, pixels), strict=True):
-                    self._cache.put(self._key(sample, shown), tensors)
-                yield chunk
+        """Encodes and stores chunk by chunk, yielding each when it is done."""
+        for chunk, pixels in zip(chunks, _read_all(chunks, ahead=self._pictures.device.type != "cpu"), strict=True):
+            for (sample, shown), tensors in zip(chunk, self._tensors(chunk, pixels), strict=True):
+                self._cache.put(self._key(sample, shown), tensors)
+            yield chunk
 
 
 class _Held:
@@ -235,6 +230,25 @@ class _Held:
             self._tensors[key] = tensors
             self._bytes += size
         return tensors
+
+
+def _read_all(chunks: Sequence[Chunk], ahead: bool) -> Iterator[Tensor]:
+    """The pixels of every chunk; ``ahead``: each is read from the disk while the one before it is worked on.
+
+    Where a CPU does that work, reading ahead costs more than it saves: tensors in a second thread give OpenMP a second team, and
+    with more threads than cores it puts all of them to sleep at every barrier, for as long as that thread lives.
+    """
+    if not ahead:
+        yield from map(_read, chunks)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_read, chunks[0]) if chunks else None
+        for after in (*chunks[1:], None):
+            if coming is None:
+                return
+            pixels = coming.result()
+            coming = pool.submit(_read, after) if after is not None else None
+            yield pixels
 
 
 def _read(chunk: Chunk) -> Tensor:
