@@ -71,8 +71,10 @@ def empty_unet(name: str) -> Any:
     """diffusers' UNet without weights."""
     from diffusers import UNet2DConditionModel
 
+    settings = KINDS[name].unet
+    assert settings is not None, f"{name} is no UNet"
     with torch.device("meta"):
-        return UNet2DConditionModel(**(KINDS[name].unet or {}))
+        return UNet2DConditionModel(**settings)
 
 
 def _empty(name: str) -> Any:

@@ -1,7 +1,6 @@
 """A grid of 6 epochs x 5 strengths against the same cells as a stock graph, on the same host in one run.
 
-    python3 studio.py bench grid [--json] [--checkpoint FILE] [--epochs 6] [--strengths 5] [--steps 20] [--side 128]
-                                    [--save]
+    python3 studio.py bench grid [--json] [--checkpoint FILE] [--epochs 6] [--strengths 5] [--steps 20] [--side 128] [--save]
 
 A cell of the stock graph is LoraLoader, CLIPTextEncode twice, KSampler and VAEDecode, called as the server calls them. The grid's
 time holds all that it does: reading and hashing files, the control without a LoRA, saving every cell, previews and the page. Both

@@ -137,14 +137,16 @@ def sd3(animal: Animal) -> Twin:
 
 
 def packed(x: Tensor) -> Tensor:
-    """(1, C, H, W) as one token for every 2 x 2 cells, as diffusers' pipelines hand it over."""
-    _, channels, height, width = x.shape
-    return x.view(1, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, -1, channels * 4)
+    """(1, C, H, W) as one token for every 2 x 2 cells."""
+    from diffusers import FluxPipeline
+
+    return FluxPipeline._pack_latents(x, *x.shape)
 
 
 def unpacked(x: Tensor, like: Tensor) -> Tensor:
-    _, channels, height, width = like.shape
-    return x.view(1, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(like.shape)
+    from diffusers import FluxPipeline
+
+    return FluxPipeline._unpack_latents(x, like.shape[2], like.shape[3], 1)
 
 
 def flux_dev(animal: Animal) -> Twin:
@@ -162,8 +164,7 @@ def flux_dev(animal: Animal) -> Twin:
     guidance = torch.tensor([notes_on(animal.model.family).guidance])
 
     def answer(x: Tensor, sigma: Tensor, text: Tensors) -> Tensor:
-        rows, columns = (torch.arange(n // 2.0) for n in x.shape[2:])
-        ids = torch.stack(torch.meshgrid(torch.zeros(1), rows, columns, indexing="ij"), -1).reshape(-1, 3)
+        ids = pipeline._prepare_latent_image_ids(1, x.shape[2] // 2, x.shape[3] // 2, x.device, x.dtype)
         found = network(
             packed(x), text["cond"], text["pooled_output"], sigma, ids, torch.zeros(text["cond"].shape[1], 3), guidance
         ).sample
