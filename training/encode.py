@@ -42,6 +42,7 @@ class Texts(Protocol):
     """What turns captions into conditioning (the host's CLIP)."""
 
     def encode(self, text: str) -> dict[str, Tensor]: ...
+    def encode_all(self, texts: Sequence[str]) -> Iterator[dict[str, Tensor]]: ...
     def identity(self) -> str: ...
 
 
@@ -104,9 +105,14 @@ class Encoded:
         for chunk in self._encode(self._chunks(missing)):
             for _ in chunk:
                 advance(done := done + 1)
+        unread = []
         for text in work.texts:
-            if not self._cache.has(self._text_key(text)):
-                self._encode_text(text)  # not held in memory: how many there are must not count here
+            if self._cache.has(self._text_key(text)):
+                advance(done := done + 1)
+            else:
+                unread.append(text)
+        for text, found in zip(unread, self._texts.encode_all(unread), strict=True):
+            self._cache.put(self._text_key(text), found)  # not held in memory: how many there are must not count here
             advance(done := done + 1)
 
     def latents(self, batch: Batch) -> tuple[Tensor, list[View], Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,11 @@ from ..checkpointing import blocks_of
 from ..errors import AtelierError
 from ..network.lora import is_linear
 from ..out_of_place import OutOfPlace
+from .passes import Together
 from .weights import identity_of, names_of_layers, resident
+
+AT_ONCE = 16
+"""Captions of which the encoders may read several in one pass; so many answers wait in memory."""
 
 Conditioning = dict[str, Tensor]
 """One encoded text: ``cond`` (1, tokens, width), usually ``pooled_output`` (1, width), and whatever else the encoder gives."""
@@ -31,8 +36,21 @@ class TextEncoder:
 
     def encode(self, text: str) -> Conditioning:
         """Tensors on the CPU, ordinary ones (not inference tensors)."""
+        return self._encode(self.clip.tokenize(text))
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[Conditioning]:
+        """What ``encode`` gives for each, in fewer passes (so but for what a batch's sums round otherwise)."""
+        for start in range(0, len(texts), AT_ONCE):
+            tokens = [self.clip.tokenize(text) for text in texts[start : start + AT_ONCE]]
+            ahead = Together(self.clip, tokens)
+            for one in tokens:
+                with ahead.in_place():
+                    found = self._encode(one)
+                yield found
+
+    def _encode(self, tokens: Any) -> Conditioning:
         with torch.inference_mode(False), torch.no_grad():
-            out = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True, return_dict=True)
+            out = self.clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
             return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in out.items() if isinstance(v, Tensor)}
 
     def for_training(self) -> TextEncoder:
