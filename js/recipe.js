@@ -63,7 +63,7 @@ class Outlook {
     this.panel.fit();
   }
 
-  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, sentence }) {
+  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, sentence }) {
     this.say(this.bad, sentence ?? "");
     this.svg.style.opacity = points ? 1 : 0.2;
     if (!points) return;
@@ -75,10 +75,10 @@ class Outlook {
       each ? text("steps", { count: each }) : "",
       known ? text(epochs ? "totalEpochs" : "total", { count: total, epochs }) : "",
       bytes ? text("file", { size: sizeText(bytes) }) : "",
-      memory ? text("memoryLeast", { size: sizeText(memory) }) : "",
+      memory ? text(activations ? "memoryNeeded" : "memoryLeast", { size: sizeText(memory + activations) }) : "",
     ];
     this.facts.replaceChildren(...facts.filter(Boolean).map((fact) => make("span", {}, fact)));
-    this.facts.title = [known ? "" : text("unknownLength"), memory ? text("memoryHelp") : ""].filter(Boolean).join(" ");
+    this.facts.title = [known ? "" : text("unknownLength"), memory ? text(activations ? "memoryParts" : "memoryHelp", { base: sizeText(memory), kept: sizeText(activations) }) : ""].filter(Boolean).join(" ");
     if (!known && !bytes) this.facts.replaceChildren(make("span", { class: "atelier-axis" }, text("unknownLength")));
     this.axis.replaceChildren(make("span", {}, known ? "0" : "0 %"), make("span", {}, summary), make("span", {}, known ? String(total) : "100 %"));
     this.svg.dataset.total = known ? total : "";

@@ -17,17 +17,21 @@ from pathlib import Path
 from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
+import torch
 from aiohttp import web
 
-from ..training import archive, host, live
+from ..training import archive, forecast, host, live
 from ..training.captioning.editing import Changed
-from ..training.config import SubsetConfig, TrainingConfig
+from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
 from ..training.dataset.cache import cache_key
 from ..training.dataset.count import Source, steps_per_epoch
 from ..training.dataset.folders import resolve_folder
 from ..training.errors import AtelierError
 from ..training.header import read_header
+from ..training.memory import Activations
+from ..training.offload import can_offload
 from ..training.outlook import look_ahead, sizes
+from ..training.transfer import DTYPES
 from . import caption_routes, grid_routes
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
@@ -180,7 +184,7 @@ def model_of(values: Any) -> Path | None:
 
 
 def outlook(values: dict[str, Any]) -> dict[str, Any]:
-    """The curve, the steps and the file's size; ``sentence`` is what stands in the way of one of them."""
+    """The curve, the steps and what is expected of file and memory; ``sentence`` is what stands in the way of one of them."""
     sentences: list[str] = []
 
     def tried(work: Callable[[], Any]) -> Any:
@@ -195,28 +199,52 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     steps = tried(lambda: steps_per_epoch(sources)) if sources else None
     ahead = tried(lambda: look_ahead(config, steps)) if config else None
     model = tried(lambda: model_of(values.get("model")))
-    size, memory = (tried(lambda: _sizes(config, model)) if config and model else None) or (None, None)
+    expected = (tried(lambda: _sizes(config, model, sources)) if config and model else None) or Sizes()
     drawn = dataclasses.asdict(ahead) if ahead else {}
-    return {**drawn, "bytes": size, "memory": memory, "sentence": sentences[0] if sentences else ""}
+    return {**drawn, **dataclasses.asdict(expected), "sentence": sentences[0] if sentences else ""}
 
 
-def _sizes(config: TrainingConfig, path: Path) -> tuple[int | None, int | None]:
-    """Bytes of the LoRA file, and of the memory that model, adapter and optimizer take; activations come on top."""
-    outline = _outline(path, path.stat().st_mtime_ns)
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What is expected of a run, in bytes; None where nobody can tell yet."""
+
+    bytes: int | None = None
+    """Of a LoRA file."""
+    memory: int | None = None
+    """Of the model's weights, the adapter and its optimizer."""
+    activations: int | None = None
+    """Of what a step keeps, which comes on top."""
+
+
+def _sizes(config: TrainingConfig, path: Path, sources: list[Source] | None) -> Sizes:
+    changed = path.stat().st_mtime_ns
+    dtype, activations = DTYPES.get(config.precision), None
+    outline = _outline(path, changed, dtype)
     if outline is None:
-        return None, None
-    layers, names, weights = outline
-    size, adapter = sizes(config, layers, names)
-    return size, None if adapter is None else weights + adapter
+        return Sizes()
+    size, adapter = sizes(config, outline.layers(), outline.lora_names())
+    if adapter is None:
+        return Sizes(size)
+    if sources:
+        # A bucket's area is at most that of the square.
+        largest = max((source.config for source in sources), key=lambda subset: subset.resolution**2 * subset.batch_size)
+        kept = _activations(path, changed, config.network, dtype, largest.resolution)
+        offloads = config.offload_activations and can_offload(host.torch_device())
+        real = dataclasses.replace(config, offload_activations=offloads)
+        activations = None if kept is None else kept.needed(real, largest.batch_size)
+    return Sizes(size, outline.bytes + adapter, activations)
 
 
 @lru_cache(maxsize=2)
-def _outline(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, list[str]], int] | None:
-    found = host.outline(read_header(path))
-    if found is None:
-        return None
-    model, weights = found
-    return model.layers(), model.lora_names(), weights
+def _outline(path: Path, _changed: int, dtype: torch.dtype | None) -> host.Outline | None:
+    return host.outline(read_header(path), dtype)
+
+
+@lru_cache(maxsize=64)
+def _activations(path: Path, changed: int, network: NetworkConfig, dtype: torch.dtype | None, side: int) -> Activations | None:
+    """Of one picture of so many pixels a side."""
+    outline = _outline(path, changed, dtype)
+    return None if outline is None else forecast.activations(outline, network, (side, side))
 
 
 def family(values: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,18 @@ class BySize:
         return math.exp(self.low + (self.high - self.low) * (tokens - 256) / (self.most - 256))
 
 
+@dataclass(frozen=True)
+class Text:
+    """What a family's text encoders give for a caption, for reckoning memory."""
+
+    tokens: int
+    """As many as the host pads to, or a caption's usual length."""
+    width: int
+    """Of published models; the network's own settings are asked first."""
+    pooled: int = 0
+    """Width of the pooled vector; 0 where there is none."""
+
+
 Shift = float | BySize
 Levels = Literal["logit-normal", "shifted", "uniform"]
 
@@ -65,6 +77,8 @@ class Family:
     """Why it cannot be trained, as the end of a sentence that begins with the family's name; empty where it can."""
     blank_beside: bool = False
     """Its network reads a second picture as a matter of course, and an empty one is right for making pictures from text."""
+    text: Text | None = None
+    """None where its kinds differ too much."""
     known: bool = True
     """False for a family that this table does not have."""
 
@@ -79,9 +93,10 @@ class Family:
 
 
 UNKNOWN = Family(known=False)
-SD = Family(dialect=DIFFUSERS_UNET)
-SDXL = Family(dialect=KOHYA)
-FLUX = Family("shifted", BySize(), guidance=1.0, dialect=KOHYA)
+SD = Family(dialect=DIFFUSERS_UNET, text=Text(77, 768))
+SDXL = Family(dialect=KOHYA, text=Text(77, 2048, 1280))
+FLUX = Family("shifted", BySize(), guidance=1.0, dialect=KOHYA, text=Text(256, 4096, 768))
+T5 = Text(256, 4096)
 # The text's stream ends with the last block: there only its keys and values are heard by the picture.
 TEXT_ENDS = r"^(transformer|double)_blocks\.LAST\.(txt_mlp\.|attn\.(to_add_out|add_q_proj|txt_attn_proj)$)"
 REFERENCE = r"^ref_image_"  # read a picture to be edited, which training does not give
@@ -94,31 +109,33 @@ def _table() -> dict[str, Family]:
     return {
         **dict.fromkeys(("SD15", "SD20", "SD21UnclipL", "SD21UnclipH"), SD),
         **dict.fromkeys(("SDXL", "SDXLRefiner", "SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B"), SDXL),
-        "SD3": Family(dialect=KOHYA),
-        **dict.fromkeys(("AuraFlow", "PixArtAlpha", "PixArtSigma", "HunyuanDiT", "HunyuanDiT1"), Family()),
+        "SD3": Family(dialect=KOHYA, text=Text(154, 4096, 2048)),
+        "AuraFlow": Family(text=Text(256, 2048)),
+        **dict.fromkeys(("PixArtAlpha", "PixArtSigma"), Family(text=T5)),
+        **dict.fromkeys(("HunyuanDiT", "HunyuanDiT1"), Family()),
         "Flux": FLUX,
         "FluxSchnell": FLUX,
         "LongCatImage": Family("shifted", BySize()),
-        "Flux2": Family("shifted", BySize(patch=1), guidance=1.0),
+        "Flux2": Family("shifted", BySize(patch=1), guidance=1.0, text=Text(512, 15360)),
         # Its own guidance, 0, is the host's too.
-        "Chroma": Family(),
-        "ChromaRadiance": Family(),
-        "HunyuanImage21": Family("shifted", 5.0, guidance=1.0),
+        "Chroma": Family(text=T5),
+        "ChromaRadiance": Family(text=T5),
+        "HunyuanImage21": Family("shifted", 5.0, guidance=1.0, text=Text(128, 3584)),
         "HunyuanVideo": Family("shifted", 7.0, guidance=1.0),
         "HunyuanVideo15": Family(refused=MOTION),
-        "QwenImage": Family("shifted", BySize(high=0.9, most=8192), silent=TEXT_ENDS),
+        "QwenImage": Family("shifted", BySize(high=0.9, most=8192), silent=TEXT_ENDS, text=Text(128, 3584)),
         "MageFlow": Family("shifted", 6.0, silent=TEXT_ENDS),
         "JoyImage": Family("shifted", 1.5, silent=TEXT_ENDS),
         "Lens": Family("shifted", BySize(patch=1), silent=TEXT_ENDS),
         "Krea2": Family("shifted", BySize(most=6400)),
-        "Lumina2": Family("shifted", BySize()),
-        "ZImage": Family("shifted", 2.0),
+        "Lumina2": Family("shifted", BySize(), text=Text(128, 2304)),
+        "ZImage": Family("shifted", 2.0, text=Text(128, 2560)),
         "ZImagePixelSpace": Family("shifted", 2.0),
         "Kandinsky5": Family("shifted", 5.0, blank_beside=True),
         "Kandinsky5Image": Family("shifted", 5.0),
-        **dict.fromkeys(("WAN21_T2V", "WAN22_T2V"), Family("shifted", 3.0)),
-        "Anima": Family(),
-        "CosmosT2IPredict2": Family(),
+        **dict.fromkeys(("WAN21_T2V", "WAN22_T2V"), Family("shifted", 3.0, text=Text(512, 4096))),
+        "Anima": Family(text=Text(512, 1024)),
+        "CosmosT2IPredict2": Family(text=Text(512, 1024)),
         "HiDream": Family("shifted", 3.0),
         **dict.fromkeys(("Omnigen2", "Boogu"), Family(silent=REFERENCE)),
         "ErnieImage": Family("shifted", 3.0),

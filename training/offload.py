@@ -26,7 +26,9 @@ def place(tensor: Tensor) -> int | None:
     """Where the storage of a tensor begins: equal for all its views. None if it has no plain storage (some quantised ones)."""
     if type(tensor) not in (Tensor, nn.Parameter):
         return None
-    return tensor.untyped_storage().data_ptr() or None
+    storage = tensor.untyped_storage()
+    # Storages without numbers begin nowhere; each is told by its own object.
+    return storage._cdata if tensor.is_meta else storage.data_ptr() or None
 
 
 def places(tensors: Iterable[Tensor]) -> set[int]:

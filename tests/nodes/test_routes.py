@@ -211,6 +211,19 @@ def test_the_files_size_is_that_of_a_file_that_was_written(routes, checkpoint, b
         assert ahead["memory"] == sum(p.nbytes for p in loaded.base.diffusion_model.parameters()) + 16 * trained
 
 
+def test_the_memory_grows_with_the_largest_pictures_of_the_chain(routes, checkpoint, folder):
+    def activations(*datasets, **widgets):
+        body = {"widgets": widgets, "model": {"widget": "ckpt_name", "file": checkpoint}, "datasets": list(datasets) or None}
+        return post(routes, "outlook", body)[1]["activations"]
+
+    small = {"folder": folder, "resolution": 64, "batch_size": 1}
+    one = activations(small)
+    assert activations() is None and one > 10**6
+    assert activations({**small, "batch_size": 4}) == 4 * one
+    assert activations(small, {**small, "resolution": 256}) > 8 * one
+    assert activations(small, gradient_checkpointing=True) < one
+
+
 # The family
 
 

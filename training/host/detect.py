@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.utils
 import torch
 from torch import Tensor
 
+from ..families import notes_on
 from ..header import Header
 from .model import Model
 
 log = logging.getLogger("lora-atelier")
+WIDTHS = ("context_dim", "context_in_dim", "joint_attention_dim", "crossattn_emb_channels", "cap_feat_dim", "caption_channels")
+"""What networks call the width of the text that they read."""
 
 
 def _detected(header: Header) -> tuple[Any, dict[str, Tensor], str] | None:
@@ -47,22 +50,48 @@ def family_of(header: Header) -> str | None:
     return None if found is None else type(found[0]).__name__
 
 
-def outline(header: Header) -> tuple[Model, int] | None:
-    """The model in a file as layers without any weights, for counting, and the bytes that its weights will take where it works.
+class Outline(Model):
+    """A model of layers without any weights, on torch's meta device: for counting, and for passes that only tell shapes."""
+
+    def __init__(self, base: Any, stored: torch.dtype):
+        nowhere = torch.device("meta")
+        super().__init__(comfy.model_patcher.ModelPatcher(base.to(nowhere), nowhere, nowhere))
+        self.bytes = sum(p.numel() for p in self.base.diffusion_model.parameters()) * stored.itemsize
+        """What its weights take where it works."""
+
+    def text(self) -> dict[str, Tensor] | None:
+        """What its text encoders give for a caption; None for families of which that is not known."""
+        usual = notes_on(self.family).text
+        if usual is None:
+            return None
+        settings = self.base.model_config.unet_config
+        (width, *_) = [settings[key] for key in WIDTHS if isinstance(settings.get(key), int)] or [usual.width]
+        pooled = settings.get("vec_in_dim") or usual.pooled
+        extras = {"pooled_output": torch.empty(1, pooled, device="meta")} if usual.pooled else {}
+        return {"cond": torch.empty(1, usual.tokens, width, device="meta"), **extras}
+
+    def latents(self, size: tuple[int, int]) -> Tensor:
+        """Those of a picture of so many pixels (width, height), as a VAE gives them."""
+        cells = getattr(self.base.latent_format, "spacial_downscale_ratio", 8)
+        return torch.empty(1, self.latent_channels, size[1] // cells, size[0] // cells, device="meta")
+
+
+def outline(header: Header, dtype: torch.dtype | None = None) -> Outline | None:
+    """The model in a file by its header alone, computing in ``dtype`` (None: in what the host chooses).
 
     None if the host cannot make one.
     """
+    management = comfy.model_management
     try:
         found = _detected(header)
         if found is None:
             return None
         config, tensors, prefix = found
-        config.set_inference_dtype(torch.float16, None)
-        empty = config.get_model(tensors, prefix, device="meta")
-        numbers = sum(p.numel() for p in empty.diffusion_model.parameters())
-        stored = comfy.utils.weight_dtype(tensors, prefix)
-        kept = comfy.model_management.unet_dtype(None, numbers, list(config.supported_inference_dtypes), stored)
-        return Model(SimpleNamespace(model=empty, model_options={}, object_patches={})), numbers * kept.itemsize
+        device, kinds = management.get_torch_device(), list(config.supported_inference_dtypes)
+        count = comfy.utils.calculate_parameters(tensors, prefix)
+        stored = management.unet_dtype(None, count, kinds, comfy.utils.weight_dtype(tensors, prefix))
+        config.set_inference_dtype(stored, dtype or management.unet_manual_cast(stored, device, kinds))
+        return Outline(config.get_model(tensors, prefix, device="meta"), stored)
     except Exception as error:  # many families, many ways to ask for what a header does not hold
         log.info("a model's layers could not be counted: %s", error)
         return None

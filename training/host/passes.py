@@ -30,7 +30,7 @@ class Together:
     def __init__(self, clip: Any, tokens: Sequence[Any]):
         coming = [_rows(one) for one in tokens]
         encoders = (m for m in clip.cond_stage_model.modules() if isinstance(m, sd1_clip.ClipTokenWeightEncoder))
-        self._aheads = [_Ahead(encoder, coming) for encoder in encoders]
+        self._aheads = [_Ahead(encoder, coming, clip.patcher.load_device) for encoder in encoders]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -44,8 +44,9 @@ class Together:
 class _Ahead:
     """Stands before an encoder's ``encode``."""
 
-    def __init__(self, encoder: Any, coming: Sequence[dict[str, list[Row]]]):
+    def __init__(self, encoder: Any, coming: Sequence[dict[str, list[Row]]], device: torch.device):
         self._encoder, self._coming = encoder, coming
+        self._tokens = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_AT_ONCE
         self._encode = encoder.encode
         self._found: dict[Row, Answer] = {}
 
@@ -87,8 +88,7 @@ class _Ahead:
             return missing
         (kind,) = kinds
         after = (row for one in self._coming for row in one.get(kind, []) if len(row) == len(missing[0]))
-        device = self._encoder.execution_device or torch.device("cpu")
-        most = (TOKENS_ON_CPU if device.type == "cpu" else TOKENS_AT_ONCE) // len(missing[0])
+        most = self._tokens // len(missing[0])
         ahead = [row for row in dict.fromkeys(after) if row not in missing and row not in self._found]
         return [*missing, *ahead[: max(0, most - len(missing))]]
 
