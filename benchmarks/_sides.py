@@ -23,6 +23,7 @@ import _models
 import torch
 from _case import CLOCKS, DTYPES, Case, Forward, Found, Train, latents_of, load_into_host, seconds_of, text_of
 from _rivals import peft, stock
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 SMALL = 64
 """Pixels of the picture with which copies of the base are looked for: what a step keeps of it is next to nothing."""
@@ -41,7 +42,7 @@ def watched(found: Found, peak: _memory.Peak, clock: str) -> Iterator[None]:
         found.parameters = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
         peak.begin()
 
-    handle = torch.optim.optimizer.register_optimizer_step_post_hook(ended)
+    handle = register_optimizer_step_post_hook(ended)
     try:
         yield
     finally:
