@@ -8,7 +8,9 @@ under all captions; and for both sides the rate of ``--rates`` with which it end
 
 The LoRA as it stands after every 50th step is then loaded by the stock loader, and the model is asked for 16 other pictures at 8
 evenly spaced noise levels with fixed noise. The loss is that of the velocity; beside it stands that of the clean picture, which
-is what the stock node minimises. The clock runs from the call of each trainer and stands still while a LoRA is put aside.
+is what the stock node minimises. ``style`` is the grid's likeness (``training/grid/score.py``) of six pictures, drawn of concepts
+that the LoRA did not see, to its dataset. The clock runs from the call of each trainer and stands still while a LoRA is put
+aside.
 ``--save`` also draws the curves of both to docs/against-stock.png.
 """
 
@@ -27,8 +29,11 @@ from typing import Any
 import _common
 import _plot
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 RANK, BATCH, LEVELS, EVERY = 16, 4, 8, 50
+DRAWN = 6
+"""So many of them are drawn as well."""
 STYLE = "fluent emoji"
 """The style word of the demo's captions."""
 HELD_OUT = {
@@ -58,9 +63,11 @@ class Course:
     loras: list[Tensors] = field(default_factory=list)
     velocity: list[float] = field(default_factory=list)
     picture: list[float] = field(default_factory=list)
+    style: list[float] = field(default_factory=list)
 
 
 def draw(code_points: dict[str, str]) -> list[Any]:
+    """The OpenMoji drawings, as PIL pictures."""
     from lora_atelier.demo.emoji import draw_svg
     from lora_atelier.demo.pictures import PICTURE_SIZE, svg_folder
 
@@ -98,7 +105,7 @@ def followed(course: Course, lora: Callable[[], Tensors], every: int) -> Iterato
         if count[0] % every == 0:
             put_aside()
 
-    handle = torch.optim.optimizer.register_optimizer_step_post_hook(ended)
+    handle = register_optimizer_step_post_hook(ended)
     try:
         yield
     finally:
@@ -177,8 +184,40 @@ def train_stock(patcher: Any, data: Pictures, steps: int, rate: float, every: in
     return course
 
 
-def judge(patcher: Any, lora: Tensors, data: Pictures) -> tuple[float, float]:
-    """(loss of the velocity, loss of the clean picture), means over pictures and levels, with the LoRA at strength 1."""
+@dataclass(frozen=True)
+class Style:
+    """What drawn pictures are judged by."""
+
+    vae: Any
+    dataset: torch.Tensor
+    """Directions of the training pictures."""
+    negative: Text
+
+    def of(self, drawings: list[Any]) -> float:
+        """Mean likeness of PIL pictures to the dataset."""
+        from lora_atelier.training.grid.features import ColoursAndEdges, embed_pictures
+
+        return float((embed_pictures(ColoursAndEdges(), drawings) @ self.dataset.T).mean())
+
+    def drawn(self, model: Any, texts: list[Text]) -> float:
+        """The same of what ``model`` draws."""
+        from lora_atelier.demo.pictures import PICTURE_SIZE
+        from lora_atelier.training import host
+        from lora_atelier.training.grid.pixels import to_picture
+
+        codec, pictures = host.PictureCodec(self.vae), []
+        for text in texts:
+            cells = PICTURE_SIZE // codec.downscale
+            latents = model.sample(
+                [list(text)], [list(self.negative)], latent_size=(cells, cells), steps=20, cfg=3.0, sampler="euler",
+                scheduler="simple", seed=1,
+            )  # fmt: skip
+            pictures.append(to_picture(codec.decode(latents)[0]))
+        return self.of(pictures)
+
+
+def judge(patcher: Any, lora: Tensors, data: Pictures, style: Style) -> tuple[float, float, float]:
+    """(loss of the velocity, loss of the clean picture, style), with the LoRA at strength 1; means over pictures and levels."""
     import comfy.model_management
     import comfy.sd
     from lora_atelier.training import host, noise
@@ -188,6 +227,7 @@ def judge(patcher: Any, lora: Tensors, data: Pictures) -> tuple[float, float]:
             patcher, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0.0)
         comfy.model_management.load_models_gpu([patcher], force_full_load=True)
     model = host.Model(patcher)
+    likeness = style.drawn(model, data.texts[:DRAWN])
     velocity, picture = [], []
     with model.hold(), torch.no_grad():
         x0 = model.latents_in(data.latents.to(model.device))
@@ -199,7 +239,7 @@ def judge(patcher: Any, lora: Tensors, data: Pictures) -> tuple[float, float]:
             error = (model.predict(x, sigma, conditions) - noise.target("flow", x0, drawn, sigma)).square().mean().item()
             velocity.append(error)
             picture.append(error * float(sigma[0]) ** 2)
-    return sum(velocity) / LEVELS, sum(picture) / LEVELS
+    return sum(velocity) / LEVELS, sum(picture) / LEVELS, likeness
 
 
 def at_time(course: Course, seconds: float, losses: Sequence[float]) -> float:
@@ -225,6 +265,7 @@ def summary(ours: Course, stock: Course) -> dict[str, Any]:
         # How much of what there was to learn was learnt: by how much each lowered the loss of the model without a LoRA.
         gained, theirs_gained = mine[0] - mine[-1], theirs[0] - theirs[-1]
         out[kind]["gain_over_stock"] = round(gained / theirs_gained, 3) if theirs_gained > 0 else None
+    out["style"] = {"without_lora": round(ours.style[0], 4), "ours": round(ours.style[-1], 4), "stock": round(stock.style[-1], 4)}
     out["seconds"] = {"ours": round(ours.seconds[-1], 1), "stock": round(stock.seconds[-1], 1), "equal_time": round(soon, 1)}
     return out
 
@@ -233,9 +274,11 @@ def figure(ours: Course, stock: Course, path: Path) -> None:
     named = (("LoRA Atelier", ours), ("stock TrainLoraNode", stock))
     steps = [_plot.Curve(name, list(zip(course.steps, course.velocity, strict=True))) for name, course in named]
     clock = [_plot.Curve(name, list(zip(course.seconds, course.velocity, strict=True))) for name, course in named]
+    style = [_plot.Curve(name, list(zip(course.steps, course.style, strict=True))) for name, course in named]
     panels = [
         _plot.panel("Loss on 16 held-out pictures, by steps", "steps of 4 pictures", steps),
         _plot.panel("the same, by time", "seconds", clock),
+        _plot.panel("Likeness of drawn pictures to the dataset", "steps of 4 pictures", style),
     ]
     _plot.side_by_side(panels).save(path, "PNG", optimize=True)
 
@@ -252,6 +295,8 @@ def main() -> None:
     _common.use_host()
     import comfy.sd
     from lora_atelier.demo.pictures import CODE_POINTS
+    from lora_atelier.training import host
+    from lora_atelier.training.grid.features import ColoursAndEdges, embed_pictures
 
     with torch.inference_mode():
         patcher, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
@@ -259,15 +304,19 @@ def main() -> None:
         )
     trained, held = encode(CODE_POINTS, clip, vae), encode(HELD_OUT, clip, vae)
     result: dict[str, Any] = {**_common.machine(), "steps": options.steps, "pictures_a_step": BATCH, "rank": RANK}
-    start = judge(patcher, {}, held)
+    nothing = host.TextEncoder(clip).encode("")
+    directions = embed_pictures(ColoursAndEdges(), draw(CODE_POINTS))
+    style = Style(vae, directions, (nothing["cond"], {key: value for key, value in nothing.items() if key != "cond"}))
+    result["style_of_real_pictures"] = round(style.of(draw(dict(list(HELD_OUT.items())[:DRAWN]))), 4)
+    start = judge(patcher, {}, held, style)
     best: dict[str, Course] = {}
     result["rates"] = {}
     for name, train in (("ours", train_ours), ("stock", train_stock)):
         for rate in options.rates:
             course = train(patcher, trained, options.steps, rate, options.every)
-            found = [start, *(judge(patcher, lora, held) for lora in course.loras)]
+            found = [start, *(judge(patcher, lora, held, style) for lora in course.loras)]
             course.steps, course.seconds = [0, *course.steps], [0.0, *course.seconds]
-            course.velocity, course.picture = [v for v, _ in found], [p for _, p in found]
+            course.velocity, course.picture, course.style = (list(column) for column in zip(*found, strict=True))
             course.loras.clear()
             result["rates"][f"{name} {rate:g}"] = {k: [round(x, 5) for x in v] for k, v in vars(course).items() if v}
             print(f"{name}, rate {rate:g}: {course.velocity[0]:.4f} -> {course.velocity[-1]:.4f}, {course.seconds[-1]:.0f} s")
@@ -275,7 +324,7 @@ def main() -> None:
                 best[name] = course
                 result[f"{name}_rate"] = rate
     result |= summary(best["ours"], best["stock"])
-    for key in ("ours_rate", "stock_rate", "without_lora", "velocity", "picture", "seconds"):
+    for key in ("ours_rate", "stock_rate", "without_lora", "velocity", "picture", "style", "seconds"):
         print(f"{key}: {result[key]}")
     if options.save:
         figure(best["ours"], best["stock"], _common.ROOT / "docs" / "against-stock.png")
