@@ -75,3 +75,35 @@ def test_a_loss_between_two_moments_lies_on_the_line_between_them(benchmark):
     assert [against_stock.at_time(course, t, losses) for t in (0.0, 5.0, 10.0, 12.0, 99.0)] == pytest.approx(
         [1.0, 0.75, 0.5, 0.45, 0.25]
     )
+
+
+def one_parameter():
+    import torch
+
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    return parameter, torch.optim.SGD([parameter], lr=1.0)
+
+
+def step(parameter, optimizer) -> None:
+    parameter.grad = parameter.detach() * 0 + 1
+    optimizer.step()
+
+
+def test_the_clock_hears_the_end_of_every_step_of_any_optimizer(benchmark):
+    sides, case = benchmark("_sides"), benchmark("_case")
+    found, trained = case.Found(), one_parameter()
+    with sides.watched(found, sides._memory.Peak(), "wall"):
+        for _ in range(3):
+            step(*trained)
+    step(*trained)
+    assert len(found.ends) == 3 and sorted(found.ends) == found.ends and found.parameters == 3
+
+
+def test_a_run_is_followed_in_copies_of_what_it_has_learnt(benchmark):
+    against_stock = benchmark("against_stock")
+    course, trained = against_stock.Course(), one_parameter()
+    with against_stock.followed(course, lambda: {"weight": trained[0]}, 2):
+        for _ in range(5):
+            step(*trained)
+    assert course.steps == [2, 4] and 0 < course.seconds[0] < course.seconds[1]
+    assert [lora["weight"][0].item() for lora in course.loras] == [-2, -4]

@@ -22,6 +22,7 @@ from lora_atelier.training.network.attach import Adapter
 from lora_atelier.training.network.parts import every_layer, trained_layers
 from torch import Tensor, nn
 
+from .. import diffusers_twins
 from .test_job import dataset, fresh_folders, go, recipe  # noqa: F401
 
 STEPS, RANK, ALPHA, RATE = 50, 4, 2.0, 1e-3
@@ -44,12 +45,9 @@ class Reference:
 
 def sd15(t) -> Reference:
     import comfy.utils
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers import DDPMScheduler
 
-    model = UNet2DConditionModel(
-        block_out_channels=(320, 320), layers_per_block=1, cross_attention_dim=768, attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-    )  # fmt: skip
+    model = diffusers_twins.sd15()
     names = comfy.utils.unet_to_diffusers(t.model.base.model_config.unet_config)
     weights = t.model.base.diffusion_model.state_dict()
     wanted = model.state_dict().keys()
@@ -67,34 +65,15 @@ def sd15(t) -> Reference:
 
 
 def sd3(t) -> Reference:
-    from diffusers import SD3Transformer2DModel
-    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
-
-    model = SD3Transformer2DModel(
-        sample_size=32, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=64, num_attention_heads=2,
-        joint_attention_dim=4096, caption_projection_dim=128, pooled_projection_dim=2048, pos_embed_max_size=16,
-        qk_norm="rms_norm",
-    )  # fmt: skip
     weights = {name: tensor.float().clone() for name, tensor in t.model.base.diffusion_model.state_dict().items()}
-    model.load_state_dict(convert_sd3_transformer_checkpoint_to_diffusers(weights))
+    model = diffusers_twins.sd3(weights)
 
     def ask(model: nn.Module, x0: Tensor, e: Tensor, sigma: Tensor, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         share = sigma.view(-1, 1, 1, 1)
         answer = model((1 - share) * x0 + share * e, text["cond"], text["pooled_output"], 1000 * sigma).sample
         return answer, e - x0
 
-    ours: dict[str, list[str]] = {}
-    for i in range(2):
-        theirs = f"transformer_blocks.{i}."
-        for part, qkv, out, ff in (
-            ("x_block", ("to_q", "to_k", "to_v"), "to_out.0", "ff"),
-            ("context_block", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "ff_context"),
-        ):
-            block = f"joint_blocks.{i}.{part}."
-            ours[block + "attn.qkv"] = [f"{theirs}attn.{name}" for name in qkv]
-            ours[block + "attn.proj"] = [f"{theirs}attn.{out}"]
-            ours[block + "mlp.fc1"], ours[block + "mlp.fc2"] = [f"{theirs}{ff}.net.0.proj"], [f"{theirs}{ff}.net.2"]
-    return Reference(model, ours, lambda latents: (latents - 0.0609) * 1.5305, ask)
+    return Reference(model, diffusers_twins.sd3_layers(), lambda latents: (latents - 0.0609) * 1.5305, ask)
 
 
 REFERENCES = {"sd15": sd15, "sd3": sd3}

@@ -73,7 +73,7 @@ def weights_of(network: torch.nn.Module, recipe: Recipe) -> dict[str, Tensor]:
         elif tensor.ndim >= 2:
             out[name] = noise / math.sqrt(max(1, tensor[0].numel()))
         elif name.endswith(("weight", "scale", "gamma")):
-            out[name] = 1 + 0.1 * noise
+            out[name] = (0 if recipe.centred else 1) + 0.1 * noise
         else:
             out[name] = 0.02 * noise
     return {**out, **{mark: torch.zeros(0) for mark in recipe.marks}}

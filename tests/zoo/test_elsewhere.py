@@ -21,6 +21,7 @@ from lora_atelier.training.network.attach import Adapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .. import diffusers_twins
 from .build import Animal, build
 from .recipes import SDXL_TEXT, Recipe, cond, flux, mmdit, unet, wan
 
@@ -63,12 +64,9 @@ def of_unet(animal: Animal, network: nn.Module, pipeline: Any, extras: Callable[
 
 
 def sd15(animal: Animal) -> Twin:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    network = UNet2DConditionModel(
-        block_out_channels=(320, 320), layers_per_block=1, cross_attention_dim=768, attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-    )  # fmt: skip
+    network = diffusers_twins.sd15()
     scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
     pipeline = StableDiffusionPipeline(None, None, None, network, scheduler, None, None, requires_safety_checker=False)
     return of_unet(animal, network, pipeline, lambda text: {})
@@ -95,39 +93,20 @@ def sdxl(animal: Animal) -> Twin:
 
 
 def sd3(animal: Animal) -> Twin:
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
-    network = SD3Transformer2DModel(
-        sample_size=32, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=64, num_attention_heads=2,
-        joint_attention_dim=4096, caption_projection_dim=128, pooled_projection_dim=2048, pos_embed_max_size=16,
-        qk_norm="rms_norm",
-    )  # fmt: skip
-    network.load_state_dict(convert_sd3_transformer_checkpoint_to_diffusers(weights(animal)))
+    network = diffusers_twins.sd3(weights(animal))
     pipeline = StableDiffusion3Pipeline(network, FlowMatchEulerDiscreteScheduler(), *[None] * 7)
 
     def spelt(tensors: Tensors) -> Tensors:
         """diffusers has no reader for kohya's names of this family; the fused projection's rows are query, key and value."""
         out = {}
-        for i in range(2):
-            for part, qkv, rest in (
-                (
-                    "x", ("to_q", "to_k", "to_v"),
-                    {"attn_proj": "attn.to_out.0", "mlp_fc1": "ff.net.0.proj", "mlp_fc2": "ff.net.2"},
-                ),
-                (
-                    "context", ("add_q_proj", "add_k_proj", "add_v_proj"),
-                    {"attn_proj": "attn.to_add_out", "mlp_fc1": "ff_context.net.0.proj", "mlp_fc2": "ff_context.net.2"},
-                ),
-            ):  # fmt: skip
-                ours, theirs = f"lora_unet_joint_blocks_{i}_{part}_block_", f"transformer.transformer_blocks.{i}."
-                for name, up in zip(qkv, tensors[ours + "attn_qkv.lora_up.weight"].chunk(3), strict=True):
-                    out[f"{theirs}attn.{name}.lora_A.weight"] = tensors[ours + "attn_qkv.lora_down.weight"].clone()
-                    out[f"{theirs}attn.{name}.lora_B.weight"] = up.contiguous()
-                for name, other in rest.items():
-                    if ours + name + ".lora_up.weight" in tensors:
-                        out[f"{theirs}{other}.lora_A.weight"] = tensors[f"{ours}{name}.lora_down.weight"]
-                        out[f"{theirs}{other}.lora_B.weight"] = tensors[f"{ours}{name}.lora_up.weight"]
+        for layer, theirs in diffusers_twins.sd3_layers().items():
+            ours = "lora_unet_" + layer.replace(".", "_")
+            if ours + ".lora_up.weight" in tensors:  # the text's stream ends in the last block
+                for name, up in zip(theirs, tensors[ours + ".lora_up.weight"].chunk(len(theirs)), strict=True):
+                    out[f"transformer.{name}.lora_A.weight"] = tensors[ours + ".lora_down.weight"].clone()
+                    out[f"transformer.{name}.lora_B.weight"] = up.contiguous()
         return out
 
     def answer(x: Tensor, sigma: Tensor, text: Tensors) -> Tensor:
