@@ -64,9 +64,7 @@ class Notes:
         note = self.models.setdefault(found[2], {"tests": {}})
         note["tests"][found[1]] = report.outcome
         note.update(report.user_properties)
-        if hasattr(report, "wasxfail"):
-            note["tests"][found[1]], note["why"] = "failed", report.wasxfail
-        elif report.failed:
+        if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
             note.setdefault("why", str(crash.message if crash else report.longrepr).splitlines()[0][:160])
 
