@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -94,7 +95,10 @@ def build(recipe: Recipe) -> Animal:
         tensors = weights_of(made.diffusion_model, recipe)
         if recipe.loads:
             with suppress(RuntimeError, ValueError, KeyError):
-                patcher = comfy.sd.load_diffusion_model_state_dict(dict(tensors))
+                try:
+                    patcher = comfy.sd.load_diffusion_model_state_dict(dict(tensors))
+                except TypeError as error:  # an older host has another network under that name
+                    pytest.skip(f"this ComfyUI cannot load {recipe.name}: {error}")
                 if patcher is not None:
                     return Animal(recipe, host.Model(patcher), True)
         made.diffusion_model.load_state_dict({name: tensors[name] for name in made.diffusion_model.state_dict()})

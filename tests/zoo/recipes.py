@@ -29,7 +29,7 @@ class Recipe:
     """
     loads: bool = True
     cells: tuple[int, int] = (8, 8)
-    """Height and width of the latents that are tried."""
+    """Height and width of the latents that are tried; where only one token is left of them, queries and keys learn nothing."""
     marks: tuple[str, ...] = ()
     """Names of empty tensors by which the host knows a variant."""
     constant: Mapping[str, float] = field(default_factory=dict)
@@ -170,7 +170,7 @@ RECIPES = (
             1024, use_linear_in_transformer=True, channel_mult=[1] * 4, num_res_blocks=[2] * 4,
             transformer_depth=[1] + [0] * 7, transformer_depth_output=[1] + [0] * 11,
         ),
-        cond(1024, 77), constant={"output_blocks.11.1.transformer_blocks.0.norm1.bias": 0.2}, large=True,
+        cond(1024, 77), cells=(16, 16), constant={"output_blocks.11.1.transformer_blocks.0.norm1.bias": 0.2}, large=True,
     ),
     Recipe("SD 2.1 unCLIP L", "SD21UnclipL", narrow(1024, 1536), cond(1024, 77), loads=False),
     Recipe("SD 2.1 unCLIP H", "SD21UnclipH", narrow(1024, 2048), cond(1024, 77), loads=False),
@@ -180,7 +180,7 @@ RECIPES = (
     Recipe("SDXL refiner", "SDXLRefiner", narrow(1280, 2560), cond(1280, 77, pooled_output=(1, 1280)), loads=False),
     Recipe(
         "SDXL refiner, from a file", "SDXLRefiner", sdxl([0, 0, 4, 4, 4, 4, 0, 0], 2560, 1280, model_channels=384),
-        cond(1280, 77, pooled_output=(1, 1280)), large=True,
+        cond(1280, 77, pooled_output=(1, 1280)), cells=(16, 16), large=True,
     ),
     Recipe("SSD-1B", "SSD1B", sdxl([0, 0, 2, 2, 4, 4]), SDXL_TEXT, large=True),
     Recipe("Segmind Vega", "Segmind_Vega", sdxl([0, 0, 1, 1, 2, 2]), SDXL_TEXT, large=True),
@@ -381,5 +381,5 @@ RECIPES = (
         },
         cond(64), loads=False, cells=(32, 32),
     ),
-    Recipe("LOTUS", "LotusD", narrow(1024, 4), cond(1024, 77), loads=False),
+    Recipe("LOTUS", "LotusD", narrow(1024, 4, num_head_channels=64), cond(1024, 77), loads=False),
 )  # fmt: skip

@@ -87,7 +87,7 @@ def one_number(animal: Animal, adapter: Adapter) -> float:
 def picture(animal: Animal) -> Tensor:
     """What the stock sampler draws now."""
     text = animal.conditioning(1)
-    positive = [[text["cond"], {k: v for k, v in text.items() if k != "cond"}]]
+    positive = [[text["cond"], {"pooled_output": None, **{k: v for k, v in text.items() if k != "cond"}}]]
     with torch.inference_mode():
         return animal.model.sample(
             positive, positive, latent_size=animal.recipe.cells, steps=2, cfg=1.0, sampler="euler", scheduler="simple", seed=5

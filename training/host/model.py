@@ -225,7 +225,8 @@ class Model:
         guidance = notes_on(self.family).guidance
         told = {} if guidance is None else {"guidance": guidance}
         # A conditioning from the canvas may name sizes and guidance itself; those are meant.
-        conds = sampler_helpers.convert_cond([[text["cond"], {**size, **told, **extras}]])
+        # As in a graph, there is always a word on the pooled vector, which some hosts ask for even where there is none.
+        conds = sampler_helpers.convert_cond([[text["cond"], {"pooled_output": None, **size, **told, **extras}]])
         learns = any(isinstance(value, Tensor) and value.requires_grad for value in text.values())
         with OutOfPlace() if learns else nullcontext():
             conds = comfy.samplers.encode_model_conds(
