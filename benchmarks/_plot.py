@@ -38,13 +38,16 @@ def panel(title: str, below: str, curves: Sequence[Curve]) -> Image.Image:
         draw.text((LEFT - 8, place(0, y)[1]), f"{y:.3f}", INK, small, anchor="rm")
         draw.text((place(x, low)[0], SIZE[1] - BOTTOM + 6), f"{x:.0f}", INK, small, anchor="ma")
     draw.text((LEFT + width / 2, SIZE[1] - 22), below, INK, small, anchor="ma")
+    ends = [curve.points[-1][1] for curve in curves]
+    # Names stand where the curves don't end.
+    legend = TOP + 8 if sum(ends) / len(ends) < (low + high) / 2 else SIZE[1] - BOTTOM - 8 - 18 * len(curves)
     for i, curve in enumerate(curves):
         colour = COLOURS[i % len(COLOURS)]
         points = [place(x, y) for x, y in curve.points]
         draw.line(points, colour, 3, joint="curve")
         for x, y in points:
             draw.ellipse([x - 3, y - 3, x + 3, y + 3], colour)
-        draw.text((LEFT + width - 6, TOP + 8 + 18 * i), curve.name, colour, small, anchor="ra")
+        draw.text((LEFT + width - 6, legend + 18 * i), curve.name, colour, small, anchor="ra")
     return page
 
 
