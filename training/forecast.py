@@ -13,8 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from . import host, memory
 from .config import NetworkConfig
+from .errors import AtelierError
 from .families import notes_on
 from .network.attach import Adapter
+from .network.parts import every_layer
 from .network.targets import select
 
 log = logging.getLogger("lora-atelier")
@@ -28,8 +30,7 @@ def activations(outline: host.Outline, network: NetworkConfig, size: tuple[int, 
     text = outline.text()
     if text is None:
         return None
-    layers, names = outline.layers(), outline.lora_names()
-    layers = {name: layer for name, layer in layers.items() if name in names}
+    layers, _ = every_layer(outline, None)
     chosen, learning = select(layers, network), notes_on(outline.family).without_silent(layers)
     chosen = {name: chosen[name] for name in learning if name in chosen}
 
@@ -42,7 +43,9 @@ def activations(outline: host.Outline, network: NetworkConfig, size: tuple[int, 
             adapter = Adapter.fresh(chosen, network, 0)
             with adapter.attached(chosen):
                 return memory.measure(outline.blocks(), [*outline.weights(), *adapter.parameters()], forward)
-    except (RuntimeError, NotImplementedError) as error:  # what torch says where only numbers could tell
+    except AtelierError:
+        raise
+    except Exception as error:  # many families, many ways to ask for numbers
         log.info("the activations of %s could not be told: %s", outline.family, error)
         return None
 

@@ -47,6 +47,7 @@ class _Ahead:
     def __init__(self, encoder: Any, coming: Sequence[dict[str, list[Row]]], device: torch.device):
         self._encoder, self._coming = encoder, coming
         self._tokens = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_AT_ONCE
+        """As many go through at once; 0: every caption alone."""
         self._encode = encoder.encode
         self._found: dict[Row, Answer] = {}
 
@@ -63,23 +64,30 @@ class _Ahead:
                 self._encoder.encode = own
 
     def __call__(self, rows: list[list[Any]]) -> Any:
-        if not rows or not all(_plain(row) for row in rows):
+        if not self._tokens or not rows or not all(_plain(row) for row in rows):
             return self._encode(rows)
         wanted = [tuple(row) for row in rows]
         missing = [row for row in dict.fromkeys(wanted) if row not in self._found]
         if missing:
             lot = self._lot(missing)
-            try:
-                answer = self._encode([list(row) for row in lot])
-            except Exception as error:
-                if len(lot) == len(missing) or not is_out_of_memory(error):
-                    raise
-                return self._encode(rows)
-            parts = _parts(answer, len(lot))
+            parts = self._read(lot)
             if parts is None:
+                self._tokens = 0
                 return self._encode(rows)
             self._found |= zip(lot, parts, strict=True)
         return _joined([self._found[row] for row in wanted])
+
+    def _read(self, lot: list[Row]) -> list[Answer] | None:
+        """The answer to each row; None where there is no memory for them all, or where the encoder's answer cannot be parted.
+
+        What is tried next waits until this has returned: an error that is still held holds the memory too.
+        """
+        try:
+            return _parts(self._encode([list(row) for row in lot]), len(lot))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def _lot(self, missing: list[Row]) -> list[Row]:
         """``missing`` and what comes of the same length, as many as go through at once."""
