@@ -66,6 +66,7 @@ ADVANCED = frozenset(WIDGETS) - {
     "text_encoder",
 } | {
     "precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing", "compile", "offload_activations",
+    "offload_blocks",
 }  # fmt: skip
 
 
@@ -150,7 +151,7 @@ class ConfigureLoRA(io.ComfyNode):
                     "comment", default="", optional=True,
                     tooltip="Free text for the LoRA's metadata, for example its trigger word.",
                 ),
-                *_network(), *_text(), *_optimizer(), *_noise(), *_loss(), *_length(),
+                *_network(), *_text(), *_optimizer(), *_noise(), *_loss(), *_length(), *_memory(),
             ], ADVANCED),
             outputs=[CONFIG.Output(display_name="config", tooltip="Connect to Train LoRA.")],
         )  # fmt: skip
@@ -295,6 +296,15 @@ def _length() -> list[Any]:
         ),
         _choice("on_divergence", settings.OnDivergence, "What happens when the loss rises to several times its best."),
     ]
+
+
+def _memory() -> list[Any]:
+    return [
+        _number(
+            "offload_blocks", 0.0, 0.0, 1.0, 0.1,
+            "Share of the model's blocks that wait in main memory until they are used: slower, for models larger than the GPU.",
+        ),
+    ]  # fmt: skip
 
 
 def build(**widgets: Any) -> settings.TrainingConfig:

@@ -27,9 +27,9 @@ from ..training.dataset.cache import cache_key
 from ..training.dataset.count import Source, steps_per_epoch
 from ..training.dataset.folders import resolve_folder
 from ..training.errors import AtelierError
+from ..training.fallback import without_effect
 from ..training.header import read_header
 from ..training.memory import Activations
-from ..training.offload import can_offload
 from ..training.outlook import look_ahead, sizes
 from ..training.transfer import DTYPES
 from . import caption_routes, grid_routes
@@ -225,14 +225,13 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[Source] | None) -> 
     size, adapter = sizes(config, outline.layers(), outline.lora_names())
     if adapter is None:
         return Sizes(size)
+    real = without_effect(config, host.torch_device())
     if sources:
         # A bucket's area is at most that of the square.
         largest = max((source.config for source in sources), key=lambda subset: subset.resolution**2 * subset.batch_size)
         kept = _activations(path, changed, config.network, dtype, largest.resolution)
-        offloads = config.offload_activations and can_offload(host.torch_device())
-        real = dataclasses.replace(config, offload_activations=offloads)
         activations = None if kept is None else kept.needed(real, largest.batch_size)
-    return Sizes(size, outline.bytes + adapter, activations)
+    return Sizes(size, outline.stored.needed(real) + adapter, activations)
 
 
 @lru_cache(maxsize=2)

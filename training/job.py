@@ -44,6 +44,8 @@ from .validation import Validation
 log = logging.getLogger("lora-atelier")
 EVENT = "lora_atelier.run"
 """The message to the pages that tells of a run; its data is ``live.Live.status``."""
+NO_MATTER = ("name", "comment", "offload_activations", "offload_blocks")
+"""Fields of a recipe that do not decide the LoRA's weights: what it is called, and where values are kept meanwhile."""
 CACHE_LIMIT = 20 * 2**30
 """Bytes on disk for latents and text encodings; the longest unused go first."""
 
@@ -101,8 +103,8 @@ class Job:
         return self.config.text.encoders != "none"
 
     def identity(self) -> str:
-        """A hash of everything that decides the LoRA's weights; its name, its comment and where values are kept do not."""
-        outcome = {k: v for k, v in to_dict(self.config).items() if k not in ("name", "comment", "offload_activations")}
+        """A hash of everything that decides the LoRA's weights."""
+        outcome = {k: v for k, v in to_dict(self.config).items() if k not in NO_MATTER}
         start = self.config.network.start_from
         return cache_key(
             outcome, self.dataset.fingerprint, self.model.identity(), self.text.identity(), self.codec.identity(),
@@ -251,8 +253,8 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         wishes=now.take, cancelled=host.is_interrupt,
     )  # fmt: skip
     text = job.text if job.learns_text else None
-    preflight.tell(job.model, text, layers, adapter, encoded, job.plan, levels, job.config, say)
-    train(job.model, text, layers, adapter, levels, encoded, job.plan, job.config, run, watcher)
+    fitting = preflight.fitting(job.model, text, layers, adapter, encoded, job.plan, levels, job.config, say)
+    train(job.model, text, layers, adapter, levels, encoded, job.plan, fitting, run, watcher)
 
 
 def status_line(p: Progress) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from . import loss as losses
 from . import noise as noises
-from .checkpointing import checkpointed
-from .compiling import Compiled
 from .config import TrainingConfig
 from .dataset.plan import Batch, Plan
 from .divergence import Finding, Watch
@@ -24,9 +22,9 @@ from .ema import Average
 from .encode import Encoded, size_conditioning
 from .enough import Verdict, judge
 from .errors import AtelierError, is_out_of_memory
+from .holding import Holding
 from .memory import what_helps
 from .network.attach import Adapter
-from .offload import can_offload, offloaded
 from .optim import optimizers, schedules
 from .preservation import base_answer, preservation_loss
 from .run import Run, SaveKind, State, finite
@@ -43,6 +41,7 @@ class Denoiser(Protocol):
     def device(self) -> torch.device: ...
     @property
     def compute_dtype(self) -> torch.dtype: ...
+    def keep_away(self, share: float) -> None: ...
     def hold(self, text: Any = None) -> Any: ...
     def blocks(self) -> list[nn.Module]: ...
     def weights(self) -> list[Tensor]: ...
@@ -83,7 +82,7 @@ class Watcher:
     measured: Callable[[Validation, Verdict], None] = lambda _validation, _verdict: None
     """Called with the fixed losses of an epoch and what follows from them."""
     warn: Callable[[str], None] = lambda _: None
-    """Called once when the loss runs away, and when compiling fails."""
+    """Called once when the loss runs away, when compiling fails, and when a setting changes for want of memory."""
     wishes: Callable[[], frozenset[str]] = frozenset
     """Called after every step: what the person wants at once (``live.Wish``)."""
     cancelled: Callable[[BaseException], bool] = lambda _: False
@@ -132,9 +131,7 @@ def train(
     optimizer = optimizers.build(config.optimizer, groups)
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
     average = Average(adapter.state(), config.ema_decay) if config.ema_decay else None
-    blocks = [*model.blocks(), *(text.blocks() if text else ())] if config.gradient_checkpointing else []
-    compiled = Compiled(model.blocks() if config.compile else [], watcher.warn, watcher.cancelled)
-    offloads = config.offload_activations and can_offload(model.device)
+    holding = Holding(model, text, layers, adapter, config, watcher.warn, watcher.cancelled)
     state = run.load_state()
     step, due, sound = 0, False, True
     if state is not None:
@@ -171,18 +168,10 @@ def train(
         finished = False
         while not finished:
             pause, wishes = step if due else next_pause(step, config, plan, total), frozenset[str]()
-            with ExitStack() as held:
-                if step < pause:
-                    held.enter_context(model.hold(text))
-                    held.enter_context(adapter.attached(layers))
-                    held.enter_context(compiled.on())
-                    held.enter_context(checkpointed(blocks))
-                    if offloads:
-                        frozen = [*model.weights(), *(text.weights() if text else ())]
-                        held.enter_context(offloaded([*frozen, *adapter.parameters()]))
+            with holding.on() if step < pause else nullcontext():
                 while step < pause:
                     watcher.check()
-                    loss = compiled.attempt(partial(learn_from, step), adapter.parameters())
+                    loss = holding.attempt(partial(learn_from, step))
                     factor = schedules.factor(config.optimizer, step // width, updates)
                     rate = optimizers.used_rate(optimizer, config.optimizer.peak * factor)
 
@@ -242,7 +231,7 @@ def train(
                 with best_weights():
                     watcher.save("moment", plan.epoch_of(step - 1) + 1, step)
         if out_of_memory:
-            advice = what_helps(config, max(len(batch.samples) for batch in plan.epoch_batches(0)), model.device)
+            advice = what_helps(holding.config, max(len(batch.samples) for batch in plan.epoch_batches(0)), model.device)
             raise AtelierError(no_memory(step, due, advice)) from error
         raise
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .block_offload import on_device
 from .config import NetworkConfig, OptimizerConfig, TrainingConfig
 from .network.frozen import weight_shape
 from .network.targets import settings
@@ -54,6 +55,42 @@ class Activations:
             one = self.inside + self.outside
         passes = 2 if config.loss.preservation and config.loss.preservation_prompt else 1
         return one * pictures * passes
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of everything that is frozen, as it is stored."""
+
+    blocks: tuple[int, ...]
+    """Of the model's blocks, each."""
+    outside: int
+
+    @classmethod
+    def of(cls, blocks: Sequence[nn.Module], everything: Iterable[Tensor]) -> Weights:
+        sizes = tuple(bytes_of([*block.parameters(), *block.buffers()]) for block in blocks)
+        return cls(sizes, bytes_of(everything) - sum(sizes))
+
+    def needed(self, config: TrainingConfig) -> int:
+        """On the device."""
+        return on_device(self.outside, self.blocks, config.offload_blocks)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What decides a run's need, whatever the settings."""
+
+    weights: Weights
+    activations: Activations
+    shapes: tuple[tuple[int, ...], ...]
+    """Of all that is trained."""
+
+    def need(self, config: TrainingConfig, pictures: int) -> Need:
+        """On the model's device, for a batch of so many pictures."""
+        return Need(
+            model=self.weights.needed(config),
+            adapter=adapter_needs(self.shapes, config),
+            activations=self.activations.needed(config, pictures),
+        )
 
 
 @dataclass(frozen=True)
@@ -229,6 +266,8 @@ def what_helps(config: TrainingConfig, pictures: int, device: torch.device) -> s
         ways.append("lower batch_size (accumulate makes up for it)")
     if not config.offload_activations and can_offload(device):
         ways.append("switch offload_activations on")
+    if not config.offload_blocks and can_offload(device):
+        ways.append("set offload_blocks above 0")
     if config.precision == "fp32":
         ways.append("set precision to bf16")
     ways.append("lower resolution")

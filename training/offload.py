@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 SMALLEST = 2**20
 """Bytes; smaller tensors are not worth the way."""
-NOTHING_TO_DO = "offload activations: the model computes in main memory already, so there is nothing to offload."
+NOTHING_TO_DO = "offload: the model computes in main memory already, so there is nothing to offload."
 
 
 def can_offload(device: torch.device) -> bool:

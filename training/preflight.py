@@ -1,4 +1,4 @@
-"""What is looked at before the first step: how much memory the run will need, and whether that is there."""
+"""What is looked at before the first step: how much memory the run will need, whether that is there, and what makes it fit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from .config import TrainingConfig
 from .dataset.plan import Batch, Plan
 from .encode import Encoded
 from .errors import is_out_of_memory
+from .fallback import cheaper, difference, steps_down, without_effect
 from .network.attach import Adapter
 
 
-def tell(
+def fitting(
     model: host.Model,
     text: host.TextEncoder | None,
     layers: Mapping[str, nn.Module],
@@ -26,29 +27,48 @@ def tell(
     levels: noises.LevelSampler,
     config: TrainingConfig,
     say: Callable[[str], None],
-) -> None:
-    """Says what the run will need and what there is, and what can be changed if that is too little; it starts all the same.
+) -> TrainingConfig:
+    """``config``, or the same run in less memory if there is too little; the cheapest one if even that is too little.
 
-    ``text`` is the text encoder if it is trained as well, else None.
+    Says what the run will need and what there is, what is changed, and what else can be; the run starts all the same. ``text`` is
+    the text encoder if it is trained as well, else None.
     """
-    if config.offload_activations and not offload.can_offload(model.device):
+    if (config.offload_activations or config.offload_blocks) and not offload.can_offload(model.device):
         say(offload.NOTHING_TO_DO)
-        config = replace(config, offload_activations=False)
     if config.compile:
         say("compile: the first steps of every picture size take longer, since the model's blocks are compiled for it")
+    wanted = now = without_effect(config, model.device)
     batch = largest_batch(plan)
-    advice = memory.what_helps(config, len(batch.samples), model.device)
-    try:
-        with model.hold(text):
-            need = memory_needed(model, text, layers, adapter, encoded, batch, levels, config)
-            free = host.free_bytes(model.device) + need.model  # all other models have been put aside
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        say(f"memory: not even one picture at {batch.size[0]} x {batch.size[1]} goes through the model. {advice}")
-        return
-    line = memory.line(need, free)
-    say(line if memory.fits(need, free) else f"memory: this will probably not fit: {line}. {advice}")
+    pictures = len(batch.samples)
+    if offload.can_offload(model.device) and weights_of(model, text).needed(now) > host.memory()[1]:
+        *_, now = steps_down(now, model.device)  # the model alone is larger than the device
+    while True:
+        try:
+            model.keep_away(now.offload_blocks)
+            with model.hold(text):
+                found = measured(model, text, layers, adapter, encoded, batch, levels)
+                # All other models have been put aside.
+                free = host.free_bytes(model.device) + found.weights.needed(now)
+            break
+        except Exception as error:
+            less = cheaper(now, model.device)
+            if not is_out_of_memory(error):
+                raise
+        if less is None:
+            advice = memory.what_helps(now, pictures, model.device)
+            say(f"memory: not even one picture at {batch.size[0]} x {batch.size[1]} goes through the model. {advice}")
+            return now
+        now = less
+    ways = list(steps_down(now, model.device))
+    now = next((way for way in ways if memory.fits(found.need(way, pictures), free)), ways[-1])
+    line = memory.line(found.need(now, pictures), free)
+    if changed := difference(wanted, now):
+        say(f"memory: it would not fit as it is set. For this run {changed}; that is slower, to the same LoRA.")
+    if memory.fits(found.need(now, pictures), free):
+        say(line)
+    else:
+        say(f"memory: this will probably not fit: {line}. {memory.what_helps(now, pictures, model.device)}")
+    return now
 
 
 def largest_batch(plan: Plan) -> Batch:
@@ -56,7 +76,12 @@ def largest_batch(plan: Plan) -> Batch:
     return max(plan.epoch_batches(0), key=lambda batch: batch.size[0] * batch.size[1] * len(batch.samples))
 
 
-def memory_needed(
+def weights_of(model: host.Model, text: host.TextEncoder | None) -> memory.Weights:
+    """All that is frozen."""
+    return memory.Weights.of(model.blocks(), [*model.weights(), *(text.weights() if text else ())])
+
+
+def measured(
     model: host.Model,
     text: host.TextEncoder | None,
     layers: Mapping[str, nn.Module],
@@ -64,11 +89,10 @@ def memory_needed(
     encoded: Encoded,
     batch: Batch,
     levels: noises.LevelSampler,
-    config: TrainingConfig,
-) -> memory.Need:
-    """What a step with ``batch`` needs, from one picture's forward pass. The model is held by the caller.
+) -> memory.Measured:
+    """What a step needs, from one picture's forward pass. The model is held by the caller.
 
-    Nothing random is drawn, and the adapter is as it was.
+    Nothing random is drawn, and the adapter is as it was. Of blocks that are kept away, what came of them is counted too.
     """
     blocks = [*model.blocks(), *(text.blocks() if text else ())]
     frozen = [*model.weights(), *(text.weights() if text else ())]
@@ -82,8 +106,4 @@ def memory_needed(
 
     with adapter.attached(layers):
         found = memory.measure(blocks, [*frozen, *adapter.parameters()], forward)
-    return memory.Need(
-        model=memory.bytes_of(frozen),
-        adapter=memory.adapter_needs([tuple(p.shape) for p in adapter.parameters()], config),
-        activations=found.needed(config, len(batch.samples)),
-    )
+    return memory.Measured(weights_of(model, text), found, tuple(tuple(p.shape) for p in adapter.parameters()))

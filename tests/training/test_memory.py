@@ -149,10 +149,12 @@ def test_the_line():
 
 def test_what_helps_names_only_what_is_not_done_yet():
     plain = memory.what_helps(TrainingConfig("a", network=NetworkConfig(64)), 4, CUDA)
-    order = ["gradient_checkpointing", "batch_size", "offload_activations", "resolution", "rank", "AdamW8bit"]
+    order = ["gradient_checkpointing", "batch_size", "offload_activations", "offload_blocks", "resolution", "rank", "AdamW8bit"]
     places = [plain.index(word) for word in order]
     assert places == sorted(places)
-    done = TrainingConfig("a", optimizer=OptimizerConfig("AdamW8bit"), gradient_checkpointing=True, offload_activations=True)
+    done = TrainingConfig(
+        "a", optimizer=OptimizerConfig("AdamW8bit"), gradient_checkpointing=True, offload_activations=True, offload_blocks=0.5
+    )
     assert memory.what_helps(done, 1, CUDA) == "What helps, most first: lower resolution."
     text = TrainingConfig("a", text=TextConfig("clip"), precision="fp32")
     assert "precision to bf16" in memory.what_helps(text, 1, CPU) and "text_encoder to none" in memory.what_helps(text, 1, CPU)
@@ -203,7 +205,8 @@ def test_too_little_is_a_warning_only(tiny, dataset, monkeypatch):  # noqa: F811
     monkeypatch.setattr(host, "free_bytes", lambda device: 0)
     said = told(tiny("sd3"), dataset, recipe())
     (warning,) = [line for line in said if "will probably not fit" in line]
-    assert "switch gradient_checkpointing on" in warning and "lower batch_size" in warning
+    assert "it would not fit as it is set. For this run gradient_checkpointing is on" in "".join(said)
+    assert "gradient_checkpointing" not in warning and "lower batch_size" in warning
     assert any(line.startswith("epoch 3/3") for line in said)
 
 
@@ -216,6 +219,6 @@ def test_running_out_of_memory_keeps_what_was_learnt_and_says_what_helps(tiny, d
         return real(*given)
 
     monkeypatch.setattr(loop, "step_loss", hungry)
-    with pytest.raises(AtelierError, match=r"memory: the device ran out of memory after step.*switch gradient_checkpointing on"):
-        go(tiny("sd3"), dataset, recipe())
+    with pytest.raises(AtelierError, match=r"memory: the device ran out of memory after step.*most first: lower batch_size"):
+        go(tiny("sd3"), dataset, recipe(gradient_checkpointing=True))
     assert (host.loras_folder() / "tiny" / "tiny-step00000004.safetensors").is_file()

@@ -79,4 +79,4 @@ def test_on_a_cpu_it_is_said_and_nothing_changes(tiny, dataset, monkeypatch, int
         )  # fmt: skip
     assert again.epochs.name == "cut"
     assert all(torch.equal(whole.tensors[k], again.tensors[k]) for k in whole.tensors)
-    assert len([line for line in said if line.startswith("offload activations: the model computes in main memory")]) == 1
+    assert len([line for line in said if line.startswith("offload: the model computes in main memory")]) == 1

@@ -111,6 +111,8 @@ class TrainingConfig:
     """Compile the model's blocks with torch.compile: faster after the first steps, where a compiler is there."""
     offload_activations: bool = False
     """Keep in main memory what the backward pass needs: slower, and far less memory on the GPU."""
+    offload_blocks: float = 0.0
+    """Share of the model's blocks whose weights stay in main memory and come to the GPU for their own passes only; 0 to 1."""
     seed: int = 0
     """Seeds the adapter, the order of pictures, the crops and the noise."""
     comment: str = ""
@@ -129,5 +131,14 @@ class TrainingConfig:
         refuse(
             self.compile and drops,
             "compile: with dropout every step is another computation, which would be compiled anew. Switch one of them off.",
+        )
+        refuse(not 0 <= self.offload_blocks <= 1, f"offload blocks: {self.offload_blocks} is outside 0 to 1.")
+        refuse(
+            self.offload_blocks > 0 and not self.gradient_checkpointing,
+            "offload blocks: without gradient_checkpointing the backward pass would hold all that came. Switch that on.",
+        )
+        refuse(
+            self.offload_blocks > 0 and self.compile,
+            "compile: blocks whose weights come and go cannot be compiled. Switch compile off, or set offload_blocks to 0.",
         )
         refuse(not 0 <= self.seed < 2**64, f"seed: {self.seed} is outside 0 to 2^64 - 1.")

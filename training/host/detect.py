@@ -9,10 +9,11 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..families import notes_on
 from ..header import Header
+from ..memory import Weights
 from .model import Model
 
 log = logging.getLogger("lora-atelier")
@@ -56,7 +57,8 @@ class Outline(Model):
     def __init__(self, base: Any, stored: torch.dtype):
         nowhere = torch.device("meta")
         super().__init__(comfy.model_patcher.ModelPatcher(base.to(nowhere), nowhere, nowhere))
-        self.bytes = sum(p.numel() for p in self.base.diffusion_model.parameters()) * stored.itemsize
+        blocks = tuple(_numbers(block) * stored.itemsize for block in self.blocks())
+        self.stored = Weights(blocks, _numbers(self.base.diffusion_model) * stored.itemsize - sum(blocks))
         """What its weights take where it works."""
 
     def text(self) -> dict[str, Tensor] | None:
@@ -74,6 +76,10 @@ class Outline(Model):
         """Those of a picture of so many pixels (width, height), as a VAE gives them."""
         cells = getattr(self.base.latent_format, "spacial_downscale_ratio", 8)
         return torch.empty(1, self.latent_channels, size[1] // cells, size[0] // cells, device="meta")
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def outline(header: Header, dtype: torch.dtype | None = None) -> Outline | None:

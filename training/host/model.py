@@ -18,6 +18,7 @@ from comfy import sampler_helpers
 from torch import Tensor, nn
 
 from .. import lockstep
+from ..block_offload import kept_away, scattered
 from ..checkpointing import blocks_of
 from ..convolutions import as_products
 from ..errors import AtelierError
@@ -66,6 +67,7 @@ class Model:
         self.base = patcher.model
         self._compute_dtype: torch.dtype | None = None
         self._care = Care(trusted=self._is_trusted())
+        self._away: list[nn.Module] = []
 
     def _is_trusted(self) -> bool:
         """Whether nothing but the network's own, known code runs when it is asked."""
@@ -166,6 +168,11 @@ class Model:
         """What gradient checkpointing may compute twice."""
         return blocks_of(self.base.diffusion_model)
 
+    def keep_away(self, share: float) -> None:
+        """From the next ``hold`` on, the weights of this share of the blocks (0 to 1) stay in main memory until they are used."""
+        blocks = self.blocks()
+        self._away = [blocks[i] for i in scattered(len(blocks), share)]
+
     def weights(self) -> list[Tensor]:
         """Everything that is stored of the model."""
         return [*self.base.parameters(), *self.base.buffers()]
@@ -197,16 +204,21 @@ class Model:
         management = comfy.model_management
         patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
         with torch.inference_mode(False), torch.enable_grad():
-            # Asking for all memory makes the host put every other model aside; on a CPU it has no effect.
-            management.load_models_gpu(patchers, memory_required=1e20, force_full_load=True)
+            # Asking for all memory makes the host put every other model aside, and leave in main memory what need not be on the
+            # device; on a CPU it has no effect.
+            management.load_models_gpu(patchers, memory_required=1e20, force_full_load=not self._away)
             swapped = [swap for patcher in patchers for swap in without_inference_tensors(patcher.model)]
             was_training = getattr(management, "in_training", None)
             if was_training is not None:
                 management.in_training = True
             self.patcher.pre_run()
             held.append(self)
+            roots = [patcher.model for patcher in patchers]
             try:
-                with as_products(self.base) if self.device.type == "cpu" else nullcontext():
+                with (
+                    kept_away(self._away, roots, self.device) if self._away else nullcontext(),
+                    as_products(self.base) if self.device.type == "cpu" else nullcontext(),
+                ):
                     yield
             finally:
                 held.remove(self)
