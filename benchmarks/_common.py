@@ -19,14 +19,18 @@ BUILT = ROOT / ".studio" / "bench"
 """Models that are put together once; not part of the repository."""
 
 
-def use_host() -> None:
-    """ComfyUI on the path, on the CPU where there is no GPU, and this pack under a name of its own."""
+def use_host(torch_attention: bool = False) -> None:
+    """ComfyUI on the path, on the CPU where there is no GPU, and this pack under a name of its own.
+
+    ``torch_attention`` is the host's --use-pytorch-cross-attention, which NVIDIA GPUs have without asking.
+    """
     sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() not in (ROOT, ROOT / "benchmarks")]
     sys.path.insert(0, os.environ["ATELIER_COMFYUI"])
     import torch
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
+    args.use_pytorch_cross_attention = args.use_pytorch_cross_attention or torch_attention
     package = ModuleType("lora_atelier")
     package.__path__ = [str(ROOT)]
     package.__spec__ = importlib.machinery.ModuleSpec("lora_atelier", None, is_package=True)

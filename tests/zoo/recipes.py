@@ -289,6 +289,15 @@ RECIPES = (
         ),
         cond(64), loads=False,
     ),
+    Recipe(
+        "Z-Image, pixel space", "ZImagePixelSpace",
+        lumina(
+            image_model="zimage_pixel", dim=256, n_heads=8, n_kv_heads=8, axes_dims=[8, 12, 12], z_image_modulation=True,
+            time_scale=1000.0, pad_tokens_multiple=32, patch_size=8, in_channels=3, decoder_in_channels=192,
+            decoder_hidden_size=32, decoder_num_res_blocks=1, decoder_max_freqs=4,
+        ),
+        cond(64), loads=False, cells=(32, 32),
+    ),
     Recipe("Kandinsky 5 image", "Kandinsky5Image", kandinsky(), cond(64, pooled_output=(1, 32)), loads=False),
     Recipe(
         "Kandinsky 5 video, one frame", "Kandinsky5", kandinsky(visual_embed_dim=132), cond(64, pooled_output=(1, 32)),

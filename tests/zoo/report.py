@@ -37,6 +37,16 @@ picture that it drew before. All on a CPU in float32: sizes, speed and what a pu
 - **needs**: what would go wrong without LoRA Atelier's care: tensors that blocks *change in place*, or a *kernel without a
   backward* pass.
 """
+READS = "test_a_text_encoder_learns"
+TEXTS = """
+## Text encoders
+
+What reads the captions, in brackets whose. One *works* with `text_encoder: all` where its gradient is the slope of what it says
+by finite differences (1e-3), with recomputed blocks too (1e-4), its file goes into the stock LoRA loader and reads the same
+there, and what is kept of a caption (pooled vector, masks and every further tensor) is to the bit what a graph would give. All
+that are in ComfyUI can be trained; whether there is memory for one of billions of numbers, the run says before its first step.
+*Layers*: those that learn; in the others nothing can be learnt, since they are not read.
+"""
 ELSEWHERE = "test_a_lora_means_the_same_in_diffusers_and_here"
 DIFFUSERS = """
 ## In diffusers
@@ -126,6 +136,12 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             "yes" if note.get("loads") else "class" if note else "", "" if unaided == "right" else unaided,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [*TEXTS.split("\n"), f"| text encoder | {' | '.join(hosts)} | layers |", "| --- " * (2 + len(hosts)) + "|"]
+    for name in [name for name, note in main["models"].items() if READS in note["tests"]]:
+        notes = [one["models"].get(name) for one in found.values()]
+        note = next((n for n in notes if n and "targets" in n), {})
+        layers = f"{note['targets']}" + (f", {note['left_out']} left out" if note["left_out"] else "") if note else ""
+        lines.append(f"| {name} | {' | '.join(map(verdict, notes))} | {layers} |")
     tried_there = {name: note for name, note in main["models"].items() if ELSEWHERE in note["tests"]}
     lines += DIFFUSERS.rstrip("\n").split("\n")
     for name, note in tried_there.items():

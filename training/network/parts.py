@@ -16,8 +16,8 @@ from .attach import Adapter
 from .targets import select
 
 TEXT = "text_encoder."
-# CLIP and language models say self_attn and mlp, T5 SelfAttention and DenseReluDense.
-TEXT_LAYERS = re.compile(r"\.(self_attn|mlp|SelfAttention|DenseReluDense)\.")
+# CLIP and language models say self_attn and mlp, T5 SelfAttention and DenseReluDense, Jina's CLIP mixer; BERT has them in layer.
+TEXT_LAYERS = re.compile(r"\.(self_attn|mlp|SelfAttention|DenseReluDense|mixer)\.|\.encoder\.layer\.\d+\.")
 EYES = re.compile(r"(^|\.)(visual|vision\w*)\.")
 CLIPS = ("clip_l.", "clip_g.", "clip_h.")
 

@@ -1,0 +1,174 @@
+"""Text encoders of the host, small: its own classes and tokenizers, narrow and shallow, with random weights.
+
+What is read of a text is as it is published: which layers, which masks, which further tensors.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..tiny_models import randomise
+
+CLIP = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 64}
+T5 = {"d_model": 64, "d_kv": 32, "d_ff": 64, "num_heads": 2, "num_layers": 2}
+LLAMA = {
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+Words = Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of text encoder."""
+
+    name: str
+    """What it is, and in brackets whose."""
+    module: str
+    """Of the host."""
+    tokenizer: str
+    model: Callable[[Any], Any]
+    """The class of the encoder, given that module."""
+    small: Mapping[str, Mapping[str, Any]]
+    """What is changed of the published sizes, by the encoders' names."""
+    words: Words = field(default=dict)
+    """What the tokenizer finds in a published file."""
+    large: bool = False
+    """It has eyes, whose size cannot be changed."""
+
+
+@cache
+def _pieces() -> bytes:
+    import sentencepiece
+
+    found = io.BytesIO()
+    lines = [f"a drawing of {i} boats and a red house, ohwx style, under old crooked trees" for i in range(50)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=found, vocab_size=80, pad_id=0, eos_id=1, bos_id=2, unk_id=3,
+        minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    return found.getvalue()
+
+
+def pieces() -> dict[str, Any]:
+    """A small vocabulary in sentencepiece's format, as Gemma's and UMT5's files bring theirs."""
+    return {"spiece_model": torch.frombuffer(bytearray(_pieces()), dtype=torch.uint8)}
+
+
+def pieces_of_mt5() -> dict[str, Any]:
+    return {"mt5xl.spiece_model": pieces()["spiece_model"]}
+
+
+def pieces_of_both() -> dict[str, Any]:
+    return {f"{name}_spiece_model": pieces()["spiece_model"] for name in ("gemma", "jina")}
+
+
+def bytes_alone() -> dict[str, Any]:
+    """Mistral's format with a vocabulary of single bytes."""
+    special = [{"rank": i, "token_str": f"<s{i}>", "is_control": True} for i in range(1000)]
+    vocabulary = [{"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None} for i in range(256)]
+    data = {"config": {"default_vocab_size": 1256}, "special_tokens": special, "vocab": vocabulary}
+    return {"tekken_model": torch.frombuffer(bytearray(json.dumps(data).encode()), dtype=torch.uint8)}
+
+
+def llama(**changes: Any) -> dict[str, Any]:
+    return {**LLAMA, **changes}
+
+
+READERS = (
+    Reader("CLIP-L (SD 1.5)", "sd1_clip", "SD1Tokenizer", lambda m: m.SD1ClipModel, {"clip_l": CLIP}),
+    Reader("CLIP-H (SD 2.x)", "text_encoders.sd2_clip", "SD2Tokenizer", lambda m: m.SD2ClipModel, {"clip_h": CLIP}),
+    Reader("CLIP-L and CLIP-G (SDXL)", "sdxl_clip", "SDXLTokenizer", lambda m: m.SDXLClipModel, {"clip_l": CLIP, "clip_g": CLIP}),
+    Reader("CLIP-G (SDXL refiner)", "sdxl_clip", "SDXLTokenizer", lambda m: m.SDXLRefinerClipModel, {"clip_g": CLIP}),
+    Reader(
+        "CLIP-L and CLIP-G (SD 3)", "text_encoders.sd3_clip", "SD3Tokenizer", lambda m: m.sd3_clip(t5=False),
+        {"clip_l": CLIP, "clip_g": CLIP},
+    ),
+    Reader("CLIP-L and T5 (Flux)", "text_encoders.flux", "FluxTokenizer", lambda m: m.flux_clip(), {"clip_l": CLIP, "t5xxl": T5}),
+    Reader("T5 (PixArt, Chroma)", "text_encoders.pixart_t5", "PixArtTokenizer", lambda m: m.pixart_te(), {"t5xxl": T5}),
+    Reader("T5 (Cosmos)", "text_encoders.cosmos", "CosmosT5Tokenizer", lambda m: m.te(), {"t5xxl": T5}),
+    Reader("Pile-T5 (AuraFlow)", "text_encoders.aura_t5", "AuraT5Tokenizer", lambda m: m.AuraT5Model, {"pile_t5xl": T5}),
+    Reader("UMT5 (Wan)", "text_encoders.wan", "WanT5Tokenizer", lambda m: m.te(), {"umt5xxl": T5}, pieces),
+    Reader(
+        "BERT and mT5 (Hunyuan DiT)", "text_encoders.hydit", "HyditTokenizer", lambda m: m.HyditModel,
+        {"hydit_clip": CLIP, "mt5xl": T5}, pieces_of_mt5,
+    ),
+    Reader("Qwen 3 (Z-Image)", "text_encoders.z_image", "ZImageTokenizer", lambda m: m.te(), {"qwen3_4b": llama()}),
+    Reader(
+        "Qwen 3 (Flux.2 klein)", "text_encoders.flux", "KleinTokenizer", lambda m: m.klein_te(),
+        {"qwen3_4b": llama(num_hidden_layers=28)},
+    ),
+    Reader("Qwen 3 (Ovis)", "text_encoders.ovis", "OvisTokenizer", lambda m: m.te(), {"qwen3_2b": llama()}),
+    Reader("Qwen 3 (Anima)", "text_encoders.anima", "AnimaTokenizer", lambda m: m.te(), {"qwen3_06b": llama()}),
+    Reader("Gemma 2 (Lumina 2)", "text_encoders.lumina2", "LuminaTokenizer", lambda m: m.te(), {"gemma2_2b": llama()}, pieces),
+    Reader(
+        "Gemma 3 (NetaYume)", "text_encoders.lumina2", "NTokenizer", lambda m: m.te(model_type="gemma3_4b"),
+        {"gemma3_4b": llama()}, pieces,
+    ),
+    # NewBie's two do not say their names, and take the first one's.
+    Reader(
+        "Gemma 3 and Jina CLIP 2 (NewBie)", "text_encoders.newbie", "NewBieTokenizer", lambda m: m.te(),
+        {"clip_l": {**CLIP, "num_attention_heads": 4}}, pieces_of_both,
+    ),
+    Reader(
+        "Qwen 2.5 VL (Qwen-Image)", "text_encoders.qwen_image", "QwenImageTokenizer", lambda m: m.te(),
+        {"qwen25_7b": llama()}, large=True,
+    ),
+    Reader("Qwen 2.5 VL (OmniGen 2)", "text_encoders.omnigen2", "Omnigen2Tokenizer", lambda m: m.te(), {"qwen25_3b": llama()}),
+    Reader(
+        "Qwen 2.5 VL (LongCat)", "text_encoders.longcat_image", "LongCatImageTokenizer", lambda m: m.te(),
+        {"qwen25_7b": llama()}, large=True,
+    ),
+    Reader(
+        "Qwen 2.5 VL and ByT5 (HunyuanImage)", "text_encoders.hunyuan_image", "HunyuanImageTokenizer", lambda m: m.te(),
+        {"qwen25_7b": llama(num_hidden_layers=4), "byt5_small": T5}, large=True,
+    ),
+    Reader(
+        "Qwen 2.5 VL and CLIP-L (Kandinsky 5)", "text_encoders.kandinsky5", "Kandinsky5TokenizerImage", lambda m: m.te(),
+        {"qwen25_7b": llama(), "clip_l": CLIP}, large=True,
+    ),
+    Reader(
+        "Mistral 3 (Flux.2)", "text_encoders.flux", "Flux2Tokenizer", lambda m: m.flux2_te(),
+        {"mistral3_24b": llama(num_hidden_layers=31)}, bytes_alone,
+    ),
+    Reader(
+        "Ministral 3 (Ernie)", "text_encoders.ernie", "ErnieTokenizer", lambda m: m.te(),
+        {"ministral3_3b": llama()}, bytes_alone,
+    ),
+    Reader(
+        "CLIP-L, CLIP-G, T5 and Llama 3 (HiDream)", "text_encoders.hidream", "HiDreamTokenizer", lambda m: m.hidream_clip(),
+        {"clip_l": CLIP, "clip_g": CLIP, "t5xxl": T5, "llama": llama()},
+    ),
+    Reader("Qwen 3 VL (Boogu)", "text_encoders.boogu", "BooguTokenizer", lambda m: m.te(), {"qwen3vl_8b": llama()}, large=True),
+    Reader(
+        "Qwen 3 VL (Krea 2)", "text_encoders.krea2", "Krea2Tokenizer", lambda m: m.te(),
+        {"qwen3vl_4b": llama(num_hidden_layers=36)}, large=True,
+    ),
+)  # fmt: skip
+
+
+def build(reader: Reader) -> Any:
+    """The CLIP; in inference mode, as a graph makes it. ModuleNotFoundError or AttributeError on a host that has none such."""
+    import comfy.sd
+    from comfy.supported_models_base import ClipTarget
+
+    module = importlib.import_module(f"comfy.{reader.module}")
+    target = ClipTarget(getattr(module, reader.tokenizer), reader.model(module))
+    options = {f"{name}_model_config": dict(values) for name, values in reader.small.items()}
+    with torch.inference_mode():
+        clip = comfy.sd.CLIP(target, tokenizer_data=reader.words(), model_options=options)
+        clip.cond_stage_model.load_state_dict(weights(clip.cond_stage_model))
+    return clip
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return randomise(model, 1)
