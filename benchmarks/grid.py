@@ -1,6 +1,6 @@
 """A grid of 6 epochs x 5 strengths against the same cells as a stock graph, on the same host in one run.
 
-    python3 studio.py bench grid [--json] [--checkpoint FILE] [--epochs 6] [--strengths 5] [--steps 20] [--side 128] [--save]
+    python3 studio.py bench grid [--json] [--save] [--checkpoint FILE] [--epochs 6] [--strengths '0-1(+0.25)'] [--steps 20]
 
 A cell of the stock graph is LoraLoader, CLIPTextEncode twice, KSampler and VAEDecode, called as the server calls them. The grid's
 time holds all that it does: reading and hashing files, the control without a LoRA, saving every cell, previews and the page. Both
@@ -27,7 +27,7 @@ def options_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--strengths", type=int, default=5)
+    parser.add_argument("--strengths", default="0.2-1.0(+0.2)", help="as the node takes them; 0 is drawn once by the grid")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--side", type=int, default=128, help="of a cell, in pixels")
     parser.add_argument("--cfg", type=float, default=4.0)
@@ -117,6 +117,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import numpy as np
     import torch
     from lora_atelier.training import host
+    from lora_atelier.training.grid import axes as typed
     from lora_atelier.training.grid import cells, draw, plan, render
     from lora_atelier.training.grid.picture import Failed
     from lora_atelier.training.grid.pixels import to_picture
@@ -130,7 +131,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model, text, codec = host.Model(patcher), host.TextEncoder(clip), host.PictureCodec(vae)
     with torch.inference_mode(False):
         paths = write_epochs(model, folder, options.epochs)
-    strengths = tuple(round(1.2 * (i + 1) / options.strengths, 3) for i in range(options.strengths))
+    strengths = typed.parse_strengths(options.strengths)
     columns = tuple(plan.Column(SavedLoRA(path, i, i), "bench", f"epoch {i}") for i, path in enumerate(paths, 1))
     side, factor = options.side, codec.downscale
     latent = {"samples": torch.zeros(1, model.latent_channels, side // factor, side // factor)}
@@ -156,7 +157,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     times: dict[str, list[float]] = {"stock": [], "ours": [], "one_plain_cell": []}
     difference, growth = 0, 0.0
     with torch.inference_mode():
-        stock.cell(paths[0].name, strengths[0], latent)  # warm
+        stock.cell(paths[0].name, strengths[-1], latent)  # warm
         draw_ours(-1, columns[:1])
         stock.seconds = dict.fromkeys(stock.seconds, 0.0)
         for round_ in range(options.rounds):
@@ -180,7 +181,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **on,
         "model": f"{model.family}, {str(model.compute_dtype).removeprefix('torch.')}",
         "cells": count,
-        "settings": f"{options.sampler}, {options.steps} steps, cfg {options.cfg:g}, {side} px",
+        "settings": f"{options.sampler}, {options.steps} steps, cfg {options.cfg:g}, {side} px, strengths {options.strengths}",
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "stock_parts": {name: round(value / options.rounds, 3) for name, value in stock.seconds.items()},
         "ratio_to_stock": round(seconds["ours"] / seconds["stock"], 3),

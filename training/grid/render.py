@@ -112,6 +112,7 @@ class Grid:
                     if (number, row) not in self.book.cells[page]:
                         self._place(number, page, row, Failed(_reason(error)))
             return
+        missing = self._take_control(number, column, missing)
         if lora.beside:
             missing = self._draw_beside(number, column, lora, missing)
         self._draw_merged(number, column, lora, missing)
@@ -129,6 +130,20 @@ class Grid:
                 else:
                     missing.setdefault(page, []).append(row)
         return missing
+
+    def _take_control(self, number: int, column: Column, missing: Work) -> Work:
+        """At strength 0 a file changes nothing: its cell is the picture without a LoRA. Returns what is still to be drawn."""
+        left: Work = {}
+        for page, rows in missing.items():
+            control = self.book.cells[page].get((0, 0))
+            for row in rows:
+                idle = self.axes.strengths[row] == 0 and self._text_strength(0.0) == 0
+                if idle and isinstance(control, Path):
+                    with Image.open(control) as picture:
+                        self._place(number, page, row, self.store.save(self._facts(column, page, row), picture.convert("RGB")))
+                else:
+                    left.setdefault(page, []).append(row)
+        return left
 
     def _draw_beside(self, number: int, column: Column, lora: Lora, missing: Work) -> Work:
         """Draws with the strength as a number, several in a batch; what cannot be drawn so is returned."""

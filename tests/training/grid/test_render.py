@@ -169,6 +169,23 @@ def test_cells_are_those_of_the_stock_nodes(tiny, tmp_path, name, text, sampler)
     assert grid.together == len(STRENGTHS)
 
 
+def test_at_strength_0_a_cell_is_the_control_and_is_not_drawn_again(tiny, tmp_path, monkeypatch):
+    t, asked = tiny("sd3"), []
+    path = write_lora(t, tmp_path / "ink.safetensors", text=True)
+    real = draw.Brush.beside
+    monkeypatch.setattr(draw.Brush, "beside", lambda brush, *given: asked.append(list(given[2])) or real(brush, *given))
+    grid = drawn(grid_of(t, tmp_path, path, strengths=(0.0, 1.0), prompts=("a fox", "an owl")))
+    assert asked == [[1.0], [1.0]]
+    assert np.array_equal(pixels(grid, 1, (1, 0)), stock(t, path, 0.0, "an owl", sampling()))
+    assert np.array_equal(pixels(grid, 1, (1, 0)), pixels(grid, 1, (0, 0)))
+    with Image.open(grid.book.cells[1][1, 0]) as cell:
+        known = json.loads(cell.text[cells.KEY])
+    assert (known["strength"], known["prompt_text"], known["lora_content"]) == (0.0, "an owl", cells.Contents().of(path))
+    # With a strength of its own the text encoder changes the prompt all the same.
+    drawn(grid_of(t, tmp_path, path, strengths=(0.0,), text=1.0))
+    assert asked[2:] == [[0.0]]
+
+
 def test_the_text_encoders_strength_can_be_its_own(tiny, tmp_path):
     t = tiny("sd15")
     path = write_lora(t, tmp_path / "ink.safetensors", text=True)
