@@ -10,28 +10,36 @@ from lora_atelier.training.network.frozen import is_linear
 from torch import Tensor, nn
 
 from .build import Animal, build
-from .recipes import RECIPES
+from .recipes import RECIPES, Recipe
 from .test_zoo import gradients, new_adapter, one_loss, picture
 
-FLUX = next(recipe for recipe in RECIPES if recipe.name == "Flux dev")
+KINDS = [recipe for recipe in RECIPES if recipe.name in ("Flux dev", "SD 3")]
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 
 
+@pytest.fixture(scope="module", params=KINDS, ids=[recipe.name for recipe in KINDS])
+def recipe(request, comfyui) -> Recipe:
+    """Of a tiny model that the stock loader knows."""
+    if not build(request.param).loaded:
+        pytest.skip(f"this ComfyUI loads {request.param.name} in its published size only")
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def tensors(comfyui) -> dict[str, Tensor]:
-    """The weights of a tiny Flux."""
-    return {name: t.clone() for name, t in build(FLUX).model.base.diffusion_model.state_dict().items()}
+def tensors(recipe) -> dict[str, Tensor]:
+    """Its weights."""
+    return {name: t.clone() for name, t in build(recipe).model.base.diffusion_model.state_dict().items()}
 
 
-def loaded(tensors: dict[str, Tensor], **options: object) -> Animal:
+def loaded(recipe: Recipe, tensors: dict[str, Tensor], **options: object) -> Animal:
     """As a stock loader makes it."""
     import comfy.sd
     from lora_atelier.training import host
 
     with torch.inference_mode():
         patcher = comfy.sd.load_diffusion_model_state_dict({n: t.clone() for n, t in tensors.items()}, model_options=options)
-    return Animal(FLUX, host.Model(patcher), True)
+    return Animal(recipe, host.Model(patcher), True)
 
 
 def rounded(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -59,11 +67,11 @@ def learns(animal: Animal) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, FP8], ids=str)
-def test_weights_of_fewer_bits_computed_in_float32(tensors, dtype):
+def test_weights_of_fewer_bits_computed_in_float32(recipe, tensors, dtype):
     """The host casts them in every operation; the gradient is that of the rounded weights."""
-    animal = loaded(tensors, dtype=dtype)
-    assert animal.model.base.diffusion_model.img_in.weight.dtype == dtype
-    right = gradients(same := loaded(rounded(tensors, dtype)), new_adapter(same), [0])
+    animal = loaded(recipe, tensors, dtype=dtype)
+    assert next(p for n, p in animal.model.base.named_parameters() if "_blocks." in n and p.ndim == 2).dtype == dtype
+    right = gradients(same := loaded(recipe, rounded(tensors, dtype)), new_adapter(same), [0])
     before = picture(animal)
     trained = animal.model.for_training(torch.float32)
     held = dataclasses.replace(animal, model=trained)
@@ -87,14 +95,14 @@ def scaled_fp8(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     return stored, meant
 
 
-def test_scaled_fp8(tensors):
+def test_scaled_fp8(recipe, tensors):
     stored, meant = scaled_fp8(tensors)
-    animal, same = loaded(stored), loaded(meant)
+    animal, same = loaded(recipe, stored), loaded(recipe, meant)
     held = dataclasses.replace(animal, model=animal.model.for_training(torch.float32))
     before = picture(animal)
     right = gradients(same, new_adapter(same), [0])
     # The host may compute in bf16 where weights are packed, so that the gradient is as exact as that.
-    assert far(right, gradients(held, new_adapter(held), [0])) < 0.05
+    assert far(right, gradients(held, new_adapter(held), [0])) < 0.1
     assert learns(held)
     assert torch.equal(picture(animal), before)
 
@@ -134,8 +142,8 @@ class PackedLinear(nn.Linear):
         return nn.functional.linear(x, self.weight.dequantize().to(x.dtype), bias)
 
 
-def test_a_layer_that_keeps_its_weight_in_an_object_of_its_own(tensors):
-    animal, same = loaded(tensors), loaded(tensors)
+def test_a_layer_that_keeps_its_weight_in_an_object_of_its_own(recipe, tensors):
+    animal, same = loaded(recipe, tensors), loaded(recipe, tensors)
     with torch.inference_mode():
         for name, layer in list(animal.model.base.diffusion_model.named_modules()):
             if "_blocks." in name and is_linear(layer):
