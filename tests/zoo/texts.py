@@ -137,6 +137,10 @@ READERS = (
         {"qwen25_7b": llama(), "clip_l": CLIP}, large=True,
     ),
     Reader(
+        "Qwen 3 VL (Ideogram 4)", "text_encoders.ideogram4", "Ideogram4Tokenizer", lambda m: m.te(),
+        {"qwen3vl_8b": llama(num_hidden_layers=36)},
+    ),
+    Reader(
         "Mistral 3 (Flux.2)", "text_encoders.flux", "Flux2Tokenizer", lambda m: m.flux2_te(),
         {"mistral3_24b": llama(num_hidden_layers=31)}, bytes_alone,
     ),
@@ -157,11 +161,13 @@ READERS = (
 
 
 def build(reader: Reader) -> Any:
-    """The CLIP; in inference mode, as a graph makes it. ModuleNotFoundError or AttributeError on a host that has none such."""
+    """The CLIP; in inference mode, as a graph makes it. ModuleNotFoundError on a host that has none such."""
     import comfy.sd
     from comfy.supported_models_base import ClipTarget
 
     module = importlib.import_module(f"comfy.{reader.module}")
+    if not hasattr(module, reader.tokenizer):
+        raise ModuleNotFoundError(f"no {reader.tokenizer} in {reader.module}")
     target = ClipTarget(getattr(module, reader.tokenizer), reader.model(module))
     options = {f"{name}_model_config": dict(values) for name, values in reader.small.items()}
     with torch.inference_mode():
