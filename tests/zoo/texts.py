@@ -114,10 +114,10 @@ READERS = (
         "Gemma 3 (NetaYume)", "text_encoders.lumina2", "NTokenizer", lambda m: m.te(model_type="gemma3_4b"),
         {"gemma3_4b": llama()}, pieces,
     ),
-    # NewBie's two do not say their names, and take the first one's.
+    # NewBie's two, like ByT5 below, have no name.
     Reader(
         "Gemma 3 and Jina CLIP 2 (NewBie)", "text_encoders.newbie", "NewBieTokenizer", lambda m: m.te(),
-        {"clip_l": {**CLIP, "num_attention_heads": 4}}, pieces_of_both,
+        {"": {**CLIP, "num_attention_heads": 4}}, pieces_of_both,
     ),
     Reader(
         "Qwen 2.5 VL (Qwen-Image)", "text_encoders.qwen_image", "QwenImageTokenizer", lambda m: m.te(),
@@ -130,7 +130,7 @@ READERS = (
     ),
     Reader(
         "Qwen 2.5 VL and ByT5 (HunyuanImage)", "text_encoders.hunyuan_image", "HunyuanImageTokenizer", lambda m: m.te(),
-        {"qwen25_7b": llama(num_hidden_layers=4), "byt5_small": T5}, large=True,
+        {"qwen25_7b": llama(num_hidden_layers=4), "": T5}, large=True,
     ),
     Reader(
         "Qwen 2.5 VL and CLIP-L (Kandinsky 5)", "text_encoders.kandinsky5", "Kandinsky5TokenizerImage", lambda m: m.te(),
