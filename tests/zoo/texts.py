@@ -5,10 +5,8 @@ What is read of a text is as it is published: which layers, which masks, which f
 
 from __future__ import annotations
 
-import base64
 import importlib
 import io
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -35,7 +33,8 @@ class Reader:
     """What it is, and in brackets whose."""
     module: str
     """Of the host."""
-    tokenizer: str
+    tokenizer: str | Callable[[Any], Any]
+    """There, or made."""
     model: Callable[[Any], Any]
     """The class of the encoder, given that module."""
     small: Mapping[str, Mapping[str, Any]]
@@ -72,12 +71,20 @@ def pieces_of_both() -> dict[str, Any]:
     return {f"{name}_spiece_model": pieces()["spiece_model"] for name in ("gemma", "jina")}
 
 
-def bytes_alone() -> dict[str, Any]:
-    """Mistral's format with a vocabulary of single bytes."""
-    special = [{"rank": i, "token_str": f"<s{i}>", "is_control": True} for i in range(1000)]
-    vocabulary = [{"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None} for i in range(256)]
-    data = {"config": {"default_vocab_size": 1256}, "special_tokens": special, "vocab": vocabulary}
-    return {"tekken_model": torch.frombuffer(bytearray(json.dumps(data).encode()), dtype=torch.uint8)}
+def in_qwens_words(name: str) -> Callable[[Any], Any]:
+    """A tokenizer for the encoder ``name`` with Qwen's vocabulary: ComfyUI reads Mistral's with older transformers only."""
+
+    def made(_module: Any) -> Any:
+        from comfy import sd1_clip
+        from comfy.text_encoders import z_image
+
+        class Words(sd1_clip.SD1Tokenizer):
+            def __init__(self, **given: Any):
+                super().__init__(name=name, tokenizer=z_image.Qwen3Tokenizer, **given)
+
+        return Words
+
+    return made
 
 
 def llama(**changes: Any) -> dict[str, Any]:
@@ -141,12 +148,12 @@ READERS = (
         {"qwen3vl_8b": llama(num_hidden_layers=36)},
     ),
     Reader(
-        "Mistral 3 (Flux.2)", "text_encoders.flux", "Flux2Tokenizer", lambda m: m.flux2_te(),
-        {"mistral3_24b": llama(num_hidden_layers=31)}, bytes_alone,
+        "Mistral 3 (Flux.2)", "text_encoders.flux", in_qwens_words("mistral3_24b"), lambda m: m.flux2_te(),
+        {"mistral3_24b": llama(num_hidden_layers=31)},
     ),
     Reader(
-        "Ministral 3 (Ernie)", "text_encoders.ernie", "ErnieTokenizer", lambda m: m.te(),
-        {"ministral3_3b": llama()}, bytes_alone,
+        "Ministral 3 (Ernie)", "text_encoders.ernie", in_qwens_words("ministral3_3b"), lambda m: m.te(),
+        {"ministral3_3b": llama()},
     ),
     Reader(
         "CLIP-L, CLIP-G, T5 and Llama 3 (HiDream)", "text_encoders.hidream", "HiDreamTokenizer", lambda m: m.hidream_clip(),
@@ -166,9 +173,10 @@ def build(reader: Reader) -> Any:
     from comfy.supported_models_base import ClipTarget
 
     module = importlib.import_module(f"comfy.{reader.module}")
-    if not hasattr(module, reader.tokenizer):
+    if isinstance(reader.tokenizer, str) and not hasattr(module, reader.tokenizer):
         raise ModuleNotFoundError(f"no {reader.tokenizer} in {reader.module}")
-    target = ClipTarget(getattr(module, reader.tokenizer), reader.model(module))
+    tokenizer = getattr(module, reader.tokenizer) if isinstance(reader.tokenizer, str) else reader.tokenizer(module)
+    target = ClipTarget(tokenizer, reader.model(module))
     options = {f"{name}_model_config": dict(values) for name, values in reader.small.items()}
     with torch.inference_mode():
         clip = comfy.sd.CLIP(target, tokenizer_data=reader.words(), model_options=options)
