@@ -107,7 +107,10 @@ def main() -> None:
         result = measure(options, Path(folder))
     for name, value in result.items():
         print(f"{name}: {value}")
-    _common.finish("grid", result, as_json=options.json, keep=options.save)
+    from lora_atelier.training.grid.axes import parse_strengths
+
+    case = "with-0" if 0.0 in parse_strengths(options.strengths) else ""
+    _common.finish("grid", result, as_json=options.json, keep=options.save, case=case)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
