@@ -59,6 +59,7 @@ class _Carrier:
         self._carry = carry or (lambda tensor: tensor.to(device, non_blocking=True))
         self._device = device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._homes: dict[nn.Module, list[Place]] = {}
         self._followers: dict[tuple[nn.Module | None, nn.Module], nn.Module] = {}
         self._passed: tuple[nn.Module | None, nn.Module | None] = (None, None)
         self._coming: tuple[nn.Module, list[Tensor], Any] | None = None
@@ -71,7 +72,7 @@ class _Carrier:
         return [nn.Parameter(copy, requires_grad=False) if isinstance(p[2], nn.Parameter) else copy for p, copy in pairs]
 
     def around(self, block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        places = _places(block.modules())
+        places = self._homes[block] = _places(block.modules())
 
         def run(*args: Any, **kwargs: Any) -> Any:
             here = self._take(block, places)
@@ -98,7 +99,7 @@ class _Carrier:
         if follower is block:
             self._coming = block, here, None
         elif follower is not None:
-            self._coming = follower, *self._ahead(_places(follower.modules()))
+            self._coming = follower, *self._ahead(self._homes[follower])
         return here
 
     def _ahead(self, places: Sequence[Place]) -> tuple[list[Tensor], Any]:

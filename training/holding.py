@@ -40,7 +40,7 @@ class Holding:
     ):
         self.config = without_effect(config, model.device)
         self._model, self._text, self._layers, self._adapter = model, text, layers, adapter
-        self._say = say
+        self._say, self._parameters = say, list(adapter.parameters())
         self._compiled = Compiled(model.blocks() if config.compile else [], say, cancelled)
         self._held = ExitStack()
 
@@ -56,18 +56,17 @@ class Holding:
 
         If the device has no memory left for it, it is done once more with the next cheaper setting, which then stays.
         """
-        parameters = list(self._adapter.parameters())
-        before = [None if p.grad is None else p.grad.clone() for p in parameters]
+        before = [None if p.grad is None else p.grad.clone() for p in self._parameters]
         while True:
             try:
-                return self._compiled.attempt(work, parameters)
+                return self._compiled.attempt(work, self._parameters)
             except Exception as error:
                 less = cheaper(self.config, self._model.device) if is_out_of_memory(error) else None
                 if less is None:
                     raise
                 traceback.clear_frames(error.__traceback__)  # the failed step's tensors
             # Only now is the error gone, and with it what it held.
-            for parameter, gradient in zip(parameters, before, strict=True):
+            for parameter, gradient in zip(self._parameters, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             self._held.close()
             gc.collect()
@@ -85,4 +84,4 @@ class Holding:
         if config.gradient_checkpointing:
             enter(checkpointed([*model.blocks(), *(text.blocks() if text else ())]))
         if config.offload_activations:
-            enter(offloaded([*model.weights(), *(text.weights() if text else ()), *self._adapter.parameters()]))
+            enter(offloaded([*model.weights(), *(text.weights() if text else ()), *self._parameters]))

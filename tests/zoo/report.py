@@ -44,8 +44,9 @@ TEXTS = """
 What reads the captions, in brackets whose. One *works* with `text_encoder: all` where its gradient is the slope of what it
 says by finite differences (2e-3), with recomputed blocks too, its file goes into the stock LoRA loader and reads the same
 there, and what is kept of a caption (pooled vector, masks and every further tensor) is to the bit what a graph would give.
-All that are in ComfyUI can be trained; whether there is memory for one of billions of numbers, the run says before its first
-step. *Layers*: those that learn; in the others nothing can be learnt, since they are not read. Not tried: GPT-OSS (Lens).
+All that were tried can be trained; whether there is memory for one of billions of numbers, the run says before its first
+step. *Layers*: those that learn; in the others nothing can be learnt, since they are not read. Not tried: GPT-OSS (Lens),
+and the Qwen 3 VL of MageFlow and JoyImage.
 """
 ELSEWHERE = "test_a_lora_means_the_same_in_diffusers_and_here"
 DIFFUSERS = """
