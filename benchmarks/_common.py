@@ -55,15 +55,13 @@ def processor() -> str:
 
 
 def has_bf16_units() -> bool:
-    """Whether bf16 is more than a slow detour here: any GPU, or a CPU with instructions for its products."""
+    """Whether bf16 is more than a slow detour here; ``use_host`` comes first."""
     import torch
+    from lora_atelier.training.transfer import has_units
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    try:
-        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split()))
-    except OSError:
-        return False
+    return has_units(torch.bfloat16, torch.device("cpu"))
 
 
 def machine() -> dict[str, Any]:

@@ -64,8 +64,10 @@ def ours(case: Case) -> tuple[Train, Forward]:
     from lora_atelier.training.network.targets import select
     from lora_atelier.training.noise import LevelSampler
     from lora_atelier.training.run import Run
+    from lora_atelier.training.transfer import computed_in
 
-    loaded = host.Model(load_into_host(case)).for_training(DTYPES[case.dtype])
+    loaded = host.Model(load_into_host(case))
+    loaded = loaded.for_training(computed_in(case.dtype, loaded.device))
     chosen = {"include": "*"} if case.targets == "every layer" else {"targets": case.targets}
 
     class Nobody:

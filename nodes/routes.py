@@ -31,7 +31,7 @@ from ..training.fallback import without_effect
 from ..training.header import read_header
 from ..training.memory import Activations
 from ..training.outlook import look_ahead, sizes
-from ..training.transfer import DTYPES
+from ..training.transfer import computed_in
 from . import caption_routes, grid_routes
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
@@ -218,7 +218,7 @@ class Sizes:
 
 def _sizes(config: TrainingConfig, path: Path, sources: list[Source] | None) -> Sizes:
     changed = path.stat().st_mtime_ns
-    dtype, activations = DTYPES.get(config.precision), None
+    dtype, activations = computed_in(config.precision, host.torch_device()), None
     outline = _outline(path, changed, dtype)
     if outline is None:
         return Sizes()

@@ -38,7 +38,7 @@ from .network.start import start_from
 from .noise import LevelSampler
 from .optim import optimizers
 from .run import Run, SaveKind
-from .transfer import DTYPES
+from .transfer import DTYPES, computed_in
 from .validation import Validation
 
 log = logging.getLogger("lora-atelier")
@@ -147,7 +147,7 @@ def run_training(
     pairs.check(dataset, model.latent_channels)
     check_weighting(model.prediction, config.loss)
     optimizers.check(config.optimizer, model.device.type)
-    model = model.for_training(DTYPES.get(config.precision))
+    model = model.for_training(computed_in(config.precision, model.device))
     learns_text = config.text.encoders != "none"
     text = text.for_training() if learns_text else text
     layers, names = every_layer(model, text if learns_text else None)
@@ -252,6 +252,8 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         check=host.check_interrupt, progress=progress, save=saver.save, sample=saver.sample, measured=measured, warn=say,
         wishes=now.take, cancelled=host.is_interrupt,
     )  # fmt: skip
+    if computed_in(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
+        say(f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here")
     text = job.text if job.learns_text else None
     fitting = preflight.fitting(job.model, text, layers, adapter, encoded, job.plan, levels, job.config, say)
     train(job.model, text, layers, adapter, levels, encoded, job.plan, fitting, run, watcher)

@@ -19,6 +19,7 @@ from .network.frozen import weight_shape
 from .network.targets import settings
 from .offload import SMALLEST, can_offload, place, places
 from .stand_in import replaced
+from .transfer import has_units
 
 GB, MB = 10**9, 10**6
 MARGIN = 1.1
@@ -268,7 +269,7 @@ def what_helps(config: TrainingConfig, pictures: int, device: torch.device) -> s
         ways.append("switch offload_activations on")
     if not config.offload_blocks and can_offload(device):
         ways.append("set offload_blocks above 0")
-    if config.precision == "fp32":
+    if config.precision == "fp32" and has_units(torch.bfloat16, device):
         ways.append("set precision to bf16")
     ways.append("lower resolution")
     if config.text.encoders != "none":

@@ -27,6 +27,7 @@ from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import plan, render
 from lora_atelier.training.grid.axes import parse_epochs
 from lora_atelier.training.run import Run, SavedLoRA
+from lora_atelier.training.transfer import computed_in
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -67,11 +68,11 @@ def recipe(name: str = "tiny", **changes) -> TrainingConfig:
     return TrainingConfig(name, **{**values, **changes})
 
 
-def go(t, dataset, config: TrainingConfig, preview: job.Preview = NO_PREVIEW, start_over: bool = False) -> job.Trained:
+def go(t, dataset, config: TrainingConfig, preview: job.Preview = NO_PREVIEW, start_over: bool = False, **more) -> job.Trained:
     with torch.inference_mode():  # as the graph runs its nodes
         return job.run_training(
             t.model, t.text, t.codec, dataset, config, preview=preview, start_over=start_over,
-            graph={"workflow": '{"nodes": []}', "prompt": "{}"},
+            graph={"workflow": '{"nodes": []}', "prompt": "{}"}, **more,
         )  # fmt: skip
 
 
@@ -347,7 +348,24 @@ def test_a_damaged_state_is_named(tiny, dataset, monkeypatch, interrupt):
         go(t, dataset, recipe())
 
 
-def test_lower_precision_is_used_and_undone(tiny, dataset):
+@pytest.fixture
+def half_units(monkeypatch):
+    """The CPU is taken for one that computes in half precisions."""
+    monkeypatch.setattr("lora_atelier.training.transfer.has_units", lambda *_: True)
+
+
+def test_a_half_precision_that_the_cpu_takes_apart_is_not_computed_in(tiny, dataset, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_fp16": True}, raising=False)
+    t, said = tiny("sd3"), list[str]()
+    half = go(t, dataset, recipe("bf16", precision="bf16"), show=said.append)
+    assert half.losses == go(t, dataset, recipe("fp32", precision="fp32")).losses
+    (line,) = [line for line in said if line.startswith("precision")]
+    assert "bf16" in line and "fp32" in line
+    assert computed_in("fp16", t.model.device) == torch.float16 and computed_in("auto", t.model.device) is None
+    assert computed_in("bf16", torch.device("cuda")) == torch.bfloat16
+
+
+def test_lower_precision_is_used_and_undone(tiny, dataset, half_units):
     t = tiny("sd3")
     from .test_host import picture
 

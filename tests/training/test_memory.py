@@ -157,7 +157,7 @@ def test_what_helps_names_only_what_is_not_done_yet():
     )
     assert memory.what_helps(done, 1, CUDA) == "What helps, most first: lower resolution."
     text = TrainingConfig("a", text=TextConfig("clip"), precision="fp32")
-    assert "precision to bf16" in memory.what_helps(text, 1, CPU) and "text_encoder to none" in memory.what_helps(text, 1, CPU)
+    assert "precision to bf16" in memory.what_helps(text, 1, CUDA) and "text_encoder to none" in memory.what_helps(text, 1, CPU)
     assert "offload" not in memory.what_helps(TrainingConfig("a"), 1, CPU)
 
 

@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ CLIP = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "in
 T5 = {"d_model": 64, "d_kv": 32, "d_ff": 64, "num_heads": 2, "num_layers": 2}
 LLAMA = {
     "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+GPT_OSS = {
+    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+    "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32,
 }  # fmt: skip
 Words = Callable[[], dict[str, Any]]
 
@@ -71,6 +76,14 @@ def pieces_of_both() -> dict[str, Any]:
     return {f"{name}_spiece_model": pieces()["spiece_model"] for name in ("gemma", "jina")}
 
 
+def tokens_of_t5() -> dict[str, Any]:
+    """A tokenizer as a file of Lens's encoder brings it along; the host has T5's."""
+    from comfy import text_encoders
+
+    found = (Path(next(iter(text_encoders.__path__))) / "t5_tokenizer" / "tokenizer.json").read_bytes()
+    return {"tokenizer_json": torch.frombuffer(bytearray(found), dtype=torch.uint8)}
+
+
 def in_qwens_words(name: str) -> Callable[[Any], Any]:
     """A tokenizer for the encoder ``name`` with Qwen's vocabulary: ComfyUI reads Mistral's with older transformers only."""
 
@@ -118,6 +131,10 @@ READERS = (
     Reader("Qwen 3 (Anima)", "text_encoders.anima", "AnimaTokenizer", lambda m: m.te(), {"qwen3_06b": llama()}),
     Reader("Gemma 2 (Lumina 2)", "text_encoders.lumina2", "LuminaTokenizer", lambda m: m.te(), {"gemma2_2b": llama()}, pieces),
     Reader(
+        "Gemma 2 (PixelDiT)", "text_encoders.pixeldit", "PixelDiTGemma2Tokenizer", lambda m: m.pixeldit_te(),
+        {"gemma2_2b": llama()}, pieces,
+    ),
+    Reader(
         "Gemma 3 (NetaYume)", "text_encoders.lumina2", "NTokenizer", lambda m: m.te(model_type="gemma3_4b"),
         {"gemma3_4b": llama()}, pieces,
     ),
@@ -159,6 +176,21 @@ READERS = (
         "CLIP-L, CLIP-G, T5 and Llama 3 (HiDream)", "text_encoders.hidream", "HiDreamTokenizer", lambda m: m.hidream_clip(),
         {"clip_l": CLIP, "clip_g": CLIP, "t5xxl": T5, "llama": llama()},
     ),
+    Reader(
+        "CLIP-L and Llama 3 (Hunyuan Video)", "text_encoders.hunyuan_video", "HunyuanVideoTokenizer",
+        lambda m: m.hunyuan_video_clip(), {"clip_l": CLIP, "llama": llama()},
+    ),
+    Reader(
+        "GPT-OSS (Lens)", "text_encoders.gpt_oss", "LensTokenizer", lambda m: m.lens_te(), {"gpt_oss": GPT_OSS}, tokens_of_t5,
+    ),
+    Reader(
+        "Qwen 3 VL (Mage-Flow)", "text_encoders.mage_flow", "MageFlowTokenizer", lambda m: m.te(), {"qwen3vl_4b": llama()},
+        large=True,
+    ),
+    Reader(
+        "Qwen 3 VL (JoyImage)", "text_encoders.joyimage", "JoyImageTokenizer", lambda m: m.te(), {"qwen3vl_8b": llama()},
+        large=True,
+    ),
     Reader("Qwen 3 VL (Boogu)", "text_encoders.boogu", "BooguTokenizer", lambda m: m.te(), {"qwen3vl_8b": llama()}, large=True),
     Reader(
         "Qwen 3 VL (Krea 2)", "text_encoders.krea2", "Krea2Tokenizer", lambda m: m.te(),
@@ -177,7 +209,7 @@ def build(reader: Reader) -> Any:
         raise ModuleNotFoundError(f"no {reader.tokenizer} in {reader.module}")
     tokenizer = getattr(module, reader.tokenizer) if isinstance(reader.tokenizer, str) else reader.tokenizer(module)
     target = ClipTarget(tokenizer, reader.model(module))
-    options = {f"{name}_model_config": dict(values) for name, values in reader.small.items()}
+    options = {f"{name}{end}": dict(values) for name, values in reader.small.items() for end in ("_model_config", "_config")}
     with torch.inference_mode():
         clip = comfy.sd.CLIP(target, tokenizer_data=reader.words(), model_options=options)
         clip.cond_stage_model.load_state_dict(weights(clip.cond_stage_model))
@@ -185,4 +217,10 @@ def build(reader: Reader) -> Any:
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return randomise(model, 1)
+    out = randomise(model, 1)
+    stream = torch.Generator().manual_seed(2)
+    for name, layer in model.named_modules():
+        if hasattr(layer, "_orig_shape") and getattr(layer, "weight", None) is None:  # the host gives it one when a file is read
+            shape = layer._orig_shape
+            out[f"{name}.weight"] = (torch.randn(shape, generator=stream) / shape[-1] ** 0.5).half()
+    return out

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from .. import lockstep
 from ..block_offload import kept_away, scattered
 from ..checkpointing import blocks_of
-from ..convolutions import as_products
 from ..errors import AtelierError
 from ..families import BESIDE, notes_on
+from ..frozen_layers import lightened
 from ..network.lora import is_conv, is_linear
 from ..noise import Prediction, spread
 from ..out_of_place import KERNELS, Care, OutOfPlace
@@ -217,7 +217,7 @@ class Model:
             try:
                 with (
                     kept_away(self._away, roots, self.device) if self._away else nullcontext(),
-                    as_products(self.base) if self.device.type == "cpu" else nullcontext(),
+                    lightened(self.base, self.compute_dtype, self.device),
                 ):
                     yield
             finally:

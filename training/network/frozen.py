@@ -20,8 +20,12 @@ def is_conv(layer: nn.Module) -> bool:
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """True for Linear layers of any kind, quantised ones included, which need not derive from ``nn.Linear``."""
-    return hasattr(layer, "in_features") and hasattr(layer, "out_features") and hasattr(layer, "weight")
+    """True for Linear layers of any kind, quantised ones included, which need not derive from ``nn.Linear``.
+
+    A bank of experts has the same names, but is never called as a whole.
+    """
+    names = ("in_features", "out_features", "weight")
+    return all(hasattr(layer, name) for name in names) and not hasattr(layer, "num_experts")
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:

@@ -16,13 +16,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+STORED = (*FORMATS, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Number formats in which a weight is the number that counts."""
+KEEPS_STORED = "keeps_stored"
+"""Marks a forward pass that differs from the layer's own only in what autograd keeps for the way back."""
 MAKERS = ("torch.nn.modules.linear", "comfy.ops")
 """Where the forward pass of a Linear comes from that is no more than that."""
 
 
 def known(layer: nn.Module) -> bool:
     """Whether ``layer`` computes x W^T + b and nothing else: torch's Linear or the host's, and nobody has wrapped it."""
-    if not isinstance(layer, nn.Linear) or "forward" in layer.__dict__:
+    own = layer.__dict__.get("forward")
+    if not isinstance(layer, nn.Linear) or (own is not None and not hasattr(own, KEEPS_STORED)):
         return False
     ways = (type(layer).forward, getattr(type(layer), "forward_comfy_cast_weights", None))
     return all(way is None or way.__module__ in MAKERS for way in ways)
@@ -37,7 +42,7 @@ def plain(layer: nn.Module, x: Tensor) -> bool:
         type(x) is Tensor
         and x.ndim > 1
         and x.dtype in FORMATS
-        and all(type(t) in (Tensor, nn.Parameter) and t.dtype in FORMATS for t in tensors)
+        and all(type(t) in (Tensor, nn.Parameter) and t.dtype in STORED for t in tensors)
         and not any(t.requires_grad or t.device != x.device for t in tensors)
         and not any(_given(getattr(own, name, None)) for name in extras)
         and not (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
