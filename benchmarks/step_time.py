@@ -199,6 +199,7 @@ def main() -> None:
     if copies:
         result["extra_base_copies"] = max(copies)
     sizes = "-".join(f"{p}px" for p in options.pixels) + "-batch" + "-".join(map(str, options.batch))
+    sizes += "" if options.dtype == "fp32" else f"-{options.dtype}"
     sizes += "-processor-time" if options.clock == "cpu" else ""
     _common.finish("step_time", result, as_json=options.json, keep=options.save, case=sizes)
 

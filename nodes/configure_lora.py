@@ -129,7 +129,8 @@ class ConfigureLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision", options=list(get_args(settings.Precision)), default="auto",
-                    tooltip="Number format of the computation. auto: as ComfyUI loaded the model. The LoRA itself is fp32.",
+                    tooltip="Number format of the computation. auto: as ComfyUI loaded the model. The LoRA itself is fp32, "
+                    "and so computes a CPU that has no instructions for less.",
                 ),
                 io.Combo.Input(
                     "save_precision", options=list(get_args(settings.SavePrecision)), default="fp16",

@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,8 @@ What reads the captions, in brackets whose. One *works* with `text_encoder: all`
 says by finite differences (2e-3), with recomputed blocks too, its file goes into the stock LoRA loader and reads the same
 there, and what is kept of a caption (pooled vector, masks and every further tensor) is to the bit what a graph would give.
 All that were tried can be trained; whether there is memory for one of billions of numbers, the run says before its first
-step. *Layers*: those that learn; in the others nothing can be learnt, since they are not read. Not tried: GPT-OSS (Lens),
-and the Qwen 3 VL of MageFlow and JoyImage.
+step. *Layers*: those that learn; in the others nothing can be learnt, since they are not read. Banks of experts (GPT-OSS) are
+not trained, and Mistral's encoders were tried with another vocabulary.
 """
 ELSEWHERE = "test_a_lora_means_the_same_in_diffusers_and_here"
 DIFFUSERS = """
@@ -99,11 +101,12 @@ def describe(family: Any, by_size: type) -> dict[str, str]:
     return {"noise": noise + guidance, "refused": family.refused, "known": "yes" if family.known else ""}
 
 
-def found_on(host: Path) -> dict[str, Any]:
+def found_on(host: Path, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "found.json"
         command = [sys.executable, __file__, "--collect", str(target)]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "ATELIER_COMFYUI": str(host)}, check=True)
+        environment = {**os.environ, "ATELIER_COMFYUI": str(host), "OMP_NUM_THREADS": str(threads)}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
         return json.loads(target.read_text(encoding="utf-8"))
 
 
@@ -161,7 +164,9 @@ def main(arguments: list[str]) -> None:
         collect(Path(arguments[1]))
         return
     hosts = [Path(a).resolve() for a in arguments] or sorted(HOSTS.glob("comfyui-*"), key=version, reverse=True)
-    text = page({host.name.removeprefix("comfyui-"): found_on(host) for host in hosts})
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(partial(found_on, threads=max(1, (os.cpu_count() or 1) // len(hosts))), hosts)
+        text = page(dict(zip([host.name.removeprefix("comfyui-") for host in hosts], found, strict=True)))
     (ROOT / "docs" / "models.md").write_text(text, encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .build import Animal, build
 from .recipes import RECIPES, Recipe
+from .slopes import named, slope
 
 VARIANTS = {"SD 1.5 inpainting", "SDXL inpainting", "Flux Canny and Depth"}
 """Refused, though others of their family are trained."""
@@ -94,10 +95,6 @@ def picture(animal: Animal) -> Tensor:
         ).clone()
 
 
-def named(adapter: Adapter) -> dict[str, torch.nn.Parameter]:
-    return {f"{layer}.{part}": p for layer, branch in adapter.branches.items() for part, p in branch.named_parameters()}
-
-
 def gradients(animal: Animal, adapter: Adapter, which: list[int], again: bool = False) -> dict[str, Tensor]:
     """By parameter; ``again`` is with recomputed blocks."""
     parameters = named(adapter)
@@ -112,20 +109,9 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
     return {name: value for name, value in far.items() if not value <= 1e-4}
 
 
-def slope(animal: Animal, adapter: Adapter, direction: dict[str, Tensor], step: float) -> float:
-    """The loss's derivative along ``direction`` by the five-point rule, whose error is of the order of step^4."""
-
-    def at(distance: float) -> float:
-        with torch.no_grad():
-            for name, parameter in named(adapter).items():
-                parameter += distance * direction[name]
-            value = one_loss(animal, [0], double=True).item()
-            for name, parameter in named(adapter).items():
-                parameter -= distance * direction[name]
-        return value
-
+def loss_slope(animal: Animal, adapter: Adapter, direction: dict[str, Tensor], step: float) -> float:
     with animal.model.hold(), adapter.attached(animal.model.layers()):
-        return (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
+        return slope(lambda: one_loss(animal, [0], double=True).item(), adapter, direction, step)
 
 
 def unaided(animal: Animal, adapter: Adapter, right: dict[str, Tensor]) -> str:
@@ -150,7 +136,7 @@ def test_the_gradient(animal, record_property):
     direction = {name: g / g.norm() * parameters[name].detach().norm() for name, g in found.items()}
     expected = sum((g * direction[name]).sum().item() for name, g in found.items())
     step = min(0.05, 0.02 * one_number(animal, adapter) / expected)
-    assert slope(animal, adapter, direction, step) == pytest.approx(expected, rel=1e-3)
+    assert loss_slope(animal, adapter, direction, step) == pytest.approx(expected, rel=1e-3)
 
     assert apart(found, gradients(animal, adapter, [0], again=True)) == {}
     both, other = gradients(animal, adapter, [0, 1]), gradients(animal, adapter, [1])

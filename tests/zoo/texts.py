@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,8 +26,9 @@ LLAMA = {
 }  # fmt: skip
 GPT_OSS = {
     "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
-    "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32,
+    "num_local_experts": 2, "num_experts_per_tok": 2, "sliding_window": 32,
 }  # fmt: skip
+"""All experts answer, so that there is a slope: where they are chosen, what is said jumps from one to another."""
 Words = Callable[[], dict[str, Any]]
 
 
@@ -48,6 +50,24 @@ class Reader:
     """What the tokenizer finds in a published file."""
     large: bool = False
     """It has eyes, whose size cannot be changed."""
+    dtype: torch.dtype | None = None
+    """Of the weights, where the encoder computes in no other than they have; None leaves it to the host."""
+
+    def home(self) -> Any:
+        """The module; ModuleNotFoundError on a host that has none such."""
+        module = importlib.import_module(f"comfy.{self.module}")
+        if isinstance(self.tokenizer, str) and not hasattr(module, self.tokenizer):
+            raise ModuleNotFoundError(f"no {self.tokenizer} in {self.module}")
+        return module
+
+    def kind(self) -> type:
+        return self.model(self.home())
+
+    def is_known(self) -> bool:
+        with suppress(ModuleNotFoundError):
+            self.home()
+            return True
+        return False
 
 
 @cache
@@ -131,10 +151,6 @@ READERS = (
     Reader("Qwen 3 (Anima)", "text_encoders.anima", "AnimaTokenizer", lambda m: m.te(), {"qwen3_06b": llama()}),
     Reader("Gemma 2 (Lumina 2)", "text_encoders.lumina2", "LuminaTokenizer", lambda m: m.te(), {"gemma2_2b": llama()}, pieces),
     Reader(
-        "Gemma 2 (PixelDiT)", "text_encoders.pixeldit", "PixelDiTGemma2Tokenizer", lambda m: m.pixeldit_te(),
-        {"gemma2_2b": llama()}, pieces,
-    ),
-    Reader(
         "Gemma 3 (NetaYume)", "text_encoders.lumina2", "NTokenizer", lambda m: m.te(model_type="gemma3_4b"),
         {"gemma3_4b": llama()}, pieces,
     ),
@@ -178,10 +194,11 @@ READERS = (
     ),
     Reader(
         "CLIP-L and Llama 3 (Hunyuan Video)", "text_encoders.hunyuan_video", "HunyuanVideoTokenizer",
-        lambda m: m.hunyuan_video_clip(), {"clip_l": CLIP, "llama": llama()},
+        lambda m: m.hunyuan_video_clip(), {"clip_l": CLIP, "llama": llama(num_hidden_layers=4)},
     ),
     Reader(
         "GPT-OSS (Lens)", "text_encoders.gpt_oss", "LensTokenizer", lambda m: m.lens_te(), {"gpt_oss": GPT_OSS}, tokens_of_t5,
+        dtype=torch.float32,
     ),
     Reader(
         "Qwen 3 VL (Mage-Flow)", "text_encoders.mage_flow", "MageFlowTokenizer", lambda m: m.te(), {"qwen3vl_4b": llama()},
@@ -204,23 +221,22 @@ def build(reader: Reader) -> Any:
     import comfy.sd
     from comfy.supported_models_base import ClipTarget
 
-    module = importlib.import_module(f"comfy.{reader.module}")
-    if isinstance(reader.tokenizer, str) and not hasattr(module, reader.tokenizer):
-        raise ModuleNotFoundError(f"no {reader.tokenizer} in {reader.module}")
+    module = reader.home()
     tokenizer = getattr(module, reader.tokenizer) if isinstance(reader.tokenizer, str) else reader.tokenizer(module)
-    target = ClipTarget(tokenizer, reader.model(module))
-    options = {f"{name}{end}": dict(values) for name, values in reader.small.items() for end in ("_model_config", "_config")}
+
+    class Filled(reader.kind()):  # type: ignore[misc]
+        def __init__(self, **given: Any):
+            super().__init__(**given)
+            self.load_state_dict(weights(self))
+
+    options: dict[str, Any] = {"dtype": reader.dtype} if reader.dtype else {}
+    options |= {f"{name}{end}": dict(values) for name, values in reader.small.items() for end in ("_model_config", "_config")}
     with torch.inference_mode():
-        clip = comfy.sd.CLIP(target, tokenizer_data=reader.words(), model_options=options)
-        clip.cond_stage_model.load_state_dict(weights(clip.cond_stage_model))
-    return clip
+        return comfy.sd.CLIP(ClipTarget(tokenizer, Filled), tokenizer_data=reader.words(), model_options=options)
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    out = randomise(model, 1)
-    stream = torch.Generator().manual_seed(2)
-    for name, layer in model.named_modules():
-        if hasattr(layer, "_orig_shape") and getattr(layer, "weight", None) is None:  # the host gives it one when a file is read
-            shape = layer._orig_shape
-            out[f"{name}.weight"] = (torch.randn(shape, generator=stream) / shape[-1] ** 0.5).half()
-    return out
+    for layer in model.modules():
+        if hasattr(layer, "_orig_shape") and getattr(layer, "weight", None) is None:  # the host makes it when a file is read
+            layer.weight = nn.Parameter(torch.empty(layer._orig_shape), requires_grad=False)
+    return randomise(model, 1)
