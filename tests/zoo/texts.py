@@ -40,7 +40,7 @@ class Reader:
     """What it is, and in brackets whose."""
     module: str
     """Of the host."""
-    tokenizer: str | Callable[[Any], Any]
+    tokenizer: str | Callable[[], Any]
     """There, or made."""
     model: Callable[[Any], Any]
     """The class of the encoder, given that module."""
@@ -104,10 +104,10 @@ def tokens_of_t5() -> dict[str, Any]:
     return {"tokenizer_json": torch.frombuffer(bytearray(found), dtype=torch.uint8)}
 
 
-def in_qwens_words(name: str) -> Callable[[Any], Any]:
+def in_qwens_words(name: str) -> Callable[[], Any]:
     """A tokenizer for the encoder ``name`` with Qwen's vocabulary: ComfyUI reads Mistral's with older transformers only."""
 
-    def made(_module: Any) -> Any:
+    def made() -> Any:
         from comfy import sd1_clip
         from comfy.text_encoders import z_image
 
@@ -221,8 +221,7 @@ def build(reader: Reader) -> Any:
     import comfy.sd
     from comfy.supported_models_base import ClipTarget
 
-    module = reader.home()
-    tokenizer = getattr(module, reader.tokenizer) if isinstance(reader.tokenizer, str) else reader.tokenizer(module)
+    tokenizer = getattr(reader.home(), reader.tokenizer) if isinstance(reader.tokenizer, str) else reader.tokenizer()
 
     class Filled(reader.kind()):  # type: ignore[misc]
         def __init__(self, **given: Any):
