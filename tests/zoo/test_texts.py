@@ -102,6 +102,7 @@ def gradients(model: host.Model, text: host.TextEncoder, adapter: Adapter, again
 def test_a_text_encoder_learns(text, model, record_property):
     """Along its gradient the loss has that slope, and the gradient is the same with recomputed blocks."""
     adapter = new_adapter(text)
+    assert not {name for name in adapter.branches if layers_of(text)[name].weight.ndim != 2}, "a bank of experts has three"
     found = gradients(model, text, adapter)
     length = torch.stack([g.double().norm() for g in found.values()]).norm().item()
     assert 0 < length < float("inf")
