@@ -85,15 +85,14 @@ def _convolution(layer: Any, usual: Layer) -> Layer:
             return usual(x, weight, bias)
         stored = _stored(layer, weight)
         if stored is not weight and x.requires_grad and torch.is_grad_enabled():
-            return _Convolution.apply(x, weight.detach(), stored, bias, layer.stride, layer.padding)
+            return _Convolution.apply(x, weight, stored, bias, layer.stride, layer.padding)
         return _convolved(x, weight, bias, layer.stride, layer.padding)
 
     return convolve
 
 
 def _stored(layer: Any, used: Tensor) -> Tensor:
-    """What ``used`` was converted from and can be made from again; itself where it is no more than the weight, or where more was
-    done to it."""
+    """What ``used`` was converted from and can be converted from again; else, as where more was done to it, itself."""
     own = layer.weight
     ordinary = type(own) in (Tensor, nn.Parameter) and own.dtype in STORED and own.device == used.device
     more = getattr(layer, "weight_function", None) or getattr(layer, "scale_weight", None) is not None

@@ -93,20 +93,34 @@ def test_a_held_model_uses_it_and_learns_the_same(tiny):
     assert not any("_conv_forward" in m.__dict__ for m in convolutions)
 
 
+def converting_layers(stored: torch.dtype) -> nn.ModuleList:
+    """Two convolutions and a Linear of the host's, stored in ``stored`` and computing in what they are given."""
+    import comfy.ops
+
+    make, stream = comfy.ops.manual_cast, torch.Generator().manual_seed(0)
+    layers = nn.ModuleList([make.Conv2d(8, 16, 3, padding=1, stride=2), make.Conv2d(16, 16, 3, padding=1), make.Linear(16, 24)])
+    for layer in layers:
+        for part, dtype in (("weight", stored), ("bias", torch.bfloat16)):
+            values = torch.randn(getattr(layer, part).shape, generator=stream) * 0.3
+            setattr(layer, part, nn.Parameter(values.to(dtype), requires_grad=False))
+    return layers
+
+
+def through(layers: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+    return layers[2](layers[1](layers[0](x)).movedim(1, -1))
+
+
+def pictures() -> torch.Tensor:
+    return torch.randn(2, 8, 12, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("larger", [0, float("inf")], ids=["product", "convolution"])
 def test_a_weight_in_another_format_is_kept_as_it_is_stored(comfyui, monkeypatch, stored, larger):
-    """Numbers and gradient to the bit as from the host's own layers, and no converted weight is kept between."""
-    import comfy.ops
-
+    """Numbers and gradient as from the host's own layers, and no converted weight is kept between."""
     monkeypatch.setattr("lora_atelier.training.frozen_layers.LARGER", larger)
-    make, torch_seed = comfy.ops.manual_cast, torch.manual_seed(0)
-    layers = nn.ModuleList([make.Conv2d(8, 16, 3, padding=1, stride=2), make.Conv2d(16, 16, 3, padding=1), make.Linear(16, 24)])
-    for name, weight in layers.state_dict().items():
-        weight.copy_(torch.randn(weight.shape, generator=torch_seed) * 0.3)
-        owner, part = layers.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        setattr(owner, part, nn.Parameter(weight.to(stored if part == "weight" else torch.bfloat16), requires_grad=False))
-    x = torch.randn(2, 8, 12, 12, requires_grad=True)
+    layers = converting_layers(stored)
+    x = pictures()
 
     def run() -> tuple[torch.Tensor, torch.Tensor, int]:
         kept: dict[int, int] = {}
@@ -116,7 +130,7 @@ def test_a_weight_in_another_format_is_kept_as_it_is_stored(comfyui, monkeypatch
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            out = layers[2](layers[1](layers[0](x)).movedim(1, -1))
+            out = through(layers, x)
         (gradient,) = torch.autograd.grad(out.square().sum(), x)
         own = {p.data_ptr() for p in layers.parameters()}
         return out.detach(), gradient, sum(size for place, size in kept.items() if place not in own)
@@ -130,6 +144,17 @@ def test_a_weight_in_another_format_is_kept_as_it_is_stored(comfyui, monkeypatch
     assert usually_kept >= weights, "the host's own layers keep what they converted"
     assert kept <= usually_kept - weights
     assert not any({"forward", "_conv_forward"} & layer.__dict__.keys() for layer in layers)
+
+
+def test_what_the_host_does_to_a_weight_on_the_way_counts(comfyui):
+    """A patch that it lays on in every pass is in the gradient as well."""
+    layers, x = converting_layers(torch.bfloat16), pictures()
+    for layer in layers:
+        layer.weight_function = [lambda weight: weight * 1.5]
+    with light(layers):
+        (found,) = torch.autograd.grad(through(layers, x).square().sum(), x)
+    (wanted,) = torch.autograd.grad(through(layers, x).square().sum(), x)
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 @pytest.fixture(scope="module")
