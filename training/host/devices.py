@@ -25,7 +25,8 @@ def free_memory() -> None:
 
 def make_room(needed: int, device: torch.device) -> None:
     """Unload so many of the host's models from the device that ``needed`` bytes are free; it loads them again when asked."""
-    comfy.model_management.free_memory(needed, device)
+    with torch.inference_mode():  # moved weights stay what they were
+        comfy.model_management.free_memory(needed, device)
     comfy.model_management.soft_empty_cache()
 
 

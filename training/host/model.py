@@ -205,8 +205,9 @@ class Model:
         patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
         with torch.inference_mode(False), torch.enable_grad():
             # Asking for all memory makes the host put every other model aside, and leave in main memory what need not be on the
-            # device; on a CPU it has no effect.
-            management.load_models_gpu(patchers, memory_required=1e20, force_full_load=not self._away)
+            # device; on a CPU it has no effect. What it moves in inference mode stays what a graph has made.
+            with torch.inference_mode():
+                management.load_models_gpu(patchers, memory_required=1e20, force_full_load=not self._away)
             swapped = [swap for patcher in patchers for swap in without_inference_tensors(patcher.model)]
             was_training = getattr(management, "in_training", None)
             if was_training is not None:

@@ -42,8 +42,10 @@ class PictureCodec:
                 "crop variants: there is too little memory for the VAE beside the model that is trained. Set it above 0, so that "
                 "the pictures are encoded before the training."
             )
+        with torch.inference_mode():
+            latents = self.vae.encode(pixels)
         with torch.inference_mode(False), torch.no_grad():
-            return self.vae.encode(pixels).detach().to("cpu", torch.float32, copy=True)
+            return latents.detach().to("cpu", torch.float32, copy=True)
 
     def _fits_beside(self, pixels: Tensor) -> bool:
         """Whether the VAE can encode ``pixels`` while all other models stay where they are, by the host's own measure."""

@@ -49,8 +49,9 @@ class TextEncoder:
                 yield found
 
     def _encode(self, tokens: Any) -> Conditioning:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode():
             out = self.clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
+        with torch.inference_mode(False), torch.no_grad():
             return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in out.items() if isinstance(v, Tensor)}
 
     def for_training(self) -> TextEncoder:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AtelierError
+from ..inference_tensors import is_ordinary, ordinary
 from ..network.pieces import Piece
 
 
@@ -59,16 +60,17 @@ Swap = tuple[dict[str, Any], str, Tensor, Tensor]
 
 
 def without_inference_tensors(root: nn.Module) -> list[Swap]:
-    """Stand-ins for inference tensors among parameters and buffers: (registry, name, original, stand-in)."""
+    """Ordinary stand-ins for all other tensors among parameters and buffers: (registry, name, original, stand-in)."""
     swapped: list[Swap] = []
     for module in root.modules():
         registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for registry in registries:
             for name, tensor in registry.items():
-                if tensor is None or not tensor.is_inference() or type(tensor.data) is not Tensor:
+                if tensor is None or is_ordinary(tensor):
                     continue
-                view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-                view.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+                view = ordinary(tensor)
+                if view is tensor:
+                    continue
                 stand_in = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
                 registry[name] = stand_in
                 swapped.append((registry, name, tensor, stand_in))
@@ -92,7 +94,7 @@ def identity_of(module: nn.Module, patcher: Any, prefix: str = "") -> str:
     originals = {k: getattr(kept, "weight", kept) for k, kept in getattr(patcher, "backup", {}).items()}
 
     def add(name: str, tensor: Tensor) -> None:
-        flat = tensor.detach().reshape(-1)
+        flat = ordinary(tensor).detach().reshape(-1)
         picked = flat[:: max(1, flat.numel() // 16)][:17].float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(picked.numpy().tobytes())

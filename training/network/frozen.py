@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AtelierError
+from ..inference_tensors import ordinary
 
 
 def is_conv(layer: nn.Module) -> bool:
@@ -43,7 +44,7 @@ def weight_of(layer: nn.Module, device: torch.device) -> Tensor:
     the host applies as it computes are applied here too.
     """
     source: Any = layer
-    weight = source.weight.detach().to(device)
+    weight = ordinary(source.weight).detach().to(device)
     if weight.is_quantized or type(weight) not in (Tensor, nn.Parameter):
         with suppress(RuntimeError, NotImplementedError):  # a packing that cannot undo itself is refused below
             weight = weight.dequantize()
@@ -68,7 +69,7 @@ def bias_of(layer: nn.Module, like: Tensor) -> Tensor | None:
     bias = getattr(source, "bias", None)
     if bias is None:
         return None
-    bias = bias.detach().to(like.device, like.dtype)
+    bias = ordinary(bias).detach().to(like.device, like.dtype)
     for change in getattr(source, "bias_function", ()):
         bias = change(bias)
     return bias

@@ -1,0 +1,101 @@
+"""What graphs load, however it was moved, as autograd takes it; the four kinds are what ``nn.Module.to`` makes of a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lora_atelier.training.host.weights import identity_of, put_back, without_inference_tensors
+from lora_atelier.training.inference_tensors import is_ordinary, ordinary
+from lora_atelier.training.network.frozen import bias_of, weight_of
+from torch import nn
+
+NUMBERS = torch.arange(12.0).reshape(3, 4)
+
+
+def parameter(numbers: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(numbers.clone(), requires_grad=False)
+
+
+def made_in_a_graph(numbers: torch.Tensor) -> nn.Parameter:
+    with torch.inference_mode():
+        return parameter(numbers)
+
+
+def moved_outside(numbers: torch.Tensor) -> nn.Parameter:
+    found = made_in_a_graph(torch.zeros_like(numbers))
+    found.data = numbers.clone()
+    return found
+
+
+def moved_inside(numbers: torch.Tensor) -> nn.Parameter:
+    found = parameter(torch.zeros_like(numbers))
+    with torch.inference_mode():
+        found.data = numbers.clone()
+    return found
+
+
+KINDS: dict[str, Callable[[torch.Tensor], nn.Parameter]] = {
+    "ordinary": parameter, "made in a graph": made_in_a_graph, "moved outside": moved_outside, "moved inside": moved_inside,
+}  # fmt: skip
+
+
+def layer(kind: str) -> nn.Linear:
+    made = nn.Linear(4, 3)
+    made.weight, made.bias = KINDS[kind](NUMBERS), KINDS[kind](NUMBERS[:, 0])
+    made.register_buffer("note", KINDS[kind](NUMBERS).data if kind == "ordinary" else KINDS[kind](NUMBERS))
+    return made
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["in inference mode", "outside"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ordinary_tensor_lies_over_the_same_storage_and_learns(kind, mode):
+    weight = KINDS[kind](NUMBERS)
+    assert is_ordinary(weight) == (kind == "ordinary")
+    with torch.inference_mode(mode):
+        found = ordinary(weight)
+    assert is_ordinary(found) and found.data_ptr() == weight.data_ptr() and torch.equal(found, NUMBERS)
+    x = torch.ones(2, 4, requires_grad=True)
+    F.linear(x, found).sum().backward()
+    assert torch.equal(x.grad, NUMBERS.sum(0).expand(2, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_view_that_shares_its_storage_keeps_place_and_strides(kind):
+    with torch.inference_mode(kind != "ordinary"):
+        view = KINDS["ordinary"](NUMBERS)[1:, 1:].t()
+    assert torch.equal(ordinary(view), NUMBERS[1:, 1:].t()) and ordinary(view).stride() == (1, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_and_buffers_have_stand_ins_for_a_while(kind):
+    root = layer(kind)
+    mine = [*root.parameters(), root.note]
+    swapped = without_inference_tensors(root)
+    assert len(swapped) == (0 if kind == "ordinary" else 3)
+    inside = [*root.parameters(), root.note]
+    assert all(is_ordinary(t) for t in inside) and [t.data_ptr() for t in inside] == [t.data_ptr() for t in mine]
+    x = torch.ones(1, 4, requires_grad=True)
+    root(x).sum().backward()
+    put_back(swapped)
+    assert all(a is b for a, b in zip([*root.parameters(), root.note], mine, strict=True))
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["in inference mode", "outside"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_of_a_layer_does_not_depend_on_how_it_was_moved(kind, mode):
+    root = layer(kind)
+    with torch.inference_mode(mode):
+        assert torch.equal(weight_of(root, torch.device("cpu")), NUMBERS)
+        assert torch.equal(bias_of(root, NUMBERS), NUMBERS[:, 0])
+        assert identity_of(root, None) == identity_of(layer("ordinary"), None)
+
+
+def test_a_weight_that_the_host_moves_meanwhile_stays_where_it_moved_it():
+    root = layer("made in a graph")
+    swapped = without_inference_tensors(root)
+    root.weight.data = NUMBERS + 1
+    put_back(swapped)
+    assert torch.equal(root.weight, NUMBERS + 1) and root.bias.is_inference()
