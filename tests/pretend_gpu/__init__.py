@@ -29,7 +29,7 @@ from typing import Any
 
 SOURCE = Path(__file__).with_name("backend.cpp")
 CACHE = Path(__file__).resolve().parents[2] / ".studio" / "pretend-gpu"
-TOTAL = 24 * 2**30
+TOTAL = 8 * 2**30
 COUNTS = ("launches", "waits", "bytes_in", "bytes_out", "in_use", "most")
 HEADERS = "a C++ compiler (g++) and torch's headers are needed to pretend a GPU"
 
@@ -197,8 +197,8 @@ def install() -> Device:
         "reset_peak_memory_stats": lambda *_: device.forget_most(), "empty_cache": nothing, "ipc_collect": nothing,
         "Stream": Stream, "Event": Event, "current_stream": _always(stream), "default_stream": _always(stream),
         "stream": lambda chosen: chosen or Stream(), "set_stream": nothing, "manual_seed": nothing, "manual_seed_all": nothing,
-        "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8), "set_rng_state": nothing, "_is_in_bad_fork": _always(False),
-        "cudart": _always(SimpleNamespace(cudaHostRegister=_always(0), cudaHostUnregister=_always(0))),
+        "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8), "set_rng_state": nothing,
+        "_is_in_bad_fork": _always(False), "cudart": _always(SimpleNamespace(cudaHostRegister=_always(0), cudaHostUnregister=_always(0))),
     }  # fmt: skip
     for name, value in replaced.items():
         setattr(cuda, name, value)

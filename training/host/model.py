@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import comfy.model_management
@@ -214,12 +214,14 @@ class Model:
                 management.in_training = True
             self.patcher.pre_run()
             held.append(self)
-            roots = [patcher.model for patcher in patchers]
             try:
-                with (
-                    kept_away(self._away, roots, self.device) if self._away else nullcontext(),
-                    lightened(self.base, self.compute_dtype, self.device),
-                ):
+                with ExitStack() as stack:
+                    for patcher in patchers:
+                        # What the host has left in main memory it would bring for each operation, through a buffer that the next
+                        # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
+                        away = self._away if patcher is self.patcher else []
+                        stack.enter_context(kept_away(away, patcher.model, patcher.load_device))
+                    stack.enter_context(lightened(self.base, self.compute_dtype, self.device))
                     yield
             finally:
                 held.remove(self)
