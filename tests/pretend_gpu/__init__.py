@@ -198,9 +198,15 @@ def install() -> Device:
         "Stream": Stream, "Event": Event, "current_stream": _always(stream), "default_stream": _always(stream),
         "stream": lambda chosen: chosen or Stream(), "set_stream": nothing, "manual_seed": nothing, "manual_seed_all": nothing,
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8), "set_rng_state": nothing,
-        "_is_in_bad_fork": _always(False), "cudart": _always(SimpleNamespace(cudaHostRegister=_always(0), cudaHostUnregister=_always(0))),
+        "_is_in_bad_fork": _always(False),
+        "cudart": _always(SimpleNamespace(cudaHostRegister=_always(0), cudaHostUnregister=_always(0))),
     }  # fmt: skip
     for name, value in replaced.items():
         setattr(cuda, name, value)
     _let_storages_be_copied(torch)
+    if importlib.util.find_spec("comfy_kitchen"):
+        import comfy_kitchen
+
+        for name in ("cuda", "triton"):  # kernels for a real one
+            comfy_kitchen.disable_backend(name)
     return device

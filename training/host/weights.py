@@ -80,7 +80,7 @@ def without_inference_tensors(root: nn.Module) -> list[Swap]:
 
 
 def _places(module: nn.Module) -> Iterator[dict[Any, Any] | list[Any]]:
-    """Where ``module`` itself keeps tensors: its parameters, its buffers, its attributes, and dictionaries and lists among them."""
+    """Where ``module`` itself keeps tensors: parameters, buffers, attributes, and dictionaries and lists among these."""
     yield module._parameters
     yield module._buffers
     own = vars(module)
@@ -94,9 +94,9 @@ INNER = frozenset(vars(nn.Module()))
 
 def put_back(swapped: list[Swap]) -> None:
     for place, key, original, stand_in in swapped:
-        now = place.get(key) if isinstance(place, dict) else place[key] if key < len(place) else None
+        now: Any = place.get(key) if isinstance(place, dict) else place[key] if key < len(place) else None
         # If the host itself put another tensor here meanwhile (it moved the weight), that one is right.
-        if now is stand_in and stand_in.untyped_storage().data_ptr() == original.untyped_storage().data_ptr():
+        if now is stand_in and now.untyped_storage().data_ptr() == original.untyped_storage().data_ptr():
             place[key] = original
 
 
