@@ -23,9 +23,11 @@ from ..checkpointing import blocks_of
 from ..errors import AtelierError
 from ..families import BESIDE, notes_on
 from ..frozen_layers import lightened
+from ..network.frozen import refusal
 from ..network.lora import is_conv, is_linear
 from ..noise import Prediction, spread
 from ..out_of_place import KERNELS, Care, OutOfPlace
+from ..packed_layers import unpacking
 from ..transfer import to_device
 from .text import TextEncoder
 from .weights import identity_of, names_of_layers, put_back, resident, without_inference_tensors
@@ -132,6 +134,9 @@ class Model:
             raise AtelierError(f"model: this {self.family} {BESIDE}")
         if self.prediction == "flow" and getattr(self.sampling, "noise_scale", 1.0) != 1.0:
             raise AtelierError(f"model: {self.family} is made with noise of another strength, which is not trained here.")
+        why = next(filter(None, map(refusal, self.base.diffusion_model.modules())), None)
+        if why is not None:
+            raise AtelierError(f"model: {why}")
 
     @property
     def latent_channels(self) -> int:
@@ -218,6 +223,7 @@ class Model:
                 with (
                     kept_away(self._away, roots, self.device) if self._away else nullcontext(),
                     lightened(self.base, self.compute_dtype, self.device),
+                    unpacking(roots),
                 ):
                     yield
             finally:
