@@ -14,7 +14,6 @@ import pytest
 import torch
 from lora_atelier.training import memory
 from lora_atelier.training.block_offload import kept_away
-from lora_atelier.training.checkpointing import checkpointed
 from lora_atelier.training.config import NetworkConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.network import keys
@@ -32,6 +31,12 @@ from .test_zoo import carriers, gradients, new_adapter, one_loss, picture
 KINDS = [recipe for recipe in RECIPES if recipe.name in ("SD 3", "Flux dev")]
 NEAR = 1e-5
 """Largest relative distance of one parameter's gradient, computed in float32, from that beside the weights that are meant."""
+
+ROUNDED = {
+    "float8_e4m3fn": 0.2, "torch.float8_e4m3fn": 0.2, "None": 0.2, "float8_e5m2": 0.35, "torch.float8_e5m2": 0.35, "mxfp8": 0.2,
+    "int8_tensorwise": 0.1, "nvfp4": 0.6, "convrot_w4a4": 0.6,
+}  # fmt: skip
+"""Largest share of a LoRA's effect by which the stock loader's differs from the live adapter's, where it changes a third."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +126,7 @@ def test_the_gradient_is_no_other_on_a_gpu(case, as_on_a_gpu, record_property):
         record_property("products", ((drawn - meant).norm() / meant.norm()).item())
 
 
-@pytest.mark.parametrize("kind", [{"weight_decompose": True}, {"algorithm": "lokr"}, {"algorithm": "loha"}], ids=str)
+@pytest.mark.parametrize("kind", [{"weight_decompose": True}, {"algorithm": "LoKr"}, {"algorithm": "LoHa"}], ids=str)
 def test_other_adapters(case, kind):
     def one(animal: Animal) -> dict[str, Tensor]:
         adapter = Adapter.fresh(new_adapter_layers(animal), NetworkConfig(rank=2, alpha=2.0, **kind), 3)
@@ -138,24 +143,22 @@ def new_adapter_layers(animal: Animal) -> dict[str, nn.Module]:
 
 
 def test_blocks_away(case, monkeypatch):
-    """Copies of packed weights that come for their own passes; nothing else is read, and the home tensors stay."""
+    """Copies of packed weights come for their own passes, and none of them stays."""
     animal = in_float32(case.load())
     right = gradients(case.same, new_adapter(case.same), [0])
-    came: list[str] = []
+    came: list[Tensor] = []
 
     def copied(tensor: Tensor) -> Tensor:
-        came.append(layout_of(tensor))
-        return tensor.clone()
+        came.append(tensor.clone())
+        return came[-1]
 
     monkeypatch.setattr(
         "lora_atelier.training.host.model.kept_away", lambda blocks, roots, device: kept_away(blocks, roots, device, copied)
     )
-    home = {name: p for name, p in animal.model.base.named_parameters()}
     animal.model.keep_away(1.0)
     assert worst(right, gradients(animal, new_adapter(animal), [0], again=True)) < NEAR
-    assert len(came) > 2 * len(list(animal.model.blocks()[0].parameters()))
-    assert any(came) == any(layout_of(p) for p in home.values())
-    assert all(p is home[name] for name, p in animal.model.base.named_parameters())
+    assert {layout_of(copy) for copy in came} == {layout_of(p) for block in animal.model.blocks() for p in block.parameters()}
+    assert not {copy.data_ptr() for copy in came} & {p.data_ptr() for p in animal.model.base.parameters()}
 
 
 def test_it_learns_and_leaves_everything_as_it_was(case):
@@ -167,7 +170,6 @@ def test_it_learns_and_leaves_everything_as_it_was(case):
     assert learns(in_float32(animal))
     assert torch.equal(picture(animal), before) and animal.model.identity() == identity
     for name, parameter in animal.model.base.named_parameters():
-        assert parameter is weights[name]
         assert all(torch.equal(*pair) for pair in zip(map(raw, parts_of(parameter)), map(raw, numbers[name]), strict=True)), name
     assert not [m for m in animal.model.base.modules() if "forward" in m.__dict__ or "expert_linear" in m.__dict__]
 
@@ -182,9 +184,9 @@ def raw(tensor: Tensor) -> Tensor:
 
 
 def test_the_file_beside_quantised_weights(case, record_property, caplog):
-    """The stock loader packs the weight anew with the LoRA in it, so that it draws the LoRA and the format's own rounding."""
+    """The stock loader packs the weights anew with the LoRA in them and rounds at random; but for that it draws the same."""
     animal = case.load()
-    adapter = new_adapter(animal)
+    adapter = new_adapter(animal, up=0.5)
     before = picture(animal)
     with adapter.attached(animal.model.layers()):
         live = picture(animal)
@@ -194,33 +196,28 @@ def test_the_file_beside_quantised_weights(case, record_property, caplog):
         patched, _ = animal.model.with_lora(None, tensors, 1.0)
     assert "not loaded" not in caplog.text.lower()
     stock = picture(dataclasses.replace(animal, model=type(animal.model)(patched)))
-    assert animal.model.identity() == identity, "while the patches are in the shared weights"
+    assert animal.model.identity() == identity, "its patches are in the shared weights now, and count no more than others do"
     assert torch.equal(picture(animal), before)
-    effect = ((stock - live).norm() / (live - before).norm()).item()
-    record_property("redrawn", effect)
-    assert effect < redrawn_within(case.form)
-
-
-def redrawn_within(form: Format) -> float:
-    """How far from the LoRA's own effect the stock loader's may be, for the rounding of a weight that is packed anew."""
-    bits = {"nvfp4": 4, "mxfp8": 8, "convrot_w4a4": 4, "int8_tensorwise": 8}.get(form.algorithm, 8)
-    return 1.0 if bits == 4 else 0.5
+    wanted, found = (live - before).flatten(), (stock - before).flatten()
+    assert wanted.norm() > 0.2 * before.norm()
+    assert (found @ wanted / wanted.square().sum()).item() == pytest.approx(1, abs=0.1)
+    apart = ((found - wanted).norm() / wanted.norm()).item()
+    record_property("redrawn", apart)
+    assert apart < ROUNDED[case.form.algorithm or str(case.form.options.get("dtype"))]
 
 
 def test_no_second_copy_of_the_weights_is_kept(case):
-    """Autograd keeps as many bytes besides the weights as beside ordinary ones in float32, of which it keeps none."""
+    """Besides the weights autograd keeps no more than beside ordinary ones in float32, of which it keeps none."""
 
     def kept(animal: Animal) -> int:
         adapter = new_adapter(animal)
-        parameters = [*animal.model.weights(), *adapter.parameters()]
         with animal.model.hold(), adapter.attached(animal.model.layers()):
+            parameters = [*animal.model.weights(), *adapter.parameters()]
             return memory.measure([], parameters, lambda: one_loss(animal, [0])).needed(TrainingConfig("any"), 1)
 
     animal = in_float32(case.load())
-    smallest = min(4 * layer.in_features * layer.out_features for layer in quantised(animal).values()) if quantised(animal) else 0
-    everything = 4 * sum(layer.in_features * layer.out_features for layer in quantised(animal).values())
-    # Beside a packed layer an adapter is a step of its own, which keeps the layer's input and its narrow product.
-    assert kept(animal) - kept(case.same) <= max(0.05 * everything, smallest // 2)
+    # What converts a norm's numbers, which are few, keeps those.
+    assert kept(animal) - kept(case.same) <= 0.01 * sum(p.nbytes for p in case.same.model.weights())
 
 
 def test_it_is_told_from_others_and_known_again(case):
@@ -234,7 +231,96 @@ def test_it_is_told_from_others_and_known_again(case):
 
 def changes(case: Case) -> list[Callable[[str, Tensor], Tensor]]:
     """Other files of the same shapes: one number type, and scales alone."""
-    found: list[Callable[[str, Tensor], Tensor]] = [lambda name, t: t.flip(0) if name.endswith(".weight") and t.ndim == 2 else t]
-    if any("scale" in name and ".weight_scale" in name or ".scale_weight" in name for name in case.file):
-        found.append(lambda name, t: t * 2 if "scale" in name and t.dtype == torch.float32 and "weight" in name else t)
-    return found
+
+
+    def turned(name: str, tensor: Tensor) -> Tensor:
+        return tensor.flip(0) if name.endswith(".weight") and tensor.ndim == 2 else tensor
+
+    def scaled(name: str, tensor: Tensor) -> Tensor:
+        if not name.endswith((".weight_scale", ".scale_weight")):
+            return tensor
+        return (tensor.view(torch.uint8) + 1).view(tensor.dtype) if tensor.element_size() == 1 else tensor * 2
+
+    return [turned, scaled] if case.form.algorithm or case.form.scaled is not None else [turned]
+
+
+@pytest.fixture
+def nvfp4(comfyui) -> Case:
+    """One that is at hand."""
+    form, recipe = next(f for f in FORMATS if f.name == "nvfp4"), KINDS[0]
+    present(form)
+    whole = build(recipe)
+    file, metadata, meant = stored(form, {n: t.clone() for n, t in whole.model.base.diffusion_model.state_dict().items()})
+    return Case(form, recipe, file, metadata, whole)
+
+
+def test_inputs_that_are_rescaled_are_refused(nvfp4):
+    """ModelOpt's smoothing: a LoRA in such a file multiplies what was rescaled, one beside the layer what was not."""
+    name = next(name for name, tensor in nvfp4.file.items() if name.endswith(".comfy_quant")).removesuffix("comfy_quant")
+    width = 2 * nvfp4.file[name + "weight"].shape[1]
+    nvfp4.file[name + "pre_quant_scale"] = torch.ones(width)
+    with pytest.raises(AtelierError, match=r"^model: its quantised layers rescale .* \(pre_quant_scale\).* Load it in bf16.*\.$"):
+        nvfp4.load().model.check()
+
+
+SVDQUANT, AWQ = "TensorCoreSVDQuantW4A4Layout", "TensorCoreAWQW4A16Layout"
+
+
+@pytest.mark.parametrize("layout", [SVDQUANT, AWQ])
+def test_packings_that_were_not_tried_are_refused(nvfp4, layout):
+    """SVDQuant and AWQ: this host's loader knows neither; a later one's may, and cannot pack their weights with a LoRA in them."""
+    kitchen = pytest.importorskip("comfy_kitchen.tensor")
+    kind = getattr(kitchen, layout)
+    animal = nvfp4.load()
+    layer = next(iter(quantised(animal).values()))
+    more = {"proj_down": torch.zeros(2), "proj_up": torch.zeros(2), "smooth_factor": torch.ones(2)} if layout == SVDQUANT else {
+        "zeros": torch.zeros(2)
+    }  # fmt: skip
+    parts = kind.Params(scale=torch.ones(2), orig_dtype=torch.float32, orig_shape=tuple(layer.weight.shape), **more)
+    layer.weight = nn.Parameter(kitchen.QuantizedTensor(torch.zeros(2, 2, dtype=torch.int8), layout, parts), requires_grad=False)
+    with pytest.raises(AtelierError, match=rf"^model: its weights are packed in a format \({layout}\) .* Load it in bf16.*\.$"):
+        animal.model.check()
+    with pytest.raises(NotImplementedError):
+        kind.quantize(torch.zeros(2, 2))
+
+
+def test_the_host_refuses_files_of_svdquant_itself(nvfp4):
+    mark = torch.tensor(list(b'{"format": "svdquant_w4a4"}'), dtype=torch.uint8)
+    nvfp4.file.update({name: mark for name in nvfp4.file if name.endswith(".comfy_quant")})
+    with pytest.raises(KeyError, match="svdquant_w4a4"):
+        nvfp4.load()
+
+
+def test_all_of_the_hosts_formats_are_here(comfyui):
+    from comfy import quant_ops
+
+    assert set(quant_ops.QUANT_ALGOS) <= {form.algorithm for form in FORMATS}
+    assert {kind["comfy_tensor_layout"] for kind in quant_ops.QUANT_ALGOS.values()} <= set(LAYOUTS)
+
+
+def test_a_bank_of_experts_passes_the_gradient_on(comfyui, monkeypatch):
+    """Its products on a GPU cut it, so that what lies before the bank would learn from half of the loss without any error."""
+    import comfy.ops
+    from comfy import quant_ops
+    from lora_atelier.training.packed_layers import unpacking
+
+    operations = comfy.ops.mixed_precision_ops({}, torch.float32)
+    if not hasattr(operations, "MoEExperts"):
+        pytest.skip("this ComfyUI has no banks of experts")
+    bank = operations.MoEExperts(2, 64, 32)
+    whole = torch.randn(2, 32, 64, generator=torch.Generator().manual_seed(0))
+    each = [quant_ops.QuantizedTensor.from_float(w, "TensorCoreFP8E4M3Layout", scale="recalculate") for w in whole]
+    parts = dataclasses.replace(each[0]._params, scale=torch.stack([e._params.scale for e in each]), orig_shape=(2, 32, 64))
+    with torch.inference_mode():
+        packed_bank = quant_ops.QuantizedTensor(torch.stack([e._qdata for e in each]), "TensorCoreFP8E4M3Layout", parts)
+        bank.weight = nn.Parameter(packed_bank, requires_grad=False)
+    bank.bias, bank.layout_type = nn.Parameter(torch.zeros(2, 32), requires_grad=False), "TensorCoreFP8E4M3Layout"
+    monkeypatch.setattr(quant_ops.TensorCoreFP8E4M3Layout, "supports_fast_matmul", classmethod(lambda _cls: True))
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    with bank.bank_resident(x):
+        assert not bank.expert_linear(x, 1).requires_grad, "the host's own"
+    with unpacking([bank]), bank.bank_resident(x):
+        (found,) = torch.autograd.grad(bank.expert_linear(x, 1).square().sum(), x)
+    meant = each[1].dequantize()
+    assert torch.allclose(found, 2 * (x @ meant.t()) @ meant, rtol=1e-4, atol=1e-4)
+    assert "expert_linear" not in bank.__dict__
