@@ -115,7 +115,10 @@ def _as_host(form: Format, conf: str) -> Callable[[str, Tensor], tuple[Tensors, 
     def write(prefix: str, tensor: Tensor) -> tuple[Tensors, Tensor]:
         if not _reads_keys():
             parts, meant = _as_scaled(0)(prefix, tensor)
-            return {prefix + "weight": parts[prefix + "weight"], prefix + "weight_scale": parts[prefix + "scale_weight"][0]}, meant
+            return {
+                prefix + "weight": parts[prefix + "weight"],
+                prefix + "weight_scale": parts[prefix + "scale_weight"][0],
+            }, meant
         whole = quant_ops.QuantizedTensor.from_float(tensor.float(), form.layout, **form.packs)
         return {**whole.state_dict(prefix + "weight"), prefix + "comfy_quant": mark}, whole.dequantize()
 

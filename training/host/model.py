@@ -222,8 +222,8 @@ class Model:
             try:
                 with (
                     kept_away(self._away, roots, self.device) if self._away else nullcontext(),
-                    lightened(self.base, self.compute_dtype, self.device),
                     unpacking(roots),
+                    lightened(self.base, self.compute_dtype, self.device),
                 ):
                     yield
             finally:
