@@ -5,8 +5,8 @@ is no sound way back through them: fp8, mxfp8 and nvfp4 on a GPU keep what autog
 other side, int8 rounds the gradient as well, and a bank of experts lets none through without any error. Where they unpack the
 weight instead, autograd keeps the unpacked one: of all layers together, a second model of two to eight times the size.
 
-Here a layer multiplies with the numbers that its weight stands for, in the input's own format, and autograd keeps the weight as it
-is stored. Passes without a gradient do the same, since they are compared with others: a validation's loss, the answer that a
+Here a layer multiplies with the numbers that its weight stands for, in the input's own format, and autograd keeps the weight as
+it is stored. Passes without a gradient do the same, since they are compared with others: a validation's loss, the answer that a
 preserved model gave before. Only what is sampled (in inference mode) is computed as the host does it.
 """
 
@@ -31,7 +31,7 @@ Change = Callable[[Tensor], Tensor]
 
 @contextmanager
 def unpacking(roots: Iterable[nn.Module]) -> Iterator[None]:
-    """While it lasts, the host's layers with packed weights under ``roots`` pass gradients on; afterwards nothing is left of it."""
+    """While it lasts, the host's layers with packed weights under ``roots`` pass gradients on; nothing of it is left on them."""
     packed = [m for root in roots for m in root.modules() if _packed(m)]
     # A layer that somebody else has changed already is left to them.
     layers = [m for m in packed if is_linear(m) and "forward" not in m.__dict__ and type(m).forward.__module__ in MAKERS]

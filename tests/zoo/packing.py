@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,54 +75,44 @@ def stored(form: Format, tensors: Tensors) -> tuple[Tensors, dict[str, str] | No
     if form.options:
         dtype = form.options["dtype"]
         return dict(tensors), None, {name: tensor.to(dtype).float() for name, tensor in meant.items()}
-    out: Tensors = {}
-    conf = json.dumps({"format": form.algorithm, **form.more})
-    write = _as_scaled(form.scaled) if form.scaled is not None else _as_host(form, conf)
-    every = form.scaled is not None  # those files leave out no layer, nor do older hosts expect that
-    layers = [n for n, t in tensors.items() if (n.endswith(".weight") and t.ndim == 2 if every else packed(n, t))]
+    out = dict(tensors)
     if form.scaled is not None:
         out["scaled_fp8"] = torch.zeros(form.scaled, dtype=FP8)
-    for name, tensor in tensors.items():
-        if name in layers:
-            parts, meant[name] = write(name.removesuffix("weight"), tensor)
-            out.update(parts)
-            continue
-        out[name] = tensor
-        if every and not _reads_keys() and name.removesuffix("bias") + "weight" in layers:
-            meant[name] = tensor.to(FP8).float()  # an older host makes a bias what it makes the weight
-    if form.scaled is not None or _reads_keys():
+        # Those files leave out no layer.
+        for name in [name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 2]:
+            layer = name.removesuffix("weight")
+            out[name], out[layer + "scale_weight"], meant[name] = _scaled(tensors[name])
+            if layer + "bias" in out and not _reads_keys():  # an older host makes a bias what it makes the weight
+                meant[layer + "bias"] = out[layer + "bias"].to(FP8).float()
         return out, None, meant
-    layer_conf = {name.removesuffix(".weight"): json.loads(conf) for name in layers}
-    plain = {name: tensor for name, tensor in out.items() if not name.endswith(".comfy_quant")}
-    return plain, {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layer_conf})}, meant
+    layers = [name.removesuffix("weight") for name, tensor in tensors.items() if packed(name, tensor)]
+    told = {"format": form.algorithm, **form.more}
+    for layer in layers:
+        parts, meant[layer + "weight"] = _by_the_host(form, tensors[layer + "weight"])
+        out.update({layer + name: part for name, part in parts.items()})
+        if _reads_keys():
+            out[layer + "comfy_quant"] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+    by_layer = {layer.removesuffix("."): told for layer in layers}
+    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": by_layer})}
+    return out, None if _reads_keys() else metadata, meant
 
 
-def _as_scaled(_numbers: int | None) -> Callable[[str, Tensor], tuple[Tensors, Tensor]]:
-    def write(prefix: str, tensor: Tensor) -> tuple[Tensors, Tensor]:
-        scale = tensor.abs().max() / LARGEST
-        weight = (tensor / scale).to(FP8)
-        return {prefix + "weight": weight, prefix + "scale_weight": scale.reshape(1)}, weight.float() * scale
-
-    return write
+def _scaled(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers in fp8, what to multiply them with, and the product."""
+    scale = tensor.abs().max() / LARGEST
+    numbers = (tensor / scale).to(FP8)
+    return numbers, scale, numbers.float() * scale
 
 
-def _as_host(form: Format, conf: str) -> Callable[[str, Tensor], tuple[Tensors, Tensor]]:
-    """By the host's own packing where it has one; the oldest has fp8 with one scale alone."""
+def _by_the_host(form: Format, tensor: Tensor) -> tuple[Tensors, Tensor]:
+    """A layer's entries in a file, and its weight; the oldest host packs nothing itself, but has fp8 with one scale."""
     from comfy import quant_ops
 
-    mark = torch.tensor(list(conf.encode()), dtype=torch.uint8)
-
-    def write(prefix: str, tensor: Tensor) -> tuple[Tensors, Tensor]:
-        if not _reads_keys():
-            parts, meant = _as_scaled(0)(prefix, tensor)
-            return {
-                prefix + "weight": parts[prefix + "weight"],
-                prefix + "weight_scale": parts[prefix + "scale_weight"][0],
-            }, meant
-        whole = quant_ops.QuantizedTensor.from_float(tensor.float(), form.layout, **form.packs)
-        return {**whole.state_dict(prefix + "weight"), prefix + "comfy_quant": mark}, whole.dequantize()
-
-    return write
+    if not _reads_keys():
+        numbers, scale, meant = _scaled(tensor)
+        return {"weight": numbers, "weight_scale": scale}, meant
+    whole = quant_ops.QuantizedTensor.from_float(tensor.float(), form.layout, **form.packs)
+    return whole.state_dict("weight"), whole.dequantize()
 
 
 def _reads_keys() -> bool:

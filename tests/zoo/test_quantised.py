@@ -1,7 +1,7 @@
 """The quantised formats that ComfyUI loads: the gradient is that of the weights that they stand for, and nothing else changes.
 
-A GPU's host multiplies in fp8, nvfp4 and mxfp8 where a CPU's unpacks; ``as_on_a_gpu`` makes it choose as there. Its products of nvfp4
-and mxfp8 do not run on a CPU (``CPU does not support swizzle``), which shows that training does not need them.
+On a GPU the host multiplies in fp8, nvfp4 and mxfp8 where it unpacks on a CPU; ``as_on_a_gpu`` makes it choose as there. Its
+products of nvfp4 and mxfp8 do not run on a CPU (``CPU does not support swizzle``), so that training there would not go by them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from .build import Animal, build
 from .packing import FORMATS, Format, loaded, packed, present, stored
 from .recipes import RECIPES, Recipe
-from .slopes import named
 from .test_precisions import far, learns
 from .test_zoo import carriers, gradients, new_adapter, one_loss, picture
 
@@ -106,7 +105,7 @@ def in_float32(animal: Animal) -> Animal:
 
 
 def test_the_gradient_beside_quantised_weights(case, record_property):
-    """Of every parameter, and so through all the quantised layers behind it; with recomputed blocks too; in bf16 as near as bf16."""
+    """Of every parameter, so through all the layers behind it; with recomputed blocks too; in bf16 as near as bf16 comes."""
     animal = case.load()
     animal.model.check()
     layers = quantised(animal)
@@ -292,7 +291,7 @@ SVDQUANT, AWQ = "TensorCoreSVDQuantW4A4Layout", "TensorCoreAWQW4A16Layout"
 
 @pytest.mark.parametrize("layout", [SVDQUANT, AWQ])
 def test_packings_that_were_not_tried_are_refused(nvfp4, layout):
-    """SVDQuant and AWQ: this host's loader knows neither; a later one's may, and cannot pack their weights with a LoRA in them."""
+    """SVDQuant and AWQ, which this host's loader does not know: none of their weights can be packed with a LoRA in it."""
     kitchen = pytest.importorskip("comfy_kitchen.tensor")
     kind = getattr(kitchen, layout)
     animal = nvfp4.load()

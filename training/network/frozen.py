@@ -56,8 +56,8 @@ def refusal(layer: nn.Module) -> str:
         return f"its weights are packed in a format ({layout}) that is not trained here. Load it in bf16, fp16, fp8 or int8."
     if layout and getattr(layer, "pre_quant_scale", None) is not None:
         return (
-            "its quantised layers rescale what they are given (pre_quant_scale), and ComfyUI applies a LoRA behind that, so that it "
-            "would draw something else than was trained. Load it in bf16, fp16, fp8 or int8."
+            "its quantised layers rescale what they are given (pre_quant_scale), and ComfyUI applies a LoRA behind that, so that "
+            "it would draw something else than was trained. Load it in bf16, fp16, fp8 or int8."
         )
     return ""
 
