@@ -66,12 +66,12 @@ know diffusers' names of Wan.
 """
 QUANTISED = "## Quantised weights"
 PACKED = """
-The formats in which ComfyUI loads weights, tried on {models} whose blocks are stored in them. One *works* where all of this
-holds: the gradient of every parameter is that beside the weights that the file stands for ({near}, in float32), with recomputed
-blocks, with blocks that come from main memory, where the host would multiply as on a GPU, and for DoRA, LoKr and LoHa; it learns;
-autograd keeps no unpacked weight; the model draws the same afterwards, to the bit; and the saved file goes into the stock LoRA
-loader and draws what the adapter drew, but for what that loader rounds.
-Training multiplies with the unpacked weights in the precision of the run; only what is sampled is computed in the format itself.
+The formats in which ComfyUI loads weights, tried on tiny models whose blocks are stored in them: {models}.
+One *works* where all of this holds: the gradient of every parameter is that beside the weights that the file stands for, in
+float32 ({near}), with recomputed blocks, with blocks that come from main memory, where the host would multiply as on a
+GPU, and for DoRA, LoKr and LoHa; it learns; autograd keeps no unpacked weight; the model draws the same afterwards, to the bit;
+and the saved file goes into the stock LoRA loader and draws what the adapter drew, but for what that loader rounds. Training
+multiplies with the unpacked weights in the precision of the run; only what is sampled is computed in the format itself.
 
 - **gradient**: its distance, of the parameter where it is largest, computed in float32; **in bf16**: of the whole gradient, which
   is bf16's own rounding.
@@ -187,8 +187,9 @@ def section(found: dict[str, dict[str, Any]]) -> list[str]:
     tried = [note for note in main.values() if "format" in note]
     if not tried:
         return []
-    models = " and ".join(dict.fromkeys(note["model"] for note in tried))
-    lines = [QUANTISED, *PACKED.format(models=models, near=f"{tried[0]['near']:.0e}".replace("e-0", "e-")).split("\n")]
+    limits = {note["model"]: f"{note['near']:.0e}".replace("e-0", "e-") for note in tried}
+    near = ", ".join(f"{model} {limit}" for model, limit in limits.items())
+    lines = [QUANTISED, *PACKED.format(models=", ".join(limits), near=near).split("\n")]
     lines.append(f"| format | {' | '.join(found)} | gradient | in bf16 | sampling | LoRA loader |")
     lines.append("| --- " * (5 + len(found)) + "|")
     for name in dict.fromkeys(note["format"] for note in tried):

@@ -335,15 +335,15 @@ def test_all_of_the_hosts_formats_are_here(comfyui):
 @pytest.mark.all_models
 @pytest.mark.parametrize("form", ["fp8 e4m3 scaled", "int8 ConvRot"], ids=lambda name: f"{name} / SDXL")
 def test_a_network_of_published_depth(comfyui, form, record_property):
-    """Through 285 quantised layers; packed in four bits, such a file is not recognised by the host's own detection."""
+    """Through 285 quantised layers, where roundings add up; in four bits the host's own detection does not know such a file."""
     recipe = next(recipe for recipe in RECIPES if recipe.name == "SDXL, from a file")
     form = present(next(one for one in FORMATS if one.name == form))
     file, metadata, meant = stored(form, {n: t.clone() for n, t in build(recipe).model.base.diffusion_model.state_dict().items()})
     animal, same = loaded(recipe, file, metadata), loaded(recipe, meant)
     right = gradients(same, new_adapter(same), [0])
     distance = worst(right, gradients(animal, new_adapter(animal), [0]))
-    assert distance < NEAR
-    for name, value in (("format", form.name), ("model", "SDXL"), ("near", NEAR), ("distance", distance)):
+    assert distance < 1e-4
+    for name, value in (("format", form.name), ("model", "SDXL"), ("near", 1e-4), ("distance", distance)):
         record_property(name, value)
 
 
