@@ -68,10 +68,11 @@ QUANTISED = "## Quantised weights"
 PACKED = """
 The formats in which ComfyUI loads weights, tried on tiny models whose blocks are stored in them: {models}.
 One *works* where all of this holds: the gradient of every parameter is that beside the weights that the file stands for, in
-float32 ({near}), with recomputed blocks, with blocks that come from main memory, where the host would multiply as on a
-GPU, and for DoRA, LoKr and LoHa; it learns; autograd keeps no unpacked weight; the model draws the same afterwards, to the bit;
-and the saved file goes into the stock LoRA loader and draws what the adapter drew, but for what that loader rounds. Training
-multiplies with the unpacked weights in the precision of the run; only what is sampled is computed in the format itself.
+float32 ({near}), with recomputed blocks, with blocks that come from main memory,
+where the host would multiply as on a GPU, and for DoRA, LoKr and LoHa; it learns; autograd keeps no unpacked weight; the model
+draws the same afterwards, to the bit; and the saved file goes into the stock LoRA loader and draws what the adapter drew, but for
+what that loader rounds. SDXL, the deepest, is asked for its gradient alone, in two formats. Training multiplies with the unpacked
+weights in the precision of the run; only what is sampled is computed in the format itself.
 
 - **gradient**: its distance, of the parameter where it is largest, computed in float32; **in bf16**: of the whole gradient, which
   is bf16's own rounding.
