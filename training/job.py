@@ -151,7 +151,9 @@ def run_training(
     optimizers.check(config.optimizer, model.device.type)
     model = model.for_training(computed_in(config.precision, model.device))
     learns_text = config.text.encoders != "none"
-    text = text.for_training() if learns_text else text
+    if learns_text:
+        text.check()
+        text = text.for_training()
     layers, names = every_layer(model, text if learns_text else None)
     trained_layers(layers, config, notes_on(model.family))  # refuses what the model lacks before anything is encoded
     plan = Plan(dataset, config.seed)

@@ -23,9 +23,11 @@ from ..checkpointing import blocks_of
 from ..errors import AtelierError
 from ..families import BESIDE, notes_on
 from ..frozen_layers import lightened
+from ..network.frozen import refusal
 from ..network.lora import is_conv, is_linear
 from ..noise import Prediction, spread
 from ..out_of_place import KERNELS, Care, OutOfPlace
+from ..packed_layers import unpacking
 from ..transfer import to_device
 from .text import TextEncoder
 from .weights import identity_of, names_of_layers, put_back, resident, without_inference_tensors
@@ -138,6 +140,9 @@ class Model:
             raise AtelierError(f"model: this {self.family} {BESIDE}")
         if self.prediction == "flow" and getattr(self.sampling, "noise_scale", 1.0) != 1.0:
             raise AtelierError(f"model: {self.family} is made with noise of another strength, which is not trained here.")
+        why = next(filter(None, map(refusal, self.base.diffusion_model.modules())), None)
+        if why is not None:
+            raise AtelierError(f"model: {why}")
 
     @property
     def latent_channels(self) -> int:
@@ -234,6 +239,7 @@ class Model:
                         # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
                         away = self._away if patcher is self.patcher else []
                         stack.enter_context(kept_away(away, patcher.model, patcher.load_device))
+                    stack.enter_context(unpacking([patcher.model for patcher in patchers]))
                     stack.enter_context(lightened(self.base, self.compute_dtype, self.device))
                     yield
             finally:

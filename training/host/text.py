@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpointing import blocks_of
 from ..errors import AtelierError
+from ..network.frozen import refusal
 from ..network.lora import is_linear
 from ..out_of_place import OutOfPlace
 from .passes import Together
@@ -62,6 +63,12 @@ class TextEncoder:
         clip = self.clip.clone()
         clip.patcher, clip.cond_stage_model = patcher, patcher.model
         return TextEncoder(clip)
+
+    def check(self) -> None:
+        """AtelierError, with the reason, if it cannot learn rightly."""
+        why = next(filter(None, map(refusal, self.clip.cond_stage_model.modules())), None)
+        if why is not None:
+            raise AtelierError(f"clip: {why}")
 
     def layers(self) -> dict[str, nn.Module]:
         """Linear layers by dotted name, the first part being the encoder's: ``clip_l``, ``clip_g``, ``t5xxl`` and so on."""

@@ -107,7 +107,11 @@ def identity_of(module: nn.Module, patcher: Any, prefix: str = "") -> str:
     keeps the originals aside, under names that start with ``prefix``, and those are the ones that count.
     """
     digest = hashlib.sha256()
-    originals = {k: getattr(kept, "weight", kept) for k, kept in getattr(patcher, "backup", {}).items()}
+    originals: dict[str, Any] = {}
+    for key, kept in getattr(patcher, "backup", {}).items():
+        weight = getattr(kept, "weight", kept)
+        # A packed one stands in a state dict as its numbers and scales.
+        originals |= weight.state_dict(key) if hasattr(weight, "state_dict") else {key: weight}
 
     def add(name: str, tensor: Tensor) -> None:
         flat = ordinary(tensor).detach().reshape(-1)
