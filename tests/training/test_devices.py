@@ -256,3 +256,61 @@ def test_what_a_run_takes_on_the_device_it_gives_back(dataset, monkeypatch):  # 
     trained(t, dataset, "second")
     gc.collect()
     assert torch.cuda.memory_allocated() <= before
+
+
+# Too little memory
+
+
+@pytest.fixture
+def pretended() -> Any:
+    """The pretended GPU, whose memory can be limited."""
+    from ..conftest import GPU, pretend_gpu
+
+    if GPU != "pretend":
+        pytest.skip("no other GPU's memory can be limited")
+    return pretend_gpu().install()
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "as asked": {},
+    "checkpointed": {"gradient_checkpointing": True},
+    "half of the blocks away": {"gradient_checkpointing": True, "offload_blocks": 0.5},
+    "all blocks away": {"gradient_checkpointing": True, "offload_blocks": 1.0},
+}
+
+
+@pytest.mark.parametrize("foreseen", [True, False], ids=["before the first step", "on the way"])
+def test_what_does_not_fit_is_done_with_less(dataset, monkeypatch, pretended, foreseen):  # noqa: F811
+    """Each limit is between what one way needs and the next cheaper one; errors come from the device itself."""
+    import comfy.model_management as management
+
+    t = loaded(monkeypatch, arguments())
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 0)  # it would keep more free than the device has
+    larger = {"length": LengthConfig(max_steps=2)}
+
+    def peak(name: str, **changes: Any) -> tuple[int, dict[str, torch.Tensor], list[str]]:
+        with torch.inference_mode():
+            management.unload_all_models()
+        gc.collect()
+        pretended.forget_most()
+        before, said = pretended.in_use, list[str]()
+        done = go(t, dataset, recipe(name, **larger, **changes), show=said.append)
+        return pretended.most - before, done.tensors, said
+
+    tried = [peak(f"{way} {foreseen}", **changes) for way, changes in WAYS.items()]
+    needs, usual = [need for need, *_ in tried], tried[0][1]
+    assert needs == sorted(needs, reverse=True)
+    (line,) = [line for line in tried[0][2] if line.startswith("needs about")]
+    assert 1e6 * float(line.split()[2]) == pytest.approx(needs[0], rel=0.05), "what was forecast is what it takes"
+    if not foreseen:
+        monkeypatch.setattr("lora_atelier.training.memory.fits", lambda need, free: True)
+    for i, (more, less) in enumerate(zip(needs, needs[1:], strict=False), start=1):
+        with torch.inference_mode():
+            management.unload_all_models()
+        gc.collect()
+        with pretended.limited((more + less) // 2):
+            _, lora, said = peak(f"limit {i} {foreseen}")
+        assert apart(SimpleNamespace(lora=usual), SimpleNamespace(lora=lora)) < 1e-3
+        (told,) = [line for line in said if line.startswith("memory: ")]
+        first = "The run goes on, slower: gradient_checkpointing is on." if i == 1 and not foreseen else "that is slower"
+        assert first in told
