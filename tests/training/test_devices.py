@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -304,7 +305,7 @@ def test_what_does_not_fit_is_done_with_less(dataset, monkeypatch, pretended, fo
     assert 1e6 * float(line.split()[2]) == pytest.approx(needs[0], rel=0.05), "what was forecast is what it takes"
     if not foreseen:
         monkeypatch.setattr("lora_atelier.training.memory.fits", lambda need, free: True)
-    for i, (more, less) in enumerate(zip(needs, needs[1:], strict=False), start=1):
+    for i, (more, less) in enumerate(pairwise(needs), start=1):
         with torch.inference_mode():
             management.unload_all_models()
         gc.collect()
