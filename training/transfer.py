@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+AT_ONCE = 64 * 2**20
+"""Bytes that ``to_cpu`` takes from a device in one copy; so much more memory is needed there meanwhile."""
 
 
 def computed_in(precision: str, device: torch.device) -> torch.dtype | None:
@@ -38,3 +43,26 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+@torch.no_grad()
+def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies in main memory, none of which share any.
+
+    A copy from a GPU makes the caller wait for it, so tensors of one kind come together.
+    """
+    found: list[Tensor | None] = [None] * len(tensors)
+    lots: dict[tuple[torch.device, torch.dtype], list[list[int]]] = {}
+    sizes: dict[tuple[torch.device, torch.dtype], int] = {}
+    for i, tensor in enumerate(tensors):
+        kind = tensor.device, tensor.dtype
+        sizes[kind] = sizes.get(kind, AT_ONCE) + tensor.nbytes
+        if sizes[kind] > AT_ONCE:
+            lots.setdefault(kind, []).append([])
+            sizes[kind] = tensor.nbytes
+        lots[kind][-1].append(i)
+    for lot in (lot for some in lots.values() for lot in some):
+        joined = torch.cat([tensors[i].detach().reshape(-1) for i in lot]).cpu()
+        for i, part in zip(lot, joined.split([tensors[i].numel() for i in lot]), strict=True):
+            found[i] = part.view(tensors[i].shape).clone()
+    return [tensor for tensor in found if tensor is not None]

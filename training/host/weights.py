@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import AtelierError
 from ..inference_tensors import is_ordinary, ordinary
 from ..network.pieces import Piece
+from ..transfer import to_cpu
 
 
 def patched(before: Any, after: Any) -> int:
@@ -90,25 +91,27 @@ def identity_of(module: nn.Module, patcher: Any, prefix: str = "") -> str:
     While another copy of the model is in use (with a LoRA, say) its patches are merged into the shared weights; the patcher then
     keeps the originals aside, under names that start with ``prefix``, and those are the ones that count.
     """
-    digest = hashlib.sha256()
+    said: list[str | Tensor] = []
     originals = {k: getattr(kept, "weight", kept) for k, kept in getattr(patcher, "backup", {}).items()}
 
     def add(name: str, tensor: Tensor) -> None:
         flat = ordinary(tensor).detach().reshape(-1)
-        picked = flat[:: max(1, flat.numel() // 16)][:17].float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(picked.numpy().tobytes())
+        said.extend((f"{name} {tuple(tensor.shape)} {tensor.dtype}", flat[:: max(1, flat.numel() // 16)][:17].float()))
 
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             tensor = originals.get(prefix + name, tensor)
             if isinstance(tensor, Tensor) and tensor.numel():
                 add(name, tensor)
-    for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
-        digest.update(f"{key} {[(p[0], p[2]) for p in patches]}".encode())
-        for patch in patches:
-            weights = getattr(patch[1], "weights", patch[1])
-            for i, part in enumerate(weights if isinstance(weights, (tuple, list)) else [weights]):
-                if isinstance(part, Tensor):
-                    add(str(i), part)
+        for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
+            said.append(f"{key} {[(p[0], p[2]) for p in patches]}")
+            for patch in patches:
+                weights = getattr(patch[1], "weights", patch[1])
+                for i, part in enumerate(weights if isinstance(weights, (tuple, list)) else [weights]):
+                    if isinstance(part, Tensor):
+                        add(str(i), part)
+        read = iter(to_cpu([part for part in said if isinstance(part, Tensor)]))
+    digest = hashlib.sha256()
+    for part in said:
+        digest.update(part.encode() if isinstance(part, str) else next(read).numpy().tobytes())
     return digest.hexdigest()[:32]
