@@ -1,8 +1,8 @@
 """What ``pauses`` counts, and the pretended device on which it does; also used by the tests.
 
-The device is main memory under the name ``cpu:0``, which is another device to the host than ``cpu``: so the host keeps accounts of
-what it loads and puts aside, against a memory of any size, and nothing is copied. What pages weights in on a real GPU (a CUDA
-library) is left out: a dynamic patcher prepares, is put aside and makes its resident twin here as there, and moves no bytes.
+The device is main memory under the name ``cpu:0``, which to the host is another device than ``cpu``: so it keeps accounts of what
+it loads and puts aside, against a memory of any size, and nothing is copied. What pages weights in on a real GPU (a CUDA library)
+is left out: a dynamic patcher prepares, is put aside and makes its resident twin here as there, and moves no bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 DEVICE = torch.device("cpu", 0)
@@ -252,7 +252,3 @@ class Counts:
             stack.enter_context(Reads(lambda _: self.add("numbers and tensors read")))
             yield
         self._close("after")
-
-
-def tensors_of(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -67,6 +67,11 @@ class Preview:
     """Pixels; 0 takes the size that most of the dataset has."""
     height: int = 0
 
+    def prompts(self, dataset: Dataset) -> list[str]:
+        """One a picture."""
+        first = next((caption for caption in trained_captions(dataset) if caption), "")
+        return [line.strip() for line in self.prompt.splitlines() if line.strip()] or [first]
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -97,6 +102,7 @@ class Job:
     preview: Preview
     graph: Mapping[str, Any]
     show: Callable[[str], None]
+    encoded: Encoded
 
     @property
     def learns_text(self) -> bool:
@@ -107,7 +113,7 @@ class Job:
         outcome = {k: v for k, v in to_dict(self.config).items() if k not in NO_MATTER}
         start = self.config.network.start_from
         return cache_key(
-            outcome, self.dataset.fingerprint, self.model.identity(), self.text.identity(), self.codec.identity(),
+            outcome, self.dataset.fingerprint, self.model.identity(), self.encoded.text_identity, self.encoded.picture_identity,
             str(self.model.prediction), *([file_digest(host.lora_path(start))] if start else []),
         )  # fmt: skip
 
@@ -153,7 +159,8 @@ def run_training(
     layers, names = every_layer(model, text if learns_text else None)
     trained_layers(layers, config, notes_on(model.family))  # refuses what the model lacks before anything is encoded
     plan = Plan(dataset, config.seed)
-    job = Job(model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show)
+    encoded = Encoded(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
+    job = Job(model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded)
     run = Run.open(config.name, job.identity(), host.runs_folder(), host.loras_folder(), start_over=start_over)
     facts = {"total": job.total, "steps_per_epoch": plan.steps_per_epoch}
     now = live.Live(run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=preview.steps > 0, **facts)
@@ -161,8 +168,12 @@ def run_training(
         now.update(phase="finished")
     else:
         run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family, **facts)
-        with live.entered(now, host.is_interrupt):
-            _train(job, run, now)
+        try:
+            with live.entered(now, host.is_interrupt):
+                _train(job, run, now)
+        finally:
+            model.retire()
+            text.retire()
     saved = run.saved()
     files = tuple(s for s in saved if s.kind != "moment")
     return Trained(
@@ -192,16 +203,21 @@ def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
         )
 
 
-def _encode(encoded: Encoded, work: Work, show: Callable[[str], None]) -> None:
+def _encode(job: Job, told: Callable[[str], list]) -> None:
+    """Pictures, captions, and what the samples are told: all while the encoders are at hand."""
+    work = _work(job)
     count = len(work)
     advance = host.progress(count)
 
     def step(done: int) -> None:
         advance(done)
         if done % 10 == 0 or done == count:
-            show(f"preparing pictures and captions: {done} of {count}")
+            job.show(f"preparing pictures and captions: {done} of {count}")
 
-    encoded.prepare(work, step)
+    job.encoded.prepare(work, step)
+    if job.preview.steps and not job.learns_text:
+        for text in (*job.preview.prompts(job.dataset), job.preview.negative):
+            told(text)
 
 
 def _work(job: Job) -> Work:
@@ -212,8 +228,8 @@ def _work(job: Job) -> Work:
 
 
 def _train(job: Job, run: Run, now: live.Live) -> None:
-    encoded = Encoded(job.dataset, job.config.seed, job.codec, job.text, TensorCache(host.cache_folder(), CACHE_LIMIT))
-    _encode(encoded, _work(job), job.show)
+    encoded, told = job.encoded, job.text.for_sampling if job.learns_text else cache(job.text.for_sampling)
+    _encode(job, told)
     if job.learns_text:
         encoded.live = job.text.encode_live
     adapter = job.adapter()
@@ -228,7 +244,7 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         log.info("%s: %s", run.name, note)
     levels = LevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, notes_on(job.model.family))
     advance = host.progress(job.total)
-    saver = _Saver(job, run, adapter, layers, advance, now)
+    saver = _Saver(job, run, adapter, layers, told, advance, now)
 
     def say(line: str, step: int | None = None) -> None:
         if step is not None:
@@ -249,8 +265,8 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         say(status_line(p), p.step)
 
     watcher = Watcher(
-        check=host.check_interrupt, progress=progress, save=saver.save, sample=saver.sample, measured=measured, warn=say,
-        wishes=now.take, cancelled=host.is_interrupt,
+        check=host.check_interrupt, progress=progress, save=saver.save, sample=saver.sample if job.preview.steps else None,
+        measured=measured, warn=say, wishes=now.take, cancelled=host.is_interrupt,
     )  # fmt: skip
     if computed_in(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
         say(f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here")
@@ -271,10 +287,20 @@ def status_line(p: Progress) -> str:
 
 
 class _Saver:
-    """Writes LoRA files with their metadata, and draws what they make of the prompts."""
+    """Writes LoRA files with their metadata, and draws what they make of the prompts; ``told``: a prompt as CONDITIONING."""
 
-    def __init__(self, job: Job, run: Run, adapter: Adapter, layers: Layers, advance: Callable[..., None], now: live.Live):
-        self.job, self.run, self.adapter, self.layers, self.advance, self.now = job, run, adapter, layers, advance, now
+    def __init__(
+        self,
+        job: Job,
+        run: Run,
+        adapter: Adapter,
+        layers: Layers,
+        told: Callable[[str], list],
+        advance: Callable[..., None],
+        now: live.Live,
+    ):
+        self.job, self.run, self.adapter, self.layers, self.told = job, run, adapter, layers, told
+        self.advance, self.now = advance, now
 
     def save(self, kind: SaveKind, epoch: int, step: int) -> None:
         job, config = self.job, self.job.config
@@ -289,14 +315,9 @@ class _Saver:
             self.run.keep_last(config.length.keep_last)
 
     def sample(self, epoch: int, step: int) -> None:
-        """One picture a prompt; nothing if samples are switched off."""
-        p = self.job.preview
-        if p.steps == 0:
-            return
-        first = next((caption for caption in trained_captions(self.job.dataset) if caption), "")
-        prompts = [line.strip() for line in p.prompt.splitlines() if line.strip()] or [first]
+        """One picture a prompt."""
         self.now.update(phase="sampling")
-        for number, prompt in enumerate(prompts):
+        for number, prompt in enumerate(self.job.preview.prompts(self.job.dataset)):
             self._draw(prompt, number, epoch, step)
 
     def _draw(self, prompt: str, number: int, epoch: int, step: int) -> None:
@@ -308,7 +329,7 @@ class _Saver:
         cells = job.codec.downscale
         with self.adapter.attached(self.layers):
             latent = job.model.sample(
-                job.text.for_sampling(prompt), job.text.for_sampling(p.negative),
+                self.told(prompt), self.told(p.negative),
                 latent_size=(height // cells, width // cells), steps=p.steps, cfg=p.cfg, sampler=p.sampler,
                 scheduler=p.scheduler, seed=p.seed,
             )  # fmt: skip

@@ -51,18 +51,19 @@ def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     A copy from a GPU makes the caller wait for it, so tensors of one kind come together.
     """
-    found: list[Tensor | None] = [None] * len(tensors)
     lots: dict[tuple[torch.device, torch.dtype], list[list[int]]] = {}
     sizes: dict[tuple[torch.device, torch.dtype], int] = {}
     for i, tensor in enumerate(tensors):
         kind = tensor.device, tensor.dtype
-        sizes[kind] = sizes.get(kind, AT_ONCE) + tensor.nbytes
-        if sizes[kind] > AT_ONCE:
+        sizes[kind] = sizes.get(kind, 0) + tensor.nbytes
+        if kind not in lots or sizes[kind] > AT_ONCE:
             lots.setdefault(kind, []).append([])
             sizes[kind] = tensor.nbytes
         lots[kind][-1].append(i)
-    for lot in (lot for some in lots.values() for lot in some):
-        joined = torch.cat([tensors[i].detach().reshape(-1) for i in lot]).cpu()
-        for i, part in zip(lot, joined.split([tensors[i].numel() for i in lot]), strict=True):
+    found: dict[int, Tensor] = {}
+    for lot in (lot for same in lots.values() for lot in same):
+        flat = [tensors[i].detach().reshape(-1) for i in lot]
+        there = (torch.cat(flat) if len(flat) > 1 else flat[0]).cpu()
+        for i, part in zip(lot, there.split([len(one) for one in flat]), strict=True):
             found[i] = part.view(tensors[i].shape).clone()
-    return [tensor for tensor in found if tensor is not None]
+    return [found[i] for i in range(len(tensors))]

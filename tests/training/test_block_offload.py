@@ -202,7 +202,7 @@ def test_weights_that_the_host_left_in_main_memory_with_patches_to_be_laid_on(ti
         assert layer.weight_function and layer.comfy_cast_weights, "or this is not what it says"
         blocks = changed.blocks()
         with torch.inference_mode(False), torch.enable_grad():
-            swapped = without_inference_tensors(patcher.model)
+            swapped = without_inference_tensors(patcher.model.modules())
             with Hollow(blocks) as carry, kept_away(blocks, [patcher.model], CPU, carry):
                 on_the_way = gradients()
         put_back(swapped)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,19 @@ def resident(patcher: Any, widget: str) -> Any:
             f"{widget}: this loader's weights are paged in and out while the model works, which cannot be trained. Start "
             "ComfyUI with --disable-dynamic-vram, or use a stock loader."
         ) from error
+
+
+def put_twin_aside(twin: Any, origin: Any) -> None:
+    """Takes a patcher's resident ``twin`` off the device, which nobody knows any more once its run is over.
+
+    The host would take the patcher that it was made from for it, whose weights are others: so it could never free it.
+    """
+    if twin.model is origin.model:
+        return
+    management = comfy.model_management
+    others = [loaded for loaded in management.current_loaded_models if loaded.model is not twin]
+    with torch.inference_mode():  # moved weights stay what they were
+        management.free_memory(1e30, twin.load_device, keep_loaded=others)
 
 
 def names_of_layers(keys: Mapping[str, Any], prefix: str) -> dict[str, list[str]]:
@@ -60,10 +74,10 @@ def _spellings(name: str) -> list[str]:
 Swap = tuple[dict[str, Any], str, Tensor, Tensor]
 
 
-def without_inference_tensors(root: nn.Module) -> list[Swap]:
+def without_inference_tensors(modules: Iterable[nn.Module]) -> list[Swap]:
     """Ordinary stand-ins for all other tensors among parameters and buffers: (registry, name, original, stand-in)."""
     swapped: list[Swap] = []
-    for module in root.modules():
+    for module in modules:
         registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for registry in registries:
             for name, tensor in registry.items():
