@@ -7,8 +7,11 @@ is left out: a dynamic patcher prepares, is put aside and makes its resident twi
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import importlib
 import os
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +26,9 @@ from torch.overrides import TorchFunctionMode
 DEVICE = torch.device("cpu", 0)
 WHOLE = 60
 """Modules from which on a walk is one over a whole model, not over a block."""
-READS = ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy")
-SEGMENTS = ("before", "step", "pause", "sample", "after")
+READS = ("item", "tolist", "__bool__", "__float__", "__int__", "cpu")
+TORCH_ITSELF = (os.path.join("torch", "optim"), "clip_grad")
+SEGMENTS = ("before", "step", "pause", "first sample", "sample", "after")
 
 
 class _Buffer:
@@ -74,17 +78,16 @@ def pretended(memory: int, dynamic: bool = False, reserve: int = 2**20) -> Itera
             extra_reserved_memory=lambda: 0,
         )
         if dynamic:
-            import comfy_aimdo.host_buffer
-
-            let(comfy_aimdo.host_buffer, HostBuffer=_Buffer)
+            buffers = importlib.import_module("comfy_aimdo.host_buffer")
+            let(buffers, HostBuffer=_Buffer)
             let(patchers.ModelPatcherDynamic, _vbar_get=lambda self, create=False: None)
             let(patchers, CoreModelPatcher=patchers.ModelPatcherDynamic)
             let(management, unet_inital_load_device=lambda parameters, dtype: torch.device("cpu"))  # as with that library
-        management.unload_all_models()
         try:
             yield
         finally:
-            management.unload_all_models()
+            with torch.inference_mode():
+                management.free_memory(1e30, DEVICE)
 
 
 def loaded_bytes() -> dict[int, int]:
@@ -96,7 +99,10 @@ def loaded_bytes() -> dict[int, int]:
 
 
 class Reads(TorchFunctionMode):
-    """Hears of everything that would wait for a device if the tensor lay on one."""
+    """Hears of everything that would wait for a device if the tensor lay on one.
+
+    torch's optimizers count their steps in main memory, and clipping gathers norms that are together already: both are left out.
+    """
 
     def __init__(self, tell: Callable[[str], None]):
         super().__init__()
@@ -104,7 +110,9 @@ class Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in READS or (name == "to" and _to_cpu(args[1:], kwargs or {})):
+        reads = name in READS or (name == "to" and _to_cpu(args[1:], kwargs or {}))
+        caller = sys._getframe(1).f_code.co_filename
+        if reads and not any(part in caller for part in TORCH_ITSELF):
             self._tell(name)
         return func(*args, **(kwargs or {}))
 
@@ -115,8 +123,9 @@ def _to_cpu(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
 
 
 class Counts:
-    """Counts by what the loop is doing: what comes ``before`` its first step, a ``step``, a ``pause`` without a sample and one
-    with a ``sample``, and what comes ``after`` the last step."""
+    """Counts by what the loop is doing: what comes ``before`` its first step, a ``step``, a ``pause`` without a sample, the
+    ``first sample`` and later ones (``sample``), and what comes ``after`` the last step.
+    """
 
     def __init__(self) -> None:
         self.found: dict[str, Counter[str]] = {name: Counter() for name in SEGMENTS}
@@ -153,9 +162,9 @@ class Counts:
 
         def step_loss(*given: Any) -> Any:
             if self._begun:
-                pause = "sample" if self._drew else "pause"
                 if self._open["snapshots"]:
-                    self._close(pause)
+                    sample = "sample" if self.times["first sample"] else "first sample"
+                    self._close(sample if self._drew else "pause")
                 else:  # between two steps without a pause
                     self.found["step"] += self._open
                     self._open = Counter()
@@ -252,3 +261,14 @@ class Counts:
             stack.enter_context(Reads(lambda _: self.add("numbers and tensors read")))
             yield
         self._close("after")
+
+
+def strangers() -> int:
+    """Bytes on the device of models that the host's list of what is loaded no longer leads to."""
+    import comfy.model_management as management
+    from comfy.model_base import BaseModel
+
+    gc.collect()
+    known = {id(loaded.model.model) for loaded in management.current_loaded_models if loaded.model is not None}
+    models: list[Any] = [one for one in gc.get_objects() if type(one).__mro__.count(BaseModel)]
+    return sum(one.model_loaded_weight_memory for one in models if id(one) not in known)

@@ -129,6 +129,7 @@ def train(
     total, width = total_steps(config, plan), config.optimizer.accumulate
     updates = config.optimizer.updates(total)
     schedules.check(config.optimizer, updates)
+    parameters = list(adapter.parameters())
     groups = [(group["params"], config.optimizer.peak * group["rate"]) for group in adapter.parameter_groups()]
     optimizer = optimizers.build(config.optimizer, groups)
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
@@ -182,7 +183,7 @@ def train(
                         sound = False
                         scaler.unscale_(optimizer)
                         if config.optimizer.clip_norm > 0:
-                            nn.utils.clip_grad_norm_(adapter.parameters(), config.optimizer.clip_norm)
+                            nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
                         optimizers.set_rate(optimizer, factor)
                         scaler.step(optimizer)
                         scaler.update()
