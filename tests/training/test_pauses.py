@@ -83,9 +83,9 @@ def test_where_there_is_little_memory_only_what_must_move_moves(loaded, held_out
     """The text encoder leaves for the run and is not asked for again; what is small stays beside the model."""
     t = loaded()
     model, text = t.model.patcher.model_size(), t.text.clip.patcher.model_size()
-    t = loaded(memory=model + text // 2)
+    t = loaded(memory=text + model // 2 + 2**21)
     found = counted(t, held_out, DRAWN, length=LengthConfig(epochs=6, sample_every=2))
-    assert found.found["before"]["bytes put aside"]
+    assert found.found["before"]["bytes put aside"] >= text
     assert not any(found.found["sample"][name] for name in MOVED)
 
 
