@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOSTS = ROOT / ".studio" / "hosts"
 COMFYUI = Path(os.environ.get("ATELIER_COMFYUI", HOSTS / "comfyui-0.30.0"))
 COMFYUI_OLD = Path(os.environ.get("ATELIER_COMFYUI_OLD", HOSTS / "comfyui-0.3.75"))
+GPU = os.environ.get("ATELIER_TEST_GPU", "")
+"""``1``: the tests run on the GPU that is there; ``pretend``: on the one of ``pretend_gpu``; else on the CPU."""
 MISSING_HOST = "no ComfyUI at {}: run the tests with `python3 studio.py test`, which fetches it"
 
 # A busy machine is no reason to fail.
@@ -51,17 +53,34 @@ def install_cpu_torch_aid() -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
+def pretend_gpu() -> ModuleType:
+    """The package of that name beside this file, which no test folder on ``sys.path`` could give."""
+    name = "lora_atelier.tests.pretend_gpu"
+    if name not in sys.modules:
+        path = Path(__file__).parent / "pretend_gpu" / "__init__.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
 def prepare_host(base: Path) -> None:
     """Put ComfyUI on ``sys.path`` with the arguments of a CPU server whose folders are under ``base``.
 
     ComfyUI parses ``sys.argv`` only when its ``main.py`` asks for it; here its defaults are taken and then changed, so that
-    pytest's own arguments are never seen. ``ATELIER_TEST_GPU=1`` leaves the choice of the device to ComfyUI.
+    pytest's own arguments are never seen. ``ATELIER_TEST_GPU`` leaves the choice of the device to ComfyUI.
     """
     sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != ROOT]
     sys.path.insert(0, str(COMFYUI))
     from comfy.cli_args import args
 
-    args.cpu = os.environ.get("ATELIER_TEST_GPU") != "1"
+    args.cpu = not GPU
+    if GPU:  # left to itself the host takes half precision there, in which little of what is tested could be told apart
+        args.force_fp32 = args.fp32_text_enc = args.fp32_vae = True
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = False
     args.base_directory = str(base)
     for name in ("models", "input", "output", "temp", "user", "custom_nodes"):
         (base / name).mkdir()
@@ -69,6 +88,8 @@ def prepare_host(base: Path) -> None:
 
 register_pack()
 install_cpu_torch_aid()
+if GPU == "pretend":
+    pretend_gpu().install()
 BASE = Path(tempfile.mkdtemp(prefix="atelier-tests-"))
 if (COMFYUI / "main.py").is_file():
     prepare_host(BASE)

@@ -29,23 +29,30 @@ def new_adapter(tiny_model, preset: str = "all linear", seed: int = 3, up: float
     stream = torch.Generator().manual_seed(seed)
     for branch in adapter.branches.values():
         branch.up.data = torch.randn(branch.up.shape, generator=stream) * up
-    return adapter
+    return adapter.to(tiny_model.model.device)
 
 
 def one_loss(tiny_model, x0: torch.Tensor, sigma: torch.Tensor, texts: list[int], seed: int = 9) -> torch.Tensor:
     model = tiny_model.model
-    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    e = noise_of(x0, seed)
     x = noise.noisy(model.prediction, x0, e, sigma)
     conditions = [model.condition(tiny_model.conditioning(t), x[i : i + 1], {}) for i, t in enumerate(texts)]
     return loss.batch_loss(model.predict(x, sigma, conditions), noise.target(model.prediction, x0, e, sigma))
 
 
+def noise_of(x0: torch.Tensor, seed: int = 9) -> torch.Tensor:
+    return torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0.device)
+
+
 def latents(tiny_model, count: int) -> torch.Tensor:
-    return torch.randn(count, tiny_model.channels, 8, 8, generator=torch.Generator().manual_seed(4))
+    drawn = torch.randn(count, tiny_model.channels, 8, 8, generator=torch.Generator().manual_seed(4))
+    return drawn.to(tiny_model.model.device)
 
 
 def levels(tiny_model, count: int) -> torch.Tensor:
-    return torch.linspace(0.3, 0.8, count) * (1.0 if tiny_model.model.prediction == "flow" else 4.0)
+    return torch.linspace(0.3, 0.8, count, device=tiny_model.model.device) * (
+        1.0 if tiny_model.model.prediction == "flow" else 4.0
+    )
 
 
 def train_a_little(tiny_model, adapter: Adapter, steps: int = 2) -> None:
@@ -122,7 +129,7 @@ def test_a_batch_of_different_captions_has_the_gradients_of_its_pictures(tiny, n
     t = tiny(name)
     adapter = new_adapter(t)
     x0, sigma = latents(t, 2), levels(t, 2)
-    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(9))
+    e = noise_of(x0)
     parameters = list(adapter.parameters())
     with t.model.hold(), adapter.attached(t.model.layers()):
         together = torch.autograd.grad(one_loss(t, x0, sigma, [1, 2]), parameters)
@@ -185,7 +192,7 @@ def test_the_file_in_the_stock_loader_draws_what_the_live_adapter_draws(tiny, na
     stock = picture(loaded)
     assert (live - plain).abs().max() > 0.05
     assert (stock - live).abs().max() < 2e-3 * live.abs().max()
-    again = keys.from_file(tensors, t.model.layers(), t.model.lora_names())
+    again = keys.from_file(tensors, t.model.layers(), t.model.lora_names()).to(t.model.device)
     with again.attached(t.model.layers()):
         assert (picture(t) - live).abs().max() < 1e-4 * live.abs().max()
     assert torch.equal(picture(t), plain)
@@ -218,7 +225,7 @@ def test_loss_and_gradients_are_those_of_peft_in_the_same_network(tiny, name):
     t = tiny(name)
     adapter = new_adapter(t, "attention + feed-forward")
     x0, sigma = latents(t, 2), levels(t, 2)
-    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(9))
+    e = noise_of(x0)
     with t.model.hold():
         network = copy.deepcopy(t.model.base.diffusion_model)
         x = noise.noisy(t.model.prediction, x0, e, sigma)
@@ -228,11 +235,12 @@ def test_loss_and_gradients_are_those_of_peft_in_the_same_network(tiny, name):
             ours = loss.batch_loss(t.model.predict(x, sigma, conditions), noise.target(t.model.prediction, x0, e, sigma)).item()
 
         inject_adapter_in_model(LoraConfig(r=2, lora_alpha=1.0, target_modules=list(adapter.branches)), network)
+        network.to(x.device)
         for layer, branch in adapter.branches.items():
             peft = network.get_submodule(layer)
             peft.lora_A["default"].weight.data = branch.down.data.clone()
             peft.lora_B["default"].weight.data = branch.up.data.clone()
-        merged = comfy.samplers.cond_cat(conditions)
+        merged = {k: v.to(x.device) for k, v in comfy.samplers.cond_cat(conditions).items()}
         context = merged.pop("c_crossattn")
         inputs, times = t.model.sampling.calculate_input(sigma, x), t.model.sampling.timestep(sigma).float()
         answer = network(inputs, times, context=context, **merged)

@@ -125,7 +125,7 @@ class Packed(Tensor):
         return same
 
     def dequantize(self) -> Tensor:
-        return self.as_subclass(Tensor).float() * self.scale
+        return self.as_subclass(Tensor).float() * self.scale.to(self.device)
 
 
 class PackedLinear(nn.Linear):
