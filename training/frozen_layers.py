@@ -12,7 +12,7 @@ copy of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,9 +31,9 @@ Layer = Callable[..., Tensor]
 
 
 @contextmanager
-def lightened(root: nn.Module, computes_in: torch.dtype, device: torch.device) -> Iterator[None]:
-    """While it lasts, Linear and Conv2d layers under ``root`` choose in each pass; afterwards nothing of it is left on them."""
-    layers = [m for m in root.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight is not None]
+def lightened(modules: Iterable[nn.Module], computes_in: torch.dtype, device: torch.device) -> Iterator[None]:
+    """While it lasts, Linear and Conv2d layers of ``modules`` choose in each pass; afterwards nothing of it is left on them."""
+    layers = [m for m in modules if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight is not None]
     converting = [m for m in layers if m.weight.dtype != computes_in]
     # A layer that somebody else has changed already is left to them.
     linear = [m for m in converting if known(m)]

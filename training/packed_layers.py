@@ -30,9 +30,9 @@ Change = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def unpacking(roots: Iterable[nn.Module]) -> Iterator[None]:
-    """While it lasts, the host's layers with packed weights under ``roots`` pass gradients on; nothing of it is left on them."""
-    packed = [m for root in roots for m in root.modules() if _packed(m)]
+def unpacking(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While it lasts, the host's layers with packed weights among ``modules`` pass gradients on; nothing stays on them."""
+    packed = [m for m in modules if _packed(m)]
     # A layer that somebody else has changed already is left to them.
     layers = [m for m in packed if is_linear(m) and "forward" not in m.__dict__ and type(m).forward.__module__ in MAKERS]
     banks = [m for m in packed if hasattr(m, "expert_linear") and hasattr(m, "expert_weight")]
