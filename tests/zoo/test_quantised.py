@@ -177,15 +177,14 @@ def test_blocks_away(case, monkeypatch):
     came: list[Tensor] = []
 
     def copied(tensor: Tensor) -> Tensor:
-        came.append(tensor.clone())
+        came.append(tensor.to(animal.model.device, copy=True))
         return came[-1]
 
     monkeypatch.setattr(
-        "lora_atelier.training.host.model.kept_away", lambda blocks, roots, device: kept_away(blocks, roots, device, copied)
+        "lora_atelier.training.host.model.kept_away", lambda blocks, modules, device: kept_away(blocks, modules, device, copied)
     )
-    animal.model.keep_away(1.0)
-    assert worst(right, gradients(animal, new_adapter(animal), [0], again=True)) < NEAR
-    assert {layout_of(copy) for copy in came} == {layout_of(p) for block in animal.model.blocks() for p in block.parameters()}
+    assert worst(right, gradients(animal, new_adapter(animal), [0], again=True, away=1.0)) < NEAR
+    assert {layout_of(copy) for copy in came} >= {layout_of(p) for block in animal.model.blocks() for p in block.parameters()}
     assert not {copy.data_ptr() for copy in came} & {p.data_ptr() for p in animal.model.base.parameters()}
 
 
@@ -198,7 +197,8 @@ def test_it_learns_and_leaves_everything_as_it_was(case):
     assert learns(in_float32(animal))
     assert torch.equal(picture(animal), before) and animal.model.identity() == identity
     for name, parameter in animal.model.base.named_parameters():
-        assert all(torch.equal(*pair) for pair in zip(map(raw, parts_of(parameter)), map(raw, numbers[name]), strict=True)), name
+        now, then = map(raw, parts_of(parameter)), map(raw, numbers[name])
+        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(now, then, strict=True)), name
     assert not [m for m in animal.model.base.modules() if "forward" in m.__dict__ or "expert_linear" in m.__dict__]
 
 
