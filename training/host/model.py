@@ -30,7 +30,7 @@ from ..out_of_place import KERNELS, Care, OutOfPlace
 from ..packed_layers import unpacking
 from ..transfer import to_device
 from .text import TextEncoder
-from .weights import identity_of, names_of_layers, put_back, put_twin_aside, resident, without_inference_tensors
+from .weights import identity_of, mended, names_of_layers, put_back, put_twin_aside, resident, without_inference_tensors
 
 log = logging.getLogger("lora-atelier")
 held: list[Model] = []
@@ -65,7 +65,7 @@ class Model:
     """A loaded diffusion model, for training beside it and for sampling."""
 
     def __init__(self, patcher: Any):
-        self.patcher = patcher
+        self.patcher = mended(patcher)
         self.base = patcher.model
         self._compute_dtype: torch.dtype | None = None
         self._away: list[nn.Module] = []

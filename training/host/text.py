@@ -17,7 +17,7 @@ from ..network.frozen import refusal
 from ..network.lora import is_linear
 from ..out_of_place import OutOfPlace
 from .passes import Together
-from .weights import identity_of, names_of_layers, put_twin_aside, resident
+from .weights import identity_of, mended, names_of_layers, put_twin_aside, resident
 
 AT_ONCE = 16
 """Captions of which the encoders may read several in one pass; so many answers wait in memory."""
@@ -31,7 +31,7 @@ class TextEncoder:
 
     def __init__(self, clip: Any):
         self.clip = clip
-        self._origin = clip.patcher
+        self._origin = mended(getattr(clip, "patcher", None))
 
     def identity(self) -> str:
         extras = f"{self.clip.layer_idx} {sorted(getattr(self.clip, 'tokenizer_options', {}).items())}"

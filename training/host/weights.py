@@ -103,6 +103,23 @@ def _places(module: nn.Module) -> Iterator[dict[Any, Any] | list[Any]]:
     yield from (value for name, value in own.items() if name not in INNER and isinstance(value, (dict, list)))
 
 
+def mended(patcher: Any) -> Any:
+    """``patcher``, of whose model every tensor can be used.
+
+    Whoever has moved it outside of inference mode (a node that trains, say) has left hybrids, from which not even the host's own
+    nodes can sample. Ordinary tensors over the same storage take their places for good.
+    """
+    for module in patcher.model.modules() if patcher is not None else ():
+        for place in (module._parameters, module._buffers):
+            for key, tensor in place.items():
+                if tensor is None or tensor.is_inference() or is_ordinary(tensor) or (view := ordinary(tensor)) is tensor:
+                    continue
+                whole = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
+                vars(whole).update(vars(tensor))
+                place[key] = whole
+    return patcher
+
+
 INNER = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 
