@@ -8,7 +8,8 @@ they miss every way that is for plain tensors.
 
 What no pretence can show: the GPU's own kernels and their rounding, streams that run beside each other, and speed.
 
-``install`` must run before torch is imported, since the library stands before one of torch's own functions.
+``install`` must run before torch is imported, since the library stands before one of torch's own functions. As a program this
+file builds the library, or says why it cannot.
 """
 
 from __future__ import annotations
@@ -197,10 +198,18 @@ def install() -> Device:
         "reset_peak_memory_stats": lambda *_: device.forget_most(), "empty_cache": nothing, "ipc_collect": nothing,
         "Stream": Stream, "Event": Event, "current_stream": _always(stream), "default_stream": _always(stream),
         "stream": lambda chosen: chosen or Stream(), "set_stream": nothing, "manual_seed": nothing, "manual_seed_all": nothing,
-        "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8), "set_rng_state": nothing, "_is_in_bad_fork": _always(False),
+        "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8), "set_rng_state": nothing,
+        "_is_in_bad_fork": _always(False),
         "cudart": _always(SimpleNamespace(cudaHostRegister=_always(0), cudaHostUnregister=_always(0))),
     }  # fmt: skip
     for name, value in replaced.items():
         setattr(cuda, name, value)
     _let_storages_be_copied(torch)
     return device
+
+
+if __name__ == "__main__":
+    try:
+        compile_backend()
+    except CannotPretend as error:
+        sys.exit(str(error))

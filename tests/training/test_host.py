@@ -9,7 +9,31 @@ from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.network import keys, targets
 from lora_atelier.training.network.attach import Adapter
 
+from ..conftest import GPU
 from .conftest import FAMILIES
+
+
+@pytest.fixture(autouse=True, params=["stays"] if GPU else ["stays", "moves"])
+def the_model_moves(request, comfyui, monkeypatch):
+    """On a CPU as well, what the host loads or lays aside gets new memory, in the mode that the host was called in."""
+    from comfy.model_patcher import ModelPatcher
+
+    def moving(real):
+        def move(patcher, *given, **named):
+            answer = real(patcher, *given, **named)
+            for module in patcher.model.modules():
+                for parameter in module._parameters.values():
+                    if parameter is not None:
+                        parameter.data = parameter.data.clone()
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = buffer if buffer is None else buffer.clone()
+            return answer
+
+        return move
+
+    if request.param == "moves":
+        for name in ("load", "unpatch_model", "partially_unload"):
+            monkeypatch.setattr(ModelPatcher, name, moving(getattr(ModelPatcher, name)))
 
 
 def picture(tiny_model, seed: int = 5) -> torch.Tensor:
