@@ -127,7 +127,7 @@ class Monitor {
       while (this.rows.length > MOST) this.rows = this.rows.filter((_, i) => i % 2 === (this.rows.length - 1) % 2);
       Object.assign(this, {
         measured: found.measured, samples: found.samples, saved: found.saved, live: found.live, finished: found.finished,
-        total: found.total ?? found.last, each: found.steps_per_epoch ?? 0, last: found.last,
+        failed: found.failed, total: found.total ?? found.last, each: found.steps_per_epoch ?? 0, last: found.last,
       });
       if (found.live) this.soon(SELDOM);
     }
@@ -181,8 +181,9 @@ class Monitor {
   phase() {
     if (!this.shown) return "";
     if (this.live) return text(this.live.phase);
-    if (this.ended === "failed") return text("failed");
     const last = this.last ?? 0;
+    if (!this.finished && this.failed) return text("failedAt", { step: last, why: this.failed });
+    if (this.ended === "failed") return text("failed");
     if (!this.finished) return text("interrupted", { step: last });
     return last < this.total ? text("stoppedAt", { step: last, total: this.total }) : text("finished");
   }

@@ -131,6 +131,7 @@ class EpochWeightGrid(io.ComfyNode):
             losses=_losses(runs),
             show=host.status_of(hidden.unique_id) if hidden else lambda _line: None,
         )
+        grid.check()
         try:
             grid.render(host.progress(axes.cells))
         finally:

@@ -130,6 +130,7 @@ def state(name: str, runs: Path, since: int = 0) -> dict[str, Any]:
         "measured": _rows(folder / "measured.jsonl"),
         "saved": saved,
         "finished": bool(saved) and saved[-1]["kind"] == "last",
+        "failed": str(facts.get("failed", "")),
         "samples": samples(folder),
     }
 

@@ -148,8 +148,12 @@ class Encoded:
                 return [self.text(caption) for caption in captions]
             fresh = {caption: self.live(caption) for caption in dict.fromkeys(captions)}
             return [fresh[caption] for caption in captions]
-        ready = (subset.samples[i].ready for i in batch.samples)
-        return [pairs.unpacked(self._stored(one.text, self._conditionings)) for one in ready if one is not None]
+        return [self.stored_text(subset.samples[i]) for i in batch.samples]
+
+    def stored_text(self, sample: Sample) -> dict[str, Any]:
+        """The conditioning that another node has made for a picture."""
+        assert sample.ready is not None
+        return pairs.unpacked(self._stored(sample.ready.text, self._conditionings))
 
     def text(self, caption: str) -> dict[str, Tensor]:
         """The conditioning of a caption, encoded once."""

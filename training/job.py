@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import host, live, preflight
+from . import host, live, partners, preflight
 from .config import TrainingConfig, to_dict
 from .dataset import pairs
 from .dataset.cache import TensorCache, cache_key
@@ -143,8 +144,9 @@ def run_training(
     """
     dataset = refresh_captions(dataset)
     model.check()
+    partners.check(model, text, codec)
     check_dataset(dataset, config)
-    pairs.check(dataset, model.latent_channels)
+    pairs.check(dataset, model.latent_channels, model.frames)
     check_weighting(model.prediction, config.loss)
     optimizers.check(config.optimizer, model.device.type)
     model = model.for_training(computed_in(config.precision, model.device))
@@ -154,15 +156,17 @@ def run_training(
     trained_layers(layers, config, notes_on(model.family))  # refuses what the model lacks before anything is encoded
     plan = Plan(dataset, config.seed)
     job = Job(model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show)
+    encoded = Encoded(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
+    _check_texts(job, encoded)
     run = Run.open(config.name, job.identity(), host.runs_folder(), host.loras_folder(), start_over=start_over)
     facts = {"total": job.total, "steps_per_epoch": plan.steps_per_epoch}
     now = live.Live(run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=preview.steps > 0, **facts)
     if run.finished():
         now.update(phase="finished")
     else:
-        run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family, **facts)
-        with live.entered(now, host.is_interrupt):
-            _train(job, run, now)
+        run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family, failed="", **facts)
+        with live.entered(now, host.is_interrupt), _noted(run):
+            _train(job, encoded, run, now)
     saved = run.saved()
     files = tuple(s for s in saved if s.kind != "moment")
     return Trained(
@@ -192,6 +196,27 @@ def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
         )
 
 
+def _check_texts(job: Job, encoded: Encoded) -> None:
+    """Refuses, by one text of each source, what the model cannot read."""
+    if any(not subset.ready for subset in job.dataset.subsets):
+        job.show("reading a first caption")
+        partners.check_text(job.model, encoded.text(""))
+    for subset in (subset for subset in job.dataset.subsets if subset.ready):
+        partners.check_text(job.model, encoded.stored_text(subset.samples[0]), "conditioning")
+
+
+@contextmanager
+def _noted(run: Run) -> Iterator[None]:
+    """What ended the run, other than a cancel, stays with it: queueing again may not be enough."""
+    try:
+        yield
+    except Exception as error:
+        if not host.is_interrupt(error):
+            with suppress(OSError):  # a full disk is told all the same
+                run.write(failed=str(error))
+        raise
+
+
 def _encode(encoded: Encoded, work: Work, show: Callable[[str], None]) -> None:
     count = len(work)
     advance = host.progress(count)
@@ -211,8 +236,7 @@ def _work(job: Job) -> Work:
     return Work(work.pictures, (*(() if job.learns_text else work.texts), *held))
 
 
-def _train(job: Job, run: Run, now: live.Live) -> None:
-    encoded = Encoded(job.dataset, job.config.seed, job.codec, job.text, TensorCache(host.cache_folder(), CACHE_LIMIT))
+def _train(job: Job, encoded: Encoded, run: Run, now: live.Live) -> None:
     _encode(encoded, _work(job), job.show)
     if job.learns_text:
         encoded.live = job.text.encode_live
@@ -255,7 +279,12 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
     if computed_in(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
         say(f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here")
     text = job.text if job.learns_text else None
-    fitting = preflight.fitting(job.model, text, layers, adapter, encoded, job.plan, levels, job.config, say)
+    try:
+        fitting = preflight.fitting(job.model, text, layers, adapter, encoded, job.plan, levels, job.config, say)
+    except Exception as error:
+        if (said := partners.told(error, job.model)) is not None:
+            raise said from error
+        raise
     train(job.model, text, layers, adapter, levels, encoded, job.plan, fitting, run, watcher)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from . import host
+from . import host, partners
 from .dataset import stamps
 from .dataset.captions import caption_path, write_caption
 from .dataset.images import check_picture
@@ -115,6 +115,7 @@ class RegularisationSet:
     ):
         self.model, self.text, self.codec = model, text, codec
         self.order, self.folder, self.graph = order, folder, graph
+        partners.check(model, text, codec)
         for widget, pixels in (("width", order.sampling.width), ("height", order.sampling.height)):
             if pixels % codec.downscale:
                 near = max(1, round(pixels / codec.downscale)) * codec.downscale
@@ -168,6 +169,8 @@ class RegularisationSet:
         if batch < 1:
             raise AtelierError(f"render_batch_size: {batch} is below 1.")
         state = self.look()
+        if state.missing:
+            partners.check_conditioning(self.model, self._conditioning(self.order.sampling.negative))
         self._make_folder()
         for picture in state.kept if captions else ():
             self._caption(picture)
@@ -193,11 +196,17 @@ class RegularisationSet:
 
     def _draw(self, group: Sequence[Planned]) -> list[Image.Image]:
         s, cell = self.order.sampling, self.codec.downscale
-        latent = self.model.sample(
-            self._conditioning(group[0].prompt), self._conditioning(s.negative), latent_size=(s.height // cell, s.width // cell),
-            steps=s.steps, cfg=s.cfg, sampler=s.sampler, scheduler=s.scheduler, seed=[picture.seed for picture in group],
-        )  # fmt: skip
-        pixels = self.codec.decode(latent)
+        positive, negative = self._conditioning(group[0].prompt), self._conditioning(s.negative)
+        try:
+            latent = self.model.sample(
+                positive, negative, latent_size=(s.height // cell, s.width // cell), steps=s.steps, cfg=s.cfg, sampler=s.sampler,
+                scheduler=s.scheduler, seed=[picture.seed for picture in group],
+            )  # fmt: skip
+            pixels = self.codec.decode(latent)
+        except Exception as error:
+            if (said := partners.told(error, self.model)) is not None:
+                raise said from error
+            raise
         if not pixels.isfinite().all():
             raise AtelierError(
                 f"{group[0].name}: the picture has values that are no numbers. Nothing of it was saved; start ComfyUI with "

@@ -35,6 +35,6 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     A copy from ordinary memory makes the caller wait until the GPU has finished everything before it; one from pinned memory
     only takes its place in the queue. The pinned memory is not used again before the copy has been made.
     """
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.requires_grad:  # pinning has no way back
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -55,6 +55,27 @@ def test_input_that_is_not_wired(host: support.Host, missing: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "wire", "words"),
+    [
+        ("TrainLoRA", "vae", "vae: its latent has 4 channels, and this SD3 model works on one with 16"),
+        ("TrainLoRA", "clip", "clip: the text is encoded in vectors of 768 numbers, and this SD3 model reads vectors of 4096"),
+        ("EpochWeightGrid", "vae", "vae: its latent has 4 channels"),
+        ("EpochWeightGrid", "clip", "clip: the text is encoded in vectors of 768 numbers"),
+    ],
+)
+def test_partner_of_another_model(host: support.Host, kind: str, wire: str, words: str) -> None:
+    """One wire of the node comes from another checkpoint."""
+    graph = host.graph()
+    nodes = support.build_atelier(graph, "sd3", "partner", EpochWeightGrid={"prompts": "a green hill"})
+    links = dict(zip(("model", "clip", "vae"), support.load_checkpoint(graph, "sd15"), strict=True))
+    node = nodes.train if kind == "TrainLoRA" else nodes.grid
+    graph.prompt[node]["inputs"][wire] = links[wire]
+    failure = host.fail(graph)
+    assert failure.node == kind
+    assert words in failure.message and failure.message.count("Connect the") == 1
+
+
+@pytest.mark.parametrize(
     ("widgets", "words"),
     [
         ({"epochs": 0}, "epochs"),

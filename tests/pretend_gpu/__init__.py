@@ -30,7 +30,7 @@ from typing import Any
 
 SOURCE = Path(__file__).with_name("backend.cpp")
 CACHE = Path(__file__).resolve().parents[2] / ".studio" / "pretend-gpu"
-TOTAL = 24 * 2**30
+TOTAL = 8 * 2**30
 COUNTS = ("launches", "waits", "bytes_in", "bytes_out", "in_use", "most")
 HEADERS = "a C++ compiler (g++) and torch's headers are needed to pretend a GPU"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +27,11 @@ def conditioning(name: str, seed: int) -> dict[str, torch.Tensor]:
     return out
 
 
-def load_model(name: str) -> SimpleNamespace:
-    """``model``, ``clip`` and ``vae`` wrappers; the latter two are None for a diffusion model alone."""
+def load_model(name: str, **options: Any) -> SimpleNamespace:
+    """``model``, ``clip`` and ``vae`` wrappers; the latter two are None for a diffusion model alone.
+
+    ``options`` are the stock checkpoint loader's.
+    """
     import comfy.sd
     from lora_atelier.training import host
 
@@ -36,7 +40,7 @@ def load_model(name: str) -> SimpleNamespace:
         if name.startswith("sdxl"):
             patcher, clip, vae = comfy.sd.load_diffusion_model(path), None, None
         else:
-            patcher, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(path, output_vae=True, output_clip=True)
+            patcher, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(path, output_vae=True, output_clip=True, **options)
     return SimpleNamespace(
         name=name,
         model=host.Model(patcher),

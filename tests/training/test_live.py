@@ -114,6 +114,7 @@ def test_the_end_is_told_as_what_it_was(tiny, dataset, told, monkeypatch):
     with pytest.raises(InterruptProcessingException):
         go(tiny, dataset, "cancelled")
     assert told[-1]["phase"] == "cancelled" and not live.running()
+    assert archive.state("cancelled", host.runs_folder())["failed"] == ""
 
     def fail() -> None:
         raise OSError("no such picture")
@@ -122,3 +123,8 @@ def test_the_end_is_told_as_what_it_was(tiny, dataset, told, monkeypatch):
     with pytest.raises(OSError):
         go(tiny, dataset, "failed")
     assert (told[-1]["phase"], told[-1]["why"]) == ("failed", "no such picture")
+    assert archive.state("failed", host.runs_folder())["failed"] == "no such picture"
+    monkeypatch.setattr(host, "check_interrupt", cancel)
+    with pytest.raises(InterruptProcessingException):
+        go(tiny, dataset, "failed")
+    assert archive.state("failed", host.runs_folder())["failed"] == "", "the next attempt is what counts"

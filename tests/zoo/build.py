@@ -50,10 +50,11 @@ class Animal:
         return out
 
     def latents(self, count: int) -> Tensor:
-        return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(4))
+        drawn = torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(4))
+        return drawn.to(self.model.device)
 
     def levels(self, count: int) -> Tensor:
-        return torch.linspace(0.3, 0.8, count) * (1.0 if self.model.prediction == "flow" else 4.0)
+        return torch.linspace(0.3, 0.8, count, device=self.model.device) * (1.0 if self.model.prediction == "flow" else 4.0)
 
 
 def weights_of(network: torch.nn.Module, recipe: Recipe) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ def new_adapter(text: host.TextEncoder) -> Adapter:
     stream = torch.Generator().manual_seed(3)
     for branch in adapter.branches.values():
         branch.up.data = torch.randn(branch.up.shape, generator=stream) * 0.05
-    return adapter
+    return adapter.to(text.clip.patcher.load_device)
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def number(said: Mapping[str, Tensor]) -> Tensor:
     for name in sorted(name for name in said if name.startswith(("cond", "pooled"))):
         value = said[name].double()
         weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)), dtype=torch.float64)
-        total = total + (value * weights).sum() / value.numel() ** 0.5
+        total = total.to(value.device) + (value * weights.to(value.device)).sum() / value.numel() ** 0.5
     return total
 
 

@@ -62,7 +62,7 @@ def new_adapter(animal: Animal, up: float = 0.05) -> Adapter:
     stream = torch.Generator().manual_seed(3)
     for branch in adapter.branches.values():
         branch.up.data = torch.randn(branch.up.shape, generator=stream) * up
-    return adapter
+    return adapter.to(animal.model.device)
 
 
 def one_loss(animal: Animal, which: list[int], seed: int = 9, double: bool = False) -> Tensor:
@@ -72,7 +72,7 @@ def one_loss(animal: Animal, which: list[int], seed: int = 9, double: bool = Fal
     """
     model, family = animal.model, animal.model.prediction
     x0, sigma = animal.latents(2), animal.levels(2)
-    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0.device)
     x = noise.noisy(family, x0, e, sigma)[which]
     conditions = [model.condition(animal.conditioning(i), x[n : n + 1], animal.size) for n, i in enumerate(which)]
     answer = model.predict(x, sigma[which], conditions)
@@ -95,9 +95,10 @@ def picture(animal: Animal) -> Tensor:
         ).clone()
 
 
-def gradients(animal: Animal, adapter: Adapter, which: list[int], again: bool = False) -> dict[str, Tensor]:
-    """By parameter; ``again`` is with recomputed blocks."""
+def gradients(animal: Animal, adapter: Adapter, which: list[int], again: bool = False, away: float = 0.0) -> dict[str, Tensor]:
+    """By parameter; ``again`` is with recomputed blocks, ``away`` the share of them whose weights stay in main memory."""
     parameters = named(adapter)
+    animal.model.keep_away(away)
     with animal.model.hold(), adapter.attached(animal.model.layers()), checkpointed(animal.model.blocks() if again else []):
         found = torch.autograd.grad(one_loss(animal, which), list(parameters.values()), allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found, strict=True)}
@@ -127,7 +128,7 @@ def unaided(animal: Animal, adapter: Adapter, right: dict[str, Tensor]) -> str:
 
 
 def test_the_gradient(animal, record_property):
-    """Every target has one; it is the loss's slope; blocks computed twice, and two pictures at once, have the same."""
+    """Every target has one; it is the loss's slope; blocks computed twice or kept away, and two pictures at once, have the same."""
     adapter = new_adapter(animal)
     found = gradients(animal, adapter, [0])
     assert [name for name, g in found.items() if not (g.isfinite().all() and g.abs().sum() > 0)] == []
@@ -139,6 +140,7 @@ def test_the_gradient(animal, record_property):
     assert loss_slope(animal, adapter, direction, step) == pytest.approx(expected, rel=1e-3)
 
     assert apart(found, gradients(animal, adapter, [0], again=True)) == {}
+    assert apart(found, gradients(animal, adapter, [0], again=True, away=0.5)) == {}
     both, other = gradients(animal, adapter, [0, 1]), gradients(animal, adapter, [1])
     assert apart({name: (g + other[name]) / 2 for name, g in found.items()}, both) == {}
 

@@ -38,7 +38,7 @@ def store(latents: Sequence[Any], conditioning: Sequence[Any], cache: TensorCach
     samples = []
     for number, (latent, cell) in enumerate(pictures):
         key = _put(cache, {"latent": latent.float()})
-        ready = Ready(key, text_keys[number if len(text_keys) > 1 else 0], latent.shape[0])
+        ready = Ready(key, text_keys[number if len(text_keys) > 1 else 0], latent.shape[0], is_film=latent.ndim == 4)
         size = latent.shape[-1] * cell, latent.shape[-2] * cell
         samples.append(Sample(cache.path(key), *size, "", key, "", ready=ready))
     if not all(cache.has(sample.ready.latent) and cache.has(sample.ready.text) for sample in samples if sample.ready):
@@ -48,12 +48,16 @@ def store(latents: Sequence[Any], conditioning: Sequence[Any], cache: TensorCach
     return tuple(samples)
 
 
-def check(dataset: Dataset, channels: int) -> None:
-    """AtelierError if a latent isn't one of this model's, which has so many channels."""
+def check(dataset: Dataset, channels: int, frames: bool) -> None:
+    """AtelierError if a latent isn't one of this model's, which has so many channels, and frames or none."""
     odd = next((s.ready.channels for s in dataset.samples if s.ready and s.ready.channels != channels), None)
     if odd is not None:
         raise AtelierError(
             f"latents: they have {odd} channels and this model's have {channels}. Encode the pictures with the VAE of the model."
+        )
+    if not frames and any(s.ready and s.ready.is_film for s in dataset.samples):
+        raise AtelierError(
+            "latents: they have frames, as of a film, and this model's have none. Encode the pictures with the VAE of the model."
         )
 
 
@@ -148,4 +152,11 @@ def _flat_texts(conditioning: Sequence[Any]) -> list[Text]:
             out.append((text[0], text[1]))
     if not out:
         raise AtelierError("conditioning: the list is empty. Connect one for all latents, or one for each.")
+    first = out[0][0].shape[-1]
+    for number, (cond, _) in enumerate(out, start=1):
+        if cond.shape[-1] != first:
+            raise AtelierError(
+                f"conditioning: number {number} is encoded in vectors of {cond.shape[-1]} numbers and number 1 in vectors of "
+                f"{first}. Encode all captions with one CLIP."
+            )
     return out

@@ -25,6 +25,8 @@ class Ready:
     text: str
     channels: int
     """Channels of the latent, by which it is told whether it suits the model."""
+    is_film: bool = False
+    """Whether the latent has frames."""
 
 
 @dataclass(frozen=True)

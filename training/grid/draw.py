@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
-from .. import host
+from .. import host, partners
 from .cells import Sampling
 from .lora import Lora, join
 from .pixels import to_picture
@@ -25,6 +25,10 @@ class Brush:
     def latent_size(self) -> tuple[int, int]:
         cell = self.codec.downscale
         return self.sampling.height // cell, self.sampling.width // cell
+
+    def check(self) -> None:
+        """AtelierError if the model cannot read what the text encoder gives."""
+        partners.check_conditioning(self.model, self._encode(self.sampling.negative))
 
     def plain(self, page: Page) -> Image.Image:
         """A cell without any LoRA."""

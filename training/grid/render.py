@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .. import host
+from .. import host, partners
 from ..dataset.cache import cache_key
 from ..errors import AtelierError
 from ..network.parts import every_layer
@@ -57,6 +57,7 @@ class Grid:
         """``base`` names the model in the title; ``together`` cells share a batch at most, 0 for as many as fit."""
         self.model, self.text, self.axes, self.sampling, self.folder, self.graph = model, text, axes, sampling, folder, graph
         self.judge, self.losses, self.show = judge, losses or {}, show
+        partners.check(model, text, codec)
         self.brush = Brush(model, text, codec, sampling)
         identity = cache_key(model.identity(), text.identity(), codec.identity())
         self.store = CellStore(folder / "cells", identity, graph)
@@ -66,6 +67,11 @@ class Grid:
         self._done = self._drawn = 0
         self._seconds = 0.0
         self._advance: Callable[..., None] = lambda _done, _picture: None
+
+    def check(self) -> None:
+        """AtelierError, before anything is drawn or written, if the model cannot read what the text encoder gives."""
+        if any(self.store.known(self._facts(None, page, 0)) is None for page in range(len(self.axes.pages))):
+            self.brush.check()
 
     def render(self, advance: Callable[..., None]) -> None:
         """Fills every page; ``advance(cells done, page so far)`` may raise to cancel, and what is done stays on disk.
@@ -110,7 +116,7 @@ class Grid:
             for page in range(len(self.axes.pages)):
                 for row in rows:
                     if (number, row) not in self.book.cells[page]:
-                        self._place(number, page, row, Failed(_reason(error)))
+                        self._place(number, page, row, Failed(_reason(error, self.model)))
             return
         missing = self._take_control(number, column, missing)
         if lora.beside:
@@ -194,7 +200,7 @@ class Grid:
                 raise
             if len(rows) == 1:
                 log.exception("grid: cell failed: %s, row %d", column.label if column else "no LoRA", rows[0])
-                self._place(number, page, rows[0], Failed(_reason(error)))
+                self._place(number, page, rows[0], Failed(_reason(error, self.model)))
                 return
             log.warning("grid: %d cells in one batch failed (%s); they are drawn one by one from here on", len(rows), error)
             self.together = 1
@@ -242,7 +248,8 @@ class Grid:
         )  # fmt: skip
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, model: host.Model) -> str:
+    error = partners.told(error, model) or error
     kind = type(error).__name__
     return str(error) if kind == "AtelierError" else f"{kind}: {error}"
 

@@ -4,7 +4,7 @@ Thin objects wrap what a graph has loaded: ``Model`` (a MODEL), ``TextEncoder`` 
 are small functions for folders, progress and files. Features are detected, versions never compared.
 """
 
-from .detect import Outline, family_of, outline
+from .detect import Outline, family_of, outline, outline_of
 from .devices import free_bytes, free_memory, make_room, memory, torch_device
 from .folders import (
     all_loras_folder,
@@ -53,6 +53,7 @@ __all__ = [
     "memory",
     "model_file",
     "outline",
+    "outline_of",
     "output_folder",
     "patched",
     "progress",

@@ -78,6 +78,28 @@ class Outline(Model):
         return torch.empty(1, self.latent_channels, size[1] // cells, size[0] // cells, device="meta")
 
 
+def outline_of(model: Model) -> Outline | None:
+    """A loaded model without its weights; None if the host cannot make one, or if other nodes have a part in what it is."""
+    if model.is_altered:
+        return None
+    loaded, network = model.base.model_config, model.base.diffusion_model
+    try:
+        config = type(loaded)(dict(loaded.unet_config))
+        config.unet_config = dict(loaded.unet_config)  # of some families the host completes it
+        config.set_inference_dtype(torch.float32, None)
+        found = Outline(config.get_model({}, "", device="meta"), torch.float32)
+    except Exception as error:  # many families, many ways to ask for what is in a file
+        log.info("there is no outline of %s: %s", model.family, error)
+        return None
+    return found if type(found.base) is type(model.base) and _form(found.base.diffusion_model) == _form(network) else None
+
+
+def _form(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """How its linear layers are called and how wide they are."""
+    found = network.named_modules()
+    return {name: (m.in_features, m.out_features) for name, m in found if isinstance(m, nn.Linear)}
+
+
 def _numbers(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import comfy.model_management
@@ -71,12 +71,18 @@ class Model:
 
     def _is_trusted(self) -> bool:
         """Whether nothing but the network's own, known code runs when it is asked."""
-        kind, options = type(self.base.diffusion_model), self.patcher.model_options
+        kind = type(self.base.diffusion_model)
+        return (kind.__module__, kind.__name__) in TRUSTED and not self.is_altered
+
+    @property
+    def is_altered(self) -> bool:
+        """Whether other nodes' code has a part in its answers."""
+        options = self.patcher.model_options
         foreign = [options.get("transformer_options"), options.get("model_function_wrapper")]
         foreign += [name for name in self.patcher.object_patches if str(name).startswith("diffusion_model")]
         foreign += [getattr(self.patcher, n, None) for n in ("wrappers", "callbacks", "injections", "additional_models")]
         foreign += [dict(m._forward_hooks) or dict(m._forward_pre_hooks) for m in self.base.diffusion_model.modules()]
-        return (kind.__module__, kind.__name__) in TRUSTED and not _holds(foreign)
+        return _holds(foreign)
 
     @property
     def family(self) -> str:
@@ -136,6 +142,13 @@ class Model:
     @property
     def latent_channels(self) -> int:
         return self.patcher.get_model_object("latent_format").latent_channels
+
+    @property
+    def cell(self) -> int | None:
+        """Pixels that a cell of its latents covers in each direction; None where the host doesn't say, or not reliably."""
+        form = self.patcher.get_model_object("latent_format")
+        stated = type(form).__module__ == "comfy.latent_formats" and not self.frames and not notes_on(self.family).refused
+        return getattr(form, "spacial_downscale_ratio", None) if stated else None
 
     @property
     def sigmas(self) -> Tensor | None:
@@ -214,12 +227,14 @@ class Model:
                 management.in_training = True
             self.patcher.pre_run()
             held.append(self)
-            roots = [patcher.model for patcher in patchers]
             try:
-                with (
-                    kept_away(self._away, roots, self.device) if self._away else nullcontext(),
-                    lightened(self.base, self.compute_dtype, self.device),
-                ):
+                with ExitStack() as stack:
+                    for patcher in patchers:
+                        # What the host has left in main memory it would bring for each operation, through a buffer that the next
+                        # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
+                        away = self._away if patcher is self.patcher else []
+                        stack.enter_context(kept_away(away, patcher.model, patcher.load_device))
+                    stack.enter_context(lightened(self.base, self.compute_dtype, self.device))
                     yield
             finally:
                 held.remove(self)

@@ -24,6 +24,27 @@ class PictureCodec:
         return self.vae.patcher.load_device
 
     @property
+    def is_there(self) -> bool:
+        """False for what a loader gives for a file without a VAE."""
+        return getattr(self.vae, "first_stage_model", None) is not None
+
+    @property
+    def channels(self) -> int | None:
+        """Channels of its latents; None for a VAE that doesn't say."""
+        return getattr(self.vae, "latent_channels", None)
+
+    @property
+    def dimensions(self) -> int | None:
+        """2 for pictures, 3 for films, 1 for sound; None for a VAE that doesn't say."""
+        is_sound = getattr(self.vae, "extra_1d_channel", None) is not None or getattr(self.vae, "output_channels", 3) == 2
+        return 1 if is_sound else getattr(self.vae, "latent_dim", None)
+
+    @property
+    def cell(self) -> int | None:
+        """``downscale`` where the host says it reliably, which it doesn't for tiny autoencoders."""
+        return None if type(self.vae.first_stage_model).__name__.startswith("TAE") else self.downscale
+
+    @property
     def downscale(self) -> int:
         """Pixels a latent cell covers in each direction."""
         ratio = self.vae.downscale_ratio

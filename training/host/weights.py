@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -56,32 +56,48 @@ def _spellings(name: str) -> list[str]:
     return [name, today + ".0" if today.endswith(".to_out") else today]
 
 
-Swap = tuple[dict[str, Any], str, Tensor, Tensor]
+Swap = tuple[Any, Any, Any, Any]
 
 
 def without_inference_tensors(root: nn.Module) -> list[Swap]:
-    """Ordinary stand-ins for all other tensors among parameters and buffers: (registry, name, original, stand-in)."""
+    """Ordinary stand-ins for all other tensors of ``root``: (dictionary or list, key, original, stand-in).
+
+    Besides parameters and buffers these are what modules remember from a pass in a graph, such as the sines of positions.
+    """
     swapped: list[Swap] = []
     for module in root.modules():
-        registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for registry in registries:
-            for name, tensor in registry.items():
-                if tensor is None or is_ordinary(tensor):
+        for place in _places(module):
+            for key, tensor in list(place.items() if isinstance(place, dict) else enumerate(place)):
+                if not isinstance(tensor, Tensor) or is_ordinary(tensor):
                     continue
                 view = ordinary(tensor)
                 if view is tensor:
                     continue
                 stand_in = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
-                registry[name] = stand_in
-                swapped.append((registry, name, tensor, stand_in))
+                place[key] = stand_in
+                swapped.append((place, key, tensor, stand_in))
     return swapped
 
 
+def _places(module: nn.Module) -> Iterator[dict[Any, Any] | list[Any]]:
+    """Where ``module`` itself keeps tensors: its parameters, its buffers, its attributes, and dictionaries and lists among them."""
+    yield module._parameters
+    yield module._buffers
+    own = vars(module)
+    yield own
+    yield from (value for name, value in own.items() if name not in INNER and isinstance(value, (dict, list)))
+
+
+INNER = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
+
+
 def put_back(swapped: list[Swap]) -> None:
-    for registry, name, original, stand_in in swapped:
+    for place, key, original, stand_in in swapped:
+        now = place.get(key) if isinstance(place, dict) else place[key] if key < len(place) else None
         # If the host itself put another tensor here meanwhile (it moved the weight), that one is right.
-        if registry.get(name) is stand_in and stand_in.untyped_storage().data_ptr() == original.untyped_storage().data_ptr():
-            registry[name] = original
+        if now is stand_in and stand_in.untyped_storage().data_ptr() == original.untyped_storage().data_ptr():
+            place[key] = original
 
 
 def identity_of(module: nn.Module, patcher: Any, prefix: str = "") -> str:

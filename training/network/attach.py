@@ -73,7 +73,8 @@ class Adapter(nn.Module):
 
         def forward(x: Tensor, *more: Any, **named: Any) -> Tensor:
             whole = branch.lot is None and isinstance(self.strength, float) and self.strength == 1.0
-            if whole and torch.is_grad_enabled() and not more and not named and fused.plain(layer, x):
+            near = x.device == next(branch.parameters()).device
+            if whole and near and torch.is_grad_enabled() and not more and not named and fused.plain(layer, x):
                 return branch.together(layer, x)
             output = usual(x, *more, **named)
             added = beside(layer, (x,), output)

@@ -33,7 +33,11 @@ class Lot:
 
 
 class Branch(nn.Module):
-    """The trained part beside one Linear or Conv2d; its parameters are float32 whatever the model computes in."""
+    """The trained part beside one Linear or Conv2d; its parameters are float32 whatever the model computes in.
+
+    They may lie on another device than the layer (a text encoder on the CPU beside a model on a GPU: an optimizer wants all on
+    one) and come to its inputs in every pass.
+    """
 
     algorithm: ClassVar[str]
     magnitude: nn.Parameter | None
@@ -171,6 +175,7 @@ class Branch(nn.Module):
 
     def channels(self, values: Tensor, like: Tensor) -> Tensor:
         """(out,) -> a view that multiplies the layer's output."""
+        values = values.to(like.device)
         return values.view(1, -1, 1, 1) if self.conv is not None and like.ndim == 4 else values
 
 

@@ -60,13 +60,13 @@ class LoRALayer(Branch):
 
     def _bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A(x) and B, with what dropout leaves of them."""
-        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        down, up = self.down.to(x.device, x.dtype), self.up.to(x.device, x.dtype)
         narrow = F.linear(x, down) if self.conv is None else F.conv2d(x, down, **self.conv)
         lot = self.lot
         if lot is None:
             return narrow, up
         if lot.kept is not None:
-            up = up * lot.kept.to(up.dtype).view(1, -1, *[1] * (up.ndim - 2))
+            up = up * lot.kept.to(up.device, up.dtype).view(1, -1, *[1] * (up.ndim - 2))
         if lot.dropout > 0:
             stream = torch.Generator(narrow.device).manual_seed(lot.seed)
             mask = torch.empty_like(narrow).bernoulli_(1 - lot.dropout, generator=stream)

@@ -54,14 +54,14 @@ class ProductLayer(Branch):
         """(rows, columns) of D as the parameters' sizes have it; for checking a file."""
         raise NotImplementedError
 
-    def _cast(self, dtype: torch.dtype) -> list[Any]:
-        """The parameters in the order of ``names``, None for absent ones."""
-        return [None if (p := getattr(self, name)) is None else p.to(dtype) for name in self.names]
+    def _cast(self, dtype: torch.dtype, device: torch.device | None = None) -> list[Any]:
+        """The parameters in the order of ``names``, None for absent ones; ``device`` None: where they lie."""
+        return [None if (p := getattr(self, name)) is None else p.to(device, dtype) for name in self.names]
 
     def _drop_rows(self, out: Tensor) -> Tensor:
         if self.lot is None or self.lot.kept is None:
             return out
-        return out * self.channels(self.lot.kept.to(out.dtype), out)
+        return out * self.channels(self.lot.kept.to(out.device, out.dtype), out)
 
     @property
     def droppable(self) -> int:
@@ -99,7 +99,7 @@ class LoHaLayer(ProductLayer):
         return sides[0] if sides[0] == sides[1] else (0, 0)
 
     def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
-        weight = self._delta(x.dtype)
+        weight = self._delta(x.dtype, x.device)
         return times(self._drop_rows(F.linear(x, weight) if self.conv is None else F.conv2d(x, weight, **self.conv)), strength)
 
     def delta_weight(self) -> Tensor:
@@ -109,9 +109,10 @@ class LoHaLayer(ProductLayer):
         super().rescale(scale)
         self.gamma.fill_(scale)
 
-    def _delta(self, dtype: torch.dtype) -> Tensor:
-        w1_a, w1_b, w2_a, w2_b, t1, t2 = self._cast(dtype)
-        made = lycoris("loha").diff_weight(w1_b, w1_a, w2_b, w2_a, t1, t2, gamma=self.gamma, backend=BACKEND)
+    def _delta(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        w1_a, w1_b, w2_a, w2_b, t1, t2 = self._cast(dtype, device)
+        gamma = self.gamma.to(w1_a.device)
+        made = lycoris("loha").diff_weight(w1_b, w1_a, w2_b, w2_a, t1, t2, gamma=gamma, backend=BACKEND)
         return made.reshape(self.shape)
 
 
@@ -151,7 +152,7 @@ class LoKrLayer(ProductLayer):
 
     def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
         """Without making D: x is folded to (m, n), and w2 and w1 work on their own sides of it."""
-        tensors = self._scaled(x.dtype)
+        tensors = self._scaled(x.dtype, x.device)
         decomposed = tensors[2] if tensors[2] is not None else tensors[5]
         # lycoris divides by the rank that it finds in the b's; the scale is in the tensors already.
         gamma = 1.0 if decomposed is None else decomposed.shape[0]
@@ -164,9 +165,9 @@ class LoKrLayer(ProductLayer):
         gamma = 1.0 if decomposed is None else decomposed.shape[1]  # here it divides by what it finds in the a's
         return lycoris("lokr").diff_weight(*tensors, gamma=gamma, backend=BACKEND).reshape(self.shape)
 
-    def _scaled(self, dtype: torch.dtype) -> list[Any]:
+    def _scaled(self, dtype: torch.dtype, device: torch.device | None = None) -> list[Any]:
         """The parameters with the scale in the smallest of them, and lycoris' place for a core, which stays empty."""
-        tensors = self._cast(dtype)
+        tensors = self._cast(dtype, device)
         first = 0 if tensors[0] is not None else 1
         tensors[first] = tensors[first] * self.scale
         return [*tensors, None]
