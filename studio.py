@@ -59,7 +59,7 @@ PRETENDED_TESTS = (  # of these, where it may matter: what the whole suite runs 
     "tests/training/grid", "tests/training/network", "tests/nodes", "tests/zoo",
     *(f"tests/training/test_{name}.py" for name in (
         "host", "job", "engine", "resume", "inference_tensors", "block_offload", "fallback", "checkpointing", "encode", "passes",
-        "validation", "regularise", "syncs", "whole_runs",
+        "validation", "regularise", "syncs", "whole_runs", "devices",
     )),
 )  # fmt: skip
 ROOM_NEEDED = {True: 12, False: 5}  # GB of disk, with and without CUDA libraries

@@ -75,14 +75,17 @@ def prepare_host(base: Path) -> None:
     sys.path.insert(0, str(COMFYUI))
     from comfy.cli_args import args
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     args.cpu = not GPU
     if GPU:  # left to itself the host takes half precision there, in which little of what is tested could be told apart
         args.force_fp32 = args.fp32_text_enc = args.fp32_vae = True
         import torch
 
-        # The same question gets the same answer twice: what is asked is whether a model is what it was, not what cuDNN does.
+        # The same question gets the same answer twice, for what is asked is whether a model is what it was, or a run went on as it
+        # would have. Left to themselves cuDNN, cuBLAS and the backward pass of attention may round otherwise each time.
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     args.base_directory = str(base)
     for name in ("models", "input", "output", "temp", "user", "custom_nodes"):
         (base / name).mkdir()

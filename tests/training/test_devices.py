@@ -226,5 +226,3 @@ def test_what_a_run_takes_on_the_device_it_gives_back(dataset, monkeypatch):  # 
     trained(t, dataset, "second")
     gc.collect()
     assert torch.cuda.memory_allocated() <= before
-
-
