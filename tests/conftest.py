@@ -81,8 +81,8 @@ def prepare_host(base: Path) -> None:
         args.force_fp32 = args.fp32_text_enc = args.fp32_vae = True
         import torch
 
-        # The same question gets the same answer twice, for what is asked is whether a model is what it was, or a run went on as it
-        # would have. Left to themselves cuDNN, cuBLAS and the backward pass of attention may round otherwise each time.
+        # The same question gets the same answer twice, for what is asked is whether a model is what it was, or a run went on as
+        # it would have. Left to themselves cuDNN, cuBLAS and the backward pass of attention may round otherwise each time.
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -36,17 +36,17 @@ def on_device(outside: int, blocks: Sequence[int], share: float) -> int:
 @contextmanager
 def kept_away(
     blocks: Sequence[nn.Module],
-    root: nn.Module,
+    modules: Iterable[nn.Module],
     device: torch.device,
     carry: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[None]:
-    """While it lasts, all weights under ``root`` are on ``device`` but those of ``blocks``, which come when they are used.
+    """While it lasts, all weights of ``modules`` are on ``device`` but those of ``blocks``, which come when they are used.
 
     Modules have copies meanwhile and get their own tensors back; those are only read. ``carry`` makes a copy on the device.
     """
     carrier = _Carrier(device, carry)
     inside = {module for block in blocks for module in block.modules()}
-    rest = [module for module in root.modules() if module not in inside]
+    rest = [module for module in modules if module not in inside]
     elsewhere = [place for place in _places(rest) if place[2].device != device]
     with _lent(elsewhere, carrier.copies(elsewhere)), replaced(blocks, "forward", carrier.around):
         yield

@@ -85,7 +85,7 @@ class Encoded:
     def __init__(self, dataset: Dataset, seed: int, pictures: Pictures, texts: Texts, cache: TensorCache):
         self.dataset, self.seed = dataset, seed
         self._pictures, self._texts, self._cache = pictures, texts, cache
-        self._picture_identity, self._text_identity = pictures.identity(), texts.identity()
+        self.picture_identity, self.text_identity = pictures.identity(), texts.identity()
         self.live: Callable[[str], dict[str, Tensor]] | None = None
         """Set while the text encoder is trained: captions are encoded anew in every step, and gradients reach it."""
         self._latents, self._conditionings = _Held(IN_MEMORY), _Held(IN_MEMORY)
@@ -167,11 +167,11 @@ class Encoded:
         return found
 
     def _text_key(self, caption: str) -> str:
-        return cache_key("text", self._text_identity, caption)
+        return cache_key("text", self.text_identity, caption)
 
     def _key(self, sample: Sample, shown: View) -> str:
         masked = (sample.mask_key, "alpha" if sample.mask == sample.path else "file") if sample.mask else ()
-        return cache_key("latent", self._picture_identity, shown.parts, *masked)
+        return cache_key("latent", self.picture_identity, shown.parts, *masked)
 
     def _picture(self, sample: Sample, shown: View) -> Tensors:
         """Latent and mask of a picture; encoded anew if the cache has lost it meanwhile."""

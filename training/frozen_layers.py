@@ -12,7 +12,7 @@ copy of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,9 +31,9 @@ Layer = Callable[..., Tensor]
 
 
 @contextmanager
-def lightened(root: nn.Module, computes_in: torch.dtype, device: torch.device) -> Iterator[None]:
-    """While it lasts, Linear and Conv2d layers under ``root`` choose in each pass; afterwards nothing of it is left on them."""
-    layers = [m for m in root.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight is not None]
+def lightened(modules: Iterable[nn.Module], computes_in: torch.dtype, device: torch.device) -> Iterator[None]:
+    """While it lasts, Linear and Conv2d layers of ``modules`` choose in each pass; afterwards nothing of it is left on them."""
+    layers = [m for m in modules if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight is not None]
     converting = [m for m in layers if m.weight.dtype != computes_in]
     # A layer that somebody else has changed already is left to them.
     linear = [m for m in converting if known(m)]
@@ -46,7 +46,8 @@ def _linear(layer: nn.Module, usual: Layer) -> Layer:
     own: Any = layer
 
     def forward(x: Tensor, *more: Any, **named: Any) -> Tensor:
-        if more or named or not x.requires_grad or not torch.is_grad_enabled() or not plain(layer, x):
+        # Without a gradient too: some hosts would then multiply in fp8, and what is compared must be computed alike.
+        if more or named or torch.is_inference_mode_enabled() or not plain(layer, x):
             return usual(x, *more, **named)
         return _Linear.apply(x, own.weight, own.bias).view(*x.shape[:-1], -1)
 

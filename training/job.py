@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -68,6 +68,11 @@ class Preview:
     """Pixels; 0 takes the size that most of the dataset has."""
     height: int = 0
 
+    def prompts(self, dataset: Dataset) -> list[str]:
+        """One a picture."""
+        first = next((caption for caption in trained_captions(dataset) if caption), "")
+        return [line.strip() for line in self.prompt.splitlines() if line.strip()] or [first]
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -98,6 +103,7 @@ class Job:
     preview: Preview
     graph: Mapping[str, Any]
     show: Callable[[str], None]
+    encoded: Encoded
 
     @property
     def learns_text(self) -> bool:
@@ -108,7 +114,7 @@ class Job:
         outcome = {k: v for k, v in to_dict(self.config).items() if k not in NO_MATTER}
         start = self.config.network.start_from
         return cache_key(
-            outcome, self.dataset.fingerprint, self.model.identity(), self.text.identity(), self.codec.identity(),
+            outcome, self.dataset.fingerprint, self.model.identity(), self.encoded.text_identity, self.encoded.picture_identity,
             str(self.model.prediction), *([file_digest(host.lora_path(start))] if start else []),
         )  # fmt: skip
 
@@ -151,29 +157,37 @@ def run_training(
     optimizers.check(config.optimizer, model.device.type)
     model = model.for_training(computed_in(config.precision, model.device))
     learns_text = config.text.encoders != "none"
-    text = text.for_training() if learns_text else text
-    layers, names = every_layer(model, text if learns_text else None)
-    trained_layers(layers, config, notes_on(model.family))  # refuses what the model lacks before anything is encoded
-    plan = Plan(dataset, config.seed)
-    job = Job(model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show)
-    encoded = Encoded(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
-    _check_texts(job, encoded)
-    run = Run.open(config.name, job.identity(), host.runs_folder(), host.loras_folder(), start_over=start_over)
-    facts = {"total": job.total, "steps_per_epoch": plan.steps_per_epoch}
-    now = live.Live(run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=preview.steps > 0, **facts)
-    if run.finished():
-        now.update(phase="finished")
-    else:
-        run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family, failed="", **facts)
-        with live.entered(now, host.is_interrupt), _noted(run):
-            _train(job, encoded, run, now)
-    saved = run.saved()
-    files = tuple(s for s in saved if s.kind != "moment")
-    return Trained(
-        epochs=Epochs(run.name, model.family, files, trained_captions(dataset), trained_pictures(dataset)),
-        tensors=load_file(saved[-1].path),
-        losses=[row["loss"] for row in run.cut_history(job.total)],
-    )
+    if learns_text:
+        text.check()
+        text = text.for_training()
+    try:
+        layers, names = every_layer(model, text if learns_text else None)
+        trained_layers(layers, config, notes_on(model.family))  # refuses what the model lacks before anything is encoded
+        plan = Plan(dataset, config.seed)
+        encoded = Encoded(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
+        job = Job(
+            model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded
+        )
+        _check_texts(job)
+        run = Run.open(config.name, job.identity(), host.runs_folder(), host.loras_folder(), start_over=start_over)
+        facts = {"total": job.total, "steps_per_epoch": plan.steps_per_epoch}
+        now = live.Live(run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=preview.steps > 0, **facts)
+        if run.finished():
+            now.update(phase="finished")
+        else:
+            run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family, failed="", **facts)
+            with live.entered(now, host.is_interrupt), _noted(run):
+                _train(job, run, now)
+        saved = run.saved()
+        files = tuple(s for s in saved if s.kind != "moment")
+        return Trained(
+            epochs=Epochs(run.name, model.family, files, trained_captions(dataset), trained_pictures(dataset)),
+            tensors=load_file(saved[-1].path),
+            losses=[row["loss"] for row in run.cut_history(job.total)],
+        )
+    finally:
+        model.retire()
+        text.retire()
 
 
 def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
@@ -196,13 +210,13 @@ def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
         )
 
 
-def _check_texts(job: Job, encoded: Encoded) -> None:
+def _check_texts(job: Job) -> None:
     """Refuses, by one text of each source, what the model cannot read."""
     if any(not subset.ready for subset in job.dataset.subsets):
         job.show("reading a first caption")
-        partners.check_text(job.model, encoded.text(""))
+        partners.check_text(job.model, job.encoded.text(""))
     for subset in (subset for subset in job.dataset.subsets if subset.ready):
-        partners.check_text(job.model, encoded.stored_text(subset.samples[0]), "conditioning")
+        partners.check_text(job.model, job.encoded.stored_text(subset.samples[0]), "conditioning")
 
 
 @contextmanager
@@ -217,16 +231,21 @@ def _noted(run: Run) -> Iterator[None]:
         raise
 
 
-def _encode(encoded: Encoded, work: Work, show: Callable[[str], None]) -> None:
+def _encode(job: Job, told: Callable[[str], list]) -> None:
+    """Pictures, captions, and what the samples are told: all while the encoders are at hand."""
+    work = _work(job)
     count = len(work)
     advance = host.progress(count)
 
     def step(done: int) -> None:
         advance(done)
         if done % 10 == 0 or done == count:
-            show(f"preparing pictures and captions: {done} of {count}")
+            job.show(f"preparing pictures and captions: {done} of {count}")
 
-    encoded.prepare(work, step)
+    job.encoded.prepare(work, step)
+    if job.preview.steps and not job.learns_text:
+        for text in (*job.preview.prompts(job.dataset), job.preview.negative):
+            told(text)
 
 
 def _work(job: Job) -> Work:
@@ -236,8 +255,9 @@ def _work(job: Job) -> Work:
     return Work(work.pictures, (*(() if job.learns_text else work.texts), *held))
 
 
-def _train(job: Job, encoded: Encoded, run: Run, now: live.Live) -> None:
-    _encode(encoded, _work(job), job.show)
+def _train(job: Job, run: Run, now: live.Live) -> None:
+    encoded, told = job.encoded, job.text.for_sampling if job.learns_text else cache(job.text.for_sampling)
+    _encode(job, told)
     if job.learns_text:
         encoded.live = job.text.encode_live
     adapter = job.adapter()
@@ -252,7 +272,7 @@ def _train(job: Job, encoded: Encoded, run: Run, now: live.Live) -> None:
         log.info("%s: %s", run.name, note)
     levels = LevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, notes_on(job.model.family))
     advance = host.progress(job.total)
-    saver = _Saver(job, run, adapter, layers, advance, now)
+    saver = _Saver(job, run, adapter, layers, told, advance, now)
 
     def say(line: str, step: int | None = None) -> None:
         if step is not None:
@@ -273,8 +293,8 @@ def _train(job: Job, encoded: Encoded, run: Run, now: live.Live) -> None:
         say(status_line(p), p.step)
 
     watcher = Watcher(
-        check=host.check_interrupt, progress=progress, save=saver.save, sample=saver.sample, measured=measured, warn=say,
-        wishes=now.take, cancelled=host.is_interrupt,
+        check=host.check_interrupt, progress=progress, save=saver.save, sample=saver.sample if job.preview.steps else None,
+        measured=measured, warn=say, wishes=now.take, cancelled=host.is_interrupt,
     )  # fmt: skip
     if computed_in(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
         say(f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here")
@@ -300,10 +320,20 @@ def status_line(p: Progress) -> str:
 
 
 class _Saver:
-    """Writes LoRA files with their metadata, and draws what they make of the prompts."""
+    """Writes LoRA files with their metadata, and draws what they make of the prompts; ``told``: a prompt as CONDITIONING."""
 
-    def __init__(self, job: Job, run: Run, adapter: Adapter, layers: Layers, advance: Callable[..., None], now: live.Live):
-        self.job, self.run, self.adapter, self.layers, self.advance, self.now = job, run, adapter, layers, advance, now
+    def __init__(
+        self,
+        job: Job,
+        run: Run,
+        adapter: Adapter,
+        layers: Layers,
+        told: Callable[[str], list],
+        advance: Callable[..., None],
+        now: live.Live,
+    ):
+        self.job, self.run, self.adapter, self.layers, self.told = job, run, adapter, layers, told
+        self.advance, self.now = advance, now
 
     def save(self, kind: SaveKind, epoch: int, step: int) -> None:
         job, config = self.job, self.job.config
@@ -318,14 +348,9 @@ class _Saver:
             self.run.keep_last(config.length.keep_last)
 
     def sample(self, epoch: int, step: int) -> None:
-        """One picture a prompt; nothing if samples are switched off."""
-        p = self.job.preview
-        if p.steps == 0:
-            return
-        first = next((caption for caption in trained_captions(self.job.dataset) if caption), "")
-        prompts = [line.strip() for line in p.prompt.splitlines() if line.strip()] or [first]
+        """One picture a prompt."""
         self.now.update(phase="sampling")
-        for number, prompt in enumerate(prompts):
+        for number, prompt in enumerate(self.job.preview.prompts(self.job.dataset)):
             self._draw(prompt, number, epoch, step)
 
     def _draw(self, prompt: str, number: int, epoch: int, step: int) -> None:
@@ -337,7 +362,7 @@ class _Saver:
         cells = job.codec.downscale
         with self.adapter.attached(self.layers):
             latent = job.model.sample(
-                job.text.for_sampling(prompt), job.text.for_sampling(p.negative),
+                self.told(prompt), self.told(p.negative),
                 latent_size=(height // cells, width // cells), steps=p.steps, cfg=p.cfg, sampler=p.sampler,
                 scheduler=p.scheduler, seed=p.seed,
             )  # fmt: skip

@@ -42,6 +42,7 @@ class Denoiser(Protocol):
     @property
     def compute_dtype(self) -> torch.dtype: ...
     def keep_away(self, share: float) -> None: ...
+    def leave_room(self, needed: int | None) -> None: ...
     def hold(self, text: Any = None) -> Any: ...
     def blocks(self) -> list[nn.Module]: ...
     def weights(self) -> list[Tensor]: ...
@@ -77,8 +78,8 @@ class Watcher:
     """Called a few times a second at most."""
     save: Callable[[SaveKind, int, int], None] = lambda kind, epoch, step: None
     """Writes the LoRA file of a ``kind`` (``epoch``, ``step``, ``last``, ``moment``)."""
-    sample: Callable[[int, int], None] = lambda epoch, step: None
-    """Draws the sample pictures."""
+    sample: Callable[[int, int], None] | None = None
+    """Draws the sample pictures; the model is let go for it. None: there are none."""
     measured: Callable[[Validation, Verdict], None] = lambda _validation, _verdict: None
     """Called with the fixed losses of an epoch and what follows from them."""
     warn: Callable[[str], None] = lambda _: None
@@ -121,12 +122,14 @@ def train(
     """Trains ``adapter`` beside ``layers`` until the configured length, from wherever ``run`` stopped.
 
     ``text`` is the text encoder if it is trained as well, else None. Noise, levels, crops, dropout and order are functions of
-    (seed, step), so a resumed run sees what an uninterrupted one would have. The model is held from one pause to the next (the
-    end of an epoch, a save, a sample): in between it is exactly as the graph knows it, and pictures can be sampled.
+    (seed, step), so a resumed run sees what an uninterrupted one would have. At a pause (the end of an epoch, a save, a sample)
+    losses are measured and files written with the model held as it is; for samples it is let go, and then exactly as the graph
+    knows it.
     """
     total, width = total_steps(config, plan), config.optimizer.accumulate
     updates = config.optimizer.updates(total)
     schedules.check(config.optimizer, updates)
+    parameters = list(adapter.parameters())
     groups = [(group["params"], config.optimizer.peak * group["rate"]) for group in adapter.parameter_groups()]
     optimizer = optimizers.build(config.optimizer, groups)
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
@@ -165,12 +168,13 @@ def train(
         return loss.detach()
 
     try:
-        finished = False
-        while not finished:
-            pause, wishes = step if due else next_pause(step, config, plan, total), frozenset[str]()
-            with holding.on() if step < pause else nullcontext():
+        with holding:
+            finished = False
+            while not finished:
+                pause, wishes = step if due else next_pause(step, config, plan, total), frozenset[str]()
                 while step < pause:
                     watcher.check()
+                    holding.take()
                     loss = holding.attempt(partial(learn_from, step))
                     factor = schedules.factor(config.optimizer, step // width, updates)
                     rate = optimizers.used_rate(optimizer, config.optimizer.peak * factor)
@@ -179,7 +183,7 @@ def train(
                         sound = False
                         scaler.unscale_(optimizer)
                         if config.optimizer.clip_norm > 0:
-                            nn.utils.clip_grad_norm_(adapter.parameters(), config.optimizer.clip_norm)
+                            nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
                         optimizers.set_rate(optimizer, factor)
                         scaler.step(optimizer)
                         scaler.update()
@@ -200,20 +204,23 @@ def train(
                         if step < pause and book.wants_snapshot():
                             snapshot()
 
-            due, enough = True, False
-            epoch, epoch_ends = plan.epoch_of(step - 1) + 1, step % plan.steps_per_epoch == 0 or step == total
-            with best_weights():
-                if epoch_ends and measures(config, plan):
-                    validation = validate(model, text, layers, adapter, encoded, plan, levels, epoch, watcher.check)
-                    enough = book.judged(validation, step)
-                finished = book.diverged or enough or "stop" in wishes or step == total
-                kind = save_kind(step, epoch, epoch_ends, finished, config) or ("step" if "save" in wishes else None)
-                if kind is not None:
-                    watcher.save(kind, epoch, step)
-                if "sample" in wishes or wants_sample(step, epoch, epoch_ends, kind is not None, config):
-                    watcher.sample(epoch, step)
-            due = False
-            snapshot()
+                due, enough = True, False
+                epoch, epoch_ends = plan.epoch_of(step - 1) + 1, step % plan.steps_per_epoch == 0 or step == total
+                with best_weights():
+                    if epoch_ends and measures(config, plan):
+                        holding.take()
+                        validation = validate(model, adapter, encoded, plan, levels, epoch, watcher.check)
+                        enough = book.judged(validation, step)
+                    finished = book.diverged or enough or "stop" in wishes or step == total
+                    kind = save_kind(step, epoch, epoch_ends, finished, config) or ("step" if "save" in wishes else None)
+                    if kind is not None:
+                        watcher.save(kind, epoch, step)
+                    wanted = "sample" in wishes or wants_sample(step, epoch, epoch_ends, kind is not None, config)
+                    if wanted and watcher.sample is not None:
+                        holding.let_go()
+                        watcher.sample(epoch, step)
+                due = False
+                snapshot()
     except LostNumbers as lost:
         raise AtelierError(
             f"The numbers became NaN or infinite at step {lost.step}. The files and the state saved before that are intact. "

@@ -44,6 +44,7 @@ def describe(
     ``graph`` holds ``prompt`` and ``workflow`` as the canvas sent them, so that dropping the file there brings them back.
     """
     sizes = [s.config.resolution for s in dataset.subsets]
+    whole, legacy = content_hashes(tensors)
     values: dict[str, Any] = {
         "ss_base_model_version": BASE_VERSIONS.get(family, family.lower()),
         "ss_network_module": "networks.lora" if config.network.algorithm == "LoRA" else "lycoris.kohya",
@@ -94,20 +95,19 @@ def describe(
         "modelspec.prediction_type": {"eps": "epsilon", "v": "v", "flow": "flow"}[prediction],
         "lora_atelier.config": to_dict(config),
         "lora_atelier.dataset": dataset.fingerprint,
-        "sshs_model_hash": content_hash(tensors),
-        "sshs_legacy_hash": content_hash(tensors, legacy=True),
+        "sshs_model_hash": whole,
+        "sshs_legacy_hash": legacy,
         **{k: v for k, v in graph.items() if v},
     }
     return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items() if v is not None}
 
 
-def content_hash(tensors: Mapping[str, Tensor], *, legacy: bool = False) -> str:
-    """Sha256 of the file's bytes after its header; ``legacy`` is the older web UI's: 64 KiB from offset 1 MiB, 8 digits."""
-    data = save(dict(tensors))
-    if legacy:
-        return hashlib.sha256(data[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
+def content_hashes(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Sha256 of the file's bytes after its header; and the older web UI's: of 64 KiB from offset 1 MiB, 8 digits."""
+    data = memoryview(save(dict(tensors)))
     header = int.from_bytes(data[:8], "little")
-    return hashlib.sha256(data[8 + header :]).hexdigest()
+    legacy = hashlib.sha256(data[0x100000 : 0x100000 + 0x10000])
+    return hashlib.sha256(data[8 + header :]).hexdigest(), legacy.hexdigest()[:8]
 
 
 def tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -30,8 +31,8 @@ def fitting(
 ) -> TrainingConfig:
     """``config``, or the same run in less memory if there is too little; the cheapest one if even that is too little.
 
-    Says what the run will need and what there is, what is changed, and what else can be; the run starts all the same. ``text`` is
-    the text encoder if it is trained as well, else None.
+    Says what the run will need and what there is, what is changed, and what else can be; the run starts all the same. The model
+    will ask for so much room when it is held. ``text`` is the text encoder if it is trained as well, else None.
     """
     if (config.offload_activations or config.offload_blocks) and not offload.can_offload(model.device):
         say(offload.NOTHING_TO_DO)
@@ -61,10 +62,12 @@ def fitting(
         now = less
     ways = list(steps_down(now, model.device))
     now = next((way for way in ways if memory.fits(found.need(way, pictures), free)), ways[-1])
-    line = memory.line(found.need(now, pictures), free)
+    need = found.need(now, pictures)
+    line, fits = memory.line(need, free), memory.fits(need, free)
+    model.leave_room(math.ceil(memory.MARGIN * (need.adapter + need.activations)) if fits else None)
     if changed := difference(wanted, now):
         say(f"memory: it would not fit as it is set. For this run {changed}; that is slower, to the same LoRA.")
-    if memory.fits(found.need(now, pictures), free):
+    if fits:
         say(line)
     else:
         say(f"memory: this will probably not fit: {line}. {memory.what_helps(now, pictures, model.device)}")
@@ -106,4 +109,5 @@ def measured(
 
     with adapter.attached(layers):
         found = memory.measure(blocks, [*frozen, *adapter.parameters()], forward)
-    return memory.Measured(weights_of(model, text), found, tuple(tuple(p.shape) for p in adapter.parameters()))
+    weights = memory.Weights.of(model.blocks(), frozen)
+    return memory.Measured(weights, found, tuple(tuple(p.shape) for p in adapter.parameters()))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .errors import AtelierError
 from .files import append_text, flush, replacing, sweep, write_tensors, write_text
+from .transfer import to_cpu
 
 STATE_FILE = "state/state.safetensors"
 HISTORY_FILE, MEASURED_FILE = "history.jsonl", "measured.jsonl"
@@ -150,11 +151,13 @@ class Run:
     def save_state(self, state: State) -> None:
         for name in (HISTORY_FILE, MEASURED_FILE):
             flush(self.folder / name)  # never less than the state knows
-        tensors = {f"adapter.{k}": v.detach().cpu().contiguous() for k, v in state.adapter.items()}
-        tensors |= {f"average.{k}": v.detach().cpu().contiguous() for k, v in state.average.items()}
+        tensors = {f"adapter.{k}": v for k, v in state.adapter.items()}
+        tensors |= {f"average.{k}": v for k, v in state.average.items()}
         plain: dict[str, Any] = {"step": state.step, "due": state.due, "scaler": dict(state.scaler)}
         plain["optimizer"] = _split_tensors(state.optimizer, "optimizer", tensors)
-        write_tensors(self.folder / STATE_FILE, tensors, {"state": json.dumps(plain)})
+        # Copies, since some optimizers give all parameters one and the same table, and a file may not hold shared memory.
+        there = dict(zip(tensors, to_cpu(list(tensors.values())), strict=True))
+        write_tensors(self.folder / STATE_FILE, there, {"state": json.dumps(plain)})
 
     def load_state(self) -> State | None:
         """The last complete state, or None when there is none."""
@@ -223,8 +226,7 @@ class Run:
 def _split_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """``value`` as JSON, its tensors put aside into ``tensors`` and replaced by references (safetensors holds no structure)."""
     if isinstance(value, Tensor):
-        # Always a copy: some optimizers give all parameters one and the same table, and a file may not hold shared memory.
-        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
+        tensors[path] = value
         return {"tensor": path}
     if isinstance(value, Mapping):
         return {"items": [[k, _split_tensors(v, f"{path}.{k}", tensors)] for k, v in value.items()]}
@@ -249,5 +251,5 @@ def _join_tensors(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> An
 
 
 def finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether every number is finite; one device sync for all of them."""
-    return bool(torch.stack([t.isfinite().all() for t in tensors.values()]).all())
+    """Whether every number is finite; few calls of the device and one wait for all of them."""
+    return bool(torch.stack(torch._foreach_norm(list(tensors.values()), float("inf"))).isfinite().all())

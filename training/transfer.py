@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+AT_ONCE = 64 * 2**20
+"""Bytes that ``to_cpu`` takes from a device in one copy; so much more memory is needed there meanwhile."""
 
 
 def computed_in(precision: str, device: torch.device) -> torch.dtype | None:
@@ -38,3 +43,27 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.requires_grad:  # pinning has no way back
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+@torch.no_grad()
+def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies in main memory, none of which share any.
+
+    A copy from a GPU makes the caller wait for it, so tensors of one kind come together.
+    """
+    lots: dict[tuple[torch.device, torch.dtype], list[list[int]]] = {}
+    sizes: dict[tuple[torch.device, torch.dtype], int] = {}
+    for i, tensor in enumerate(tensors):
+        kind = tensor.device, tensor.dtype
+        sizes[kind] = sizes.get(kind, 0) + tensor.nbytes
+        if kind not in lots or sizes[kind] > AT_ONCE:
+            lots.setdefault(kind, []).append([])
+            sizes[kind] = tensor.nbytes
+        lots[kind][-1].append(i)
+    found: dict[int, Tensor] = {}
+    for lot in (lot for same in lots.values() for lot in same):
+        flat = [tensors[i].detach().reshape(-1) for i in lot]
+        there = (torch.cat(flat) if len(flat) > 1 else flat[0]).cpu()
+        for i, part in zip(lot, there.split([len(one) for one in flat]), strict=True):
+            found[i] = part.view(tensors[i].shape).clone()
+    return [found[i] for i in range(len(tensors))]

@@ -7,12 +7,12 @@ pictures and on as many that are trained, it shows when the first curve turns wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import loss as losses
 from . import noise as noises
@@ -44,8 +44,6 @@ class Validation:
 
 def validate(
     model: Denoiser,
-    text: Any,
-    layers: Mapping[str, nn.Module],
     adapter: Adapter,
     encoded: Encoded,
     plan: Plan,
@@ -53,12 +51,13 @@ def validate(
     epoch: int,
     check: Check = lambda: None,
 ) -> Validation:
-    """Both losses with ``adapter`` beside ``layers``, equal whenever the adapter is equal; ``text`` is None unless trained.
+    """Both losses, equal whenever the adapter is equal; the model is held and the adapter attached by the caller.
 
-    Mean square error, masked as in training but without any weights, so that runs with different weights compare. It holds the
-    model itself, so it is called between two epochs. Nothing is drawn from any generator of the run.
+    Mean square error, masked as in training but without any weights, so that runs with different weights compare. Nothing is
+    drawn from any generator of the run, and nothing is dropped from here to the next step.
     """
-    with model.hold(text), adapter.attached(layers), torch.no_grad():
+    adapter.end_step()
+    with torch.no_grad():
         held = fixed_losses(model, encoded, plan, plan.validation, levels, check)
         share = fixed_losses(model, encoded, plan, plan.training_share, levels, check)
         both = torch.cat([held, share]).tolist()

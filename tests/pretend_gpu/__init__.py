@@ -205,6 +205,11 @@ def install() -> Device:
     for name, value in replaced.items():
         setattr(cuda, name, value)
     _let_storages_be_copied(torch)
+    if importlib.util.find_spec("comfy_kitchen"):
+        import comfy_kitchen
+
+        for name in ("cuda", "triton"):  # kernels for a real one
+            comfy_kitchen.disable_backend(name)
     return device
 
 

@@ -100,7 +100,7 @@ def test_the_gradient_is_the_same_and_made_of_what_came(tiny, name, share):
         with checkpointed(blocks):
             plain = gradients()
         device = t.model.device
-        with Hollow(away, device) as carry, kept_away(away, t.model.base, device, carry), checkpointed(blocks):
+        with Hollow(away, device) as carry, kept_away(away, t.model.base.modules(), device, carry), checkpointed(blocks):
             again = gradients()
     assert any(g.abs().max() > 0 for g in plain[0])
     for one, other in zip(chain(*plain), chain(*again), strict=True):
@@ -134,7 +134,7 @@ def test_the_next_block_comes_while_one_works():
         y.sum().backward()
         return list(events)
 
-    with kept_away(blocks, nn.Module(), CPU, carry), checkpointed(blocks):
+    with kept_away(blocks, [], CPU, carry), checkpointed(blocks):
         first, _, third = step(), step(), step()
     order = [e for e in first if e.startswith("done")]
     assert order == [f"done {i}" for i in (0, 1, 2, 3)], "hooks of the module itself stand outside the recomputed part"
@@ -157,7 +157,7 @@ def test_an_error_leaves_everything_where_it_was():
 
     block = Breaks()
     home = block.weight, block.table
-    with pytest.raises(KeyboardInterrupt), kept_away([block], block, CPU, torch.clone):
+    with pytest.raises(KeyboardInterrupt), kept_away([block], block.modules(), CPU, torch.clone):
         block(torch.ones(2))
     assert block.weight is home[0] and block.table is home[1] and "forward" not in block.__dict__
 
@@ -205,8 +205,8 @@ def test_weights_that_the_host_left_in_main_memory_with_patches_to_be_laid_on(ti
         assert layer.weight_function and layer.comfy_cast_weights, "or this is not what it says"
         blocks = changed.blocks()
         with torch.inference_mode(False), torch.enable_grad():
-            swapped = without_inference_tensors(patcher.model)
-            with Hollow(blocks, device) as carry, kept_away(blocks, patcher.model, device, carry):
+            swapped = without_inference_tensors(patcher.model.modules())
+            with Hollow(blocks, device) as carry, kept_away(blocks, patcher.model.modules(), device, carry):
                 on_the_way = gradients()
         put_back(swapped)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora_atelier.training import host, loop, memory, preflight
+from lora_atelier.training import holding, host, loop, memory, preflight
 from lora_atelier.training.config import LengthConfig, OptimizerConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.fallback import cheaper, difference, steps_down, without_effect
@@ -126,6 +126,39 @@ def test_a_step_that_does_not_fit_is_done_again_with_less(tiny, dataset, monkeyp
     assert len(run_of("less").cut_history(7)) == 7
     assert_close(whole.tensors, go(t, dataset, recipe("less", **settings)).tensors)
     assert not any("forward" in block.__dict__ for block in t.model.blocks())
+
+
+def test_other_models_are_put_aside_before_anything_is_given_up(tiny, dataset, monkeypatch):  # noqa: F811
+    """As on a GPU, where models that were left beside this one take memory; then the step is the same one."""
+    t = tiny("sd3")
+    whole = go(t, dataset, recipe("whole"))
+    rooms: list[int | None] = []
+    real, real_room, failed = loop.step_loss, host.Model.leave_room, []
+
+    def crowded(*given):
+        if given[-1] == 4 and not failed:
+            failed.append(given[-1])
+            no_memory()
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holding, "can_offload", lambda _device: True)
+        patch.setattr(loop, "step_loss", crowded)
+        patch.setattr(host.Model, "leave_room", lambda self, needed: rooms.append(needed) or real_room(self, needed))
+        said = told(t, dataset, recipe("crowded"))
+    need = 1.1 * preflight_need(said)
+    assert len(rooms) == 2 and 0 < rooms[0] < need and rooms[1] is None, "so much as the run needs, and then all there is"
+    (line,) = [line for line in said if line.startswith("memory:")]
+    assert line == "memory: the device has no more of it. All other models are put aside."
+    crowded_run = go(t, dataset, recipe("crowded")).tensors
+    assert all(torch.equal(tensor, crowded_run[name]) for name, tensor in whole.tensors.items())
+
+
+def preflight_need(said: list[str]) -> float:
+    """Bytes, from what a run says of its need."""
+    line = next(line for line in said if line.startswith("needs about"))
+    _, _, number, unit, *_ = line.split()
+    return float(number) * {"GB:": memory.GB, "MB:": memory.MB}[unit]
 
 
 def test_when_nothing_is_left_to_give_up_it_says_what_helps(tiny, dataset, monkeypatch):  # noqa: F811

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def light(root: nn.Module) -> AbstractContextManager[None]:
-    return lightened(root, torch.float32, CPU)
+    return lightened(root.modules(), torch.float32, CPU)
 
 
 @settings(max_examples=40, deadline=None)

@@ -73,7 +73,7 @@ def test_a_view_that_shares_its_storage_keeps_place_and_strides(kind):
 def test_parameters_and_buffers_have_stand_ins_for_a_while(kind):
     root = layer(kind)
     mine = [*root.parameters(), root.note]
-    swapped = without_inference_tensors(root)
+    swapped = without_inference_tensors(root.modules())
     assert len(swapped) == (0 if kind == "ordinary" else 3)
     inside = [*root.parameters(), root.note]
     assert all(is_ordinary(t) for t in inside) and [t.data_ptr() for t in inside] == [t.data_ptr() for t in mine]
@@ -95,7 +95,7 @@ def test_what_is_read_of_a_layer_does_not_depend_on_how_it_was_moved(kind, mode)
 
 def test_a_weight_that_the_host_moves_meanwhile_stays_where_it_moved_it():
     root = layer("made in a graph")
-    swapped = without_inference_tensors(root)
+    swapped = without_inference_tensors(root.modules())
     root.weight.data = NUMBERS + 1
     put_back(swapped)
     assert torch.equal(root.weight, NUMBERS + 1) and root.bias.is_inference()

@@ -7,6 +7,7 @@ import errno
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lora_atelier.training.config import (
     NetworkConfig,
     OptimizerConfig,
     SubsetConfig,
+    TextConfig,
     TrainingConfig,
     from_dict,
     to_dict,
@@ -263,6 +265,26 @@ def test_a_finished_run_is_handed_on_without_training_again(tiny, dataset, monke
     monkeypatch.setattr(job, "train", lambda *_: pytest.fail("trained again"))
     again = go(t, dataset, recipe())
     assert again.epochs == first.epochs and again.losses == first.losses
+
+
+def test_what_another_node_has_moved_outside_of_inference_mode_trains_and_samples(dataset):
+    """As ``nn.Module.to`` moves weights: nothing can be computed with such a model, not even by the host, until it is mended."""
+    from .conftest import load_model
+
+    t = load_model("sd15")
+    roots = (t.model.base, t.text.clip.cond_stage_model, t.codec.vae.first_stage_model)
+    hybrids = [tensor for root in roots for tensor in (*root.parameters(), *root.buffers()) if tensor.is_inference()]
+    for tensor in hybrids:
+        tensor.data = tensor.data.clone()
+    assert hybrids and not any(tensor.is_inference() for tensor in hybrids)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="version counter"):
+        t.text.encode("a picture")
+    moved = SimpleNamespace(
+        model=host.Model(t.model.patcher), text=host.TextEncoder(t.text.clip), codec=host.PictureCodec(t.codec.vae)
+    )
+    assert {p.data_ptr() for p in hybrids} <= {t.data_ptr() for r in roots for t in (*r.parameters(), *r.buffers())}
+    trained = go(moved, dataset, recipe(text=TextConfig("all")), dataclasses.replace(NO_PREVIEW, steps=1))
+    assert len(trained.losses) == 9 and all(np.isfinite(trained.losses))
 
 
 def test_other_settings_under_the_same_name_never_overwrite(tiny, dataset):

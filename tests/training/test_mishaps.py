@@ -91,7 +91,7 @@ def test_out_of_memory_while_sampling_speaks_of_the_preview_and_the_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(job._Saver, "sample", lambda *_: no_memory())
         with pytest.raises(AtelierError, match=r"out of memory after step 3\..*smaller previews"):
-            go(t, dataset, recipe("pieces"))
+            go(t, dataset, recipe("pieces"), PREVIEW)
     assert [s.path.name for s in run_of("pieces").saved()] == ["pieces-000001.safetensors"]
     assert_the_same(whole, go(t, dataset, recipe("pieces")))
 

@@ -32,6 +32,8 @@ def decisions_of_a_pass(t, adapter, blocks: list[nn.Module]) -> set[type | None]
 def test_the_families_that_need_nothing_pay_for_one_pass_only(tiny, name, twice):
     t = tiny(name)
     fresh = type(t)(**{**vars(t), "model": host.Model(t.model.patcher)})
+    with fresh.model.hold():
+        pass  # here it is looked whether there are others' hooks, before this test's own
     blocks = blocks_of(t.model.base.diffusion_model) if twice else []
     adapter = new_adapter(t)
     assert decisions_of_a_pass(fresh, adapter, blocks) == {OutOfPlace}, "the first pass looks whether it is needed"

@@ -58,7 +58,8 @@ class Case:
             self.encoded.prepare(work_of(self.plan, 1), lambda done: None)
 
     def __call__(self, epoch=1) -> Validation:
-        return validate(self.model, None, self.layers, self.adapter, self.encoded, self.plan, self.levels, epoch)
+        with self.model.hold(), self.adapter.attached(self.layers):
+            return validate(self.model, self.adapter, self.encoded, self.plan, self.levels, epoch)
 
     def learn(self) -> None:
         with torch.no_grad():

@@ -1,5 +1,7 @@
 """Writes docs/models.md from the zoo's tests, run on every host that is there: ``python tests/zoo/report.py [host ...]``.
 
+With ``--quantised`` before the hosts only the tests of quantised weights are run, and only their section is written anew.
+
 Nothing in the tables is written by hand: what works is what passed, what is refused says so itself, and a family that the host
 knows and the zoo does not stands there as not built yet.
 """
@@ -62,6 +64,26 @@ know diffusers' names of Wan.
 | model | there | back |
 | --- | --- | --- |
 """
+QUANTISED = "## Quantised weights"
+PACKED = """
+The formats in which ComfyUI loads weights, tried on tiny models whose blocks are stored in them: {models}.
+One *works* where all of this holds: the gradient of every parameter is that beside the weights that the file stands for, in
+float32 ({near}), with recomputed blocks, with blocks that come from main memory,
+where the host would multiply as on a GPU, and for DoRA, LoKr and LoHa; it learns; autograd keeps no unpacked weight; the model
+draws the same afterwards, to the bit; and the saved file goes into the stock LoRA loader and draws what the adapter drew, but for
+what that loader rounds. SDXL, the deepest, is asked for its gradient alone, in two formats. Training multiplies with the unpacked
+weights in the precision of the run; only what is sampled is computed in the format itself.
+
+- **gradient**: its distance, of the parameter where it is largest, computed in float32; **in bf16**: of the whole gradient, which
+  is bf16's own rounding.
+- **sampling**: how far a picture of two steps is from one by the unpacked weights where ComfyUI multiplies in the format (fp8 as
+  on a GPU): what training does without. The products of nvfp4 and mxfp8 run on a GPU only.
+- **LoRA loader**: the stock loader packs weights anew with the LoRA in them, rounding at random: the share of the LoRA's effect
+  that this changes, for one that changes about a third of the picture. Of a LoRA of a tenth of that it is several times as much.
+"""
+REFUSED = """\
+Refused before anything is encoded. Files of SVDQuant and AWQ are not read by these hosts' own loader (a `KeyError`); a layer
+that is packed so was put into a loaded model."""
 
 
 class Notes:
@@ -82,10 +104,10 @@ class Notes:
             note.setdefault("why", str(crash.message if crash else report.longrepr).splitlines()[0][:160])
 
 
-def collect(target: Path) -> None:
-    """Runs the zoo in this process and writes what it found to ``target``."""
+def collect(target: Path, tests: str = "") -> None:
+    """Runs the zoo, or one file of its tests, in this process and writes what it found to ``target``."""
     notes = Notes()
-    pytest.main([str(HERE), "-q", "--all-models", "-p", "no:cacheprovider"], plugins=[notes])
+    pytest.main([str(HERE / tests), "-q", "--all-models", "-p", "no:cacheprovider"], plugins=[notes])
     import comfy.supported_models
     from lora_atelier.training import families
 
@@ -101,10 +123,10 @@ def describe(family: Any, by_size: type) -> dict[str, str]:
     return {"noise": noise + guidance, "refused": family.refused, "known": "yes" if family.known else ""}
 
 
-def found_on(host: Path, threads: int) -> dict[str, Any]:
+def found_on(host: Path, threads: int, tests: str = "") -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "found.json"
-        command = [sys.executable, __file__, "--collect", str(target)]
+        command = [sys.executable, __file__, "--collect", str(target), tests]
         environment = {**os.environ, "ATELIER_COMFYUI": str(host), "OMP_NUM_THREADS": str(threads)}
         subprocess.run(command, cwd=ROOT, env=environment, check=True)
         return json.loads(target.read_text(encoding="utf-8"))
@@ -151,7 +173,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     for name, note in tried_there.items():
         works = "works" if note["tests"][ELSEWHERE] == "passed" else "no"
         lines.append(f"| {name} | {works} | {works if note.get('back') else '–'} |")
-    lines += ["", "## Not tried", "", f"The other families of ComfyUI {hosts[0]}.", "", "| family | |", "| --- | --- |"]
+    lines += ["", *section(found), "## Not tried", "", f"The other families of ComfyUI {hosts[0]}.", ""]
+    lines += ["| family | |", "| --- | --- |"]
     tried = {recipe.family for recipe in RECIPES}
     for name, family in main["families"].items():
         if name not in tried:
@@ -159,15 +182,56 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def section(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines on quantised weights: a row for each format, the worst of the models that it was tried on."""
+    main = next(iter(found.values()))["models"]
+    tried = [note for note in main.values() if "format" in note]
+    if not tried:
+        return []
+    limits = {note["model"]: f"{note['near']:.0e}".replace("e-0", "e-") for note in tried}
+    near = ", ".join(f"{model} {limit}" for model, limit in limits.items())
+    lines = [QUANTISED, *PACKED.format(models=", ".join(limits), near=near).split("\n")]
+    lines.append(f"| format | {' | '.join(found)} | gradient | in bf16 | sampling | LoRA loader |")
+    lines.append("| --- " * (5 + len(found)) + "|")
+    for name in dict.fromkeys(note["format"] for note in tried):
+        cells = [name, *(verdict(together(one["models"], f"{name} / ")) for one in found.values())]
+        notes = [note for key, note in main.items() if key.startswith(f"{name} / ")]
+        for what, form in (("distance", ".0e"), ("in_bf16", ".2%"), ("products", ".2%"), ("redrawn", ".0%")):
+            numbers = [note[what] for note in notes if what in note]
+            cells.append(format(max(numbers), form) if numbers else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", REFUSED, "", "| format | |", "| --- | --- |"]
+    lines += [f"| {name} | {note['refused']} |" for name, note in main.items() if "refused" in note]
+    return [*lines, ""]
+
+
+def together(notes: dict[str, Any], beginning: str) -> dict[str, Any] | None:
+    """As one: the notes whose names have this beginning."""
+    some = {name: note for name, note in notes.items() if name.startswith(beginning)}
+    tests = {f"{test} {name}": outcome for name, note in some.items() for test, outcome in note["tests"].items()}
+    return {"tests": tests, "why": next((note["why"] for note in some.values() if "why" in note), "")} if some else None
+
+
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--collect"]:
-        collect(Path(arguments[1]))
+        collect(Path(arguments[1]), *arguments[2:])
         return
+    part = arguments[:1] == ["--quantised"]
+    arguments = arguments[1:] if part else arguments
+    target = ROOT / "docs" / "models.md"
     hosts = [Path(a).resolve() for a in arguments] or sorted(HOSTS.glob("comfyui-*"), key=version, reverse=True)
     with ThreadPoolExecutor() as pool:
-        found = pool.map(partial(found_on, threads=max(1, (os.cpu_count() or 1) // len(hosts))), hosts)
-        text = page(dict(zip([host.name.removeprefix("comfyui-") for host in hosts], found, strict=True)))
-    (ROOT / "docs" / "models.md").write_text(text, encoding="utf-8")
+        work = partial(found_on, threads=max(1, (os.cpu_count() or 1) // len(hosts)), tests="test_quantised.py" if part else "")
+        found = dict(zip([host.name.removeprefix("comfyui-") for host in hosts], pool.map(work, hosts), strict=True))
+    text = spliced(target.read_text(encoding="utf-8"), section(found)) if part else page(found)
+    target.write_text(text, encoding="utf-8")
+
+
+def spliced(text: str, lines: list[str]) -> str:
+    """``text`` with these lines in place of the section on quantised weights, which stands before the last one."""
+    last = text.index("## Not tried")
+    first = text.index(QUANTISED) if QUANTISED in text else last
+    return text[:first] + "\n".join([*lines, ""]) + text[last:]
 
 
 def version(folder: Path) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -23,12 +23,14 @@ from ..checkpointing import blocks_of
 from ..errors import AtelierError
 from ..families import BESIDE, notes_on
 from ..frozen_layers import lightened
+from ..network.frozen import refusal
 from ..network.lora import is_conv, is_linear
 from ..noise import Prediction, spread
 from ..out_of_place import KERNELS, Care, OutOfPlace
+from ..packed_layers import unpacking
 from ..transfer import to_device
 from .text import TextEncoder
-from .weights import identity_of, names_of_layers, put_back, resident, without_inference_tensors
+from .weights import identity_of, mended, names_of_layers, put_back, put_twin_aside, resident, without_inference_tensors
 
 log = logging.getLogger("lora-atelier")
 held: list[Model] = []
@@ -63,25 +65,32 @@ class Model:
     """A loaded diffusion model, for training beside it and for sampling."""
 
     def __init__(self, patcher: Any):
-        self.patcher = patcher
+        self.patcher = mended(patcher)
         self.base = patcher.model
         self._compute_dtype: torch.dtype | None = None
-        self._care = Care(trusted=self._is_trusted())
         self._away: list[nn.Module] = []
+        self._room: int | None = None
+        self._parts: dict[nn.Module, list[nn.Module]] = {}
+        self._care: Care | None = None
+        self._origin = patcher
 
-    def _is_trusted(self) -> bool:
-        """Whether nothing but the network's own, known code runs when it is asked."""
+    def _is_trusted(self, modules: Iterable[nn.Module] | None = None) -> bool:
+        """Whether nothing but the network's own, known code runs when it is asked; ``modules`` are the network's."""
         kind = type(self.base.diffusion_model)
-        return (kind.__module__, kind.__name__) in TRUSTED and not self.is_altered
+        return (kind.__module__, kind.__name__) in TRUSTED and not self._has_foreign(modules)
 
     @property
     def is_altered(self) -> bool:
         """Whether other nodes' code has a part in its answers."""
+        return self._has_foreign()
+
+    def _has_foreign(self, modules: Iterable[nn.Module] | None = None) -> bool:
         options = self.patcher.model_options
         foreign = [options.get("transformer_options"), options.get("model_function_wrapper")]
         foreign += [name for name in self.patcher.object_patches if str(name).startswith("diffusion_model")]
         foreign += [getattr(self.patcher, n, None) for n in ("wrappers", "callbacks", "injections", "additional_models")]
-        foreign += [dict(m._forward_hooks) or dict(m._forward_pre_hooks) for m in self.base.diffusion_model.modules()]
+        every = self.base.diffusion_model.modules() if modules is None else modules
+        foreign += [dict(m._forward_hooks) or dict(m._forward_pre_hooks) for m in every]
         return _holds(foreign)
 
     @property
@@ -138,6 +147,9 @@ class Model:
             raise AtelierError(f"model: this {self.family} {BESIDE}")
         if self.prediction == "flow" and getattr(self.sampling, "noise_scale", 1.0) != 1.0:
             raise AtelierError(f"model: {self.family} is made with noise of another strength, which is not trained here.")
+        why = next(filter(None, map(refusal, self.base.diffusion_model.modules())), None)
+        if why is not None:
+            raise AtelierError(f"model: {why}")
 
     @property
     def latent_channels(self) -> int:
@@ -174,8 +186,12 @@ class Model:
             patcher = patcher.clone()
             patcher.set_model_compute_dtype(dtype)
         changed = Model(patcher)
-        changed._compute_dtype = dtype
+        changed._compute_dtype, changed._origin = dtype, self.patcher
         return changed
+
+    def retire(self) -> None:
+        """After a run: a twin that was made for it goes back to main memory; the graph's own model stays where it is."""
+        put_twin_aside(self.patcher, self._origin)
 
     def blocks(self) -> list[nn.Module]:
         """What gradient checkpointing may compute twice."""
@@ -183,8 +199,15 @@ class Model:
 
     def keep_away(self, share: float) -> None:
         """From the next ``hold`` on, the weights of this share of the blocks (0 to 1) stay in main memory until they are used."""
-        blocks = self.blocks()
+        blocks = self.blocks() if share else []
         self._away = [blocks[i] for i in scattered(len(blocks), share)]
+
+    def leave_room(self, needed: int | None) -> None:
+        """From the next ``hold`` on, so many bytes are to be free beside the weights; None: as many as there can be.
+
+        The host puts other models aside for that, but only as far as it has to.
+        """
+        self._room = needed
 
     def weights(self) -> list[Tensor]:
         """Everything that is stored of the model."""
@@ -219,9 +242,13 @@ class Model:
         with torch.inference_mode(False), torch.enable_grad():
             # Asking for all memory makes the host put every other model aside, and leave in main memory what need not be on the
             # device; on a CPU it has no effect. What it moves in inference mode stays what a graph has made.
+            room = 1e20 if self._room is None or self._away else self._room
             with torch.inference_mode():
-                management.load_models_gpu(patchers, memory_required=1e20, force_full_load=not self._away)
-            swapped = [swap for patcher in patchers for swap in without_inference_tensors(patcher.model)]
+                management.load_models_gpu(patchers, memory_required=room, force_full_load=not self._away)
+            modules = [module for patcher in patchers for module in self._modules(patcher.model)]
+            swapped = without_inference_tensors(modules)
+            # Here, before there are hooks of our own; and once, since it learns which forms are harmless.
+            self._care = self._care or Care(self._is_trusted(self._modules(self.base)))
             was_training = getattr(management, "in_training", None)
             if was_training is not None:
                 management.in_training = True
@@ -233,8 +260,9 @@ class Model:
                         # What the host has left in main memory it would bring for each operation, through a buffer that the next
                         # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
                         away = self._away if patcher is self.patcher else []
-                        stack.enter_context(kept_away(away, patcher.model, patcher.load_device))
-                    stack.enter_context(lightened(self.base, self.compute_dtype, self.device))
+                        stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device))
+                    stack.enter_context(unpacking(modules))
+                    stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))
                     yield
             finally:
                 held.remove(self)
@@ -242,6 +270,12 @@ class Model:
                 if was_training is not None:
                     management.in_training = was_training
                 put_back(swapped)
+
+    def _modules(self, root: nn.Module) -> list[nn.Module]:
+        """All of them, found when the model is held first; those of a loaded model stay, while their tensors may change."""
+        if root not in self._parts:
+            self._parts[root] = list(root.modules())
+        return self._parts[root]
 
     def condition(self, text: Mapping[str, Tensor], x: Tensor, size: Mapping[str, int]) -> dict[str, Any]:
         """The host's conditioning objects of one picture.
@@ -284,6 +318,7 @@ class Model:
         merged = comfy.samplers.cond_cat(list(conditions))
         # Left to itself the host would wait for the device here.
         merged = {k: to_device(v, self.device) if isinstance(v, Tensor) else v for k, v in merged.items()}
+        self._care = self._care or Care(self._is_trusted())
         with self._care.around(_form(x, merged)):
             return self._raw_output(x, sigma, merged)
 

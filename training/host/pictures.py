@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import AtelierError
 from .model import held
-from .weights import identity_of
+from .weights import identity_of, mended
 
 
 class PictureCodec:
@@ -18,6 +18,7 @@ class PictureCodec:
 
     def __init__(self, vae: Any):
         self.vae = vae
+        mended(getattr(vae, "patcher", None))
 
     @property
     def device(self) -> torch.device:
@@ -95,6 +96,7 @@ class PictureReader:
 
     def __init__(self, vision: Any):
         self.vision = vision
+        mended(getattr(vision, "patcher", None))
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from ..checkpointing import blocks_of
 from ..errors import AtelierError
+from ..network.frozen import refusal
 from ..network.lora import is_linear
 from ..out_of_place import OutOfPlace
 from .passes import Together
-from .weights import identity_of, names_of_layers, resident
+from .weights import identity_of, mended, names_of_layers, put_twin_aside, resident
 
 AT_ONCE = 16
 """Captions of which the encoders may read several in one pass; so many answers wait in memory."""
@@ -29,6 +31,7 @@ class TextEncoder:
 
     def __init__(self, clip: Any):
         self.clip = clip
+        self._origin = mended(getattr(clip, "patcher", None))
 
     def identity(self) -> str:
         extras = f"{self.clip.layer_idx} {sorted(getattr(self.clip, 'tokenizer_options', {}).items())}"
@@ -61,7 +64,19 @@ class TextEncoder:
             return self
         clip = self.clip.clone()
         clip.patcher, clip.cond_stage_model = patcher, patcher.model
-        return TextEncoder(clip)
+        encoder = TextEncoder(clip)
+        encoder._origin = self.clip.patcher
+        return encoder
+
+    def retire(self) -> None:
+        """After a run: see ``Model.retire``."""
+        put_twin_aside(self.clip.patcher, self._origin)
+
+    def check(self) -> None:
+        """AtelierError, with the reason, if it cannot learn rightly."""
+        why = next(filter(None, map(refusal, self.clip.cond_stage_model.modules())), None)
+        if why is not None:
+            raise AtelierError(f"clip: {why}")
 
     def layers(self) -> dict[str, nn.Module]:
         """Linear layers by dotted name, the first part being the encoder's: ``clip_l``, ``clip_g``, ``t5xxl`` and so on."""
@@ -81,8 +96,11 @@ class TextEncoder:
 
     def encode_live(self, text: str) -> Conditioning:
         """Like ``encode``, but on the device and connected with whatever learns in the encoder; only while it is held."""
+        # The host would look for room first, at every caption, and might make it of the very models that are held.
+        held = copy.copy(self.clip)
+        held.load_model = lambda *_: held.patcher
         with OutOfPlace():
-            out = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True, return_dict=True)
+            out = held.encode_from_tokens(held.tokenize(text), return_pooled=True, return_dict=True)
         return {k: v for k, v in out.items() if isinstance(v, Tensor)}
 
     def for_sampling(self, text: str) -> list:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor, nn
 
 from ..errors import AtelierError
 from ..inference_tensors import is_ordinary, ordinary
 from ..network.pieces import Piece
+from ..transfer import to_cpu
 
 
 def patched(before: Any, after: Any) -> int:
@@ -30,6 +32,19 @@ def resident(patcher: Any, widget: str) -> Any:
             f"{widget}: this loader's weights are paged in and out while the model works, which cannot be trained. Start "
             "ComfyUI with --disable-dynamic-vram, or use a stock loader."
         ) from error
+
+
+def put_twin_aside(twin: Any, origin: Any) -> None:
+    """Takes a patcher's resident ``twin`` off the device, which nobody knows any more once its run is over.
+
+    The host would take the patcher that it was made from for it, whose weights are others: so it could never free it.
+    """
+    if twin.model is origin.model:
+        return
+    management = comfy.model_management
+    others = [loaded for loaded in management.current_loaded_models if loaded.model is not twin]
+    with torch.inference_mode():  # moved weights stay what they were
+        management.free_memory(1e30, twin.load_device, keep_loaded=others)
 
 
 def names_of_layers(keys: Mapping[str, Any], prefix: str) -> dict[str, list[str]]:
@@ -59,13 +74,13 @@ def _spellings(name: str) -> list[str]:
 Swap = tuple[Any, Any, Any, Any]
 
 
-def without_inference_tensors(root: nn.Module) -> list[Swap]:
-    """Ordinary stand-ins for all other tensors of ``root``: (dictionary or list, key, original, stand-in).
+def without_inference_tensors(modules: Iterable[nn.Module]) -> list[Swap]:
+    """Ordinary stand-ins for all other tensors of ``modules``: (dictionary or list, key, original, stand-in).
 
     Besides parameters and buffers these are what modules remember from a pass in a graph, such as the sines of positions.
     """
     swapped: list[Swap] = []
-    for module in root.modules():
+    for module in modules:
         for place in _places(module):
             for key, tensor in list(place.items() if isinstance(place, dict) else enumerate(place)):
                 if not isinstance(tensor, Tensor) or is_ordinary(tensor):
@@ -80,12 +95,29 @@ def without_inference_tensors(root: nn.Module) -> list[Swap]:
 
 
 def _places(module: nn.Module) -> Iterator[dict[Any, Any] | list[Any]]:
-    """Where ``module`` itself keeps tensors: its parameters, its buffers, its attributes, and dictionaries and lists among them."""
+    """Where ``module`` itself keeps tensors: parameters, buffers, attributes, and dictionaries and lists among these."""
     yield module._parameters
     yield module._buffers
     own = vars(module)
     yield own
     yield from (value for name, value in own.items() if name not in INNER and isinstance(value, (dict, list)))
+
+
+def mended(patcher: Any) -> Any:
+    """``patcher``, of whose model every tensor can be used.
+
+    Whoever has moved it outside of inference mode (a node that trains, say) has left hybrids, from which not even the host's own
+    nodes can sample. Ordinary tensors over the same storage take their places for good.
+    """
+    for module in patcher.model.modules() if patcher is not None else ():
+        for place in (module._parameters, module._buffers):
+            for key, tensor in place.items():
+                if tensor is None or tensor.is_inference() or is_ordinary(tensor) or (view := ordinary(tensor)) is tensor:
+                    continue
+                whole = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
+                vars(whole).update(vars(tensor))
+                place[key] = whole
+    return patcher
 
 
 INNER = frozenset(vars(nn.Module()))
@@ -94,9 +126,9 @@ INNER = frozenset(vars(nn.Module()))
 
 def put_back(swapped: list[Swap]) -> None:
     for place, key, original, stand_in in swapped:
-        now = place.get(key) if isinstance(place, dict) else place[key] if key < len(place) else None
+        now: Any = place.get(key) if isinstance(place, dict) else place[key] if key < len(place) else None
         # If the host itself put another tensor here meanwhile (it moved the weight), that one is right.
-        if now is stand_in and stand_in.untyped_storage().data_ptr() == original.untyped_storage().data_ptr():
+        if now is stand_in and now.untyped_storage().data_ptr() == original.untyped_storage().data_ptr():
             place[key] = original
 
 
@@ -106,25 +138,31 @@ def identity_of(module: nn.Module, patcher: Any, prefix: str = "") -> str:
     While another copy of the model is in use (with a LoRA, say) its patches are merged into the shared weights; the patcher then
     keeps the originals aside, under names that start with ``prefix``, and those are the ones that count.
     """
-    digest = hashlib.sha256()
-    originals = {k: getattr(kept, "weight", kept) for k, kept in getattr(patcher, "backup", {}).items()}
+    said: list[str | Tensor] = []
+    originals: dict[str, Any] = {}
+    for key, kept in getattr(patcher, "backup", {}).items():
+        weight = getattr(kept, "weight", kept)
+        # A packed one stands in a state dict as its numbers and scales.
+        originals |= weight.state_dict(key) if hasattr(weight, "state_dict") else {key: weight}
 
     def add(name: str, tensor: Tensor) -> None:
         flat = ordinary(tensor).detach().reshape(-1)
-        picked = flat[:: max(1, flat.numel() // 16)][:17].float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(picked.numpy().tobytes())
+        said.extend((f"{name} {tuple(tensor.shape)} {tensor.dtype}", flat[:: max(1, flat.numel() // 16)][:17].float()))
 
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             tensor = originals.get(prefix + name, tensor)
             if isinstance(tensor, Tensor) and tensor.numel():
                 add(name, tensor)
-    for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
-        digest.update(f"{key} {[(p[0], p[2]) for p in patches]}".encode())
-        for patch in patches:
-            weights = getattr(patch[1], "weights", patch[1])
-            for i, part in enumerate(weights if isinstance(weights, (tuple, list)) else [weights]):
-                if isinstance(part, Tensor):
-                    add(str(i), part)
+        for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
+            said.append(f"{key} {[(p[0], p[2]) for p in patches]}")
+            for patch in patches:
+                weights = getattr(patch[1], "weights", patch[1])
+                for i, part in enumerate(weights if isinstance(weights, (tuple, list)) else [weights]):
+                    if isinstance(part, Tensor):
+                        add(str(i), part)
+        read = iter(to_cpu([part for part in said if isinstance(part, Tensor)]))
+    digest = hashlib.sha256()
+    for part in said:
+        digest.update(part.encode() if isinstance(part, str) else next(read).numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -20,6 +20,8 @@ STORED = (*FORMATS, torch.float8_e4m3fn, torch.float8_e5m2)
 """Number formats in which a weight is the number that counts."""
 KEEPS_STORED = "keeps_stored"
 """Marks a forward pass that differs from the layer's own only in what autograd keeps for the way back."""
+AUTOCASTS = frozenset(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+"""Kinds of devices with autocast; asked once, since a graph that is traced could not ask."""
 MAKERS = ("torch.nn.modules.linear", "comfy.ops")
 """Where the forward pass of a Linear comes from that is no more than that."""
 
@@ -45,7 +47,7 @@ def plain(layer: nn.Module, x: Tensor) -> bool:
         and all(type(t) in (Tensor, nn.Parameter) and t.dtype in STORED for t in tensors)
         and not any(t.requires_grad or t.device != x.device for t in tensors)
         and not any(_given(getattr(own, name, None)) for name in extras)
-        and not (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
+        and not (x.device.type in AUTOCASTS and torch.is_autocast_enabled(x.device.type))
     )
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from ..families import notes_on
+from ..transfer import to_cpu
 from .attach import Adapter
 from .branch import Branch
 from .frozen import weight_shape
@@ -80,15 +82,21 @@ def to_file(
     for layer, branch in adapter.branches.items():
         name = file_name_of(layer, names[layer], family)
         for part, tensor in _parts(branch, peft=not name.startswith("lora_")).items():
-            out[name + part] = tensor.detach().to("cpu", dtype, copy=True).contiguous()
-        alpha = torch.tensor(float(branch.rank), dtype=dtype)
-        out[name + ".alpha"] = alpha if alpha.item() == branch.rank else alpha.new_tensor(branch.rank, dtype=torch.float32)
+            out[name + part] = tensor.detach().to(dtype)
+        out[name + ".alpha"] = _alpha(branch.rank, dtype)
         if branch.magnitude is not None:
             if layers is None:
                 raise ValueError("the file of an adapter with weight decomposition depends on the layers; none were given")
             # Always float32: an error here is one of the whole weight, not of its change.
-            out[name + ".dora_scale"] = branch.stored_magnitude(layers[layer]).to("cpu", torch.float32).contiguous()
-    return out
+            out[name + ".dora_scale"] = branch.stored_magnitude(layers[layer]).detach().float()
+    return dict(zip(out, to_cpu(list(out.values())), strict=True))
+
+
+@cache
+def _alpha(rank: int, dtype: torch.dtype) -> Tensor:
+    """``rank`` as a tensor; in float32 where ``dtype`` cannot hold it exactly. Only read."""
+    alpha = torch.tensor(float(rank), dtype=dtype)
+    return alpha if alpha.item() == rank else alpha.new_tensor(rank, dtype=torch.float32)
 
 
 def _parts(branch: Branch, peft: bool) -> dict[str, Tensor]:
