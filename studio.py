@@ -4,6 +4,7 @@
     python3 studio.py demo            train the demo's LoRA and draw its grid; prints where they are
     python3 studio.py serve           start ComfyUI with the pack, the demo model and the demo's workflow
     python3 studio.py test [...]      the checks and tests; more arguments go to pytest
+    python3 studio.py test --gpu      the tests on the NVIDIA GPU that is there, else on a pretended one
     python3 studio.py bench NAME      a benchmark of benchmarks/
     python3 studio.py workflows       write the nodes' present widgets and the presets' values into workflows/
     python3 studio.py setup           only the set-up
@@ -53,6 +54,14 @@ TOOL_PACKAGES = (*DEMO_PACKAGES, "pillow>=10.0", "numpy>=1.25")
 PLAYWRIGHT = "playwright-core@1.65.1"
 BIRTH = "made-by-studio"  # a file in each environment
 TEST_WORKERS = 2
+GPU_TESTS = ("tests/training", "tests/nodes", "tests/zoo")  # where a device matters at all
+PRETENDED_TESTS = (  # of these, where it may matter: what the whole suite runs on a pretended GPU as well
+    "tests/training/grid", "tests/training/network", "tests/nodes", "tests/zoo",
+    *(f"tests/training/test_{name}.py" for name in (
+        "host", "job", "engine", "resume", "inference_tensors", "block_offload", "fallback", "checkpointing", "encode", "passes",
+        "validation", "regularise", "syncs", "whole_runs", "devices",
+    )),
+)  # fmt: skip
 ROOM_NEEDED = {True: 12, False: 5}  # GB of disk, with and without CUDA libraries
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 BROWSER_FILES = (
@@ -345,22 +354,63 @@ class Studio:
         return found
 
 
+def on_workers(environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """pytest's arguments and variables for many tests: the small models keep one core busy each, and no more."""
+    workers = min(TEST_WORKERS, os.cpu_count() or 1)
+    threads = {"OMP_NUM_THREADS": str((os.cpu_count() or 1) // workers)}
+    return ["--numprocesses", str(workers), "--dist", "loadfile"], {**environment, **threads}
+
+
+def cannot_pretend(studio: Studio, python: Path) -> str:
+    """Why no GPU can be pretended on this machine; empty where one can, which is then built."""
+    built = subprocess.run(
+        [str(python), str(studio.root / "tests" / "pretend_gpu" / "__init__.py")], capture_output=True, text=True
+    )
+    return "" if built.returncode == 0 else built.stderr.strip() or "its program fails without a word"
+
+
 def run_tests(studio: Studio, comfyui: str | None, arguments: list[str]) -> int:
-    """Lint, format, types, then pytest, all of them; 0 if all passed."""
+    """Lint, format, types, then pytest, all of them, and of the whole suite a part on a pretended GPU; 0 if all passed."""
     place, environment = studio.test_environment(comfyui, browser=True)
-    if not {*arguments} - {"--all-models"}:
-        # The whole suite: its small models keep one core busy each, and no more.
-        workers = min(TEST_WORKERS, os.cpu_count() or 1)
-        arguments = [*arguments, "--numprocesses", str(workers), "--dist", "loadfile"]
-        environment["OMP_NUM_THREADS"] = str((os.cpu_count() or 1) // workers)
-    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["mypy", "benchmarks"], ["pytest", *arguments])
-    failed = []
-    for check in checks:
-        say(f"$ {' '.join(check)}")
-        if subprocess.run([str(place.python), "-m", *check], cwd=studio.root, env=environment).returncode != 0:
-            failed.append(check[0] if check[0] == "pytest" else " ".join(check))
+    checks = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["mypy", "benchmarks"], ["pytest", *arguments]]
+    whole, failed = not {*arguments} - {"--all-models"}, []
+    if whole:
+        how, environment = on_workers(environment)
+        checks[-1] += how
+
+    def check(line: list[str], name: str, variables: dict[str, str]) -> None:
+        say(f"$ {' '.join(line)}")
+        if subprocess.run([str(place.python), "-m", *line], cwd=studio.root, env=variables).returncode != 0:
+            failed.append(name)
+
+    for line in checks:
+        check(line, line[0] if line[0] == "pytest" else " ".join(line), environment)
+    if whole:
+        name, problem = "pytest on a pretended GPU", cannot_pretend(studio, place.python)
+        if problem:
+            say(f"The tests on a pretended GPU are left out: {problem}")
+            failed += [name] if os.environ.get("CI") == "true" else []
+        else:
+            say("Now on a pretended GPU:")
+            check(["pytest", *PRETENDED_TESTS, *how], name, {**environment, "ATELIER_TEST_GPU": "pretend"})
     say(f"Failed: {', '.join(failed)}" if failed else "All passed.")
     return 1 if failed else 0
+
+
+def run_gpu_tests(studio: Studio, comfyui: str | None, arguments: list[str]) -> int:
+    """pytest alone, on the GPU that is there or on a pretended one."""
+    place, environment = studio.test_environment(comfyui, browser=False)
+    kind = "1" if studio.gpu else "pretend"
+    if not studio.gpu:
+        problem = cannot_pretend(studio, place.python)
+        if problem:
+            raise SetupError(f"there is no NVIDIA GPU here, and none can be pretended: {problem}")
+        say("There is no NVIDIA GPU here: the tests run on a pretended one, whose memory is main memory.")
+    if not {*arguments} - {"--all-models"}:
+        how, environment = on_workers(environment)
+        arguments = [*GPU_TESTS, *arguments, *how]
+    line = [str(place.python), "-m", "pytest", *arguments]
+    return subprocess.run(line, cwd=studio.root, env={**environment, "ATELIER_TEST_GPU": kind}).returncode
 
 
 def run_bench(studio: Studio, comfyui: str | None, name: str, arguments: list[str]) -> int:
@@ -410,6 +460,8 @@ def arguments_of(line: Sequence[str] | None) -> tuple[argparse.Namespace, list[s
             command.add_argument("name", metavar="NAME")
         if name == "demo":
             command.add_argument("--json", action="store_true", help="end with one line of JSON")
+        if name == "test":
+            command.add_argument("--gpu", action="store_true", help="on the NVIDIA GPU that is there, else on a pretended one")
         if name == "serve":
             command.add_argument("--port", type=int, default=8188)
     known, rest = parser.parse_known_args(line)
@@ -423,7 +475,7 @@ def main(line: Sequence[str] | None = None) -> int:
     try:
         studio = Studio()
         if arguments.command == "test":
-            return run_tests(studio, arguments.comfyui, rest)
+            return (run_gpu_tests if arguments.gpu else run_tests)(studio, arguments.comfyui, rest)
         if arguments.command == "bench":
             return run_bench(studio, arguments.comfyui, arguments.name, rest)
         if arguments.command == "demo":

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOSTS = ROOT / ".studio" / "hosts"
 COMFYUI = Path(os.environ.get("ATELIER_COMFYUI", HOSTS / "comfyui-0.30.0"))
 COMFYUI_OLD = Path(os.environ.get("ATELIER_COMFYUI_OLD", HOSTS / "comfyui-0.3.75"))
-GPU = os.environ.get("ATELIER_TEST_GPU", "")
+GPU = os.environ.get("ATELIER_TEST_GPU", "").replace("0", "")
 """``1``: the tests run on the GPU that is there; ``pretend``: on the one of ``pretend_gpu``; else on the CPU."""
 MISSING_HOST = "no ComfyUI at {}: run the tests with `python3 studio.py test`, which fetches it"
 
@@ -75,12 +75,17 @@ def prepare_host(base: Path) -> None:
     sys.path.insert(0, str(COMFYUI))
     from comfy.cli_args import args
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     args.cpu = not GPU
     if GPU:  # left to itself the host takes half precision there, in which little of what is tested could be told apart
         args.force_fp32 = args.fp32_text_enc = args.fp32_vae = True
         import torch
 
-        torch.backends.cudnn.allow_tf32 = False
+        # The same question gets the same answer twice, for what is asked is whether a model is what it was, or a run went on as
+        # it would have. Left to themselves cuDNN, cuBLAS and the backward pass of attention may round otherwise each time.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     args.base_directory = str(base)
     for name in ("models", "input", "output", "temp", "user", "custom_nodes"):
         (base / name).mkdir()
@@ -101,6 +106,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "all_models: tried with --all-models only")
+    config.addinivalue_line("markers", "cpu_only(reason): can hold on a CPU only, and why")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -108,6 +114,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("all_models"):
                 item.add_marker(pytest.mark.skip(reason="large: tried with --all-models"))
+    for item in items if GPU else ():
+        mark = item.get_closest_marker("cpu_only")
+        if mark:
+            item.add_marker(pytest.mark.skip(reason=f"on a CPU only: {mark.args[0]}"))
 
 
 def pytest_unconfigure() -> None:

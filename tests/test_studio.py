@@ -43,6 +43,106 @@ def test_test_and_bench_hand_their_arguments_on() -> None:
     assert (known.name, rest) == ("step_time", ["--json", "--steps", "3"])
 
 
+def test_gpu_is_an_option_of_test_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    known, rest = studio.arguments_of(["test", "--gpu", "tests/nodes", "-x"])
+    assert (known.gpu, rest) == (True, ["tests/nodes", "-x"])
+    with pytest.raises(SystemExit):
+        studio.arguments_of(["serve", "--gpu"])
+    assert "--gpu" in capsys.readouterr().err
+
+
+class TestWhatTestRuns:
+    """The commands of ``studio.py test``, none of which is really started."""
+
+    Runs = list[tuple[list[str], dict[str, str]]]
+
+    @pytest.fixture
+    def made(self, clone: Path, monkeypatch: pytest.MonkeyPatch) -> studio.Studio:
+        """On a machine without a GPU, where one can be pretended."""
+        place = studio.Place(Path("python"), Path("comfyui"), Path("base"), cpu=None)
+        monkeypatch.setattr(studio.Studio, "test_environment", lambda *_given, **_named: (place, {"HOME": "/h"}))
+        monkeypatch.setattr(studio, "has_nvidia", lambda: False)
+        monkeypatch.setattr(studio, "cannot_pretend", lambda *_given: "")
+        monkeypatch.delenv("CI", raising=False)
+        return studio.Studio(clone)
+
+    @pytest.fixture
+    def runs(self, monkeypatch: pytest.MonkeyPatch) -> Runs:
+        """Every pytest: its arguments and its variables. Those on a GPU, pretended or not, fail."""
+        found: TestWhatTestRuns.Runs = []
+
+        def run(line: list[str], env: dict[str, str], **_more: object) -> subprocess.CompletedProcess[str]:
+            if line[:3] == ["python", "-m", "pytest"]:
+                found.append((line[3:], env))
+            return subprocess.CompletedProcess(line, int("ATELIER_TEST_GPU" in env))
+
+        monkeypatch.setattr(studio.subprocess, "run", run)
+        return found
+
+    def test_the_whole_suite_goes_on_to_a_pretended_gpu(
+        self, made: studio.Studio, runs: Runs, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert studio.run_tests(made, None, []) == 1
+        (usual, variables), (pretended, others) = runs
+        assert others == {**variables, "ATELIER_TEST_GPU": "pretend"} and "ATELIER_TEST_GPU" not in variables
+        assert pretended == [*studio.PRETENDED_TESTS, *usual] and usual[:1] == ["--numprocesses"]
+        assert capsys.readouterr().err.endswith("Failed: pytest on a pretended GPU\n")
+
+    def test_a_part_of_it_does_not(self, made: studio.Studio, runs: Runs) -> None:
+        assert studio.run_tests(made, None, ["tests/training", "-x"]) == 0
+        assert runs == [(["tests/training", "-x"], {"HOME": "/h"})]
+
+    def test_without_a_compiler_it_is_left_out_with_a_sentence_but_not_unnoticed_in_ci(
+        self, made: studio.Studio, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(studio, "cannot_pretend", lambda *_given: "a C++ compiler is needed")
+        assert studio.run_tests(made, None, []) == 0
+        assert "The tests on a pretended GPU are left out: a C++ compiler is needed\n" in capsys.readouterr().err
+        monkeypatch.setenv("CI", "true")
+        assert studio.run_tests(made, None, []) == 1
+        assert len(runs) == 2
+
+    @pytest.mark.parametrize(("there", "kind"), [(True, "1"), (False, "pretend")])
+    def test_on_a_gpu_that_is_there_or_on_a_pretended_one(
+        self,
+        made: studio.Studio,
+        runs: Runs,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        there: bool,
+        kind: str,
+    ) -> None:
+        monkeypatch.setattr(studio, "has_nvidia", lambda: there)
+        assert studio.run_gpu_tests(made, None, []) == 1
+        assert studio.run_gpu_tests(made, None, ["tests/nodes", "-x"]) == 1
+        assert [variables["ATELIER_TEST_GPU"] for _, variables in runs] == [kind, kind]
+        assert runs[0][0][: len(studio.GPU_TESTS)] == [*studio.GPU_TESTS] and runs[1][0] == ["tests/nodes", "-x"]
+        assert ("There is no NVIDIA GPU here" in capsys.readouterr().err) == (not there)
+
+    def test_where_none_can_be_pretended_it_says_so(
+        self, made: studio.Studio, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(studio, "cannot_pretend", lambda *_given: "a C++ compiler is needed")
+        with pytest.raises(SetupError, match=r"no NVIDIA GPU here, and none can be pretended: a C\+\+ compiler"):
+            studio.run_gpu_tests(made, None, [])
+        assert runs == []
+
+
+def test_what_runs_on_a_pretended_gpu_is_there(root: Path) -> None:
+    assert [name for name in (*studio.GPU_TESTS, *studio.PRETENDED_TESTS) if not (root / name).exists()] == []
+
+
+def test_whether_a_gpu_can_be_pretended_is_asked_of_its_own_program(
+    root: Path, clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = studio.Studio(clone)
+    (clone / "tests" / "pretend_gpu").mkdir(parents=True)
+    for name in ("__init__.py", "backend.cpp"):
+        (clone / "tests" / "pretend_gpu" / name).write_bytes((root / "tests" / "pretend_gpu" / name).read_bytes())
+    monkeypatch.setenv("CXX", "/bin/false")
+    assert "C++ compiler" in studio.cannot_pretend(made, Path(sys.executable))
+
+
 def test_the_other_commands_refuse_what_they_do_not_know(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         studio.arguments_of(["demo", "--jsno"])

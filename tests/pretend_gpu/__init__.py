@@ -8,7 +8,8 @@ they miss every way that is for plain tensors.
 
 What no pretence can show: the GPU's own kernels and their rounding, streams that run beside each other, and speed.
 
-``install`` must run before torch is imported, since the library stands before one of torch's own functions.
+``install`` must run before torch is imported, since the library stands before one of torch's own functions. As a program this
+file builds the library, or says why it cannot.
 """
 
 from __future__ import annotations
@@ -210,3 +211,10 @@ def install() -> Device:
         for name in ("cuda", "triton"):  # kernels for a real one
             comfy_kitchen.disable_backend(name)
     return device
+
+
+if __name__ == "__main__":
+    try:
+        compile_backend()
+    except CannotPretend as error:
+        sys.exit(str(error))

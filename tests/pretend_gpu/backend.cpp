@@ -12,6 +12,7 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
+#include <ATen/native/transformers/attention.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -282,10 +283,11 @@ void through_main(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit
 
 // Attention as a GPU's fused kernel has it: no probabilities are kept.
 
-int64_t choice(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>& mask, double,
-               bool, std::optional<double>, bool) {
+int64_t choice(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const std::optional<at::Tensor>& mask,
+               double, bool, std::optional<double>, bool) {
   const bool learns = mask.has_value() && mask->defined() && mask->requires_grad();
-  return learns ? 0 : 2;  // math : memory-efficient
+  const bool alike = query.dim() == 4 && query.size(1) == key.size(1) && query.size(3) == value.size(3);
+  return learns || !alike ? 0 : 2;  // math : memory-efficient
 }
 
 // Names of the arguments are torch's.
@@ -401,7 +403,10 @@ std::optional<c10::DeviceType> getAccelerator(bool) { return c10::DeviceType::CU
 }  // namespace at
 
 extern "C" {
-void start() { c10::SetAllocator(c10::DeviceType::CUDA, &allocator); }
+void start() {
+  c10::SetAllocator(c10::DeviceType::CUDA, &allocator);
+  at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&choice);
+}
 int64_t get_in_use() { return in_use; }
 int64_t get_most() { return most; }
 void forget_most() { most = in_use.load(); }

@@ -23,16 +23,16 @@ CPU = torch.device("cpu")
 
 
 class Carrier:
-    """Makes copies of ``real`` where it is asked for those of stand-ins without numbers, and knows which are still there."""
+    """Makes copies of ``real`` on ``device`` where it is asked for those of stand-ins, and knows which are still there."""
 
-    def __init__(self, real: dict[int, Tensor]):
-        self.real, self.alive, self.most = real, dict[int, int](), 0
+    def __init__(self, real: dict[int, Tensor], device: torch.device):
+        self.real, self.device, self.alive, self.most = real, device, dict[int, int](), 0
         self.carried: list[int] = []
 
     def __call__(self, stand_in: Tensor) -> Tensor:
         place = stand_in.data_ptr()
         self.carried.append(place)
-        copy = self.real[place].clone()
+        copy = self.real.get(place, stand_in).to(self.device, copy=True)
         number = len(self.carried)
         self.alive[number] = copy.nbytes
         weakref.finalize(copy.untyped_storage(), self.alive.pop, number)
@@ -41,9 +41,10 @@ class Carrier:
 
 
 class Hollow:
-    """Modules whose tensors are stand-ins full of NaN for as long as it lasts."""
+    """Modules whose tensors are stand-ins full of NaN for as long as it lasts; the real ones are carried to ``device``."""
 
-    def __init__(self, modules: list[nn.Module]):
+    def __init__(self, modules: list[nn.Module], device: torch.device):
+        self.device = device
         self.places = [
             (registry, name, tensor)
             for module in modules for part in module.modules() for registry in (part._parameters, part._buffers)
@@ -56,7 +57,7 @@ class Hollow:
             hollow = torch.full_like(tensor, math.nan) if tensor.is_floating_point() else tensor.clone()
             registry[name] = nn.Parameter(hollow, requires_grad=False) if isinstance(tensor, nn.Parameter) else hollow
             real[hollow.data_ptr()] = tensor.detach()
-        return Carrier(real)
+        return Carrier(real, self.device)
 
     def __exit__(self, *error: object) -> None:
         for registry, name, tensor in self.places:
@@ -98,7 +99,8 @@ def test_the_gradient_is_the_same_and_made_of_what_came(tiny, name, share):
     with t.model.hold(), adapter.attached(t.model.layers()):
         with checkpointed(blocks):
             plain = gradients()
-        with Hollow(away) as carry, kept_away(away, t.model.base.modules(), CPU, carry), checkpointed(blocks):
+        device = t.model.device
+        with Hollow(away, device) as carry, kept_away(away, t.model.base.modules(), device, carry), checkpointed(blocks):
             again = gradients()
     assert any(g.abs().max() > 0 for g in plain[0])
     for one, other in zip(chain(*plain), chain(*again), strict=True):
@@ -195,15 +197,16 @@ def test_weights_that_the_host_left_in_main_memory_with_patches_to_be_laid_on(ti
     with changed.hold():
         merged = gradients()
     patcher.detach()
+    device = t.model.device
     with torch.inference_mode():
-        patcher.patch_model(CPU, lowvram_model_memory=1)
+        patcher.patch_model(device, lowvram_model_memory=1)
     try:
         layer = patcher.get_model_object(key.removesuffix(".weight"))
         assert layer.weight_function and layer.comfy_cast_weights, "or this is not what it says"
         blocks = changed.blocks()
         with torch.inference_mode(False), torch.enable_grad():
             swapped = without_inference_tensors(patcher.model.modules())
-            with Hollow(blocks) as carry, kept_away(blocks, patcher.model.modules(), CPU, carry):
+            with Hollow(blocks, device) as carry, kept_away(blocks, patcher.model.modules(), device, carry):
                 on_the_way = gradients()
         put_back(swapped)
     finally:

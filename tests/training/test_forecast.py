@@ -44,12 +44,12 @@ def measured(model, outline, network: NetworkConfig) -> memory.Activations:
     """The pass that is made before a run's first step."""
     layers = select({name: layer for name, layer in model.layers().items() if name in model.lora_names()}, network)
     layers = {name: layers[name] for name in families.notes_on(model.family).without_silent(layers)}
-    adapter = Adapter.fresh(layers, network, 0)
+    adapter = Adapter.fresh(layers, network, 0).to(model.device)
     text = {name: torch.zeros(tensor.shape) for name, tensor in outline.text().items()}
 
     def forward() -> torch.Tensor:
-        x = model.latents_in(torch.zeros(outline.latents(SIZE).shape))
-        return model.predict(x, torch.full((1,), 0.5), [model.condition(text, x, {})]).square().mean()
+        x = model.latents_in(torch.zeros(outline.latents(SIZE).shape, device=model.device))
+        return model.predict(x, torch.full((1,), 0.5, device=model.device), [model.condition(text, x, {})]).square().mean()
 
     with model.hold(), adapter.attached(layers):
         forward()  # the first pass of a form only looks what it needs

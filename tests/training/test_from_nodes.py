@@ -76,7 +76,8 @@ def encoded(t, folder, cache) -> Dataset:
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_pictures_and_latents_from_nodes_train_as_the_folder_does(tiny, folder, tmp_path, monkeypatch, name):
     # One picture at a time, as the stock node encodes them.
-    monkeypatch.setattr(encode, "PIXELS_ON_CPU", 1)
+    for most in ("PIXELS_ON_CPU", "PIXELS_AT_ONCE"):
+        monkeypatch.setattr(encode, most, 1)
     t = tiny(name)
     expected = losses(t, Dataset(scan(folder, CONFIG)), "folder")
     assert len(set(expected)) == 6 and all(loss > 0 for loss in expected)

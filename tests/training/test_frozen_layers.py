@@ -74,6 +74,7 @@ def test_nothing_stays_on_the_layers_also_after_an_error():
     assert "_conv_forward" not in layer.__dict__
 
 
+@pytest.mark.cpu_only("convolutions as products are for CPUs, whose own lay large kernels out anew")
 def test_a_held_model_uses_it_and_learns_the_same(tiny):
     t = tiny("sd15")
     adapter = new_adapter(t, "all")

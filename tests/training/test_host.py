@@ -9,7 +9,46 @@ from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.network import keys, targets
 from lora_atelier.training.network.attach import Adapter
 
+from ..conftest import GPU
 from .conftest import FAMILIES
+
+
+@pytest.fixture(autouse=True, params=["stays"] if GPU else ["stays", "moves"])
+def the_model_moves(request, comfyui, monkeypatch):
+    """On a CPU as well, what the host loads or lays aside gets new memory, in the mode that the host was called in.
+
+    It begins as after the server's route ``/free``: laid aside outside of inference mode.
+    """
+    import comfy.model_management
+    from comfy.model_patcher import ModelPatcher
+
+    moved: list[torch.nn.Module] = []
+
+    def renew(model: torch.nn.Module) -> None:
+        for module in model.modules():
+            for parameter in (p for p in module._parameters.values() if p is not None):
+                parameter.data = parameter.data.clone()
+            module._buffers.update({name: b if b is None else b.clone() for name, b in module._buffers.items()})
+
+    def moving(real):
+        def move(patcher, *given, **named):
+            loaded = patcher.model.model_loaded_weight_memory
+            answer = real(patcher, *given, **named)
+            if patcher.model.model_loaded_weight_memory != loaded:
+                renew(patcher.model)
+                moved.append(patcher.model)
+            return answer
+
+        return move
+
+    if request.param == "moves":
+        for name in ("load", "unpatch_model", "partially_unload"):
+            monkeypatch.setattr(ModelPatcher, name, moving(getattr(ModelPatcher, name)))
+        comfy.model_management.unload_all_models()
+    yield
+    with torch.inference_mode():  # as loaders leave them, for the next test may not move them
+        for model in moved:
+            renew(model)
 
 
 def picture(tiny_model, seed: int = 5) -> torch.Tensor:
@@ -20,6 +59,22 @@ def picture(tiny_model, seed: int = 5) -> torch.Tensor:
         return tiny_model.model.sample(
             positive, positive, latent_size=(8, 8), steps=3, cfg=2.0, sampler="euler", scheduler="normal", seed=seed
         ).clone()
+
+
+def stored(tiny_model) -> dict[str, torch.Tensor]:
+    """Copies of all that the model is made of, in its type and with its strides."""
+    with torch.inference_mode():
+        return {name: tensor.clone() for name, tensor in tiny_model.model.base.state_dict().items()}
+
+
+def assert_stored(tiny_model, expected: dict[str, torch.Tensor]) -> None:
+    """What a model draws follows from these, whatever kernels a device has for it."""
+    found = tiny_model.model.base.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        other = expected[name]
+        assert (tensor.dtype, tensor.device, tensor.stride()) == (other.dtype, other.device, other.stride()), name
+        assert torch.equal(tensor, other), name
 
 
 def new_adapter(tiny_model, preset: str = "all linear", seed: int = 3, up: float = 0.05) -> Adapter:
@@ -68,10 +123,11 @@ def train_a_little(tiny_model, adapter: Adapter, steps: int = 2) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_model_draws_the_very_same_picture_after_training(tiny, name):
     t = tiny(name)
-    before = picture(t)
+    before, weights = picture(t), stored(t)
     inference_tensors = [p.is_inference() for p in t.model.base.parameters()]
     assert any(inference_tensors)  # else this proves nothing about models that a graph has loaded
     train_a_little(t, new_adapter(t))
+    assert_stored(t, weights)
     assert torch.equal(picture(t), before)
     assert [p.is_inference() for p in t.model.base.parameters()] == inference_tensors
     assert not any(m._forward_hooks for m in t.model.base.modules())
@@ -103,12 +159,13 @@ def test_also_after_a_cancel_or_an_error_in_mid_step(tiny, name, how):
     import comfy.model_management
 
     t = tiny(name)
-    before = picture(t)
+    before, weights = picture(t), stored(t)
     stop = comfy.model_management.InterruptProcessingException if how == "cancel" else RuntimeError
     adapter = new_adapter(t)
     with pytest.raises(stop), t.model.hold(), adapter.attached(t.model.layers()):
         one_loss(t, latents(t, 1), levels(t, 1), [1]).backward()
         raise stop()
+    assert_stored(t, weights)
     assert torch.equal(picture(t), before)
     assert not getattr(comfy.model_management, "in_training", False)
 

@@ -376,6 +376,7 @@ def half_units(monkeypatch):
     monkeypatch.setattr("lora_atelier.training.transfer.has_units", lambda *_: True)
 
 
+@pytest.mark.cpu_only("a GPU computes in every half precision")
 def test_a_half_precision_that_the_cpu_takes_apart_is_not_computed_in(tiny, dataset, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_fp16": True}, raising=False)
     t, said = tiny("sd3"), list[str]()

@@ -202,12 +202,12 @@ def test_a_real_v_model_learns_at_the_last_level_of_a_zero_snr_schedule(tiny, ki
     levels = noise.LevelSampler.suited(model.prediction, NoiseConfig(lowest=0.9995), model.sigmas)
     generator = noise.step_generator(0, 0)
     layers = targets.choose(model.layers(), "attention")
-    adapter = Adapter.fresh(layers, NetworkConfig(rank=2, alpha=2), 0)
-    x0 = torch.randn(1, 4, 8, 8, generator=generator)
-    sigma = levels.draw(1, (8, 8), generator)
+    adapter = Adapter.fresh(layers, NetworkConfig(rank=2, alpha=2), 0).to(model.device)
+    x0 = torch.randn(1, 4, 8, 8, generator=generator).to(model.device)
+    sigma = levels.draw(1, (8, 8), generator).to(model.device)
     assert sigma.item() > 4000
     with model.hold(), adapter.attached(layers):
-        e = noise.make_noise(x0.shape, NoiseConfig(offset=0.1), generator)
+        e = noise.make_noise(x0.shape, NoiseConfig(offset=0.1), generator).to(model.device)
         x = noise.noisy("v", x0, e, sigma)
         size = {"width": 64, "height": 64, "crop_w": 0, "crop_h": 0, "target_width": 64, "target_height": 64}
         answer = model.predict(x, sigma, [model.condition(t.conditioning(0), x, size)])

@@ -62,6 +62,7 @@ def test_only_devices_with_a_memory_of_their_own():
     assert [can_offload(torch.device(kind)) for kind in ("cpu", "mps", "cuda", "xpu")] == [False, False, True, True]
 
 
+@pytest.mark.cpu_only("a GPU has a memory of its own")
 def test_on_a_cpu_it_is_said_and_nothing_changes(tiny, dataset, monkeypatch, interrupt):  # noqa: F811
     """A run that was begun without it goes on with it: that is what one does when the memory was too small."""
     t = tiny("sd3")

@@ -16,10 +16,10 @@ def setting(tiny):
     """A tiny flow model with a fresh adapter, and something to ask it."""
     t = tiny("sd3")
     layers = targets.choose(t.model.layers(), "attention")
-    adapter = Adapter.fresh(layers, NetworkConfig(rank=2, alpha=2), 0)
+    adapter = Adapter.fresh(layers, NetworkConfig(rank=2, alpha=2), 0).to(t.model.device)
     generator = noise.step_generator(0, 0)
-    x = torch.randn(2, 16, 8, 8, generator=generator)
-    sigma = torch.tensor([0.3, 0.8])
+    x = torch.randn(2, 16, 8, 8, generator=generator).to(t.model.device)
+    sigma = torch.tensor([0.3, 0.8], device=t.model.device)
     with t.model.hold():
         conditions = [t.model.condition(t.conditioning(i), x[i : i + 1], {}) for i in range(2)]
     return t.model, layers, adapter, x, sigma, conditions

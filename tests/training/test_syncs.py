@@ -35,6 +35,7 @@ from lora_atelier.training.run import Run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..conftest import GPU, pretend_gpu
 from .test_job import dataset, recipe  # noqa: F401
 
 STEPS = 6
@@ -150,33 +151,51 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def run_through(t, pictures: Dataset, folder, config: TrainingConfig, watcher: Watcher) -> list[Any]:
+    """A whole run with real numbers; its history."""
+    plan = Plan(pictures, config.seed)
+    layers, _ = every_layer(t.model, None)
+    layers = trained_layers(layers, config)
+    adapter = Adapter.fresh(layers, config.network, config.seed).to(t.model.device)
+    encoded = Encoded(pictures, config.seed, t.codec, t.text, TensorCache(host.cache_folder(), CACHE_LIMIT))
+    encoded.prepare(work_of(plan, 1), lambda done: None)
+    levels = noise.LevelSampler.suited(t.model.prediction, config.noise, t.model.sigmas)
+    steps = config.length.max_steps
+    run = Run.open(f"steps {steps}", "identity", folder / "runs", folder / "loras", start_over=False)
+    with torch.inference_mode(False):
+        train(t.model, None, layers, adapter, levels, encoded, plan, config, run, watcher)
+    return run.cut_history(steps)
+
+
 def test_longer_runs_read_no_more_numbers(tiny, one_epoch, tmp_path):
-    """The same on the CPU with real numbers, from one report to the next, loss and all."""
-    t = tiny("sd3")
+    """The same with real numbers, from one report to the next, loss and all."""
 
     def reads(steps: int) -> int:
         config = recipe(**{**PLAIN, "length": LengthConfig(max_steps=steps)})
-        plan = Plan(one_epoch, config.seed)
-        layers, _ = every_layer(t.model, None)
-        layers = trained_layers(layers, config)
-        adapter = Adapter.fresh(layers, config.network, config.seed)
-        encoded = Encoded(one_epoch, config.seed, t.codec, t.text, TensorCache(host.cache_folder(), CACHE_LIMIT))
-        encoded.prepare(work_of(plan, 1), lambda done: None)
-        levels = noise.LevelSampler.suited(t.model.prediction, config.noise, t.model.sigmas)
-        run = Run.open(f"steps {steps}", "identity", tmp_path / "runs", tmp_path / "loras", start_over=False)
-        with torch.inference_mode(False), Reads() as mode:
-            train(t.model, None, layers, adapter, levels, encoded, plan, config, run, Watcher(interval=1e9))
-        assert len(run.cut_history(steps)) == steps
+        with Reads() as mode:
+            assert len(run_through(tiny("sd3"), one_epoch, tmp_path, config, Watcher(interval=1e9))) == steps
         return mode.count
 
     assert reads(12) == reads(3)
 
 
+@pytest.mark.skipif(GPU != "pretend", reason="counted by the pretended GPU")
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_gpu_is_never_waited_for_between_two_reports(tiny, one_epoch, tmp_path, name, setting):
+    gpu, waits = pretend_gpu().install(), list[int]()
+    config = recipe(**{**PLAIN, **SETTINGS[setting]})
+    # The first reading lies before the first step, the last one after the last but one: the report follows that of the last.
+    run_through(tiny(name), one_epoch, tmp_path, config, Watcher(check=lambda: waits.append(gpu.waits), interval=1e9))
+    assert len(waits) == STEPS and waits == [waits[0]] * STEPS
+    assert gpu.waits > waits[0]
+
+
 def test_answers_of_several_shapes_of_text_come_back_in_order(tiny):
     """Pictures whose texts have several shapes go through the model in groups."""
     t = tiny("sd15")
-    x = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    sigma = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    x = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(t.model.device)
+    sigma = torch.tensor([0.5, 1.0, 2.0, 4.0], device=x.device)
     texts: list[dict[str, Tensor]] = [t.conditioning(seed) for seed in range(4)]
     for i in (0, 2):
         texts[i]["cond"] = texts[i]["cond"].repeat(1, 5, 1)

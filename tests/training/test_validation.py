@@ -51,7 +51,7 @@ class Case:
         self.layers = targets.choose(t.model.layers(), "attention")
         names = t.model.lora_names()
         self.layers = {name: layer for name, layer in self.layers.items() if name in names}
-        self.adapter = Adapter.fresh(self.layers, NetworkConfig(rank=2, alpha=2), 0)
+        self.adapter = Adapter.fresh(self.layers, NetworkConfig(rank=2, alpha=2), 0).to(t.model.device)
         self.levels = noise.LevelSampler.suited(t.model.prediction, NoiseConfig(), t.model.sigmas)
         self.encoded = Encoded(self.plan.dataset, seed, t.codec, t.text, TensorCache(cache, 2**30))
         with torch.inference_mode(False):
@@ -105,14 +105,15 @@ def test_it_is_the_mean_square_over_pictures_and_levels(tiny, folder, cache):
             latents, views, _ = case.encoded.latents(batch)
             for i, index in enumerate(batch.samples):
                 sample = case.plan.dataset.subsets[0].samples[index]
-                x0 = t.model.latents_in(latents[i : i + 1])
+                x0 = t.model.latents_in(latents[i : i + 1].to(t.model.device))
                 text = case.encoded.text(sample.caption)
                 for level in range(LEVELS):
                     # logit-normal levels at the middles of eight equally likely parts
                     sigma = 1 / (1 + math.exp(-torch.special.ndtri(torch.tensor((level + 0.5) / LEVELS)).item()))
-                    e = fixed_noise(sample.key, level, x0.shape)
+                    e = fixed_noise(sample.key, level, x0.shape).to(x0.device)
                     x = (1 - sigma) * x0 + sigma * e
-                    answer = t.model.predict(x, torch.tensor([sigma]), [t.model.condition(text, x, size_conditioning(views[i]))])
+                    conditions = [t.model.condition(text, x, size_conditioning(views[i]))]
+                    answer = t.model.predict(x, torch.tensor([sigma], device=x.device), conditions)
                     found.append((answer - (e - x0)).square().mean().item())
     assert len(found) == 2 * LEVELS
     assert case().held_out == pytest.approx(sum(found) / len(found), rel=1e-4)

@@ -56,7 +56,7 @@ def sd15(t) -> Reference:
     table = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
 
     def ask(model: nn.Module, x0: Tensor, e: Tensor, sigma: Tensor, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        steps = (table[None] - sigma[:, None]).abs().argmin(1)
+        steps = (table.to(sigma.device)[None] - sigma[:, None]).abs().argmin(1)
         answer = model(scheduler.add_noise(x0, e, steps), steps, encoder_hidden_states=text["cond"]).sample
         return answer, e
 
@@ -94,7 +94,8 @@ class Drawn:
         self.encoded = Encoded(pictures, config.seed, t.codec, t.text, TensorCache(host.cache_folder(), CACHE_LIMIT))
         self.levels = noise.LevelSampler.suited(t.model.prediction, config.noise, t.model.sigmas)
         layers, _ = every_layer(t.model, None)
-        self.adapter = Adapter.fresh(trained_layers(layers, config), config.network, config.seed)
+        self.device = t.model.device
+        self.adapter = Adapter.fresh(trained_layers(layers, config), config.network, config.seed).to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]]:
         """(latents, noise, levels, text) of every step."""
@@ -105,7 +106,8 @@ class Drawn:
             sigma = self.levels.draw(len(latents), (latents.shape[-2], latents.shape[-1]), stream)
             e = noise.make_noise(latents.shape, self.config.noise, stream)
             texts = self.encoded.conditionings(batch)
-            yield latents, e, sigma, {key: torch.cat([text[key] for text in texts]) for key in texts[0]}
+            text = {key: torch.cat([text[key] for text in texts]).to(self.device) for key in texts[0]}
+            yield latents.to(self.device), e.to(self.device), sigma.to(self.device), text
 
 
 def with_peft(reference: Reference, adapter: Adapter) -> dict[str, list[Pair]]:
@@ -136,6 +138,7 @@ def train_plainly(reference: Reference, drawn: Drawn) -> tuple[list[float], dict
     from diffusers.optimization import get_scheduler
 
     pairs = with_peft(reference, drawn.adapter)
+    reference.model.to(drawn.device)
     parameters = [p for p in reference.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=STEPS)
@@ -151,7 +154,7 @@ def train_plainly(reference: Reference, drawn: Drawn) -> tuple[list[float], dict
         losses.append(loss.item())
     scale = ALPHA / RANK
     return losses, {
-        name: (several[0][0].weight.detach(), scale * torch.cat([b.weight.detach() for _, b in several]))
+        name: (several[0][0].weight.detach().cpu(), scale * torch.cat([b.weight.detach().cpu() for _, b in several]))
         for name, several in pairs.items()
     }
 
@@ -171,7 +174,7 @@ def test_fifty_steps_are_those_of_diffusers_and_peft(tiny, dataset, name):  # no
     assert {n.rsplit(".lora_", 1)[0].removesuffix(".alpha") for n in trained.tensors} == set(file_names.values())
     for layer, (a, b) in weights.items():
         down, up = (trained.tensors[f"{file_names[layer]}.lora_{part}.weight"] for part in ("down", "up"))
-        first = drawn.adapter.branches[layer].down.detach()
+        first = drawn.adapter.branches[layer].down.detach().cpu()
         for ours, theirs, start in ((down, a, first), (up, b, torch.zeros_like(b))):
             # Against how far they have moved, which is the stricter measure.
             assert (ours - theirs).norm() <= 1e-3 * (theirs - start).norm() + 1e-12, layer
@@ -187,6 +190,7 @@ def drawn_names(t, weights) -> Iterator[tuple[str, list[str]]]:
 def assert_same_answer(t, reference: Reference, drawn: Drawn) -> None:
     """Before anything is trained: the converted model is the host's."""
     latents, e, sigma, text = next(iter(drawn))
+    reference.model.to(drawn.device)
     with t.model.hold(), torch.no_grad():
         x0 = t.model.latents_in(latents)
         assert torch.allclose(x0, reference.scaled(latents), rtol=1e-5, atol=1e-6)

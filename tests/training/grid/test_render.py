@@ -37,7 +37,7 @@ def write_lora(t, path: Path, *, seed: int = 3, text: bool = False, change=lambd
     for branch in adapter.branches.values():
         for parameter in branch.factors():
             if not parameter.any():
-                parameter.data = torch.randn(parameter.shape, generator=stream) * 0.1
+                parameter.data = (torch.randn(parameter.shape, generator=stream) * 0.1).to(parameter.device)
     save_file(change(keys.to_file(adapter, names, t.model.family, torch.float32, layers)), path)
     return path
 
