@@ -28,7 +28,7 @@ from .network.attach import Adapter
 from .optim import optimizers, schedules
 from .preservation import base_answer, preservation_loss
 from .run import Run, SaveKind, State, finite
-from .transfer import to_device
+from .transfer import to_device, with_one_way_back
 from .validation import Validation, validate
 
 
@@ -264,10 +264,8 @@ def step_loss(
     entering = to_device(noises.perturbed(drawn, config.noise, draw), model.device)
     x = noises.noisy(model.prediction, x0, entering, sigma)
     sizes = [size_conditioning(shown) for shown in views]
-    conditions = [
-        model.condition(text, x[i : i + 1], size)
-        for i, (text, size) in enumerate(zip(encoded.conditionings(batch), sizes, strict=True))
-    ]
+    texts = with_one_way_back(encoded.conditionings(batch), model.device)
+    conditions = [model.condition(text, x[i : i + 1], size) for i, (text, size) in enumerate(zip(texts, sizes, strict=True))]
 
     answer = model.predict(x, sigma, conditions)
     strength, prompt = config.loss.preservation, config.loss.preservation_prompt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,3 +67,30 @@ def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
         for i, part in zip(lot, there.split([len(one) for one in flat]), strict=True):
             found[i] = part.view(tensors[i].shape).clone()
     return [found[i] for i in range(len(tensors))]
+
+
+def with_one_way_back(texts: Sequence[Mapping[str, Any]], device: torch.device) -> list[Mapping[str, Any]]:
+    """``texts`` as they are; where they learn elsewhere than on ``device``, no gradient goes on before all of them have come.
+
+    Those of ``device`` come in a thread of its own. Were each followed at once, chance would decide in which order those of
+    several captions, or of several parts of one, are added up, and a run could not be repeated.
+    """
+    values = [value for text in texts for value in text.values() if isinstance(value, Tensor)]
+    elsewhere = {id(value): value for value in values if value.requires_grad and value.device != device}
+    if not elsewhere:
+        return list(texts)
+    passed = dict(zip(elsewhere, _Through.apply(*elsewhere.values()), strict=True))
+    return [{name: passed.get(id(value), value) for name, value in text.items()} for text in texts]
+
+
+class _Through(torch.autograd.Function):
+    """Nothing is done to tensors or gradients; its backward pass begins when all gradients are there."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return gradients

@@ -172,7 +172,8 @@ def test_when_nothing_is_left_to_give_up_it_says_what_helps(tiny, dataset, monke
     monkeypatch.setattr(loop, "step_loss", never)
     with pytest.raises(AtelierError, match=r"out of memory after step 0.*most first: lower batch_size"):
         go(t, dataset, recipe())
-    assert calls == [0] * (4 if t.model.device.type == "cuda" else 2), "where there is main memory besides, blocks go there"
+    # On a GPU also without other models, with a half of the blocks away, and with all of them.
+    assert calls == [0] * (5 if t.model.device.type == "cuda" else 2)
 
 
 def test_another_error_is_not_taken_for_it(tiny, dataset, monkeypatch):  # noqa: F811

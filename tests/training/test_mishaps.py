@@ -47,7 +47,7 @@ def test_out_of_memory_within_a_step_keeps_the_steps_before_and_says_what_to_cha
 
     def too_much(*given):
         seen.append(given)
-        if len(seen) == 6:
+        if len(seen) >= 6:
             activations = torch.zeros(1000)
             kept.append(weakref.ref(activations))
             no_memory()
@@ -59,7 +59,7 @@ def test_out_of_memory_within_a_step_keeps_the_steps_before_and_says_what_to_cha
         patch.setattr(Run, "save_state", lambda run, at: alive.extend(r() is not None for r in kept) or save(run, at))
         with pytest.raises(AtelierError, match=r"out of memory after step 5.*batch_size"):
             go(t, dataset, recipe("pieces", **least))
-    assert alive == [False], "what the failed step held is given back before the state is saved"
+    assert alive and not any(alive), "what the failed step held is given back before the state is saved"
     assert run_of("pieces").load_state().step == 5
     assert (host.loras_folder() / "pieces" / "pieces-step00000005.safetensors").is_file()
     assert_the_same(whole, go(t, dataset, recipe("pieces", **least)))
