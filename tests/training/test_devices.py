@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lora_atelier.training import host
+from lora_atelier.training import host, transfer
 from lora_atelier.training.config import LengthConfig, NetworkConfig, TextConfig, TrainingConfig
 from safetensors.torch import load_file
 
@@ -278,6 +278,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "half of the blocks away": {"gradient_checkpointing": True, "offload_blocks": 0.5},
     "all blocks away": {"gradient_checkpointing": True, "offload_blocks": 1.0},
 }
+
+
+def test_what_was_learnt_can_be_saved_where_no_memory_is_left(pretended):
+    state = [torch.full((1000,), float(i), device="cuda") for i in range(5)]
+    with pretended.limited(0):
+        found = transfer.to_cpu(state)
+    assert all(torch.equal(one, other.cpu()) for one, other in zip(found, state, strict=True))
 
 
 @pytest.mark.parametrize("foreseen", [True, False], ids=["before the first step", "on the way"])
