@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import is_out_of_memory
+
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -63,10 +65,20 @@ def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for lot in (lot for same in lots.values() for lot in same):
         flat = [tensors[i].detach().reshape(-1) for i in lot]
-        there = (torch.cat(flat) if len(flat) > 1 else flat[0]).cpu()
-        for i, part in zip(lot, there.split([len(one) for one in flat]), strict=True):
+        for i, part in zip(lot, _there(flat), strict=True):
             found[i] = part.view(tensors[i].shape).clone()
     return [found[i] for i in range(len(tensors))]
+
+
+def _there(flat: Sequence[Tensor]) -> Sequence[Tensor]:
+    """``flat`` in main memory, from one copy; from one each where the device has no room for all of them once more."""
+    if len(flat) > 1:
+        try:
+            return torch.cat(list(flat)).cpu().split([len(one) for one in flat])
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+    return [one.cpu() for one in flat]
 
 
 def with_one_way_back(texts: Sequence[Mapping[str, Any]], device: torch.device) -> list[Mapping[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lora_atelier.training import host
+from lora_atelier.training import host, transfer
 from lora_atelier.training.config import LengthConfig, NetworkConfig, TextConfig, TrainingConfig
 from safetensors.torch import load_file
 
@@ -289,6 +289,13 @@ def test_what_a_text_encoder_takes_is_forecast_where_it_is(dataset, monkeypatch,
     go(t, dataset, recipe("text", length=LengthConfig(max_steps=2), text=TextConfig("all")), show=said.append)
     (line,) = [line for line in said if line.startswith("needs about")]
     assert 1e6 * float(line.split()[2]) == pytest.approx(pretended.most - before, rel=0.1)
+
+
+def test_what_was_learnt_can_be_saved_where_no_memory_is_left(pretended):
+    state = [torch.full((1000,), float(i), device="cuda") for i in range(5)]
+    with pretended.limited(0):
+        found = transfer.to_cpu(state)
+    assert all(torch.equal(one, other.cpu()) for one, other in zip(found, state, strict=True))
 
 
 @pytest.mark.parametrize("foreseen", [True, False], ids=["before the first step", "on the way"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lora_atelier.training import loss, noise
 from lora_atelier.training.config import NetworkConfig
+from lora_atelier.training.host.model import held
 from lora_atelier.training.network import keys, targets
 from lora_atelier.training.network.attach import Adapter
 
@@ -168,6 +169,26 @@ def test_also_after_a_cancel_or_an_error_in_mid_step(tiny, name, how):
     assert_stored(t, weights)
     assert torch.equal(picture(t), before)
     assert not getattr(comfy.model_management, "in_training", False)
+
+
+@pytest.mark.parametrize("where", ["pre_run", "cleanup"])
+def test_also_after_an_error_of_another_nodes_callback(tiny, monkeypatch, where):
+    """The host calls them as a model begins and ends to be used."""
+    import comfy.model_management
+
+    t = tiny("sd15")
+    before, made = picture(t), [p.is_inference() for p in t.model.base.parameters()]
+
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(t.model.patcher), where, fails)
+        with pytest.raises(KeyboardInterrupt), t.model.hold():
+            pass
+    assert [p.is_inference() for p in t.model.base.parameters()] == made
+    assert not getattr(comfy.model_management, "in_training", False) and not held
+    assert torch.equal(picture(t), before)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -84,6 +84,41 @@ def test_parameters_and_buffers_have_stand_ins_for_a_while(kind):
     assert all(a is b for a, b in zip([*root.parameters(), root.note], mine, strict=True))
 
 
+def tied(kind: str) -> nn.Sequential:
+    """Two layers with one weight, on which something is noted."""
+    root = nn.Sequential(layer(kind), layer(kind))
+    root[1].weight = root[0].weight
+    root[0].weight.noted = "by a loader"
+    return root
+
+
+def assert_tied(root: nn.Sequential) -> None:
+    assert root[0].weight is root[1].weight and root[0].weight.noted == "by a loader"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_that_two_layers_share_stays_one_weight(kind):
+    root = tied(kind)
+    swapped = without_inference_tensors(root.modules())
+    assert_tied(root)
+    put_back(swapped)
+    assert_tied(root)
+    mended(SimpleNamespace(model=root))
+    assert_tied(root)
+    assert is_ordinary(root[0].weight) or root[0].weight.is_inference()
+
+
+def test_what_does_not_lie_number_by_number_is_left_alone():
+    root = layer("made in a graph")
+    with torch.inference_mode():
+        root.table = NUMBERS.to_sparse()
+    table = root.table
+    swapped = without_inference_tensors(root.modules())
+    assert root.table is table and is_ordinary(root.weight)
+    put_back(swapped)
+    assert root.weight.is_inference()
+
+
 @pytest.mark.parametrize("mode", [True, False], ids=["in inference mode", "outside"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_read_of_a_layer_does_not_depend_on_how_it_was_moved(kind, mode):

@@ -245,31 +245,27 @@ class Model:
             room = 1e20 if self._room is None or self._away else self._room
             with torch.inference_mode():
                 management.load_models_gpu(patchers, memory_required=room, force_full_load=not self._away)
-            modules = [module for patcher in patchers for module in self._modules(patcher.model)]
-            swapped = without_inference_tensors(modules)
-            # Here, before there are hooks of our own; and once, since it learns which forms are harmless.
-            self._care = self._care or Care(self._is_trusted(self._modules(self.base)))
-            was_training = getattr(management, "in_training", None)
-            if was_training is not None:
-                management.in_training = True
-            self.patcher.pre_run()
-            held.append(self)
-            try:
-                with ExitStack() as stack:
-                    for patcher in patchers:
-                        # What the host has left in main memory it would bring for each operation, through a buffer that the next
-                        # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
-                        away = self._away if patcher is self.patcher else []
-                        stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device))
-                    stack.enter_context(unpacking(modules))
-                    stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))
-                    yield
-            finally:
-                held.remove(self)
-                self.patcher.cleanup()
-                if was_training is not None:
-                    management.in_training = was_training
-                put_back(swapped)
+            with ExitStack() as stack:
+                # Each of these is undone even if what comes after it fails, as other nodes' callbacks may.
+                modules = [module for patcher in patchers for module in self._modules(patcher.model)]
+                stack.callback(put_back, without_inference_tensors(modules))
+                # Here, before there are hooks of our own; and once, since it learns which forms are harmless.
+                self._care = self._care or Care(self._is_trusted(self._modules(self.base)))
+                held.append(self)
+                stack.callback(held.remove, self)
+                if hasattr(management, "in_training"):
+                    stack.callback(setattr, management, "in_training", management.in_training)
+                    management.in_training = True
+                stack.callback(self.patcher.cleanup)
+                self.patcher.pre_run()
+                for patcher in patchers:
+                    # What the host has left in main memory it would bring for each operation, through a buffer that the next
+                    # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
+                    away = self._away if patcher is self.patcher else []
+                    stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device))
+                stack.enter_context(unpacking(modules))
+                stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))
+                yield
 
     def _modules(self, root: nn.Module) -> list[nn.Module]:
         """All of them, found when the model is held first; those of a loaded model stay, while their tensors may change."""

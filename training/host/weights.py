@@ -80,18 +80,28 @@ def without_inference_tensors(modules: Iterable[nn.Module]) -> list[Swap]:
     Besides parameters and buffers these are what modules remember from a pass in a graph, such as the sines of positions.
     """
     swapped: list[Swap] = []
+    made: dict[Tensor, Tensor] = {}
     for module in modules:
         for place in _places(module):
             for key, tensor in list(place.items() if isinstance(place, dict) else enumerate(place)):
                 if not isinstance(tensor, Tensor) or is_ordinary(tensor):
                     continue
-                view = ordinary(tensor)
-                if view is tensor:
-                    continue
-                stand_in = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
-                place[key] = stand_in
-                swapped.append((place, key, tensor, stand_in))
+                stand_in = _stand_in(tensor, made)
+                if stand_in is not tensor:
+                    place[key] = stand_in
+                    swapped.append((place, key, tensor, stand_in))
     return swapped
+
+
+def _stand_in(tensor: Tensor, made: dict[Tensor, Tensor]) -> Tensor:
+    """An ordinary one for ``tensor``, with whatever was noted on it; one for all places that share it, which ``made`` tells."""
+    if tensor not in made:
+        view = ordinary(tensor)
+        if view is not tensor:
+            view = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
+            vars(view).update(vars(tensor))
+        made[tensor] = view
+    return made[tensor]
 
 
 def _places(module: nn.Module) -> Iterator[dict[Any, Any] | list[Any]]:
@@ -109,15 +119,12 @@ def mended(patcher: Any) -> Any:
     Whoever has moved it outside of inference mode (a node that trains, say) has left hybrids, from which not even the host's own
     nodes can sample. Ordinary tensors over the same storage take their places for good.
     """
-    whole: dict[int, tuple[Tensor, Tensor]] = {}  # a weight that modules share stays one
+    made: dict[Tensor, Tensor] = {}
     for module in patcher.model.modules() if patcher is not None else ():
         for place in (module._parameters, module._buffers):
             for key, tensor in place.items():
-                if tensor is None or tensor.is_inference() or is_ordinary(tensor) or (view := ordinary(tensor)) is tensor:
-                    continue
-                made = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
-                vars(made).update(vars(tensor))
-                _, place[key] = whole.setdefault(id(tensor), (tensor, made))
+                if tensor is not None and not tensor.is_inference() and not is_ordinary(tensor):
+                    place[key] = _stand_in(tensor, made)
     return patcher
 
 
