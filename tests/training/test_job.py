@@ -400,6 +400,16 @@ def test_lower_precision_is_used_and_undone(tiny, dataset, half_units):
     assert half.losses == pytest.approx(full.losses, rel=0.05)
 
 
+def test_a_second_run_computes_as_the_first(tiny, dataset, half_units):
+    """The host leaves on the network what the first run's copy of the model had asked for, until it needs the network again."""
+    t = tiny("sd3")
+    first, second = (go(t, dataset, recipe(name, precision="bf16")).losses for name in ("first", "second"))
+    assert t.model.compute_dtype == torch.float32
+    as_loaded = go(t, dataset, recipe("as loaded", precision="auto")).losses
+    assert first == second != as_loaded
+    assert as_loaded == go(t, dataset, recipe("as loaded again", precision="auto")).losses
+
+
 def test_settings_survive_the_way_through_json():
     config = recipe(precision="bf16", comment="ohwx")
     assert from_dict(TrainingConfig, json.loads(json.dumps(to_dict(config)))) == config

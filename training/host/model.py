@@ -173,7 +173,8 @@ class Model:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        return self._compute_dtype or self.base.manual_cast_dtype or self.base.get_dtype()
+        # Of this copy: on the network that all copies share there may be what another one has asked for.
+        return self._compute_dtype or self.patcher.get_model_object("manual_cast_dtype") or self.base.get_dtype()
 
     def for_training(self, dtype: torch.dtype | None) -> Model:
         """This model as the loop can hold it, with its arithmetic in ``dtype`` (None: as loaded); its weights stay as they are.
