@@ -23,6 +23,12 @@ DRAWN = dataclasses.replace(NO_PREVIEW, steps=1, prompt="picture 0\npicture 1", 
 MOVED = ("bytes brought", "bytes put aside", "models gone through for loading")
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_encoded_yet(monkeypatch, tmp_path):
+    """Else what other tests have encoded would decide which models are loaded."""
+    monkeypatch.setattr(host, "cache_folder", lambda: tmp_path / "cache")
+
+
 @pytest.fixture
 def loaded(comfyui):
     """``loaded(kind, memory)``: a model as a graph has it, on a device that is pretended until the test ends."""
