@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .errors import AtelierError
+from .errors import AtelierError, is_out_of_memory
 from .files import append_text, flush, replacing, sweep, write_tensors, write_text
 from .transfer import to_cpu
 
@@ -251,5 +251,11 @@ def _join_tensors(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> An
 
 
 def finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether every number is finite; few calls of the device and one wait for all of them."""
-    return bool(torch.stack(torch._foreach_norm(list(tensors.values()), float("inf"))).isfinite().all())
+    """Whether every number is finite; few calls of the device and one wait for all of them, or in main memory if it is full."""
+    values = list(tensors.values())
+    try:
+        return bool(torch.stack(torch._foreach_norm(values, float("inf"))).isfinite().all())
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    return all(bool(tensor.isfinite().all()) for tensor in to_cpu(values))

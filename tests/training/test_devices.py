@@ -18,6 +18,7 @@ import pytest
 import torch
 from lora_atelier.training import host, transfer
 from lora_atelier.training.config import LengthConfig, NetworkConfig, TextConfig, TrainingConfig
+from lora_atelier.training.run import finite
 from safetensors.torch import load_file
 
 from .conftest import load_model
@@ -293,8 +294,10 @@ def test_what_a_text_encoder_takes_is_forecast_where_it_is(dataset, monkeypatch,
 
 def test_what_was_learnt_can_be_saved_where_no_memory_is_left(pretended):
     state = [torch.full((1000,), float(i), device="cuda") for i in range(5)]
+    lost = torch.full((3,), float("nan"), device="cuda")
     with pretended.limited(0):
         found = transfer.to_cpu(state)
+        assert finite({"state": state[0]}) and not finite({"state": state[0], "lost": lost})
     assert all(torch.equal(one, other.cpu()) for one, other in zip(found, state, strict=True))
 
 

@@ -150,3 +150,13 @@ def test_what_nobody_could_use_is_mended_for_good_and_what_is_shared_stays_one()
     assert [p.data_ptr() for p in (*root.parameters(), *root.buffers())] == places
     with torch.inference_mode():
         assert torch.equal(root[0](torch.eye(4)), NUMBERS.t() + NUMBERS[:, 0])
+
+
+def test_what_is_laid_on_a_weight_counts_however_it_is_wrapped():
+    """Such as the whole difference of a weight, which some nodes hand over as ("diff", (weight,))."""
+
+    def of(patch: object) -> str:
+        return identity_of(layer("ordinary"), SimpleNamespace(patches={"weight": [(1.0, patch, 1.0, None, None)]}))
+
+    assert of(("diff", (NUMBERS,))) == of(("diff", (NUMBERS.clone(),))) != of(("diff", (NUMBERS + 1,)))
+    assert of((NUMBERS,)) == of((NUMBERS.clone(),)) != of((NUMBERS + 1,))

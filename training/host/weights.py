@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -140,6 +140,15 @@ def put_back(swapped: list[Swap]) -> None:
             place[key] = original
 
 
+def _numbered(values: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors in ``values`` and in the tuples and lists there, by their places."""
+    for i, value in enumerate(values):
+        if isinstance(value, Tensor):
+            yield f"{prefix}{i}", value
+        elif isinstance(value, (tuple, list)):
+            yield from _numbered(value, f"{prefix}{i}.")
+
+
 def identity_of(module: nn.Module, patcher: Any, prefix: str = "") -> str:
     """Sha256 over every tensor's name, shape, type and a few of its values, and over the patches laid on it.
 
@@ -166,9 +175,8 @@ def identity_of(module: nn.Module, patcher: Any, prefix: str = "") -> str:
             said.append(f"{key} {[(p[0], p[2]) for p in patches]}")
             for patch in patches:
                 weights = getattr(patch[1], "weights", patch[1])
-                for i, part in enumerate(weights if isinstance(weights, (tuple, list)) else [weights]):
-                    if isinstance(part, Tensor):
-                        add(str(i), part)
+                for name, part in _numbered(weights if isinstance(weights, (tuple, list)) else [weights]):
+                    add(name, part)
         read = iter(to_cpu([part for part in said if isinstance(part, Tensor)]))
     digest = hashlib.sha256()
     for part in said:
