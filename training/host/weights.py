@@ -175,8 +175,8 @@ def identity_of(module: nn.Module, patcher: Any, prefix: str = "") -> str:
             said.append(f"{key} {[(p[0], p[2]) for p in patches]}")
             for patch in patches:
                 weights = getattr(patch[1], "weights", patch[1])
-                for name, part in _numbered(weights if isinstance(weights, (tuple, list)) else [weights]):
-                    add(name, part)
+                for name, tensor in _numbered(weights if isinstance(weights, (tuple, list)) else [weights]):
+                    add(name, tensor)
         read = iter(to_cpu([part for part in said if isinstance(part, Tensor)]))
     digest = hashlib.sha256()
     for part in said:
