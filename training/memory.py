@@ -108,15 +108,17 @@ class Need:
         return self.model + self.adapter + self.activations
 
 
-def measure(blocks: Sequence[nn.Module], weights: Iterable[Tensor], forward: Callable[[], object]) -> Activations:
-    """Runs ``forward`` once, with gradients, and counts what autograd wants to keep besides ``weights``.
+def measure(
+    blocks: Sequence[nn.Module], weights: Iterable[Tensor], forward: Callable[[], object], device: torch.device | None = None
+) -> Activations:
+    """Runs ``forward`` once, with gradients, and counts what autograd wants to keep besides ``weights``, on ``device`` if given.
 
     Nothing is kept, so it needs no more memory than a pass without gradients. ``blocks`` are what checkpointing would compute
     again; nothing stays on them.
     """
     staying, seen = places(weights), dict[int, Any]()
-    outer, inner = _Tally(staying, seen), {block: _Tally(staying, seen) for block in blocks}
-    entering = _Tally(staying, {})
+    outer, inner = _Tally(staying, seen, device), {block: _Tally(staying, seen, device) for block in blocks}
+    entering = _Tally(staying, {}, device)
     now = [outer]
 
     def counted(tally: _Tally, block_forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,15 +151,15 @@ def measure(blocks: Sequence[nn.Module], weights: Iterable[Tensor], forward: Cal
 class _Tally:
     """Bytes of storages, each counted once however many views it has, by the first of the tallies that share ``seen``."""
 
-    def __init__(self, staying: set[int], seen: dict[int, Any]):
+    def __init__(self, staying: set[int], seen: dict[int, Any], device: torch.device | None):
         self.bytes = self.small = 0
-        self._staying, self._seen = staying, seen
+        self._staying, self._seen, self._device = staying, seen, device
 
     def add(self, tensor: Tensor) -> None:
         from torch.multiprocessing.reductions import StorageWeakRef
 
         where = place(tensor)
-        if where is None or where in self._staying:
+        if where is None or where in self._staying or self._device not in (None, tensor.device):
             return
         seen = self._seen.get(where)
         if seen is not None and not seen.expired():

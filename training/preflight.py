@@ -80,8 +80,9 @@ def largest_batch(plan: Plan) -> Batch:
 
 
 def weights_of(model: host.Model, text: host.TextEncoder | None) -> memory.Weights:
-    """All that is frozen."""
-    return memory.Weights.of(model.blocks(), [*model.weights(), *(text.weights() if text else ())])
+    """All that is frozen on the model's device, where a text encoder need not be."""
+    beside = text.weights() if text is not None and text.device == model.device else ()
+    return memory.Weights.of(model.blocks(), [*model.weights(), *beside])
 
 
 def measured(
@@ -108,6 +109,5 @@ def measured(
         return model.predict(x, sigma, [model.condition(told, x, {})]).square().mean()
 
     with adapter.attached(layers):
-        found = memory.measure(blocks, [*frozen, *adapter.parameters()], forward)
-    weights = memory.Weights.of(model.blocks(), frozen)
-    return memory.Measured(weights, found, tuple(tuple(p.shape) for p in adapter.parameters()))
+        found = memory.measure(blocks, [*frozen, *adapter.parameters()], forward, model.device)
+    return memory.Measured(weights_of(model, text), found, tuple(tuple(p.shape) for p in adapter.parameters()))

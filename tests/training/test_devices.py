@@ -280,6 +280,17 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("arrangement", ["text encoder on the CPU", "--gpu-only"])
+def test_what_a_text_encoder_takes_is_forecast_where_it_is(dataset, monkeypatch, pretended, arrangement):  # noqa: F811
+    t, said = loaded(monkeypatch, ARRANGEMENTS[arrangement]), list[str]()
+    weights = [w for w in (*t.model.weights(), *t.text.weights()) if w.device.type == "cuda"]  # they lie there already
+    before = pretended.in_use - sum(w.nbytes for w in weights)
+    pretended.forget_most()
+    go(t, dataset, recipe("text", length=LengthConfig(max_steps=2), text=TextConfig("all")), show=said.append)
+    (line,) = [line for line in said if line.startswith("needs about")]
+    assert 1e6 * float(line.split()[2]) == pytest.approx(pretended.most - before, rel=0.1)
+
+
 @pytest.mark.parametrize("foreseen", [True, False], ids=["before the first step", "on the way"])
 def test_what_does_not_fit_is_done_with_less(dataset, monkeypatch, pretended, foreseen):  # noqa: F811
     """Each limit is between what one way needs and the next cheaper one; errors come from the device itself."""

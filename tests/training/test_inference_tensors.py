@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from lora_atelier.training.host.weights import identity_of, put_back, without_inference_tensors
+from lora_atelier.training.host.weights import identity_of, mended, put_back, without_inference_tensors
 from lora_atelier.training.inference_tensors import is_ordinary, ordinary
 from lora_atelier.training.network.frozen import bias_of, weight_of
 from torch import nn
@@ -99,3 +100,18 @@ def test_a_weight_that_the_host_moves_meanwhile_stays_where_it_moved_it():
     root.weight.data = NUMBERS + 1
     put_back(swapped)
     assert torch.equal(root.weight, NUMBERS + 1) and root.bias.is_inference()
+
+
+def test_what_nobody_could_use_is_mended_for_good_and_what_is_shared_stays_one():
+    root, patcher = nn.Sequential(layer("moved outside"), layer("made in a graph")), SimpleNamespace()
+    root.append(nn.Linear(4, 3))
+    root[2].weight = root[0].weight
+    root[0].weight.note = "the host's"
+    kept, places = root[1].weight, [p.data_ptr() for p in (*root.parameters(), *root.buffers())]
+    patcher.model = root
+    assert mended(patcher) is patcher
+    assert is_ordinary(root[0].weight) and is_ordinary(root[0].note) and root[1].weight is kept and kept.is_inference()
+    assert root[2].weight is root[0].weight and root[0].weight.note == "the host's"
+    assert [p.data_ptr() for p in (*root.parameters(), *root.buffers())] == places
+    with torch.inference_mode():
+        assert torch.equal(root[0](torch.eye(4)), NUMBERS.t() + NUMBERS[:, 0])

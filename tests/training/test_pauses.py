@@ -29,8 +29,11 @@ def loaded(comfyui):
     with ExitStack() as stack:
 
         def load(kind: str = "plain", memory: int = PLENTY):
+            import comfy.model_management
             import comfy.model_patcher
 
+            with torch.inference_mode():
+                comfy.model_management.unload_all_models()  # those of other tests
             if kind == "dynamic" and not hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
                 pytest.skip("this host pages nothing in")
             stack.enter_context(_counts.pretended(memory, dynamic=kind == "dynamic"))

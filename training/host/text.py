@@ -33,6 +33,10 @@ class TextEncoder:
         self.clip = clip
         self._origin = mended(getattr(clip, "patcher", None))
 
+    @property
+    def device(self) -> torch.device:
+        return self.clip.patcher.load_device
+
     def identity(self) -> str:
         extras = f"{self.clip.layer_idx} {sorted(getattr(self.clip, 'tokenizer_options', {}).items())}"
         return identity_of(self.clip.cond_stage_model, self.clip.patcher) + hashlib.sha256(extras.encode()).hexdigest()[:8]

@@ -109,14 +109,15 @@ def mended(patcher: Any) -> Any:
     Whoever has moved it outside of inference mode (a node that trains, say) has left hybrids, from which not even the host's own
     nodes can sample. Ordinary tensors over the same storage take their places for good.
     """
+    whole: dict[int, tuple[Tensor, Tensor]] = {}  # a weight that modules share stays one
     for module in patcher.model.modules() if patcher is not None else ():
         for place in (module._parameters, module._buffers):
             for key, tensor in place.items():
                 if tensor is None or tensor.is_inference() or is_ordinary(tensor) or (view := ordinary(tensor)) is tensor:
                     continue
-                whole = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
-                vars(whole).update(vars(tensor))
-                place[key] = whole
+                made = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
+                vars(made).update(vars(tensor))
+                _, place[key] = whole.setdefault(id(tensor), (tensor, made))
     return patcher
 
 
