@@ -120,9 +120,11 @@ def test_a_step_that_does_not_fit_is_done_again_with_less(tiny, dataset, monkeyp
     with monkeypatch.context() as patch:
         device = Small(patch, t, step)
         said = told(t, dataset, recipe("less", **settings))
-    assert device.failed == 1, "what was found out once stays"
-    (line,) = [line for line in said if line.startswith("memory:")]
-    assert line == "memory: the device has no more of it. The run goes on, slower: gradient_checkpointing is on."
+    lines = ["The run goes on, slower: gradient_checkpointing is on."]
+    if t.model.device.type == "cuda":  # only there can anything be put aside
+        lines.insert(0, "All other models are put aside.")
+    assert [line for line in said if line.startswith("memory:")] == [f"memory: the device has no more of it. {x}" for x in lines]
+    assert device.failed == len(lines), "what was found out once stays"
     assert len(run_of("less").cut_history(7)) == 7
     assert_close(whole.tensors, go(t, dataset, recipe("less", **settings)).tensors)
     assert not any("forward" in block.__dict__ for block in t.model.blocks())
