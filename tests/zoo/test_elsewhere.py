@@ -25,6 +25,7 @@ from .. import diffusers_twins
 from .build import Animal, build
 from .recipes import SDXL_TEXT, Recipe, cond, flux, mmdit, unet, wan
 
+pytestmark = pytest.mark.cpu_only("what a file means is the same on every device, and diffusers' side is built on the CPU")
 Tensors = dict[str, Tensor]
 
 
