@@ -69,12 +69,11 @@ class Adapter(nn.Module):
         return hook
 
     def _together(self, branch: Branch, layer: nn.Module, usual: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        beside = self._beside(branch)
+        beside, home = self._beside(branch), next(branch.parameters()).device
 
         def forward(x: Tensor, *more: Any, **named: Any) -> Tensor:
             whole = branch.lot is None and isinstance(self.strength, float) and self.strength == 1.0
-            near = x.device == next(branch.parameters()).device
-            if whole and near and torch.is_grad_enabled() and not more and not named and fused.plain(layer, x):
+            if whole and x.device == home and torch.is_grad_enabled() and not more and not named and fused.plain(layer, x):
                 return branch.together(layer, x)
             output = usual(x, *more, **named)
             added = beside(layer, (x,), output)
