@@ -26,6 +26,8 @@ COMFYUI = Path(os.environ.get("ATELIER_COMFYUI", HOSTS / "comfyui-0.30.0"))
 COMFYUI_OLD = Path(os.environ.get("ATELIER_COMFYUI_OLD", HOSTS / "comfyui-0.3.75"))
 GPU = os.environ.get("ATELIER_TEST_GPU", "").replace("0", "")
 """``1``: the tests run on the GPU that is there; ``pretend``: on the one of ``pretend_gpu``; else on the CPU."""
+KERNELS_DIFFER = GPU not in ("", "pretend")
+"""On a real GPU one product may be computed by several kernels, and some passes back round otherwise each time."""
 MISSING_HOST = "no ComfyUI at {}: run the tests with `python3 studio.py test`, which fetches it"
 
 # A busy machine is no reason to fail.

@@ -8,6 +8,7 @@ also serve layers with one, and leave the adapter out. What is compiled hangs on
 from __future__ import annotations
 
 import logging
+import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ log = logging.getLogger("lora-atelier")
 BACKEND = "inductor"
 GRAPHS = 256
 """So many shapes and kinds of blocks may be compiled; torch's own limit of 8 is soon reached by buckets."""
+APART = 0.25
+"""Largest relative distance of a compiled gradient from the plain one that may be rounding, in half precisions."""
 
 
 class Compiled:
@@ -73,6 +76,7 @@ class Compiled:
         if not self.active:
             return step()
         before = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
+        known = self.graphs
         try:
             found = step()
         except Exception as error:
@@ -83,13 +87,45 @@ class Compiled:
         else:
             if self._asked and not self.graphs:
                 self._give_up("torch found nothing in them to compile")
-            return found
+            if self.graphs == known or self._proved(step, before):
+                return found
+            reason = "their gradient is not that of the plain ones with this version of torch"
         self.active = False
         for parameter, gradient in before:
             parameter.grad = gradient
         found = step()
         self._give_up(reason)
         return found
+
+    def _proved(self, step: Callable[[], Tensor], before: Sequence[tuple[nn.Parameter, Tensor | None]]) -> bool:
+        """Whether new graphs gave the gradient that plain code gives, but for rounding; it stays what they gave.
+
+        torch 2.11 compiled an in-place product in an autograd function to a gradient of zeros, without a word.
+        """
+        compiled = [parameter.grad for parameter, _ in before]
+        for parameter, gradient in before:
+            parameter.grad = None if gradient is None else gradient.clone()
+        self.active = False
+        try:
+            step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("there is no memory to compare compiled blocks with plain ones")
+            return True
+        finally:
+            self.active = True
+            plain = [parameter.grad for parameter, _ in before]
+            for (parameter, _), gradient in zip(before, compiled, strict=True):
+                parameter.grad = gradient
+        apart = added = 0.0
+        for (_, start), one, other in zip(before, compiled, plain, strict=True):
+            if (one is None) != (other is None):
+                return False
+            if one is not None and other is not None:
+                apart += (one.float() - other.float()).square().sum().item()
+                added += (other.float() - (0.0 if start is None else start.float())).square().sum().item()
+        return not math.isfinite(added) or apart <= APART**2 * added
 
     def _give_up(self, reason: str) -> None:
         self.active = False

@@ -16,6 +16,7 @@ from lora_atelier.training.host.weights import put_back, without_inference_tenso
 from lora_atelier.training.memory import bytes_of
 from torch import Tensor, nn
 
+from ..conftest import KERNELS_DIFFER
 from .conftest import FAMILIES
 from .test_host import latents, levels, new_adapter, one_loss, picture
 
@@ -80,6 +81,11 @@ def test_what_is_on_the_device():
     assert on_device(7, (), 1) == 7
 
 
+def same(one: Tensor, other: Tensor) -> bool:
+    """To the bit where each product has one kernel: what is away is computed by another way through a convolution."""
+    return (one - other).norm() <= 1e-4 * other.norm() if KERNELS_DIFFER else torch.equal(one, other)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_the_gradient_is_the_same_and_made_of_what_came(tiny, name, share):
@@ -104,7 +110,7 @@ def test_the_gradient_is_the_same_and_made_of_what_came(tiny, name, share):
             again = gradients()
     assert any(g.abs().max() > 0 for g in plain[0])
     for one, other in zip(chain(*plain), chain(*again), strict=True):
-        assert torch.equal(one, other)
+        assert same(one, other)
     sizes = sorted((bytes_of([*b.parameters(), *b.buffers()]) for b in away), reverse=True)
     assert carry.most <= sum(sizes[:2]), "two blocks at a time"
     assert not any("forward" in block.__dict__ for block in blocks)
@@ -173,7 +179,7 @@ def test_a_held_model_with_blocks_away_gives_the_same_and_is_left_as_it_was(tiny
         with t.model.hold(), adapter.attached(t.model.layers()), checkpointed(t.model.blocks()):
             one_loss(t, latents(t, 2), levels(t, 2), [1, 2]).backward()
         found.append([p.grad.clone() for p in adapter.parameters()])
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*found, strict=True))
+    assert all(same(a, b) and same(a, c) for a, b, c in zip(*found, strict=True))
     assert torch.equal(picture(t), before)
 
 

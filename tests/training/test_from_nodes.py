@@ -17,6 +17,8 @@ from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
+from ..conftest import KERNELS_DIFFER
+
 SIZES = ((64, 64), (96, 32), (64, 64))
 # Sixty words are more than the 75 tokens that one part of a CLIP encoding holds, so the batch has encodings of two lengths.
 CAPTIONS = ("a red square", "a blue circle", "green " * 90)
@@ -84,10 +86,11 @@ def test_pictures_and_latents_from_nodes_train_as_the_folder_does(tiny, folder, 
     with torch.inference_mode():
         images, texts = stock(folder)
         subset = from_nodes.subset_of(images, texts, CONFIG, tmp_path / "pictures")
-    assert losses(t, Dataset((subset,)), "images") == expected
+    found = losses(t, Dataset((subset,)), "images")
+    assert found == (pytest.approx(expected, rel=1e-5) if KERNELS_DIFFER else expected)
     ready = encoded(t, folder, TensorCache(host.cache_folder(), job.CACHE_LIMIT))
     monkeypatch.setattr(host.PictureCodec, "encode", None)  # pictures are not encoded again
-    assert losses(t, ready, "latents") == pytest.approx(expected, rel=1e-6)
+    assert losses(t, ready, "latents") == pytest.approx(expected, rel=1e-5)
 
 
 def test_latents_of_another_model_are_refused_before_anything_runs(tiny, folder):

@@ -53,12 +53,16 @@ def the_model_moves(request, comfyui, monkeypatch):
 
 
 def picture(tiny_model, seed: int = 5) -> torch.Tensor:
-    """What a stock sampler draws now."""
+    """What a stock sampler draws now.
+
+    In four steps: of three the second lies half-way between two of a model's timesteps, and which of them it is depends on where
+    the host computed it.
+    """
     text = tiny_model.conditioning(1)
     positive = [[text["cond"], {k: v for k, v in text.items() if k != "cond"}]]
     with torch.inference_mode():
         return tiny_model.model.sample(
-            positive, positive, latent_size=(8, 8), steps=3, cfg=2.0, sampler="euler", scheduler="normal", seed=seed
+            positive, positive, latent_size=(8, 8), steps=4, cfg=2.0, sampler="euler", scheduler="normal", seed=seed
         ).clone()
 
 

@@ -198,7 +198,8 @@ def test_checkpointing_and_a_text_encoder_are_seen(tiny, dataset):  # noqa: F811
 
     plain = activations(name="plain")
     assert activations(name="twice", gradient_checkpointing=True) < 0.7 * plain
-    assert activations(name="text", text=TextConfig("clip", 1e-3)) > 1.1 * plain
+    if tiny("sd15").text.device == tiny("sd15").model.device:  # else they lie in another memory
+        assert activations(name="text", text=TextConfig("clip", 1e-3)) > 1.1 * plain
 
 
 def test_too_little_is_a_warning_only(tiny, dataset, monkeypatch):  # noqa: F811

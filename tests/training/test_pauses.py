@@ -88,6 +88,7 @@ def test_a_second_sample_loads_nothing_that_is_still_there(loaded, held_out, kin
         assert not again["walks over a model"] and not again["models gone through for loading"]
 
 
+@pytest.mark.cpu_only("a real GPU's memory is not the pretended one's, and the host begins where there is more of it")
 def test_where_there_is_little_memory_only_what_must_move_moves(loaded, held_out):
     """The text encoder leaves for the run and is not asked for again; what is small stays beside the model."""
     t = loaded()

@@ -10,6 +10,8 @@ from lora_atelier.training.network import targets
 from lora_atelier.training.network.attach import Adapter
 from lora_atelier.training.preservation import base_answer, preservation_loss, silenced
 
+from ..conftest import KERNELS_DIFFER
+
 
 @pytest.fixture
 def setting(tiny):
@@ -51,7 +53,9 @@ def test_the_loss_is_zero_as_training_begins_and_then_pulls_the_adapter_back(set
     losses = []
     optimizer = torch.optim.Adam(adapter.parameters(), lr=1e-3)
     with model.hold(), adapter.attached(layers):
-        assert preservation_loss(model.predict(x, sigma, conditions), base_answer(model, adapter, x, sigma, conditions)) == 0
+        without = base_answer(model, adapter, x, sigma, conditions)
+        at_first = preservation_loss(model.predict(x, sigma, conditions), without)
+        assert at_first <= (1e-12 if KERNELS_DIFFER else 0)
         trained(adapter)
         for _ in range(3):
             before = base_answer(model, adapter, x, sigma, conditions)

@@ -23,12 +23,14 @@ from lora_atelier.training.network.frozen import LAYOUTS, layout_of
 from lora_atelier.training.packed_layers import unpacking
 from torch import Tensor, nn
 
+from ..conftest import KERNELS_DIFFER
 from . import test_texts, texts
 from .build import Animal, build
 from .packing import FORMATS, Format, loaded, packed, present, stored
 from .recipes import RECIPES, Recipe
 from .test_precisions import far, learns
-from .test_zoo import carriers, gradients, new_adapter, one_loss, picture
+from .test_zoo import carriers, gradients, new_adapter, one_loss
+from .test_zoo import picture as drawn
 
 KINDS = [recipe for recipe in RECIPES if recipe.name in ("SD 3", "Flux dev")]
 NEAR = 2e-5
@@ -90,6 +92,15 @@ def as_on_a_gpu(comfyui, monkeypatch):
             monkeypatch.setattr(comfy.model_management, name, lambda _device=None: True)
 
 
+def picture(animal: Animal) -> Tensor:
+    """What the stock sampler draws now, on a real GPU in bf16: it has no fp8 products that give float32."""
+    if not KERNELS_DIFFER:
+        return drawn(animal)
+    if any(layout_of(m.weight) == "TensorCoreFP8E5M2Layout" for m in quantised(animal).values()):
+        pytest.skip("no NVIDIA GPU multiplies e5m2 with e5m2, so that the host draws nothing with such a file there")
+    return drawn(dataclasses.replace(animal, model=animal.model.for_training(torch.bfloat16)))
+
+
 def worst(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """Largest relative distance of a parameter's gradient."""
     assert [name for name, g in one.items() if not g.any()] == []
@@ -142,8 +153,8 @@ def test_the_gradient_is_no_other_on_a_gpu(case, as_on_a_gpu, record_property):
     with animal.model.hold(), new_adapter(animal).attached(animal.model.layers()):
         assert one_loss(animal, [0]).item() == without, "a pass without gradients is compared with those that have them"
     if case.form.algorithm not in ("nvfp4", "mxfp8"):
-        drawn, meant = picture(animal), picture(same)
-        record_property("products", ((drawn - meant).norm() / meant.norm()).item())
+        found, meant = picture(animal), picture(same)
+        record_property("products", ((found - meant).norm() / meant.norm()).item())
 
 
 def as_rounded(case: Case, animal: Animal) -> Animal:

@@ -71,7 +71,10 @@ class _Linear(torch.autograd.Function):
         rows, kind = x.flatten(0, -2), x.dtype
         out = F.linear(rows, weight.to(kind), bias.to(kind) if bias is not None else None)
         narrow = rows @ down.to(kind).t()
-        out.addmm_(narrow, up.to(kind).t(), alpha=scale)
+        if torch.compiler.is_compiling():  # torch 2.11 makes of the product in place a gradient of zeros
+            out = torch.addmm(out, narrow, up.to(kind).t(), alpha=scale)
+        else:
+            out.addmm_(narrow, up.to(kind).t(), alpha=scale)
         ctx.save_for_backward(x, weight, narrow, down, up)
         ctx.scale = scale
         return out
