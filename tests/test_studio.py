@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import lora_atelier.studio as studio
 import pytest
 from lora_atelier.demo.hosts import HostError
 from lora_atelier.demo.stages import SetupError
+from packaging.requirements import Requirement
 
 
 @pytest.fixture
@@ -196,6 +198,27 @@ def test_the_pack_s_requirements_and_its_metadata_agree(root: Path) -> None:
     assert studio.Studio(root).requirement_lines("requirements.txt") == [
         line.strip().strip('",') for line in listed.split("\n") if line.strip()
     ]
+
+
+def test_every_tool_of_the_developers_is_pinned(root: Path) -> None:
+    """Once for every Python, so that nobody's checks differ from another's; what the pack asks of a person stays a range."""
+    pins = [Requirement(line) for line in studio.Studio(root).requirement_lines("requirements-dev.txt")]
+    assert [str(pin) for pin in pins if not re.fullmatch(r"==[0-9.]+", str(pin.specifier))] == []
+    for python in ("3.10", "3.11", "3.12", "3.13", "3.14"):
+        names = [pin.name for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
+        assert sorted(names) == sorted({pin.name for pin in pins}), python
+    ranges = [Requirement(line) for line in studio.Studio(root).requirement_lines("requirements.txt")]
+    assert [str(found) for found in ranges if "==" in str(found)] == []
+
+
+def test_the_tools_are_within_what_the_pack_s_extras_allow(root: Path) -> None:
+    metadata = (root / "pyproject.toml").read_text(encoding="utf-8")
+    listed = metadata.partition("[project.optional-dependencies]\n")[2].partition("\n\n")[0]
+    extras = {found.name: found.specifier for found in map(Requirement, re.findall(r'"([^"]+)"', listed))}
+    pins = [Requirement(line) for line in studio.Studio(root).requirement_lines("requirements-dev.txt")]
+    shared = [pin for pin in pins if pin.name in extras]
+    assert {pin.name for pin in shared} == extras.keys() - {"bitsandbytes"}
+    assert [str(pin) for pin in shared if str(pin.specifier).removeprefix("==") not in extras[pin.name]] == []
 
 
 class TestOfferedWorkflow:
