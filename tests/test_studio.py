@@ -27,7 +27,7 @@ def clone(tmp_path: Path) -> Path:
 def test_it_starts_with_the_standard_library_alone(root: Path) -> None:
     line = [sys.executable, "-S", "-E", str(root / "studio.py"), "--help"]
     shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    assert "demo,serve,test,bench,setup,workflows" in shown
+    assert "demo,serve,test,check,bench,setup,workflows" in shown
 
 
 def test_a_python_that_is_too_old_can_still_read_why(root: Path) -> None:
@@ -76,6 +76,8 @@ class TestWhatTestRuns:
         def run(line: list[str], env: dict[str, str], **_more: object) -> subprocess.CompletedProcess[str]:
             if line[:3] == ["python", "-m", "pytest"]:
                 found.append((line[3:], env))
+            else:
+                assert tuple(line[2:]) in studio.CHECKS
             return subprocess.CompletedProcess(line, int("ATELIER_TEST_GPU" in env))
 
         monkeypatch.setattr(studio.subprocess, "run", run)
@@ -93,6 +95,21 @@ class TestWhatTestRuns:
     def test_a_part_of_it_does_not(self, made: studio.Studio, runs: Runs) -> None:
         assert studio.run_tests(made, None, ["tests/training", "-x"]) == 0
         assert runs == [(["tests/training", "-x"], {"HOME": "/h"})]
+
+    def test_check_runs_what_comes_before_the_tests(
+        self, made: studio.Studio, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert studio.run_checks(made, None) == 0
+        checked = capsys.readouterr().err
+        assert studio.run_tests(made, None, ["tests/training"]) == 0
+        assert capsys.readouterr().err.startswith(checked.removesuffix("All passed.\n"))
+        assert len(runs) == 1
+
+        monkeypatch.setattr(
+            studio.subprocess, "run", lambda line, **_: subprocess.CompletedProcess(line, int(line[2:] == ["mypy", "benchmarks"]))
+        )
+        assert studio.run_checks(made, None) == 1
+        assert capsys.readouterr().err.endswith("Failed: mypy benchmarks\n")
 
     def test_without_a_compiler_it_is_left_out_with_a_sentence_but_not_unnoticed_in_ci(
         self, made: studio.Studio, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
