@@ -398,7 +398,10 @@ def run_checks(studio: Studio, comfyui: str | None) -> int:
 
 
 def run_tests(studio: Studio, comfyui: str | None, arguments: list[str]) -> int:
-    """The checks, then pytest, all of them, and of the whole suite a part on a pretended GPU; 0 if all passed."""
+    """The checks, then pytest, all of them, and of the whole suite a part on a pretended GPU; 0 if all passed.
+
+    What of the pack's code ran is counted where the whole suite runs; pyproject.toml says how much it has to be.
+    """
     place, environment = studio.test_environment(comfyui, browser=True)
     checks = Checks(studio.root, place.python)
     for line in CHECKS:
@@ -407,7 +410,7 @@ def run_tests(studio: Studio, comfyui: str | None, arguments: list[str]) -> int:
         checks.run(["pytest", *arguments], environment, "pytest")
     else:
         how, environment = on_workers(environment)
-        checks.run(["pytest", *arguments, *how], environment, "pytest")
+        checks.run(["pytest", *arguments, *how, "--cov"], environment, "pytest")
         name, problem = "pytest on a pretended GPU", cannot_pretend(studio, place.python)
         if problem:
             say(f"The tests on a pretended GPU are left out: {problem}")

@@ -89,7 +89,8 @@ class TestWhatTestRuns:
         assert studio.run_tests(made, None, []) == 1
         (usual, variables), (pretended, others) = runs
         assert others == {**variables, "ATELIER_TEST_GPU": "pretend"} and "ATELIER_TEST_GPU" not in variables
-        assert pretended == [*studio.PRETENDED_TESTS, *usual] and usual[:1] == ["--numprocesses"]
+        assert usual[:1] == ["--numprocesses"] and usual[-1] == "--cov"
+        assert pretended == [*studio.PRETENDED_TESTS, *usual[:-1]]
         assert capsys.readouterr().err.endswith("Failed: pytest on a pretended GPU\n")
 
     def test_a_part_of_it_does_not(self, made: studio.Studio, runs: Runs) -> None:
