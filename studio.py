@@ -59,9 +59,11 @@ TEST_WORKERS = 2
 GPU_TESTS = ("tests/training", "tests/nodes", "tests/zoo")  # where a device matters at all
 PRETENDED_TESTS = (  # of these, where it may matter: what the whole suite runs on a pretended GPU as well
     "tests/training/grid", "tests/training/network", "tests/nodes", "tests/zoo",
-    *(f"tests/training/test_{name}.py" for name in (
-        "host", "job", "engine", "resume", "inference_tensors", "block_offload", "fallback", "checkpointing", "encode", "passes",
-        "validation", "regularise", "syncs", "whole_runs", "devices",
+    "tests/training/host", "tests/training/tensors",
+    *(f"tests/training/{name}.py" for name in (
+        "test_job", "test_engine", "test_regularisation", "test_whole_runs", "runs/test_resume", "dataset/test_encoded",
+        "evaluation/test_validation", "performance/test_block_offload", "performance/test_fallback",
+        "performance/test_checkpointing", "performance/test_syncs",
     )),
 )  # fmt: skip
 ROOM_NEEDED = {True: 12, False: 5}  # GB of disk, with and without CUDA libraries

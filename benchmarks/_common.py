@@ -57,11 +57,11 @@ def processor() -> str:
 def has_bf16_units() -> bool:
     """Whether bf16 is more than a slow detour here; ``use_host`` comes first."""
     import torch
-    from lora_atelier.training.transfer import has_units
+    from lora_atelier.training.tensors.precision import has_native_support
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return has_units(torch.bfloat16, torch.device("cpu"))
+    return has_native_support(torch.bfloat16, torch.device("cpu"))
 
 
 def machine() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from lora_atelier.training import recorder, step
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -156,7 +157,7 @@ class Counts:
         import safetensors.torch as tensors_on_disk
         from lora_atelier.training import host, loop
 
-        real_step, real_enter, real_sample = loop.step_loss, loop.Book.enter, host.Model.sample
+        real_step, real_enter, real_sample = step.step_loss, recorder.Recorder.enter, host.Model.sample
         real_walk, real_state = nn.Module.named_modules, nn.Module.state_dict
         real_hash = hashlib.sha256
 
@@ -238,7 +239,7 @@ class Counts:
                     stack.enter_context(patch.object(owner, name, value))
 
             let(loop, step_loss=step_loss)
-            let(loop.Book, enter=enter)
+            let(recorder.Recorder, enter=enter)
             let(host.Model, sample=sample)
             let(nn.Module, named_modules=walk, state_dict=state)
             let(hashlib, sha256=Hash)
@@ -255,7 +256,7 @@ class Counts:
                 dynamic = patchers.ModelPatcherDynamic
                 let(dynamic, load=counted(dynamic.load, "models gone through for loading"))
             let(host.Model, hold=counted(host.Model.hold, "holds"))
-            from lora_atelier.training.run import Run
+            from lora_atelier.training.runs.run import Run
 
             let(Run, save_state=counted(Run.save_state, "snapshots"))
             stack.enter_context(Reads(lambda _: self.add("numbers and tensors read")))

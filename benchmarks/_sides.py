@@ -53,21 +53,23 @@ def ours(case: Case) -> tuple[Train, Forward]:
     """This pack: its whole loop with its defaults, on latents that other nodes made. And the model's forward pass alone."""
     from lora_atelier.training import host
     from lora_atelier.training.config import LengthConfig, NetworkConfig, SubsetConfig, TrainingConfig
-    from lora_atelier.training.dataset import pairs
+    from lora_atelier.training.dataset import precomputed
     from lora_atelier.training.dataset.cache import TensorCache
+    from lora_atelier.training.dataset.encoded import EncodedDataset
     from lora_atelier.training.dataset.plan import Plan
     from lora_atelier.training.dataset.samples import Dataset, Subset
-    from lora_atelier.training.encode import Encoded
-    from lora_atelier.training.families import notes_on
-    from lora_atelier.training.loop import Watcher, train
-    from lora_atelier.training.network.attach import Adapter
+    from lora_atelier.training.families import family_named
+    from lora_atelier.training.loop import train
+    from lora_atelier.training.network.adapter import Adapter
     from lora_atelier.training.network.targets import select
-    from lora_atelier.training.noise import LevelSampler
-    from lora_atelier.training.run import Run
-    from lora_atelier.training.transfer import computed_in
+    from lora_atelier.training.objective.noise import NoiseLevelSampler
+    from lora_atelier.training.recorder import Callbacks
+    from lora_atelier.training.runs.run import Run
+    from lora_atelier.training.session import Session
+    from lora_atelier.training.tensors.precision import compute_dtype
 
     loaded = host.Model(load_into_host(case))
-    loaded = loaded.for_training(computed_in(case.dtype, loaded.device))
+    loaded = loaded.for_training(compute_dtype(case.dtype, loaded.device))
     chosen = {"include": "*"} if case.targets == "every layer" else {"targets": case.targets}
 
     class Nobody:
@@ -81,15 +83,15 @@ def ours(case: Case) -> tuple[Train, Forward]:
             folder, cache = Path(place), TensorCache(Path(place) / "cache", 2**40)
             cond, extras = text_of(now)
             pictures = [{"samples": latents_of(now, now.batch * (now.steps + 1))}]
-            samples = pairs.store(pictures, [[[cond, extras]]], cache)
+            samples = precomputed.store(pictures, [[[cond, extras]]], cache)
             dataset = Dataset((Subset(SubsetConfig("bench", batch_size=now.batch), samples, 1),))
             layers = select(loaded.layers(), network)
             found.layers = len(layers)
             adapter = Adapter.fresh(layers, network, 0).to(loaded.device)
-            levels = LevelSampler.suited(loaded.prediction, config.noise, loaded.sigmas, notes_on(loaded.family))
-            encoded: Any = Encoded(dataset, 0, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
+            levels = NoiseLevelSampler.suited(loaded.prediction, config.noise, loaded.sigmas, family_named(loaded.family))
+            encoded: Any = EncodedDataset(dataset, 0, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
             files = Run.open("bench", "", folder / "runs", folder / "loras", start_over=True)
-            train(loaded, None, layers, adapter, levels, encoded, Plan(dataset, 0), config, files, Watcher())
+            train(Session(loaded, None, layers, adapter, levels, encoded, Plan(dataset, 0), config), files, Callbacks())
 
     def forward(count: int) -> list[float]:
         x, sigma = latents_of(case, case.batch).to(loaded.device), torch.full((case.batch,), 0.5, device=loaded.device)

@@ -29,6 +29,8 @@ from typing import Any
 import _common
 import _plot
 import torch
+from lora_atelier.training import seeding
+from lora_atelier.training.session import Session
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 RANK, BATCH, LEVELS, EVERY = 16, 4, 8, 50
@@ -116,18 +118,19 @@ def train_ours(patcher: Any, data: Pictures, steps: int, rate: float, every: int
     """This pack's loop with its defaults, such as the cosine schedule, but beside every layer."""
     from lora_atelier.training import host
     from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, SubsetConfig, TrainingConfig
-    from lora_atelier.training.dataset import pairs
+    from lora_atelier.training.dataset import precomputed
     from lora_atelier.training.dataset.cache import TensorCache
+    from lora_atelier.training.dataset.encoded import EncodedDataset
     from lora_atelier.training.dataset.plan import Plan
     from lora_atelier.training.dataset.samples import Dataset, Subset
-    from lora_atelier.training.encode import Encoded
-    from lora_atelier.training.families import notes_on
-    from lora_atelier.training.loop import Watcher, train
-    from lora_atelier.training.network import keys
-    from lora_atelier.training.network.attach import Adapter
+    from lora_atelier.training.families import family_named
+    from lora_atelier.training.loop import train
+    from lora_atelier.training.network import lora_file
+    from lora_atelier.training.network.adapter import Adapter
     from lora_atelier.training.network.targets import select
-    from lora_atelier.training.noise import LevelSampler
-    from lora_atelier.training.run import Run
+    from lora_atelier.training.objective.noise import NoiseLevelSampler
+    from lora_atelier.training.recorder import Callbacks
+    from lora_atelier.training.runs.run import Run
 
     class Nobody:
         def identity(self) -> str:
@@ -140,19 +143,19 @@ def train_ours(patcher: Any, data: Pictures, steps: int, rate: float, every: int
     course = Course()
     with tempfile.TemporaryDirectory() as place, torch.inference_mode(False):
         folder, cache = Path(place), TensorCache(Path(place) / "cache", 2**40)
-        samples = pairs.store([{"samples": data.latents}], [[list(text)] for text in data.texts], cache)
+        samples = precomputed.store([{"samples": data.latents}], [[list(text)] for text in data.texts], cache)
         dataset = Dataset((Subset(SubsetConfig("bench", batch_size=BATCH), samples, 1),))
         adapter: list[Adapter] = []
         model = host.Model(patcher)
         names = model.lora_names()
-        with followed(course, lambda: keys.to_file(adapter[0], names, model.family, torch.float32), every):
+        with followed(course, lambda: lora_file.to_file(adapter[0], names, model.family, torch.float32), every):
             model = model.for_training(torch.float32)
             layers = select(model.layers(), network)
             adapter.append(Adapter.fresh(layers, network, 0).to(model.device))
-            levels = LevelSampler.suited(model.prediction, config.noise, model.sigmas, notes_on(model.family))
-            encoded: Any = Encoded(dataset, 0, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
+            levels = NoiseLevelSampler.suited(model.prediction, config.noise, model.sigmas, family_named(model.family))
+            encoded: Any = EncodedDataset(dataset, 0, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
             run = Run.open("bench", "", folder / "runs", folder / "loras", start_over=True)
-            train(model, None, layers, adapter[0], levels, encoded, Plan(dataset, 0), config, run, Watcher())
+            train(Session(model, None, layers, adapter[0], levels, encoded, Plan(dataset, 0), config), run, Callbacks())
     return course
 
 
@@ -203,15 +206,19 @@ class Style:
         """The same of what ``model`` draws."""
         from lora_atelier.demo.pictures import PICTURE_SIZE
         from lora_atelier.training import host
-        from lora_atelier.training.grid.pixels import to_picture
+        from lora_atelier.training.config.sampling import SamplerSettings
+        from lora_atelier.training.dataset.images import to_picture
 
         codec, pictures = host.PictureCodec(self.vae), []
         for text in texts:
             cells = PICTURE_SIZE // codec.downscale
             latents = model.sample(
-                [list(text)], [list(self.negative)], latent_size=(cells, cells), steps=20, cfg=3.0, sampler="euler",
-                scheduler="simple", seed=1,
-            )  # fmt: skip
+                [list(text)],
+                [list(self.negative)],
+                SamplerSettings("euler", "simple", 20, 3.0),
+                latent_size=(cells, cells),
+                seed=1,
+            )
             pictures.append(to_picture(codec.decode(latents)[0]))
         return self.of(pictures)
 
@@ -220,7 +227,8 @@ def judge(patcher: Any, lora: Tensors, data: Pictures, style: Style) -> tuple[fl
     """(loss of the velocity, loss of the clean picture, style), with the LoRA at strength 1; means over pictures and levels."""
     import comfy.model_management
     import comfy.sd
-    from lora_atelier.training import host, noise
+    from lora_atelier.training import host
+    from lora_atelier.training.objective import noise
 
     with torch.inference_mode():  # as in a graph, where the stock nodes put LoRAs into weights
         if lora:
@@ -233,7 +241,7 @@ def judge(patcher: Any, lora: Tensors, data: Pictures, style: Style) -> tuple[fl
         x0 = model.latents_in(data.latents.to(model.device))
         for number in range(LEVELS):
             sigma = torch.full((len(x0),), (number + 0.5) / LEVELS, device=model.device)
-            drawn = torch.randn(x0.shape, generator=noise.step_generator(1, number)).to(model.device)
+            drawn = torch.randn(x0.shape, generator=seeding.step_generator(1, number)).to(model.device)
             x = noise.noisy("flow", x0, drawn, sigma)
             conditions = [model.condition({"cond": c, **more}, x[i : i + 1], {}) for i, (c, more) in enumerate(data.texts)]
             error = (model.predict(x, sigma, conditions) - noise.target("flow", x0, drawn, sigma)).square().mean().item()

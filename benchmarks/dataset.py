@@ -79,8 +79,9 @@ def one_side(side: str, folder: Path, resolution: int, checkpoint: str, cache: P
         clip.encode_from_tokens(clip.tokenize("a"))
     # Imports are no part of the work; the pack's own are measured by ``import_time``.
     from comfy_extras.nodes_dataset import LoadImageTextDataSetFromFolderNode, MakeTrainingDataset
-    from lora_atelier.training import encode, host
+    from lora_atelier.training import host
     from lora_atelier.training.config import SubsetConfig
+    from lora_atelier.training.dataset import encoded
     from lora_atelier.training.dataset.cache import TensorCache
     from lora_atelier.training.dataset.plan import Plan
     from lora_atelier.training.dataset.samples import Dataset
@@ -98,8 +99,8 @@ def one_side(side: str, folder: Path, resolution: int, checkpoint: str, cache: P
         config = SubsetConfig(f"input/{folder.name}", resolution=resolution, batch_size=4)
         dataset = Dataset(scan(folder, config, index=cache / "pictures.json"))
         plan = Plan(dataset, 0)
-        encoded = encode.Encoded(dataset, 0, host.PictureCodec(vae), host.TextEncoder(clip), TensorCache(cache, 2**40))
-        encoded.prepare(encode.work_of(plan, 10), lambda done: None)
+        made = encoded.EncodedDataset(dataset, 0, host.PictureCodec(vae), host.TextEncoder(clip), TensorCache(cache, 2**40))
+        made.prepare(encoded.work_of(plan, 10), lambda done: None)
     return {"seconds": time.perf_counter() - start, "peak": peak_bytes() - before}
 
 

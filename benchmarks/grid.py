@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import _common
+from lora_atelier.training.config import sampling
 
 PROMPT, NEGATIVE, SEED = "fluent emoji, fox", "blurry", 1
 
@@ -43,8 +44,8 @@ def write_epochs(model: Any, folder: Path, count: int) -> list[Path]:
     """LoRA files of rank 16 with the pack's default targets, as a run saves them."""
     import torch
     from lora_atelier.training.config import NetworkConfig
-    from lora_atelier.training.network import keys, targets
-    from lora_atelier.training.network.attach import Adapter
+    from lora_atelier.training.network import lora_file, targets
+    from lora_atelier.training.network.adapter import Adapter
     from safetensors.torch import save_file
 
     paths = []
@@ -56,7 +57,7 @@ def write_epochs(model: Any, folder: Path, count: int) -> list[Path]:
             up: Any = branch.factors()[1]
             up.data = torch.randn(up.shape, generator=stream) * 0.01
         paths.append(folder / f"bench-{epoch:06d}.safetensors")
-        save_file(keys.to_file(adapter, model.lora_names(), model.family, torch.float16), paths[-1])
+        save_file(lora_file.to_file(adapter, model.lora_names(), model.family, torch.float16), paths[-1])
     return paths
 
 
@@ -120,11 +121,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import numpy as np
     import torch
     from lora_atelier.training import host
+    from lora_atelier.training.dataset.images import to_picture
     from lora_atelier.training.grid import axes as typed
-    from lora_atelier.training.grid import cells, draw, plan, render
-    from lora_atelier.training.grid.picture import Failed
-    from lora_atelier.training.grid.pixels import to_picture
-    from lora_atelier.training.run import SavedLoRA
+    from lora_atelier.training.grid import cell_renderer, plan, render
+    from lora_atelier.training.grid.sheet import Failed
+    from lora_atelier.training.runs.run import SavedLoRA
     from PIL import Image
 
     checkpoint = options.checkpoint or _common.demo_checkpoint()
@@ -138,7 +139,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     columns = tuple(plan.Column(SavedLoRA(path, i, i), "bench", f"epoch {i}") for i, path in enumerate(paths, 1))
     side, factor = options.side, codec.downscale
     latent = {"samples": torch.zeros(1, model.latent_channels, side // factor, side // factor)}
-    settings = cells.Sampling(NEGATIVE, options.sampler, "simple", options.steps, options.cfg, side, side, SEED)
+    settings = sampling.Sampling(NEGATIVE, options.sampler, "simple", options.steps, options.cfg, side, side, SEED)
     stock = Stock(patcher, clip, vae, options)
     memory: list[float] = []
 
@@ -171,7 +172,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             ours = draw_ours(round_, columns)
             times["ours"].append(time.perf_counter() - start)
             growth = max(growth, max(memory[len(memory) // 2 :]) - max(memory[: len(memory) // 2]))
-            brush = draw.Brush(model, text, codec, settings)
+            brush = cell_renderer.CellRenderer(model, text, codec, settings)
             brush.plain(plan.Page(PROMPT, SEED))
             start = time.perf_counter()
             brush.plain(plan.Page(PROMPT, SEED))

@@ -11,7 +11,7 @@ const OFTEN = 1000; // ms between two questions while a run tells of itself
 const SELDOM = 5000; // ms after which it is asked without having been told
 const MOST = 4000; // points that are kept; then every second one goes
 const [SMALL, LARGE] = [64, 350]; // heights in pixels, without and with a run
-const WISHES = ["stop", "save", "sample"];
+const COMMANDS = ["stop", "save", "sample"];
 
 class Monitor {
   constructor(node) {
@@ -37,7 +37,7 @@ class Monitor {
     this.legend = make("div", { class: "atelier-row atelier-axis atelier-legend" });
     this.facts = make("div", { class: "atelier-row atelier-axis" });
     this.buttons = Object.fromEntries(
-      WISHES.map((wish) => [wish, make("button", { type: "button", "aria-label": `${text(wish)}. ${text(`${wish}Help`)}`, click: () => this.wish(wish) }, text(wish))]),
+      COMMANDS.map((command) => [command, make("button", { type: "button", "aria-label": `${text(command)}. ${text(`${command}Help`)}`, click: () => this.send(command) }, text(command))]),
     );
     this.film = make("ul", { class: "atelier-film", tabindex: 0, "aria-label": text("samples") });
     this.body = [
@@ -148,9 +148,9 @@ class Monitor {
     this.tick();
   }
 
-  async wish(wish) {
+  async send(command) {
     try {
-      this.live = await ask(`runs/${encodeURIComponent(this.shown)}/wish`, { wish });
+      this.live = await ask(`runs/${encodeURIComponent(this.shown)}/command`, { command });
     } catch {
       this.soon(0); // it has ended meanwhile
     }
@@ -169,11 +169,11 @@ class Monitor {
     this.bar.value = step;
     this.drawLines();
     this.tell(step);
-    for (const [wish, button] of Object.entries(this.buttons)) {
-      const asked = Boolean(live?.wishes?.includes(wish));
-      button.disabled = !live || asked || (wish === "sample" && !live.samples);
-      button.textContent = asked ? `${text(wish)} – ${text("wished")}` : text(wish);
-      button.title = wish === "sample" && live && !live.samples ? text("noSamples") : text(`${wish}Help`);
+    for (const [command, button] of Object.entries(this.buttons)) {
+      const asked = Boolean(live?.commands?.includes(command));
+      button.disabled = !live || asked || (command === "sample" && !live.samples);
+      button.textContent = asked ? `${text(command)} – ${text("wished")}` : text(command);
+      button.title = command === "sample" && live && !live.samples ? text("noSamples") : text(`${command}Help`);
     }
     this.drawFilm();
   }

@@ -235,10 +235,10 @@ class Choice:
     def apply(self, dataset: Any, mode: Any, work: Any, batch_size: int, dry_run: bool, node_id: str | None) -> io.NodeOutput:
         """Caption what there is to caption; a model is loaded, or fetched, only if there is something."""
         from ..training import captioning, host
-        from ..training.captioning.fill import fill, plan
+        from ..training.captioning.fill import fill, workload
 
         folder = host.captioner_folder()
-        needed = bool(plan(dataset, mode, self.regularisation).work)
+        needed = bool(workload(dataset, mode, self.regularisation).work)
         name = self.captioner if needed else captioning.EXISTING
         if needed and self.hub_id is not None:
             from ..training.captioning.download import download

@@ -32,7 +32,7 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     from ..training.captioning.editing import listed
     from ..training.config import SubsetConfig
     from ..training.dataset.cache import cache_key
-    from ..training.dataset.inspect import inspect, remarks
+    from ..training.dataset.report import inspect, remarks
     from ..training.dataset.samples import Dataset
     from ..training.dataset.scan import scan
 

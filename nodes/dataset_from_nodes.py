@@ -89,7 +89,7 @@ class DatasetFromNodes(io.ComfyNode):
         **widgets: list[Any],
     ) -> io.NodeOutput:
         from ..training import host
-        from ..training.dataset.inspect import inspect, remarks
+        from ..training.dataset.report import inspect, remarks
         from ..training.dataset.samples import Dataset
         from ..training.dataset.thumbnails import write_thumbnails
         from ..training.errors import AtelierError
@@ -128,10 +128,10 @@ def _encoded(
     conditioning: list[Any] | None,
     settings: dict[str, Any],
 ) -> Any:
-    from ..training import host, job
+    from ..training import host
     from ..training.config import SubsetConfig
-    from ..training.dataset import from_nodes, pairs
-    from ..training.dataset.cache import TensorCache
+    from ..training.dataset import from_nodes, precomputed
+    from ..training.dataset.cache import CACHE_LIMIT, TensorCache
     from ..training.dataset.samples import Subset
     from ..training.errors import AtelierError
 
@@ -149,9 +149,9 @@ def _encoded(
                 f"{name.replace('_', ' ')}: latents are trained on as they are, so {settings[name]!r} would have no effect. Set "
                 f"it back to {getattr(plain, name)!r}, or connect images."
             )
-    cache = TensorCache(host.cache_folder(), job.CACHE_LIMIT)
-    samples = pairs.store(latents, conditioning, cache)
+    cache = TensorCache(host.cache_folder(), CACHE_LIMIT)
+    samples = precomputed.store(latents, conditioning, cache)
     from_nodes.note_made(*(cache.path(key) for one in samples if one.ready for key in (one.ready.latent, one.ready.text)))
     side = round(max(sample.width * sample.height for sample in samples) ** 0.5 / 64) * 64
     config = SubsetConfig("nodes/latents", min(max(side, 64), 4096), **own)
-    return Subset(config, samples, config.repeats or 1, warnings=pairs.remarks(latents))
+    return Subset(config, samples, config.repeats or 1, warnings=precomputed.remarks(latents))

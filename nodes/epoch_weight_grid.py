@@ -7,6 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..training.config import sampling
+from ..training.runs import reader
 from .train_lora import graph_of
 from .wires import CATEGORY, DATASET, EPOCHS, folded
 
@@ -103,7 +105,7 @@ class EpochWeightGrid(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..training import host
         from ..training.grid import axes as typed
-        from ..training.grid import cells, origin, plan, render
+        from ..training.grid import origin, plan, render
 
         runs = [*([epochs] if epochs is not None else []), *_named_runs(lora_files)]
         axes = plan.Axes(
@@ -122,7 +124,7 @@ class EpochWeightGrid(io.ComfyNode):
             host.TextEncoder(clip),
             host.PictureCodec(vae),
             axes,
-            cells.Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed),
+            sampling.Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed),
             host.runs_folder() / runs[0].name / "grids",
             graph_of(hidden) if hidden else {},
             base=f"{name} ({wrapped.family})" if name else wrapped.family,
@@ -154,15 +156,14 @@ def _named_runs(lora_files: str) -> list[Any]:
 def _losses(runs: list[Any]) -> dict[str, Any]:
     """What the runs of these names have measured, if they were trained here."""
     from ..training import host
-    from ..training.grid import files
 
-    return {run.name: files.measured(host.runs_folder() / run.name) for run in runs}
+    return {run.name: reader.measured(host.runs_folder() / run.name) for run in runs}
 
 
 def _judge(runs: list[Any], dataset: Any, clip_vision: Any) -> Any:
     """None without pictures to compare with: the connected dataset's, or those that a connected run was trained with."""
     from ..training import host
-    from ..training.dataset.sightings import trained_pictures
+    from ..training.dataset.augment import trained_pictures
     from ..training.grid import features, judge
 
     pictures = trained_pictures(dataset) if dataset is not None else [path for run in runs for path in run.pictures]

@@ -11,17 +11,17 @@ from typing import Any
 
 def pages() -> dict[str, Any]:
     from ..training import host
-    from ..training.grid import album
+    from ..training.grid import gallery
 
-    return {"pages": album.pages(host.runs_folder())}
+    return {"pages": gallery.pages(host.runs_folder())}
 
 
 def page(query: Mapping[str, str]) -> dict[str, Any]:
     """A page's facts, its cells with the addresses of their pictures."""
     from ..training import host
-    from ..training.grid import album
+    from ..training.grid import gallery
 
-    folder, facts = album.page(host.runs_folder(), query.get("run", ""), query.get("page", ""))
+    folder, facts = gallery.page(host.runs_folder(), query.get("run", ""), query.get("page", ""))
     for cell in facts["cells"].values():
         if "cell" in cell:
             cell["picture"] = host.shown_picture(folder / "cells" / cell["cell"])
@@ -30,9 +30,9 @@ def page(query: Mapping[str, str]) -> dict[str, Any]:
 
 def favourite(run: str, cell: str, on: bool) -> dict[str, Any]:
     from ..training import host
-    from ..training.grid import album
+    from ..training.grid import gallery
 
-    album.mark(host.runs_folder(), run, cell, on)
+    gallery.mark(host.runs_folder(), run, cell, on)
     return {"favourite": on}
 
 
@@ -40,9 +40,9 @@ def keep(lora: str, name: str) -> dict[str, Any]:
     """Copies a listed LoRA; answers with the name under which every loader lists the copy."""
     from ..training import host
     from ..training.errors import AtelierError
-    from ..training.grid import album
+    from ..training.grid import gallery
 
     if lora not in host.lora_files():
         raise AtelierError(f"lora: {lora!r} is not in the list of Load LoRA.")
-    kept = album.keep(host.lora_path(lora), name, host.all_loras_folder())
+    kept = gallery.keep(host.lora_path(lora), name, host.all_loras_folder())
     return {"lora": host.lora_name(kept)}

@@ -118,7 +118,7 @@ class LoadDataset(io.ComfyNode):
         from ..training import host
         from ..training.config import SubsetConfig
         from ..training.dataset.cache import cache_key
-        from ..training.dataset.inspect import inspect, remarks
+        from ..training.dataset.report import inspect, remarks
         from ..training.dataset.samples import Dataset
         from ..training.dataset.scan import scan
         from ..training.dataset.thumbnails import write_thumbnails

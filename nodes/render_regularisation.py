@@ -36,7 +36,7 @@ class RenderRegularisation(io.ComfyNode):
         from ..training import host
         from ..training.dataset.folders import folder_to_fill
         from ..training.errors import AtelierError
-        from ..training.regularise import check_repeats
+        from ..training.regularisation import check_repeats
 
         try:
             if folder is not None:
@@ -51,7 +51,7 @@ class RenderRegularisation(io.ComfyNode):
         from ..training import host
         from ..training.dataset.folders import folder_to_fill
         from ..training.errors import AtelierError
-        from ..training.regularise import set_stamp
+        from ..training.regularisation import set_stamp
 
         if folder is None or count is None:
             return ""
@@ -87,22 +87,22 @@ class RenderRegularisation(io.ComfyNode):
         write_captions: bool = False,
         dataset: Any = None,
     ) -> io.NodeOutput:
-        from ..training import host, regularise
+        from ..training import host, regularisation
         from ..training.config import SubsetConfig
+        from ..training.config.sampling import Sampling
         from ..training.dataset.folders import folder_to_fill
         from ..training.grid.axes import prompt_lines
-        from ..training.grid.cells import Sampling
 
         roots = host.dataset_roots()
         name, path = folder_to_fill(folder, roots)
-        regularise.check_repeats(path)
+        regularisation.check_repeats(path)
         config = SubsetConfig(
             name, resolution, batch_size, role="regularisation", loss_weight=loss_weight, class_caption=class_caption
         )
         sampling = Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed)
-        order = regularise.Order(tuple(prompt_lines(prompts)), count, sampling)
+        order = regularisation.Order(tuple(prompt_lines(prompts)), count, sampling)
         models = host.Model(model), host.TextEncoder(clip), host.PictureCodec(vae)
-        pictures = regularise.RegularisationSet(*models, order, path, graph_of(cls.hidden) if cls.hidden else {})
+        pictures = regularisation.RegularisationSet(*models, order, path, graph_of(cls.hidden) if cls.hidden else {})
         show = host.status_of(cls.hidden.unique_id) if cls.hidden else lambda line: None
         state = pictures.render(render_batch_size, host.progress(count), show, write_captions)
         return _read(config, path, roots[name.split("/")[0]], dataset, state, count)
@@ -112,7 +112,7 @@ def _read(config: Any, path: Any, root: Any, upstream: Any, state: Any, count: i
     """The whole folder as a dataset behind ``upstream``, and what the canvas shows of it."""
     from ..training import host
     from ..training.dataset.cache import cache_key
-    from ..training.dataset.inspect import remarks
+    from ..training.dataset.report import remarks
     from ..training.dataset.samples import Dataset, counted
     from ..training.dataset.scan import scan
     from ..training.dataset.thumbnails import write_thumbnails

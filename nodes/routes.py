@@ -20,18 +20,20 @@ from urllib.parse import urlsplit
 import torch
 from aiohttp import web
 
-from ..training import archive, forecast, host, live
+from ..training import host
 from ..training.captioning.editing import Changed
 from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
 from ..training.dataset.cache import cache_key
-from ..training.dataset.count import Source, steps_per_epoch
 from ..training.dataset.folders import resolve_folder
+from ..training.dataset.steps_ahead import SubsetSource, steps_per_epoch
 from ..training.errors import AtelierError
-from ..training.fallback import without_effect
-from ..training.header import read_header
-from ..training.memory import Activations
-from ..training.outlook import look_ahead, sizes
-from ..training.transfer import computed_in
+from ..training.estimate import activations
+from ..training.estimate.recipe import look_ahead, sizes
+from ..training.performance.fallback import without_effect
+from ..training.performance.memory import Activations
+from ..training.runs import live, reader
+from ..training.tensors.precision import compute_dtype
+from ..training.tensors.safetensors_header import read_header
 from . import caption_routes, grid_routes
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
@@ -158,7 +160,7 @@ def recipe_of(values: Any) -> TrainingConfig:
     return build(**widgets)
 
 
-def sources_of(values: Any) -> list[Source] | None:
+def sources_of(values: Any) -> list[SubsetSource] | None:
     """The Load Dataset nodes in front of a run, in their order; None if nobody knows them."""
     if values is None:
         return None
@@ -170,7 +172,7 @@ def sources_of(values: Any) -> list[Source] | None:
         folder = text_of(known, "folder")
         path = resolve_folder(folder, roots)
         index = host.cache_folder() / "pictures" / f"{cache_key(str(path))[:32]}.json"
-        out.append(Source(SubsetConfig(**known), path, roots[folder.split("/")[0]], index))
+        out.append(SubsetSource(SubsetConfig(**known), path, roots[folder.split("/")[0]], index))
     return out
 
 
@@ -216,9 +218,9 @@ class Sizes:
     """Of what a step keeps, which comes on top."""
 
 
-def _sizes(config: TrainingConfig, path: Path, sources: list[Source] | None) -> Sizes:
+def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | None) -> Sizes:
     changed = path.stat().st_mtime_ns
-    dtype, activations = computed_in(config.precision, host.torch_device()), None
+    dtype, activations = compute_dtype(config.precision, host.torch_device()), None
     outline = _outline(path, changed, dtype)
     if outline is None:
         return Sizes()
@@ -243,7 +245,7 @@ def _outline(path: Path, _changed: int, dtype: torch.dtype | None) -> host.Outli
 def _activations(path: Path, changed: int, network: NetworkConfig, dtype: torch.dtype | None, side: int) -> Activations | None:
     """Of one picture of so many pixels a side."""
     outline = _outline(path, changed, dtype)
-    return None if outline is None else forecast.activations(outline, network, (side, side))
+    return None if outline is None else activations.activations(outline, network, (side, side))
 
 
 def family(values: dict[str, Any]) -> dict[str, Any]:
@@ -265,12 +267,12 @@ def run_state(name: str, since: int, newest: bool) -> dict[str, Any]:
     """A run as it is now; ``newest``: of all that a recipe of this name has made, which may be none."""
     runs = host.runs_folder()
     if newest:
-        found = archive.latest(name, runs, live.running())
+        found = reader.latest(name, runs, live.running())
         if found is None:
             return {"name": None}
         name = found
     try:
-        state = archive.state(name, runs, since)
+        state = reader.state(name, runs, since)
     except AtelierError as error:
         raise Refused(404, str(error)) from error
     now = live.find(name)
@@ -299,7 +301,7 @@ async def post_family(request: web.Request) -> Any:
 @table.get(f"{PREFIX}/runs")
 @answered
 async def get_runs(request: web.Request) -> Any:
-    return {"runs": await _apart(archive.names, host.runs_folder()), "running": live.running()}
+    return {"runs": await _apart(reader.names, host.runs_folder()), "running": live.running()}
 
 
 @table.get(f"{PREFIX}/runs/{{name}}")
@@ -312,17 +314,17 @@ async def get_run(request: web.Request) -> Any:
     return await _apart(run_state, request.match_info["name"], int(since), request.query.get("newest") == "1")
 
 
-@table.post(f"{PREFIX}/runs/{{name}}/wish")
+@table.post(f"{PREFIX}/runs/{{name}}/command")
 @answered
-async def post_wish(request: web.Request) -> Any:
+async def post_command(request: web.Request) -> Any:
     values = await body_of(request)
-    wish = text_of(values, "wish", 20)
-    if wish not in live.WISHES:
-        raise Refused(400, f"wish: {wish!r} is not one of {', '.join(live.WISHES)}.")
+    command = text_of(values, "command", 20)
+    if command not in live.COMMANDS:
+        raise Refused(400, f"command: {command!r} is not one of {', '.join(live.COMMANDS)}.")
     now = live.find(request.match_info["name"])
     if now is None:
         raise Refused(404, f"name: no run called {request.match_info['name']!r} trains now.")
-    now.wish(wish)  # type: ignore[arg-type]
+    now.send(command)  # type: ignore[arg-type]
     return now.status()
 
 

@@ -15,10 +15,10 @@ import pytest
 from lora_atelier.demo import workflow as canvas
 from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.dataset.augment import sighted_caption
 from lora_atelier.training.dataset.plan import Plan, bucket_of
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import scan
-from lora_atelier.training.dataset.sightings import sighted_caption
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "workflows").glob("recipe_*.json"))

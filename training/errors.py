@@ -1,4 +1,4 @@
-"""The one error that is meant for the person at the canvas."""
+"""Errors for the person at the canvas: ``AtelierError``, and telling lack of memory from other errors."""
 
 from __future__ import annotations
 

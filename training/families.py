@@ -1,4 +1,4 @@
-"""What is known of each model family beyond what the host itself tells. One table; nothing here computes with tensors.
+"""Table of model families: what is known of each beyond what the host tells. Nothing here computes with tensors.
 
 What the host tells is asked from the host: what the network predicts, its latents' channels and frames, which conditioning it
 takes, the names of its layers. Here stands what it cannot know, since it never trains.
@@ -68,7 +68,7 @@ class Family:
     shift: Shift = 3.0
     """Shift of the levels where they are ``shifted`` and no number is given."""
     guidance: float | None = None
-    """What a network that was distilled to be told a guidance hears in training; None leaves that to the host."""
+    """Guidance value given to guidance-distilled networks in training; None leaves it to the host."""
     dialect: tuple[str, ...] = PEFT
     """How the layers are called in the file."""
     silent: str = ""
@@ -179,14 +179,14 @@ def _table() -> dict[str, Family]:
 FAMILIES: Mapping[str, Family] = _table()
 
 
-def notes_on(name: str) -> Family:
+def family_named(name: str) -> Family:
     """What is known of the family that the host calls ``name``; sound defaults for an unknown one."""
     return FAMILIES.get(name, UNKNOWN)
 
 
 def remark(name: str) -> str:
     """One sentence for the person about a family that this table does not have; else nothing."""
-    if notes_on(name).known:
+    if family_named(name).known:
         return ""
     return (
         f"{name} is a model family that LoRA Atelier has no notes on: its noise levels are the usual ones and its file is in "

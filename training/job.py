@@ -1,4 +1,4 @@
-"""One training job, from what is wired into the node to LoRA files on disk."""
+"""Training job: from what is wired into the node to LoRA files on disk."""
 
 from __future__ import annotations
 
@@ -14,41 +14,43 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import host, live, partners, preflight
+from . import compatibility, host
 from .config import TrainingConfig, to_dict
-from .dataset import pairs
-from .dataset.cache import TensorCache, cache_key
+from .config.sampling import SamplerSettings
+from .dataset import precomputed
+from .dataset.augment import trained_captions, trained_pictures
+from .dataset.cache import CACHE_LIMIT, TensorCache, cache_key
+from .dataset.encoded import EncodedDataset, Work, work_of
+from .dataset.images import to_picture
 from .dataset.index import file_digest
 from .dataset.plan import Plan
 from .dataset.samples import Dataset
 from .dataset.scan import refresh_captions
-from .dataset.sightings import trained_captions, trained_pictures
-from .encode import Encoded, Work, work_of
-from .enough import Verdict
 from .errors import AtelierError
-from .families import notes_on, remark
-from .grid.pixels import to_picture
-from .grid.plan import Epochs
-from .loop import Progress, Watcher, total_steps, train
-from .loss import check_weighting
-from .metadata import describe
-from .network import keys
-from .network.attach import Adapter
-from .network.parts import Layers, Names, every_layer, give_rates, trained_layers
-from .network.start import start_from
-from .noise import LevelSampler
+from .estimate import preflight
+from .evaluation.early_stopping import Verdict
+from .evaluation.validation import Validation
+from .families import family_named, remark
+from .loop import train
+from .network import lora_file
+from .network.adapter import Adapter
+from .network.scope import Layers, Names, adaptable_layers, set_text_rate, trained_layers
+from .network.warm_start import start_from
+from .objective.loss import check_weighting
+from .objective.noise import NoiseLevelSampler
 from .optim import optimizers
-from .run import Run, SaveKind
-from .transfer import DTYPES, computed_in
-from .validation import Validation
+from .recorder import Callbacks, Progress
+from .runs import live
+from .runs.metadata import describe
+from .runs.run import Epochs, Run, SaveKind
+from .session import Session, total_steps
+from .tensors.precision import DTYPES, compute_dtype
 
 log = logging.getLogger("lora-atelier")
 EVENT = "lora_atelier.run"
 """The message to the pages that tells of a run; its data is ``live.Live.status``."""
 NO_MATTER = ("name", "comment", "offload_activations", "offload_blocks")
 """Fields of a recipe that do not decide the LoRA's weights: what it is called, and where values are kept meanwhile."""
-CACHE_LIMIT = 20 * 2**30
-"""Bytes on disk for latents and text encodings; the longest unused go first."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Preview:
     width: int = 0
     """Pixels; 0 takes the size that most of the dataset has."""
     height: int = 0
+
+    @property
+    def settings(self) -> SamplerSettings:
+        return SamplerSettings(self.sampler, self.scheduler, self.steps, self.cfg)
 
     def prompts(self, dataset: Dataset) -> list[str]:
         """One a picture."""
@@ -103,7 +109,7 @@ class Job:
     preview: Preview
     graph: Mapping[str, Any]
     show: Callable[[str], None]
-    encoded: Encoded
+    encoded: EncodedDataset
 
     @property
     def learns_text(self) -> bool:
@@ -121,12 +127,12 @@ class Job:
     def adapter(self) -> Adapter:
         """The adapter at step 0."""
         network, seed = self.config.network, self.config.seed
-        wanted = trained_layers(self.layers, self.config, notes_on(self.model.family))
+        wanted = trained_layers(self.layers, self.config, family_named(self.model.family))
         if network.start_from:
             adapter = start_from(host.lora_path(network.start_from), self.layers, self.names, network, wanted, seed)
         else:
             adapter = Adapter.fresh(wanted, network, seed)
-        give_rates(adapter, self.config)
+        set_text_rate(adapter, self.config)
         return adapter.to(self.model.device)
 
 
@@ -150,21 +156,21 @@ def run_training(
     """
     dataset = refresh_captions(dataset)
     model.check()
-    partners.check(model, text, codec)
+    compatibility.check(model, text, codec)
     check_dataset(dataset, config)
-    pairs.check(dataset, model.latent_channels, model.frames)
+    precomputed.check(dataset, model.latent_channels, model.frames)
     check_weighting(model.prediction, config.loss)
     optimizers.check(config.optimizer, model.device.type)
-    model = model.for_training(computed_in(config.precision, model.device))
+    model = model.for_training(compute_dtype(config.precision, model.device))
     learns_text = config.text.encoders != "none"
     if learns_text:
         text.check()
         text = text.for_training()
     try:
-        layers, names = every_layer(model, text if learns_text else None)
-        trained_layers(layers, config, notes_on(model.family))  # refuses what the model lacks before anything is encoded
+        layers, names = adaptable_layers(model, text if learns_text else None)
+        trained_layers(layers, config, family_named(model.family))  # refuses what the model lacks before anything is encoded
         plan = Plan(dataset, config.seed)
-        encoded = Encoded(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
+        encoded = EncodedDataset(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
         job = Job(
             model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded
         )
@@ -214,9 +220,9 @@ def _check_texts(job: Job) -> None:
     """Refuses, by one text of each source, what the model cannot read."""
     if any(not subset.ready for subset in job.dataset.subsets):
         job.show("reading a first caption")
-        partners.check_text(job.model, job.encoded.text(""))
+        compatibility.check_text(job.model, job.encoded.text(""))
     for subset in (subset for subset in job.dataset.subsets if subset.ready):
-        partners.check_text(job.model, job.encoded.stored_text(subset.samples[0]), "conditioning")
+        compatibility.check_text(job.model, job.encoded.stored_text(subset.samples[0]), "conditioning")
 
 
 @contextmanager
@@ -270,7 +276,7 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         log.info("%s: %s", run.name, unknown)
     for note in optimizers.notes(job.config.optimizer, [group["rate"] for group in adapter.parameter_groups()]):
         log.info("%s: %s", run.name, note)
-    levels = LevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, notes_on(job.model.family))
+    levels = NoiseLevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, family_named(job.model.family))
     advance = host.progress(job.total)
     saver = _Saver(job, run, adapter, layers, told, advance, now)
 
@@ -292,20 +298,21 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         now.update(phase="training", used=used, memory=whole, **asdict(p))
         say(status_line(p), p.step)
 
-    watcher = Watcher(
+    callbacks = Callbacks(
         check=host.check_interrupt, progress=progress, save=saver.save, sample=saver.sample if job.preview.steps else None,
-        measured=measured, warn=say, wishes=now.take, cancelled=host.is_interrupt,
+        measured=measured, warn=say, commands=now.pop_commands, cancelled=host.is_interrupt,
     )  # fmt: skip
-    if computed_in(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
+    if compute_dtype(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
         say(f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here")
     text = job.text if job.learns_text else None
+    session = Session(job.model, text, layers, adapter, levels, encoded, job.plan, job.config)
     try:
-        fitting = preflight.fitting(job.model, text, layers, adapter, encoded, job.plan, levels, job.config, say)
+        session = preflight.fit(session, say)
     except Exception as error:
-        if (said := partners.told(error, job.model)) is not None:
+        if (said := compatibility.told(error, job.model)) is not None:
             raise said from error
         raise
-    train(job.model, text, layers, adapter, levels, encoded, job.plan, fitting, run, watcher)
+    train(session, run, callbacks)
 
 
 def status_line(p: Progress) -> str:
@@ -337,7 +344,7 @@ class _Saver:
 
     def save(self, kind: SaveKind, epoch: int, step: int) -> None:
         job, config = self.job, self.job.config
-        tensors = keys.to_file(self.adapter, job.names, job.model.family, DTYPES[config.save_precision], self.layers)
+        tensors = lora_file.to_file(self.adapter, job.names, job.model.family, DTYPES[config.save_precision], self.layers)
         metadata = describe(
             config, job.dataset, job.plan, family=job.model.family, prediction=job.model.prediction, epoch=epoch,
             step=step, total_steps=job.total, tensors=tensors, graph=job.graph,
@@ -362,10 +369,8 @@ class _Saver:
         cells = job.codec.downscale
         with self.adapter.attached(self.layers):
             latent = job.model.sample(
-                self.told(prompt), self.told(p.negative),
-                latent_size=(height // cells, width // cells), steps=p.steps, cfg=p.cfg, sampler=p.sampler,
-                scheduler=p.scheduler, seed=p.seed,
-            )  # fmt: skip
+                self.told(prompt), self.told(p.negative), p.settings, latent_size=(height // cells, width // cells), seed=p.seed
+            )
         picture = to_picture(job.codec.decode(latent)[0])
         facts = {"prompt": prompt, "negative": p.negative, "epoch": epoch, "step": step, "seed": p.seed}
         info = PngInfo()

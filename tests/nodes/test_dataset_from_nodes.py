@@ -237,11 +237,11 @@ def test_settings_that_latents_cannot_have_are_refused(node, folder, widget, val
 
 
 def test_auto_caption_passes_latents_over(node, folder):
-    from lora_atelier.training.captioning.fill import plan
+    from lora_atelier.training.captioning.fill import workload
 
     values = {**widgets(node), "resolution": [512], "bucket_step": [64]}
     encoded = node.execute(latents=[latent()], conditioning=[[text()]], **values).result[0]
     with pytest.raises(AtelierError, match="no picture to caption"):
-        plan(encoded, "overwrite")
+        workload(encoded, "overwrite")
     both = node.execute(images=[PICTURE], dataset=[encoded], **values).result[0]
-    assert len(plan(both, "overwrite").work) == 1
+    assert len(workload(both, "overwrite").work) == 1

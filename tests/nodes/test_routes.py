@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_atelier.tests import tiny_models
 from lora_atelier.tests.noise_pictures import noise_picture
-from lora_atelier.training import live
+from lora_atelier.training.runs import live
 
 JSON = {"Content-Type": "application/json"}
 RUN = "routes-test"
@@ -189,19 +189,19 @@ def test_the_files_size_is_that_of_a_file_that_was_written(routes, checkpoint, b
     from comfy import sd
     from lora_atelier.training import host
     from lora_atelier.training.config import NetworkConfig
-    from lora_atelier.training.network import keys
-    from lora_atelier.training.network.attach import Adapter
-    from lora_atelier.training.network.parts import every_layer
+    from lora_atelier.training.network import lora_file
+    from lora_atelier.training.network.adapter import Adapter
+    from lora_atelier.training.network.scope import adaptable_layers
     from lora_atelier.training.network.targets import select
     from safetensors.torch import save_file
 
     path = base_directory / "models" / "checkpoints" / checkpoint
     loaded = host.Model(sd.load_checkpoint_guess_config(str(path), output_vae=False, output_clip=False)[0])
     for network in ({"rank": 64}, {"rank": 32, "targets": "all", "conv_rank": 16}):
-        layers, names = every_layer(loaded, None)
+        layers, names = adaptable_layers(loaded, None)
         config = NetworkConfig(**network)
         adapter = Adapter.fresh(select(layers, config), config, 0)
-        save_file(keys.to_file(adapter, names, loaded.family, torch.float16, layers), tmp_path / "lora.safetensors")
+        save_file(lora_file.to_file(adapter, names, loaded.family, torch.float16, layers), tmp_path / "lora.safetensors")
         written = os.path.getsize(tmp_path / "lora.safetensors")
         body = {"widgets": network, "model": {"widget": "ckpt_name", "file": checkpoint}}
         ahead = post(routes, "outlook", body)[1]
@@ -305,15 +305,15 @@ def test_the_newest_run_of_a_recipe_is_found(routes, run):
         shutil.rmtree(second)
 
 
-def test_a_wish_reaches_the_run_that_trains(routes, run):
+def test_a_command_reaches_the_run_that_trains(routes, run):
     told: list[dict[str, Any]] = []
     with live.entered(live.Live(RUN, told.append, total=6), lambda error: False) as now:
         assert get(routes, f"runs/{RUN}")[1]["live"]["phase"] == "preparing"
-        status, answer = post(routes, f"runs/{RUN}/wish", {"wish": "save"})
-        assert status == 200 and answer["wishes"] == ["save"] == told[-1]["wishes"]
-        assert now.take() == {"save"} and not now.take()
+        status, answer = post(routes, f"runs/{RUN}/command", {"command": "save"})
+        assert status == 200 and answer["commands"] == ["save"] == told[-1]["commands"]
+        assert now.pop_commands() == {"save"} and not now.pop_commands()
     assert told[-1]["phase"] == "finished"
-    assert post(routes, f"runs/{RUN}/wish", {"wish": "save"})[0] == 404
+    assert post(routes, f"runs/{RUN}/command", {"command": "save"})[0] == 404
 
 
 OUTSIDE = ["..", "../..", "..%2F..%2Fetc", "%2Fetc", "a%00b", "C:%5Cx", "x" * 300, "nobody", "%2e%2e", "con", "a%0Ab"]
@@ -324,7 +324,7 @@ def test_no_name_leads_out_of_the_runs(routes, run, name):
     assert get(routes, f"runs/{name}")[0] in (400, 404)
     status, newest = get(routes, f"runs/{name}?newest=1")
     assert status in (400, 404) or newest == {"name": None}
-    assert post(routes, f"runs/{name}/wish", {"wish": "stop"})[0] in (400, 404)
+    assert post(routes, f"runs/{name}/command", {"command": "stop"})[0] in (400, 404)
 
 
 def test_a_link_does_not_lead_out_of_the_runs(routes, run, tmp_path):
@@ -347,8 +347,8 @@ def test_since_is_a_number(routes, run, since):
 @pytest.fixture
 def drawn(run: Path) -> str:
     """The name of a page with one cell, drawn in the run."""
-    from lora_atelier.training.grid.book import KEY
     from lora_atelier.training.grid.cells import png_info
+    from lora_atelier.training.grid.pages import KEY
 
     facts = {
         "prompt": "a fox", "seed": 3, "epochs": [], "strengths": [1.0], "scores": {}, "cells": {"0,0": {"file": f"cells/{CELL}"}},
@@ -427,8 +427,8 @@ def test_a_chosen_lora_is_listed_at_once(routes):
 def test_another_sites_page_is_refused(routes, run, headers, status):
     told: list[dict[str, Any]] = []
     with live.entered(live.Live(RUN, told.append), lambda error: False) as now:
-        assert post(routes, f"runs/{RUN}/wish", b'{"wish": "stop"}', headers)[0] == status
-        assert now.take() == ({"stop"} if status == 200 else set())
+        assert post(routes, f"runs/{RUN}/command", b'{"command": "stop"}', headers)[0] == status
+        assert now.pop_commands() == ({"stop"} if status == 200 else set())
 
 
 def test_huge_requests_are_cut_off(routes):
@@ -478,13 +478,13 @@ NAMES = st.sampled_from(
             "widgets": VALUES | st.dictionaries(NAMES, VALUES, max_size=4),
             "datasets": VALUES | st.lists(st.dictionaries(st.sampled_from(["folder", "resolution", "crop"]), VALUES), max_size=2),
             "model": VALUES | st.fixed_dictionaries({"widget": VALUES, "file": VALUES}),
-            "widget": VALUES, "file": VALUES, "wish": VALUES,
+            "widget": VALUES, "file": VALUES, "command": VALUES,
         },
     )
 )  # fmt: skip
 def test_nothing_that_is_asked_breaks_the_server(routes, body):
     async def every(client: Any) -> list[int]:
-        paths = ("outlook", "family", f"runs/{RUN}/wish")
+        paths = ("outlook", "family", f"runs/{RUN}/command")
         return [(await client.post(f"/lora_atelier/{path}", data=json.dumps(body), headers=JSON)).status for path in paths]
 
     assert max(asked(routes, every)) < 500

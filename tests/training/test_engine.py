@@ -6,13 +6,15 @@ import dataclasses
 
 import pytest
 import torch
-from lora_atelier.training import checkpointing, host, loop
+from lora_atelier.training import host, loop, step
 from lora_atelier.training.config import LengthConfig, LossConfig, NetworkConfig, OptimizerConfig, TextConfig
+from lora_atelier.training.config.sampling import SamplerSettings
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import plan, render
 from lora_atelier.training.grid.axes import parse_epochs
-from lora_atelier.training.network.attach import Adapter
-from lora_atelier.training.network.parts import TEXT, every_layer, give_rates, trained_layers
+from lora_atelier.training.network.adapter import Adapter
+from lora_atelier.training.network.scope import TEXT, adaptable_layers, set_text_rate, trained_layers
+from lora_atelier.training.performance import checkpointing
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -48,7 +50,7 @@ def test_the_text_encoder_learns_and_its_part_loads_in_the_stock_loader(tiny, da
 
 def test_checkpointing_does_not_change_the_text_encoders_gradient(tiny):
     t = tiny("sd15")
-    layers, _ = every_layer(t.model, t.text)
+    layers, _ = adaptable_layers(t.model, t.text)
     config = recipe(network=NetworkConfig(targets="none", rank=2), **WITH_TEXT)
     adapter = Adapter.fresh(trained_layers(layers, config), config.network, 1)
     for branch in adapter.branches.values():
@@ -74,15 +76,15 @@ def test_the_text_encoder_can_be_trained_alone(tiny, dataset):  # noqa: F811
 def test_its_own_rate_is_a_factor_on_the_optimizers(tiny):
     t = tiny("sd15")
     config = recipe(**WITH_TEXT)
-    adapter = Adapter.fresh(trained_layers(every_layer(t.model, t.text)[0], config), config.network, 1)
-    give_rates(adapter, config)
+    adapter = Adapter.fresh(trained_layers(adaptable_layers(t.model, t.text)[0], config), config.network, 1)
+    set_text_rate(adapter, config)
     rates = {name.startswith(TEXT): branch.rate for name, branch in adapter.branches.items()}
     assert rates == {True: pytest.approx(0.5), False: 1.0}
 
 
 def test_a_clip_without_the_wanted_encoder_is_refused(tiny):
     t = tiny("sd3")
-    layers, _ = every_layer(t.model, None)
+    layers, _ = adaptable_layers(t.model, None)
     with pytest.raises(AtelierError, match="text encoder: the connected clip"):
         trained_layers(layers, recipe(**WITH_TEXT))
 
@@ -96,7 +98,7 @@ def test_neither_model_nor_text_encoder_is_refused():
 
 def test_layers_that_are_named_are_trained_whatever_the_targets(tiny):
     t = tiny("sd3")
-    layers, _ = every_layer(t.model, t.text)
+    layers, _ = adaptable_layers(t.model, t.text)
     named = NetworkConfig(targets="none", include="joint_blocks.0.*qkv")
     chosen = trained_layers(layers, recipe(network=named))
     assert chosen and all(name.startswith("joint_blocks.0.") and name.endswith("qkv") for name in chosen)
@@ -129,9 +131,12 @@ def test_a_grid_draws_a_lora_with_a_text_part_as_the_stock_loader_does(tiny, dat
         model, clip = t.model.with_lora(t.text.clip, trained.tensors, 0.7)
         text = host.TextEncoder(clip)
         latent = host.Model(model).sample(
-            text.for_sampling("picture 1"), text.for_sampling(""), latent_size=(8, 8), steps=2, cfg=2.0, sampler="euler",
-            scheduler="normal", seed=3,
-        )  # fmt: skip
+            text.for_sampling("picture 1"),
+            text.for_sampling(""),
+            SamplerSettings("euler", "normal", 2, 2.0),
+            latent_size=(8, 8),
+            seed=3,
+        )
         stock = render.to_picture(t.codec.decode(latent)[0])
     ours, without = (Image.open(grid.book.cells[0][place]).convert("RGB") for place in ((1, 0), (0, 0)))
     a, b = (torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).int() for p in (ours, stock))
@@ -185,11 +190,12 @@ def test_each_setting_changes_what_is_learnt(tiny, dataset, setting):  # noqa: F
 def test_accumulated_batches_make_one_step_along_their_mean_gradient(tiny, dataset, monkeypatch):  # noqa: F811
     """SGD at rate 1 from up = 0: the weights in the file are minus the mean of the three gradients that autograd gives."""
     found: list[dict[str, torch.Tensor]] = []
-    real = loop.step_loss
+    real = step.step_loss
 
-    def watched(model, adapter, *others):
-        loss = real(model, adapter, *others)
-        ups = {f"lora_unet_{name.replace('.', '_')}.lora_up.weight": b.up for name, b in adapter.branches.items()}
+    def watched(session, *others):
+        loss = real(session, *others)
+        branches = session.adapter.branches
+        ups = {f"lora_unet_{name.replace('.', '_')}.lora_up.weight": b.up for name, b in branches.items()}
         gradients = torch.autograd.grad(loss, list(ups.values()), retain_graph=True)
         found.append(dict(zip(ups, gradients, strict=True)))
         return loss

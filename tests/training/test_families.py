@@ -7,8 +7,8 @@ import math
 import pytest
 from lora_atelier.training.config import NetworkConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.families import FAMILIES, UNKNOWN, BySize, Family, notes_on, remark
-from lora_atelier.training.network.parts import trained_layers
+from lora_atelier.training.families import FAMILIES, UNKNOWN, BySize, Family, family_named, remark
+from lora_atelier.training.network.scope import trained_layers
 from torch import nn
 
 
@@ -22,7 +22,7 @@ def test_a_shift_by_size_is_that_of_the_authors(pipeline, family, tokens):
 
     shift = importlib.import_module(f"diffusers.pipelines.{pipeline}").calculate_shift
     published = {"QwenImage": {"max_seq_len": 8192, "max_shift": 0.9}}.get(family, {})
-    ours = notes_on(family).shift
+    ours = family_named(family).shift
     assert isinstance(ours, BySize)
     for count in tokens:
         side = math.isqrt(count) * 2
@@ -46,13 +46,13 @@ def test_what_follows_the_picture_no_more_is_left_out():
         "transformer_blocks.11.txt_mlp.net.2", "transformer_blocks.11.img_mlp.net.2", "transformer_blocks.1.attn.to_add_out",
     )  # fmt: skip
     config = TrainingConfig(name="x", network=NetworkConfig(targets="all linear"))
-    left = set(found) - set(trained_layers(found, config, notes_on("QwenImage")))
+    left = set(found) - set(trained_layers(found, config, family_named("QwenImage")))
     assert left == {f"transformer_blocks.11.{n}" for n in ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.2")}
     assert set(trained_layers(found, config)) == set(found)
 
 
 def test_an_unknown_family_gets_defaults_and_a_sentence():
-    assert notes_on("Tomorrow") is UNKNOWN
+    assert family_named("Tomorrow") is UNKNOWN
     assert remark("Tomorrow").startswith("Tomorrow is ") and remark("Tomorrow").endswith(".")
     assert remark("SDXL") == ""
     assert UNKNOWN.levels == "logit-normal" and UNKNOWN.dialect == ("diffusion_model.",) and not UNKNOWN.refused

@@ -6,13 +6,14 @@ import dataclasses
 import errno
 import functools
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from lora_atelier.training import files, host, job, loop
+from lora_atelier.training import files, host, job, recorder, step
 from lora_atelier.training.config import (
     LengthConfig,
     NetworkConfig,
@@ -23,13 +24,15 @@ from lora_atelier.training.config import (
     from_dict,
     to_dict,
 )
+from lora_atelier.training.config.sampling import SamplerSettings
 from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import plan, render
 from lora_atelier.training.grid.axes import parse_epochs
-from lora_atelier.training.run import Run, SavedLoRA
-from lora_atelier.training.transfer import computed_in
+from lora_atelier.training.runs import run
+from lora_atelier.training.runs.run import Run, SavedLoRA
+from lora_atelier.training.tensors.precision import compute_dtype
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -214,7 +217,7 @@ def test_the_state_is_saved_within_an_epoch_too(tiny, dataset, monkeypatch):
     """What a power cut leaves: the snapshot of an earlier step, from which the same LoRA is reached."""
     t = tiny("sd3")
     whole = go(t, dataset, recipe("whole"))
-    monkeypatch.setattr(job, "Watcher", functools.partial(loop.Watcher, interval=0, snapshot_interval=0))
+    monkeypatch.setattr(job, "Callbacks", functools.partial(recorder.Callbacks, interval=0, snapshot_interval=0))
     state = host.runs_folder() / "cut" / "state" / "state.safetensors"
     kept, real = {}, Run.save_state
 
@@ -299,9 +302,9 @@ def test_other_settings_under_the_same_name_never_overwrite(tiny, dataset):
 
 def test_lost_numbers_stop_the_run_and_keep_the_last_good_file(tiny, dataset, monkeypatch):
     t = tiny("sd3")
-    real = loop.losses.batch_loss
+    real = step.losses.batch_loss
     count = iter(range(100))
-    monkeypatch.setattr(loop.losses, "batch_loss", lambda *given: real(*given) * (float("nan") if next(count) == 4 else 1.0))
+    monkeypatch.setattr(step.losses, "batch_loss", lambda *given: real(*given) * (float("nan") if next(count) == 4 else 1.0))
     with pytest.raises(AtelierError, match=r"NaN.*step 5.*learning rate"):
         go(t, dataset, recipe())
     kept = sorted(p.name for p in (host.loras_folder() / "tiny").iterdir())
@@ -312,20 +315,18 @@ def test_lost_numbers_stop_the_run_and_keep_the_last_good_file(tiny, dataset, mo
 
 def test_a_full_disk_is_named_and_what_was_there_survives(tiny, dataset, monkeypatch):
     t = tiny("sd3")
-    from safetensors import torch as safetensors_torch
+    real, writes = os.replace, []
 
-    real, writes = safetensors_torch.save_file, []
-
-    def full(tensors, path, metadata=None):
+    def full(written, path):
         writes.append(Path(path).name)
-        if sum("tiny-000002" in w for w in writes):
+        if "tiny-000002.safetensors" in writes:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(tensors, path, metadata)
+        real(written, path)
 
-    monkeypatch.setattr(safetensors_torch, "save_file", full)
-    with pytest.raises(AtelierError, match="disk is full"):
-        go(t, dataset, recipe())
-    monkeypatch.setattr(safetensors_torch, "save_file", real)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(AtelierError, match="disk is full"):
+            go(t, dataset, recipe())
     left = sorted(p.name for p in (host.loras_folder() / "tiny").iterdir())
     assert left == ["tiny-000001.safetensors"]
     assert load_file(host.loras_folder() / "tiny" / left[0])
@@ -373,7 +374,7 @@ def test_a_damaged_state_is_named(tiny, dataset, monkeypatch, interrupt):
 @pytest.fixture
 def half_units(monkeypatch):
     """The CPU is taken for one that computes in half precisions."""
-    monkeypatch.setattr("lora_atelier.training.transfer.has_units", lambda *_: True)
+    monkeypatch.setattr("lora_atelier.training.tensors.precision.has_native_support", lambda *_: True)
 
 
 @pytest.mark.cpu_only("a GPU computes in every half precision")
@@ -384,13 +385,13 @@ def test_a_half_precision_that_the_cpu_takes_apart_is_not_computed_in(tiny, data
     assert half.losses == go(t, dataset, recipe("fp32", precision="fp32")).losses
     (line,) = [line for line in said if line.startswith("precision")]
     assert "bf16" in line and "fp32" in line
-    assert computed_in("fp16", t.model.device) == torch.float16 and computed_in("auto", t.model.device) is None
-    assert computed_in("bf16", torch.device("cuda")) == torch.bfloat16
+    assert compute_dtype("fp16", t.model.device) == torch.float16 and compute_dtype("auto", t.model.device) is None
+    assert compute_dtype("bf16", torch.device("cuda")) == torch.bfloat16
 
 
 def test_lower_precision_is_used_and_undone(tiny, dataset, half_units):
     t = tiny("sd3")
-    from .test_host import picture
+    from .host.test_host import picture
 
     before = picture(t)
     half = go(t, dataset, recipe("bf16", precision="bf16"))
@@ -418,7 +419,7 @@ def test_settings_survive_the_way_through_json():
 # The grid ----------------------------------------------------------------------------------------------------------------
 
 
-def grid_of(t, epochs: plan.Epochs, folder: Path, strengths=(0.5, 1.0), seed: int = 3) -> render.Grid:
+def grid_of(t, epochs: run.Epochs, folder: Path, strengths=(0.5, 1.0), seed: int = 3) -> render.Grid:
     axes = plan.Axes(("picture 0", "picture 1"), plan.columns_of([epochs], parse_epochs("all")), strengths, (seed,))
     sampling = render.Sampling("", "euler", "normal", 2, 2.0, 64, 64, seed)
     return render.Grid(t.model, t.text, t.codec, axes, sampling, folder, {"workflow": "{}"})
@@ -439,7 +440,7 @@ def test_a_grid_shows_what_the_stock_nodes_draw(tiny, dataset, tmp_path):
         stock, _ = t.model.with_lora(None, load_file(epochs.files[1].path), 0.5)
         text = t.text.for_sampling("picture 1")
         latent = host.Model(stock).sample(
-            text, t.text.for_sampling(""), latent_size=(8, 8), steps=2, cfg=2.0, sampler="euler", scheduler="normal", seed=3
+            text, t.text.for_sampling(""), SamplerSettings("euler", "normal", 2, 2.0), latent_size=(8, 8), seed=3
         )
         expected = render.to_picture(t.codec.decode(latent)[0])
     cell = cell_of(grid, 1, 2, 0)
@@ -452,8 +453,9 @@ def test_a_second_grid_draws_only_what_changed(tiny, dataset, tmp_path, monkeypa
     t = tiny("sd3")
     epochs = go(t, dataset, recipe()).epochs
     drawn = []
-    real = render.Brush._pictures
-    monkeypatch.setattr(render.Brush, "_pictures", lambda self, latents, n: drawn.extend([1] * n) or real(self, latents, n))
+    real = render.CellRenderer._pictures
+    counted = lambda self, latents, n: drawn.extend([1] * n) or real(self, latents, n)  # noqa: E731
+    monkeypatch.setattr(render.CellRenderer, "_pictures", counted)
     with torch.inference_mode():
         first = grid_of(t, epochs, tmp_path / "grids")
         first.render(lambda done, page: None)

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_atelier.training import errors, files, host, job, loop
+from lora_atelier.training import errors, files, host, job, loop, recorder, step
 from lora_atelier.training.config import LengthConfig, OptimizerConfig, SubsetConfig
 from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.run import Run
+from lora_atelier.training.runs.run import Run
 
+from .runs.test_resume import assert_the_same, with_validation  # noqa: F401
 from .test_job import NO_PREVIEW, Stop, dataset, fresh_folders, go, interrupt, only_training_checks, recipe  # noqa: F401
-from .test_resume import assert_the_same, with_validation  # noqa: F401
 
 PREVIEW = dataclasses.replace(NO_PREVIEW, steps=1, prompt="picture 0", width=32, height=32)
 
@@ -43,7 +43,7 @@ def test_out_of_memory_within_a_step_keeps_the_steps_before_and_says_what_to_cha
     t = tiny("sd3")
     least = {"gradient_checkpointing": True, "offload_blocks": 1.0}  # there is nothing left to fall back on
     whole = go(t, dataset, recipe("whole", **least))
-    real, seen, kept, alive = loop.step_loss, [], [], []
+    real, seen, kept, alive = step.step_loss, [], [], []
 
     def too_much(*given):
         seen.append(given)
@@ -198,11 +198,11 @@ def test_a_cancel_before_lost_numbers_were_noticed_keeps_no_such_state(
     t = tiny("sd3")
     config = {"optimizer": OptimizerConfig(learning_rate=1e-2, accumulate=2), "length": LengthConfig(epochs=3, save_every=3)}
     whole = go(t, dataset, recipe("whole", **config))
-    monkeypatch.setattr(job, "Watcher", functools.partial(loop.Watcher, interval=1e9))
+    monkeypatch.setattr(job, "Callbacks", functools.partial(recorder.Callbacks, interval=1e9))
     only_training_checks(monkeypatch)
-    real, count = loop.losses.batch_loss, iter(range(1, 100))
+    real, count = step.losses.batch_loss, iter(range(1, 100))
     with monkeypatch.context() as patch:
-        patch.setattr(loop.losses, "batch_loss", lambda *given: real(*given) * (float("inf") if next(count) == 5 else 1.0))
+        patch.setattr(step.losses, "batch_loss", lambda *given: real(*given) * (float("inf") if next(count) == 5 else 1.0))
         Stop(patch, 6, interrupt)
         with pytest.raises(type(interrupt)):
             go(t, dataset, recipe("pieces", **config))
@@ -214,8 +214,8 @@ def test_a_cancel_before_lost_numbers_were_noticed_keeps_no_such_state(
 @pytest.mark.parametrize("number", [float("inf"), float("nan")])
 def test_infinite_and_missing_numbers_are_named_with_their_step(tiny, dataset, monkeypatch, number):  # noqa: F811
     t = tiny("sd3")
-    real, count = loop.losses.batch_loss, iter(range(1, 100))
-    monkeypatch.setattr(loop.losses, "batch_loss", lambda *given: real(*given) * (number if next(count) == 5 else 1.0))
+    real, count = step.losses.batch_loss, iter(range(1, 100))
+    monkeypatch.setattr(step.losses, "batch_loss", lambda *given: real(*given) * (number if next(count) == 5 else 1.0))
     with pytest.raises(AtelierError, match=r"NaN or infinite at step 5\..*Lower the learning rate"):
         go(t, dataset, recipe())
     assert run_of("tiny").load_state().step <= 4
@@ -315,7 +315,7 @@ def test_a_history_that_was_cut_within_a_line_is_read_up_to_it(tmp_path):
 def test_nothing_outlives_a_step(tiny, dataset, monkeypatch):  # noqa: F811
     """The graph of a step is gone before the next one begins."""
     graphs: list[weakref.ref] = []
-    real = loop.step_loss
+    real = step.step_loss
 
     def watched(*given):
         assert not any(graph() is not None for graph in graphs)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from lora_atelier.training import host, noise
+from lora_atelier.training import host, seeding
 from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TrainingConfig
-from lora_atelier.training.dataset.cache import TensorCache
+from lora_atelier.training.dataset.cache import CACHE_LIMIT, TensorCache
+from lora_atelier.training.dataset.encoded import EncodedDataset
 from lora_atelier.training.dataset.plan import Plan
-from lora_atelier.training.encode import Encoded
-from lora_atelier.training.job import CACHE_LIMIT
-from lora_atelier.training.network.attach import Adapter
-from lora_atelier.training.network.parts import every_layer, trained_layers
+from lora_atelier.training.network.adapter import Adapter
+from lora_atelier.training.network.scope import adaptable_layers, trained_layers
+from lora_atelier.training.objective import noise
 from torch import Tensor, nn
 
 from .. import diffusers_twins
@@ -91,9 +91,9 @@ class Drawn:
 
     def __init__(self, t, pictures, config: TrainingConfig):
         self.config, self.plan = config, Plan(pictures, config.seed)
-        self.encoded = Encoded(pictures, config.seed, t.codec, t.text, TensorCache(host.cache_folder(), CACHE_LIMIT))
-        self.levels = noise.LevelSampler.suited(t.model.prediction, config.noise, t.model.sigmas)
-        layers, _ = every_layer(t.model, None)
+        self.encoded = EncodedDataset(pictures, config.seed, t.codec, t.text, TensorCache(host.cache_folder(), CACHE_LIMIT))
+        self.levels = noise.NoiseLevelSampler.suited(t.model.prediction, config.noise, t.model.sigmas)
+        layers, _ = adaptable_layers(t.model, None)
         self.device = t.model.device
         self.adapter = Adapter.fresh(trained_layers(layers, config), config.network, config.seed).to(self.device)
 
@@ -102,7 +102,7 @@ class Drawn:
         for step in range(STEPS):
             batch = self.plan.batch(step)
             latents, _, _ = self.encoded.latents(batch)
-            stream = noise.step_generator(self.config.seed, step)
+            stream = seeding.step_generator(self.config.seed, step)
             sigma = self.levels.draw(len(latents), (latents.shape[-2], latents.shape[-1]), stream)
             e = noise.make_noise(latents.shape, self.config.noise, stream)
             texts = self.encoded.conditionings(batch)

@@ -112,7 +112,7 @@ def collect(target: Path, tests: str = "") -> None:
     from lora_atelier.training import families
 
     names = [kind.__name__ for kind in comfy.supported_models.models]
-    known = {name: describe(families.notes_on(name), families.BySize) for name in names}
+    known = {name: describe(families.family_named(name), families.BySize) for name in names}
     target.write_text(json.dumps({"models": notes.models, "families": known}), encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from lora_atelier.training.network.attach import Adapter
+from lora_atelier.training.network.adapter import Adapter
 from torch import Tensor
 
 

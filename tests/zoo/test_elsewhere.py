@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 from lora_atelier.training.config import NetworkConfig
-from lora_atelier.training.families import notes_on
-from lora_atelier.training.network import keys, targets
-from lora_atelier.training.network.attach import Adapter
+from lora_atelier.training.families import family_named
+from lora_atelier.training.network import lora_file, targets
+from lora_atelier.training.network.adapter import Adapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -141,7 +141,7 @@ def flux_dev(animal: Animal) -> Twin:
     ours = {re.sub(r"((query|key)_norm)\.weight$", r"\1.scale", name): tensor for name, tensor in weights(animal).items()}
     network.load_state_dict(convert_flux_transformer_checkpoint_to_diffusers(ours), assign=True)
     pipeline = FluxPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, network)
-    guidance = torch.tensor([notes_on(animal.model.family).guidance])
+    guidance = torch.tensor([family_named(animal.model.family).guidance])
 
     def answer(x: Tensor, sigma: Tensor, text: Tensors) -> Tensor:
         ids = pipeline._prepare_latent_image_ids(1, x.shape[2] // 2, x.shape[3] // 2, x.device, x.dtype)
@@ -220,7 +220,7 @@ def test_a_lora_means_the_same_in_diffusers_and_here(name, comfyui, tmp_path: Pa
     model, twin = animal.model, make(animal)
     layers, names = model.layers(), model.lora_names()
     chosen = targets.choose({n: layer for n, layer in layers.items() if n in names}, "attention + feed-forward")
-    chosen = {n: chosen[n] for n in notes_on(model.family).without_silent(chosen)}
+    chosen = {n: chosen[n] for n in family_named(model.family).without_silent(chosen)}
     adapter = Adapter.fresh(chosen, NetworkConfig(rank=2, alpha=1.0), 3)
     stream = torch.Generator().manual_seed(3)
     for branch in adapter.branches.values():
@@ -243,7 +243,7 @@ def test_a_lora_means_the_same_in_diffusers_and_here(name, comfyui, tmp_path: Pa
     assert far(there(), plain) < 1e-4
     assert far(live, plain) > 1e-2
 
-    save_file(twin.spelt(keys.to_file(adapter, names, model.family, torch.float32)), tmp_path / "ours.safetensors")
+    save_file(twin.spelt(lora_file.to_file(adapter, names, model.family, torch.float32)), tmp_path / "ours.safetensors")
     twin.pipeline.load_lora_weights(tmp_path, weight_name="ours.safetensors", adapter_name="ours")
     assert far(there() - plain, live - plain) < 2e-3
 
@@ -252,6 +252,6 @@ def test_a_lora_means_the_same_in_diffusers_and_here(name, comfyui, tmp_path: Pa
         return
     learnt = {n: tensor.clone() for n, tensor in get_peft_model_state_dict(twin.network, adapter_name="ours").items()}
     twin.pipeline.save_lora_weights(tmp_path, **{twin.layers: learnt})
-    back = keys.from_file(load_file(tmp_path / "pytorch_lora_weights.safetensors"), layers, names)
+    back = Adapter(lora_file.read(load_file(tmp_path / "pytorch_lora_weights.safetensors"), layers, names)[0])
     assert back.branches.keys() == adapter.branches.keys()
     assert far(here(back) - plain, live - plain) < 2e-3

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lora_atelier.training import host, partners
+from lora_atelier.training import compatibility, host
 from lora_atelier.training.errors import AtelierError
 
 from .build import build
@@ -58,7 +58,7 @@ def width(given: int) -> torch.Tensor:
 
 def test_its_own_text_is_read(animal):
     assert host.outline_of(animal.model) is not None
-    partners.check_text(animal.model, animal.conditioning(0))
+    compatibility.check_text(animal.model, animal.conditioning(0))
 
 
 @pytest.mark.parametrize("given", [768, 2048, 4096])
@@ -69,7 +69,7 @@ def test_a_text_of_another_width_is_told_by_it(animal, given):
     text = {**animal.conditioning(0), "cond": width(given)}
     for changed in (text, text | {"pooled_output": torch.zeros(1, 768)} if "pooled_output" in text else text):
         with pytest.raises(AtelierError, match=rf"^clip: the text is encoded in vectors of {given} numbers, and this .* {right}"):
-            partners.check_text(animal.model, changed)
+            compatibility.check_text(animal.model, changed)
 
 
 def test_a_pooled_vector_is_missed_where_there_has_to_be_one(animal):
@@ -77,10 +77,10 @@ def test_a_pooled_vector_is_missed_where_there_has_to_be_one(animal):
     if text.pop("pooled_output", None) is None:
         pytest.skip("it has none")
     if animal.recipe.family not in NO_POOLED:
-        partners.check_text(animal.model, text)
+        compatibility.check_text(animal.model, text)
         return
     with pytest.raises(AtelierError, match=r"^clip: there is no pooled vector, and this .* reads one"):
-        partners.check_text(animal.model, text)
+        compatibility.check_text(animal.model, text)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_the_vaes_that_a_family_is_published_with_are_taken_and_others_are_not(r
     model, text = latents_of(present(recipe)), host.TextEncoder(object())
     for name, (_, families) in VAES.items():
         if recipe.family in families:
-            partners.check(model, text, host.PictureCodec(vaes[name]))
+            compatibility.check(model, text, host.PictureCodec(vaes[name]))
         elif any(recipe.family in others for _, others in VAES.values()):
             with pytest.raises(AtelierError, match=rf"^vae: its latent .*, and this {recipe.family} model works on"):
-                partners.check(model, text, host.PictureCodec(vaes[name]))
+                compatibility.check(model, text, host.PictureCodec(vaes[name]))

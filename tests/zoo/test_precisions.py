@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from lora_atelier.training.network.frozen import is_linear
+from lora_atelier.training.network.base_layer import is_linear
 from torch import Tensor, nn
 
 from .build import Animal, build

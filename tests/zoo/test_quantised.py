@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from lora_atelier.training import host, memory
-from lora_atelier.training.block_offload import kept_away
+from lora_atelier.training import host
 from lora_atelier.training.config import NetworkConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.network import keys
-from lora_atelier.training.network.attach import Adapter
-from lora_atelier.training.network.frozen import LAYOUTS, layout_of
-from lora_atelier.training.packed_layers import unpacking
+from lora_atelier.training.network import lora_file
+from lora_atelier.training.network.adapter import Adapter
+from lora_atelier.training.network.base_layer import LAYOUTS, layout_of
+from lora_atelier.training.performance import memory
+from lora_atelier.training.performance.block_offload import kept_away
+from lora_atelier.training.performance.quantised_layers import unpacking
 from torch import Tensor, nn
 
 from ..conftest import KERNELS_DIFFER
@@ -229,7 +230,7 @@ def test_the_file_beside_quantised_weights(case, record_property, caplog):
     before = picture(animal)
     with adapter.attached(animal.model.layers()):
         live = picture(animal)
-    tensors = keys.to_file(adapter, animal.model.lora_names(), animal.model.family, torch.float32)
+    tensors = lora_file.to_file(adapter, animal.model.lora_names(), animal.model.family, torch.float32)
     identity = animal.model.identity()
     with caplog.at_level("WARNING"), torch.inference_mode():
         patched, _ = animal.model.with_lora(None, tensors, 1.0)

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 from lora_atelier.training import host
-from lora_atelier.training.checkpointing import checkpointed
 from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.dataset.cache import TensorCache, cache_key
-from lora_atelier.training.network import keys
-from lora_atelier.training.network.attach import Adapter
-from lora_atelier.training.network.parts import TEXT, Layers, text_layers
+from lora_atelier.training.network import lora_file
+from lora_atelier.training.network.adapter import Adapter
+from lora_atelier.training.network.scope import TEXT, Layers, text_layers
+from lora_atelier.training.performance.checkpointing import checkpointed
 from torch import Tensor
 
 from . import build as animals
@@ -48,7 +48,7 @@ def test_the_encoder_of_every_family_is_here(comfyui):
     import comfy.supported_models
     from lora_atelier.training import families
 
-    trained = [kind for kind in comfy.supported_models.models if not families.notes_on(kind.__name__).refused]
+    trained = [kind for kind in comfy.supported_models.models if not families.family_named(kind.__name__).refused]
     wanted = {kind.__name__: target.clip for kind in trained if (target := kind.clip_target(kind, {})) is not None}
     here = [reader.kind() for reader in READERS if reader.is_known()]
 
@@ -139,7 +139,7 @@ def test_its_file_goes_into_the_stock_loader_and_reads_as_it_was_trained(text, m
         live = {k: v.clone() for k, v in text.encode_live(CAPTION).items()}
     before = text.encode(CAPTION)
     names = {TEXT + name: found for name, found in text.lora_names().items()}
-    tensors = keys.to_file(adapter, names, "SD15", torch.float32, layers_of(text))
+    tensors = lora_file.to_file(adapter, names, "SD15", torch.float32, layers_of(text))
     with torch.inference_mode():
         _, loaded = comfy.sd.load_lora_for_models(None, text.clip, tensors, 0.0, 1.0)
     assert "lora key not loaded" not in caplog.text

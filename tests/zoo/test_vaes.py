@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from lora_atelier.training import host
-from lora_atelier.training.inference_tensors import is_ordinary
+from lora_atelier.training.tensors.inference_tensors import is_ordinary
 
 from .test_partners import VAES
 

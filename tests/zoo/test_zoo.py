@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from lora_atelier.training import loss, noise
-from lora_atelier.training.checkpointing import checkpointed
 from lora_atelier.training.config import NetworkConfig
+from lora_atelier.training.config.sampling import SamplerSettings
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.families import notes_on
-from lora_atelier.training.network import keys, targets
-from lora_atelier.training.network.attach import Adapter
+from lora_atelier.training.families import family_named
+from lora_atelier.training.network import lora_file, targets
+from lora_atelier.training.network.adapter import Adapter
+from lora_atelier.training.objective import loss, noise
+from lora_atelier.training.performance.checkpointing import checkpointed
 from torch import Tensor
 
 from .build import Animal, build
@@ -26,7 +27,7 @@ VARIANTS = {"SD 1.5 inpainting", "SDXL inpainting", "Flux Canny and Depth"}
 
 
 def refuses(recipe: Recipe) -> bool:
-    return bool(notes_on(recipe.family).refused) or recipe.name in VARIANTS
+    return bool(family_named(recipe.family).refused) or recipe.name in VARIANTS
 
 
 def params(which: list[Recipe]) -> list:
@@ -57,7 +58,7 @@ def new_adapter(animal: Animal, up: float = 0.05) -> Adapter:
     """An adapter on everything that learns, whose up-matrices are not zero, so that all its gradients are non-zero."""
     layers = carriers(animal)
     chosen = targets.choose(layers, "all linear")
-    kept = notes_on(animal.model.family).without_silent(layers)
+    kept = family_named(animal.model.family).without_silent(layers)
     adapter = Adapter.fresh({name: chosen[name] for name in kept if name in chosen}, NetworkConfig(rank=2, alpha=2.0), 3)
     stream = torch.Generator().manual_seed(3)
     for branch in adapter.branches.values():
@@ -91,15 +92,15 @@ def picture(animal: Animal) -> Tensor:
     positive = [[text["cond"], {"pooled_output": None, **{k: v for k, v in text.items() if k != "cond"}}]]
     with torch.inference_mode():
         return animal.model.sample(
-            positive, positive, latent_size=animal.recipe.cells, steps=2, cfg=1.0, sampler="euler", scheduler="simple", seed=5
+            positive, positive, SamplerSettings("euler", "simple", 2, 1.0), latent_size=animal.recipe.cells, seed=5
         ).clone()
 
 
 def gradients(animal: Animal, adapter: Adapter, which: list[int], again: bool = False, away: float = 0.0) -> dict[str, Tensor]:
     """By parameter; ``again`` is with recomputed blocks, ``away`` the share of them whose weights stay in main memory."""
     parameters = named(adapter)
-    animal.model.keep_away(away)
-    with animal.model.hold(), adapter.attached(animal.model.layers()), checkpointed(animal.model.blocks() if again else []):
+    blocks = animal.model.blocks() if again else []
+    with animal.model.hold(offload=away), adapter.attached(animal.model.layers()), checkpointed(blocks):
         found = torch.autograd.grad(one_loss(animal, which), list(parameters.values()), allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found, strict=True)}
 
@@ -150,7 +151,7 @@ def test_the_gradient(animal, record_property):
     record_property("prediction", animal.model.prediction)
     record_property("frames", animal.model.frames)
     record_property("targets", len(adapter.branches))
-    record_property("left_out", len(layers := carriers(animal)) - len(notes_on(animal.model.family).without_silent(layers)))
+    record_property("left_out", len(layers := carriers(animal)) - len(family_named(animal.model.family).without_silent(layers)))
     record_property("loads", animal.loaded)
     record_property("megabytes", round(sum(p.nbytes for p in animal.model.base.diffusion_model.parameters()) / 1e6))
 
@@ -176,7 +177,7 @@ def test_the_file_draws_what_the_live_adapter_draws(animal, caplog):
     assert before.isfinite().all()
     with adapter.attached(animal.model.layers()):
         live = picture(animal)
-    tensors = keys.to_file(adapter, animal.model.lora_names(), animal.model.family, torch.float32)
+    tensors = lora_file.to_file(adapter, animal.model.lora_names(), animal.model.family, torch.float32)
     with caplog.at_level("WARNING"), torch.inference_mode():
         patched, _ = animal.model.with_lora(None, tensors, 1.0)
     assert "not loaded" not in caplog.text.lower()

@@ -1,4 +1,4 @@
-"""Describing pictures: the captioners that are there, and loading one. Importing this imports no model code."""
+"""Captioners: which ones there are, and loading one. Importing this imports no model code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat models that see, of the Qwen-VL class.
+"""Vision-language chat models of the Qwen-VL class.
 
 Qwen2-VL: Wang et al. 2024, arXiv 2409.12191; Qwen2.5-VL: arXiv 2502.13923; Qwen3-VL: arXiv 2511.21631.
 """

@@ -1,4 +1,4 @@
-"""The text encoder that is wired in, where it is a language model that sees and the host can let it write."""
+"""Captioner of the connected text encoder, where it is a vision-language model and the host can let it generate."""
 
 from __future__ import annotations
 

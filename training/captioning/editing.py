@@ -1,4 +1,4 @@
-"""Captions changed by hand on the canvas: listed with a version each, and written back only over what was listed.
+"""Caption editing from the canvas: captions are listed with a version each, and written back only over what was listed.
 
 An edit carries the version of the file that the person saw. If the file has changed meanwhile, in an editor or by another tab,
 nothing at all is written and the person is told; so an edit never undoes somebody's work. What an edit replaced comes back with

@@ -1,4 +1,4 @@
-"""The captions that are there already, for work on their text alone."""
+"""Existing captions as a captioner, for work on their text alone."""
 
 from __future__ import annotations
 

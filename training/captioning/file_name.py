@@ -1,4 +1,4 @@
-"""Captions from file names, for sets whose files are named after what they show."""
+"""Captioner by file names, for sets whose files are named after what they show."""
 
 from __future__ import annotations
 

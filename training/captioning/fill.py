@@ -1,4 +1,4 @@
-"""Captioning a dataset: the texts are written beside the pictures, batch by batch."""
+"""Captioning of a dataset: the texts are written beside the pictures, batch by batch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from ..dataset.captions import caption_path, read_caption, write_caption
+from ..dataset.change_stamps import remember, stamp
 from ..dataset.samples import Dataset, counted
 from ..dataset.scan import refresh_captions
-from ..dataset.stamps import remember, stamp
 from ..errors import AtelierError
 from .protocol import Captioner, Picture
 from .report import Change, Report
 from .text import TextWork, appended, by_frequency
 
 Mode = Literal["fill missing", "overwrite", "append"]
-MODES: tuple[Mode, ...] = ("fill missing", "overwrite", "append")
 Advance = Callable[..., None]
 """``advance(done, preview)``; may raise to cancel."""
 UNCHANGED = TextWork()
@@ -41,7 +40,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What there is to do, as the files on the disk say it now."""
 
     work: tuple[Task, ...]
@@ -51,7 +50,7 @@ class Plan:
     """Regularisation pictures, which nobody asked to caption."""
 
 
-def plan(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Plan:
+def workload(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Workload:
     """Every caption file once, sorted into work and kept; AtelierError naming a caption file that cannot be read.
 
     Files on the disk decide, not the dataset, whose captions may be older. A caption file that several pictures or subsets share
@@ -77,7 +76,7 @@ def plan(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Plan:
         is_kept = {"fill missing": task.before is not None, "append": task.before == "", "overwrite": False}[mode]
         (kept if is_kept else work).append(task)
     everything = sum(len(subset.samples) for subset in dataset.subsets)
-    return Plan(tuple(work), tuple(kept), everything - sum(len(subset.samples) for subset in captioned))
+    return Workload(tuple(work), tuple(kept), everything - sum(len(subset.samples) for subset in captioned))
 
 
 def fill(
@@ -96,7 +95,7 @@ def fill(
     ``progress(total)`` gives the function that is called before every batch with its first picture, and after the last; when it
     raises, what is written stays. ``show`` gets the name of the picture that is looked at. A dry run does everything but write.
     """
-    todo = plan(dataset, mode, regularisation)
+    todo = workload(dataset, mode, regularisation)
     advance = progress(len(todo.work)) if progress and todo.work else None
     bodies: dict[Task, str] = {}
     finals: dict[Task, str] = {}

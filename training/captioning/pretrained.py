@@ -1,4 +1,4 @@
-"""Loading a folder of ``transformers``, and generating with it.
+"""``transformers`` models from a folder: loading and generating.
 
 Everything comes from this computer: nothing is downloaded, no code from the folder is run, and only safetensors weights are
 read.

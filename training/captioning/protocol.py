@@ -1,4 +1,4 @@
-"""What every captioner is: something that turns pictures into texts."""
+"""Protocol of a captioner: pictures to texts."""
 
 from __future__ import annotations
 

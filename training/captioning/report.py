@@ -1,4 +1,4 @@
-"""What was done to the caption files, in words for the node."""
+"""Report of what was done to the caption files, in words for the node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..dataset.captions import caption_path
 from ..dataset.samples import Dataset, Sample, Subset, counted
-from ..metadata import tag_frequency
+from ..dataset.tags import tag_frequency
 
 EXAMPLES = 5
 TABLE_ROWS = 100

@@ -1,4 +1,4 @@
-"""How a captioner is asked."""
+"""Settings of captioners: generation and thresholds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taggers of the WD family: an ONNX model that gives every tag of a list a probability.
+"""WD taggers: ONNX models that give every tag of a list a probability.
 
 What such a folder holds, and how a picture enters the model, is the convention of its author's published demonstration
 (SmilingWolf, wd-tagger): ``selected_tags.csv`` names the outputs in order, category 0 is a general tag, 4 a character, 9 a

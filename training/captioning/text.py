@@ -1,4 +1,4 @@
-"""Text work between a captioner's words and the caption file: pure functions, and ``TextWork``, which applies them in order.
+"""Caption text processing: pure functions, and ``TextWork``, which applies them in order.
 
 A caption is taken as parts between commas wherever tags are meant. Parts are the same when they differ only in case, spaces
 and underscores. A function that finds nothing to do gives the text back exactly as it was.

@@ -1,4 +1,4 @@
-"""Every setting of a run, as frozen dataclasses that refuse contradictions in a painter's words.
+"""Settings of a run, as frozen dataclasses that refuse contradictions in a painter's words.
 
 The same classes travel in the workflow (as the widgets' values), in the LoRA's metadata and in the run's folder, so
 ``to_dict`` / ``from_dict`` keep to plain JSON values.

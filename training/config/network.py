@@ -1,11 +1,11 @@
-"""The adapter that is trained."""
+"""Settings of the adapter: algorithm, rank, targets, dropout."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ..network.rules import parse_patterns, parse_rules
+from .layer_rules import parse_patterns, parse_rules
 from .refusal import choice, refuse
 
 Targets = Literal["attention", "attention + feed-forward", "all linear", "all", "none"]

@@ -1,4 +1,4 @@
-"""At which noise levels the model is asked, and how wrong an answer counts."""
+"""Settings of the objective: noise levels, noise, and losses."""
 
 from __future__ import annotations
 

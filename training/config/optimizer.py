@@ -1,4 +1,4 @@
-"""How the adapter's weights move, and how fast."""
+"""Settings of the optimizer and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from ..optim import arguments
+from . import optimizer_arguments
 from .refusal import choice, refuse
 
 OptimizerName = Literal[
@@ -115,9 +115,9 @@ class OptimizerConfig:
         )
 
     @cached_property
-    def args(self) -> dict[str, arguments.Value]:
+    def args(self) -> dict[str, optimizer_arguments.Value]:
         """``optimizer_args`` as values."""
-        return arguments.parse(self.optimizer_args)
+        return optimizer_arguments.parse(self.optimizer_args)
 
     @property
     def peak(self) -> float:

@@ -1,4 +1,4 @@
-"""The whole recipe: its name, its parts, its length and what is kept."""
+"""Settings of a whole run: its name, its parts, its length and what is kept."""
 
 from __future__ import annotations
 

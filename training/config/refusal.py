@@ -1,4 +1,4 @@
-"""How a setting is refused: a sentence that names the widget and says what to do."""
+"""Refusal of a setting: a sentence that names the widget and says what to do."""
 
 from __future__ import annotations
 

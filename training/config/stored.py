@@ -1,4 +1,4 @@
-"""Recipes as plain JSON values and back."""
+"""Settings as plain JSON values and back."""
 
 from __future__ import annotations
 

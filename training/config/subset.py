@@ -1,4 +1,4 @@
-"""How the pictures of a folder are used."""
+"""Settings of a subset: how the pictures of a folder are used."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SubsetConfig:
     nested: bool = False
     """Take the pictures of sub-folders without a number in front as well."""
     flip: bool = False
-    """Mirror every second sighting or so, left to right, by lot."""
+    """Flip horizontally with probability 1/2, each time anew."""
     captions: bool = True
     """Off: caption files are not read; the class caption, or an empty text, takes their place."""
     class_caption: str = ""

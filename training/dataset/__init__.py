@@ -1,1 +1,1 @@
-"""From a folder of pictures to the batches of an epoch; knows files, sizes and captions, but no model."""
+"""Datasets: from a folder of pictures to the batches of an epoch. Knows files, sizes and captions, but no model."""

@@ -1,4 +1,4 @@
-"""Which picture size goes to which training size, and where the picture is cut: pure functions.
+"""Aspect-ratio buckets: which picture size goes to which training size, and where it is cropped. Pure functions.
 
 The rules are those of the established trainers: bucket sides are multiples of a step, no bucket's area is above
 resolution^2, a picture goes to the bucket whose aspect ratio is nearest, is scaled until it covers the bucket, and the

@@ -23,6 +23,8 @@ from safetensors.torch import load, save
 
 from ..errors import AtelierError
 
+CACHE_LIMIT = 20 * 2**30
+"""Bytes on disk for latents and text encodings; the longest unused go first."""
 KEY = re.compile(r"[0-9a-f]{16,128}")
 # After a clean-up the cache has this share of its limit, so that the next file doesn't start another one.
 KEPT_SHARE = 0.9

@@ -1,4 +1,4 @@
-"""Text work on captions, and the caption files beside the pictures."""
+"""Caption files beside the pictures, and the text of captions."""
 
 from __future__ import annotations
 

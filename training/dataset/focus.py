@@ -1,4 +1,4 @@
-"""The place in a picture that matters: faces where a detector is installed, else what ``smartcrop`` finds."""
+"""Focus point of a picture for cropping: faces where a detector is installed, else what ``smartcrop`` finds."""
 
 from __future__ import annotations
 

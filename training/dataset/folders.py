@@ -1,4 +1,4 @@
-"""The folders a person may choose, as names that mean the same on every computer: ``input/portraits``."""
+"""Dataset folders that a person may choose, as names that mean the same on every computer: ``input/portraits``."""
 
 from __future__ import annotations
 

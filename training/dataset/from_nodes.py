@@ -1,4 +1,4 @@
-"""Pictures and texts that other nodes made, as a subset: every picture becomes a file, so that all settings apply to it."""
+"""Subsets from other nodes: every picture becomes a file, so that all settings apply to it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Which pictures are never trained on."""
+"""Validation split: which pictures are never trained on."""
 
 from __future__ import annotations
 
-import hashlib
-
+from ..seeding import rank
 from .samples import Dataset, Subset
 
 
@@ -15,7 +14,7 @@ def chosen(subset: Subset) -> frozenset[str]:
     """
     keys = {sample.key for sample in subset.samples}
     seed = subset.config.validation_seed
-    ranked = sorted(keys, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+    ranked = sorted(keys, key=lambda key: rank(seed, key))
     return frozenset(ranked[: round(subset.config.validation_share * len(keys))])
 
 

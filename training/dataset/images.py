@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
+from torch import Tensor
 
 from ..errors import AtelierError
 
@@ -183,3 +184,8 @@ def to_tensor(image: Image.Image, scaled: tuple[int, int], box: tuple[int, int, 
     size = (right - left, bottom - top)
     resized = image if image.size == size == scaled else image.resize(size, Image.Resampling.LANCZOS, part, reducing_gap=3.0)
     return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0)
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """(H, W, 3) in 0..1 -> an 8-bit picture, rounded as the stock SaveImage does."""
+    return Image.fromarray(np.clip(255.0 * pixels.float().cpu().numpy(), 0, 255).astype(np.uint8))

@@ -16,7 +16,7 @@ from ..files import write_text
 from .buckets import Size
 from .focus import detector_name, focus_point
 from .images import check_picture, open_picture, picture_size, small_picture
-from .lookalikes import look
+from .near_duplicates import perceptual_hash
 
 VERSION = 1
 _known: dict[Path, tuple[tuple[int, int], Facts]] = {}
@@ -33,7 +33,7 @@ class Facts:
     key: str
     """SHA-256 (hex) of the file's bytes."""
     look: str
-    """``lookalikes.look``."""
+    """``near_duplicates.perceptual_hash``."""
     focus: dict[str, list[float]] = field(default_factory=dict)
     """``"<detector> <width>x<height>"`` -> where the middle of what matters is, for a cut of these proportions."""
 
@@ -111,7 +111,7 @@ def _look_into(path: Path) -> Facts:
     key = file_digest(path)
     check_picture(path)
     width, height = picture_size(path)
-    return Facts(width, height, key, look(small_picture(path)))
+    return Facts(width, height, key, perceptual_hash(small_picture(path)))
 
 
 def _read(file: Path) -> dict[str, tuple[tuple[int, int], Facts]]:

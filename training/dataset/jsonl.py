@@ -1,4 +1,4 @@
-"""Captions in ``.jsonl`` files: one line a picture, ``{"file_name": "a/1.png", "text": "a cat"}``."""
+"""Captions in JSON Lines files: one line a picture, ``{"file_name": "a/1.png", "text": "a cat"}``."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""Which pictures are in which batch: a pure function of (samples, settings, seed, epoch).
+"""Batch plan: which pictures are in which batch, as a pure function of (samples, settings, seed, epoch).
 
 A resumed run that asks for step k gets the batch that the interrupted run would have had.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from functools import cached_property
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
+from ..seeding import rank
+from .augment import FIXED
 from .buckets import Size, assign, bucket_sizes
 from .holdout import held_out
 from .samples import Dataset, Sample, counted
-from .sightings import FIXED
 
 Bucket = tuple[int, Size, tuple[int, ...]]
 """(subset, (width, height) in pixels, indices of its samples)."""
@@ -85,12 +85,12 @@ class Plan:
         trained = [row for row in self.buckets if self.dataset.subsets[row[0]].config.role == "training"]
         places = [(row, index) for row, (_, _, members) in enumerate(trained) for index in members]
 
-        def rank(place: tuple[int, int]) -> tuple[bytes, int]:
+        def rank_of(place: tuple[int, int]) -> tuple[bytes, int]:
             key = self.dataset.subsets[trained[place[0]][0]].samples[place[1]].key
-            return hashlib.sha256(f"share:{key}".encode("utf-8", "surrogatepass")).digest(), place[0]
+            return rank("share", key), place[0]
 
         held = sum(len(batch.samples) for batch in self.validation)
-        kept = set(sorted(places, key=rank)[: held or SHARE_ALONE])
+        kept = set(sorted(places, key=rank_of)[: held or SHARE_ALONE])
         return self._fixed(
             [(number, size, tuple(i for i in members if (row, i) in kept)) for row, (number, size, members) in enumerate(trained)]
         )

@@ -1,4 +1,4 @@
-"""What a dataset is once the folder has been read: immutable values that travel on the canvas' wires."""
+"""Dataset values once the folder has been read: immutable, as they travel on the canvas' wires."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Sample:
     mask_key: str = ""
     """SHA-256 (hex) of the mask's file."""
     look: str = ""
-    """What near duplicates have in common (``lookalikes.look``); empty where nobody asked."""
+    """What near duplicates have in common (``near_duplicates.perceptual_hash``); empty where nobody asked."""
     ready: Ready | None = None
     """What stands for picture and caption where both came encoded; ``path`` is then the latent's file."""
 
@@ -101,10 +101,6 @@ class Dataset:
 
     def __add__(self, other: Dataset) -> Dataset:
         return Dataset(self.subsets + other.subsets)
-
-    def with_subset(self, *subsets: Subset) -> Dataset:
-        """This dataset with more subsets behind its own."""
-        return Dataset(self.subsets + subsets)
 
     @property
     def samples(self) -> Iterable[Sample]:

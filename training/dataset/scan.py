@@ -1,4 +1,4 @@
-"""Reading a folder of pictures: flat, in kohya's layout of ``N_name`` sub-folders, or nested."""
+"""Dataset scan: folders of pictures, flat, in kohya's layout of ``N_name`` sub-folders, or nested."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..config import SubsetConfig
 from ..errors import AtelierError
 from . import masks
 from .captions import caption_path, read_caption
+from .change_stamps import files_stamp
 from .images import EXTENSIONS
 from .index import Facts, Index, file_digest
 from .jsonl import captions_of
 from .plan import bucket_of
 from .samples import Dataset, Sample, Subset
-from .stamps import files_stamp
 
 NUMBERED = re.compile(r"(\d+)_(.*)", re.DOTALL)
 OTHER_PICTURES = frozenset({".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".psd"}) - EXTENSIONS
@@ -31,7 +31,7 @@ FORMATS = ", ".join(sorted(extension[1:] for extension in EXTENSIONS))
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFolder:
     """One folder's files before any of them is opened."""
 
     folder: Path
@@ -70,7 +70,7 @@ def _refuse_outside(path: Path, root: Path) -> None:
         raise AtelierError(f"{path}: this is a link that leads out of {root}. Copy the file into the folder instead.")
 
 
-def _find(folder: Path, root: Path) -> tuple[Found, list[Path]]:
+def _find(folder: Path, root: Path) -> tuple[FoundFolder, list[Path]]:
     """The folder's own pictures, and its sub-folders."""
     pictures, folders, tables, warnings, has_masks = [], [], [], [], False
     for entry in _entries(folder):
@@ -90,13 +90,13 @@ def _find(folder: Path, root: Path) -> tuple[Found, list[Path]]:
             warnings.append(f"{entry.name} is not used: its format is not one of {FORMATS}.")
     match = NUMBERED.fullmatch(folder.name)
     repeats, caption = (int(match[1]), match[2].strip() or None) if match else (None, None)
-    return Found(folder, tuple(pictures), repeats, caption, tuple(warnings), tuple(tables), has_masks), folders
+    return FoundFolder(folder, tuple(pictures), repeats, caption, tuple(warnings), tuple(tables), has_masks), folders
 
 
-def _walk(folder: Path, root: Path, nested: bool, ignored: list[str]) -> list[Found]:
+def _walk(folder: Path, root: Path, nested: bool, ignored: list[str]) -> list[FoundFolder]:
     """``folder`` with all that belongs to it, then each ``N_name`` folder below; ``ignored`` grows by what is passed over."""
     own, below = _find(folder, root)
-    numbered: list[Found] = []
+    numbered: list[FoundFolder] = []
     for path in below:
         if path.name == masks.FOLDER:
             continue
@@ -112,14 +112,14 @@ def _walk(folder: Path, root: Path, nested: bool, ignored: list[str]) -> list[Fo
     return [own, *numbered]
 
 
-def _joined(own: Found, inner: Found) -> Found:
+def _joined(own: FoundFolder, inner: FoundFolder) -> FoundFolder:
     return dataclasses.replace(
         own, pictures=own.pictures + inner.pictures, warnings=own.warnings + inner.warnings, tables=own.tables + inner.tables,
         has_masks=own.has_masks or inner.has_masks,
     )  # fmt: skip
 
 
-def _repeats(found: Found, config: SubsetConfig) -> tuple[int, str | None]:
+def _repeats(found: FoundFolder, config: SubsetConfig) -> tuple[int, str | None]:
     """(repeats, warning) from the settings, else the folder's name, else 1."""
     if config.repeats or found.repeats is None:
         return config.repeats or 1, None
@@ -133,7 +133,7 @@ def _repeats(found: Found, config: SubsetConfig) -> tuple[int, str | None]:
     return found.repeats, unusual if found.repeats > UNUSUAL_REPEATS else None
 
 
-def find(folder: Path, root: Path | None = None, nested: bool = False) -> tuple[Found, ...]:
+def find(folder: Path, root: Path | None = None, nested: bool = False) -> tuple[FoundFolder, ...]:
     """``folder`` and its ``N_name`` sub-folders, as far as they hold pictures; AtelierError if there is none.
 
     ``nested``: the pictures of all other sub-folders, however deep, belong to the folder around them. Links may lead anywhere
@@ -199,7 +199,7 @@ def _mask(path: Path, config: SubsetConfig, one: Facts, root: Path) -> tuple[Pat
     return None, ""
 
 
-def _subset(found: Found, config: SubsetConfig, root: Path, index: Index) -> Subset:
+def _subset(found: FoundFolder, config: SubsetConfig, root: Path, index: Index) -> Subset:
     facts, warnings = _facts(found.pictures, config, index)
     texts, unknown = captions_of(found.tables, found.pictures)
     class_caption = config.class_caption.strip() or found.class_caption
@@ -218,7 +218,7 @@ def _subset(found: Found, config: SubsetConfig, root: Path, index: Index) -> Sub
     return Subset(config, tuple(samples), repeats, class_caption, tuple(notes))
 
 
-def _mask_notes(found: Found, config: SubsetConfig, samples: Sequence[Sample]) -> list[str]:
+def _mask_notes(found: FoundFolder, config: SubsetConfig, samples: Sequence[Sample]) -> list[str]:
     if config.masks == "off" and found.has_masks:
         return ["mask files are there and not used; set masks to files to use them."]
     bare = [sample.path.name for sample in samples if sample.mask is None]

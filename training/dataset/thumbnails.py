@@ -1,4 +1,4 @@
-"""Small pictures of what will be trained on, for the node."""
+"""Thumbnails of what will be trained on, for the node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from ..files import replacing
 from .cache import cache_key
 from .images import open_picture
-from .inspect import Inspected, inspect
+from .report import Inspected, inspect
 from .samples import Dataset
 
 SIDE = 192

@@ -1,1 +1,1 @@
-"""Epoch x strength pictures: which cells, how they are sampled, and how they are put on one page."""
+"""Epoch x strength grid: which cells it has, how they are sampled, and how they are put on one page."""

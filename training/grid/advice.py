@@ -1,4 +1,4 @@
-"""Which epoch the numbers speak for, and why: a hint beside the pictures, never more.
+"""Recommended epoch by the numbers, and why: a hint beside the pictures, never more.
 
 The rule is that of the published recipes: the best epoch is one that is good at a full 1.0. One that is good at 0.8 and
 over-fitted at 1.0 is worse than it looks.

@@ -1,4 +1,4 @@
-"""The axes as they are typed in the widgets; text in, numbers out, and nothing else.
+"""Parser of the grid's axes: widget text in, numbers out.
 
 The notation is that of the well-known X/Y/Z plot: ``0.6, 0.8, 1``, ``0-1(+0.25)`` with a step, ``1-0(-0.25)`` downwards,
 ``0-1[5]`` with a count, or any of them separated by commas.

@@ -1,4 +1,4 @@
-"""The cells on the disk: each saved as soon as it is drawn, with its own metadata, and found again by what it was drawn from."""
+"""Cell store: each cell is saved as soon as it is drawn, with its own metadata, and found again by what it was drawn from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ..config.sampling import Sampling
 from ..dataset.cache import cache_key
 from ..dataset.index import file_digest
 from ..files import replacing
@@ -20,21 +21,7 @@ KEY = "lora_atelier.cell"
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """The person's own sampler settings; every cell uses the same ones."""
-
-    negative: str
-    sampler: str
-    scheduler: str
-    steps: int
-    cfg: float
-    width: int
-    height: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Facts:
+class CellFacts:
     """What decides a cell's picture, but for the models."""
 
     prompt_text: str
@@ -63,10 +50,10 @@ class CellStore:
     def __init__(self, folder: Path, base: str, graph: Mapping[str, str]):
         self.folder, self.base, self.graph = folder, base, graph
 
-    def path(self, facts: Facts) -> Path:
+    def path(self, facts: CellFacts) -> Path:
         return self.folder / f"{facts.key(self.base)}.png"
 
-    def known(self, facts: Facts) -> Path | None:
+    def known(self, facts: CellFacts) -> Path | None:
         """The cell's file if it is there and whole."""
         path = self.path(facts)
         try:
@@ -76,7 +63,7 @@ class CellStore:
             return None
         return path
 
-    def save(self, facts: Facts, picture: Image.Image) -> Path:
+    def save(self, facts: CellFacts, picture: Image.Image) -> Path:
         """Writes the cell; workflow and prompt are in it, so that dropping it on the canvas brings them back."""
         path = self.path(facts)
         with replacing(path) as temporary:

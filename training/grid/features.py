@@ -1,4 +1,4 @@
-"""What is compared when pictures are compared: one direction a picture, from a vision model or from simple statistics."""
+"""Image embeddings for comparison: from a vision model or from simple statistics, one direction a picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_PICTURES = 400
 
 
 class Embedder(Protocol):
-    """What turns pictures into directions."""
+    """Image embedding model."""
 
     @property
     def name(self) -> str: ...

@@ -1,17 +1,15 @@
-"""LoRA files that are named in the widget, as runs: files of one name with a number each are the epochs of one LoRA."""
+"""LoRA files as runs: files of one name with a number each are the epochs of one LoRA."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from ..errors import AtelierError
-from ..run import SavedLoRA
-from .plan import Epochs
+from ..runs.run import Epochs, SavedLoRA
 
 # As this pack and kohya's tools number their files, six digits for an epoch; others count steps, nine digits.
 EPOCH = re.compile(r"(?P<stem>.+?)-(?P<number>\d{6})")
@@ -77,22 +75,6 @@ def read_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError):
         return {}
-
-
-def measured(folder: Path) -> dict[int, tuple[float | None, float]]:
-    """Step -> (held-out loss, loss of the trained share) as a run recorded them; nothing where it didn't."""
-    out: dict[int, tuple[float | None, float]] = {}
-    try:
-        lines = (folder / "measured.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return out
-    for line in lines:
-        try:
-            row = json.loads(line)
-            out[int(row["step"])] = (row["held_out"], float(row["training"]))
-        except (ValueError, KeyError, TypeError):
-            break  # a line cut short by a kill
-    return out
 
 
 def _last_numbered(rows: list[tuple[tuple[int, float], SavedLoRA]]) -> tuple[SavedLoRA, ...]:

@@ -1,4 +1,4 @@
-"""The numbers of a grid: every cell is looked at once, when it is placed."""
+"""Scores of a grid's cells: each is embedded once, when it is placed."""
 
 from __future__ import annotations
 

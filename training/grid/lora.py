@@ -1,4 +1,4 @@
-"""A LoRA file as the grid uses it: read once, with its strength as a number beside the layers, or merged by the host.
+"""LoRA file of a grid column: read once, with its strength as a number beside the layers, or merged by the host.
 
 Beside the layers several strengths share a batch, and the model's weights are never touched. That is done for plain LoRA files of
 which every part is understood and every layer answers; all else goes the host's own way, one strength at a time.
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from .. import host
 from ..errors import AtelierError
 from ..files import read_tensors
-from ..network import keys
-from ..network.attach import Adapter
-from ..network.branch import Branch, fit_rows
+from ..network import lora_file
+from ..network.adapter import Adapter
+from ..network.adapter_layer import AdapterLayer, fit_rows
 from ..network.lora import LoRALayer
-from ..network.parts import TEXT, Layers, Names
+from ..network.scope import TEXT, Layers, Names
 
 log = logging.getLogger("lora-atelier")
 
@@ -34,8 +34,8 @@ class UnusedLayers(RuntimeError):
 class Shown(Adapter):
     """An adapter that is looked at and not trained: a plain branch is added to the layer's own output, without a copy of it."""
 
-    def _beside(self, branch: Branch) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
-        general = super()._beside(branch)
+    def _hook(self, branch: AdapterLayer) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
+        general = super()._hook(branch)
         if not isinstance(branch, LoRALayer) or branch.conv is not None or branch.magnitude is not None:
             return general
         prepared: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
@@ -158,10 +158,10 @@ def join(conditionings: Sequence[list]) -> list | None:
     return [[torch.cat(texts), joined]]
 
 
-def _plain(path: Path, tensors: Mapping[str, Tensor], layers: Layers, names: Names) -> tuple[dict[str, Branch], bool]:
+def _plain(path: Path, tensors: Mapping[str, Tensor], layers: Layers, names: Names) -> tuple[dict[str, AdapterLayer], bool]:
     """(the file's branches, whether they are all that it holds and all plain LoRA); AtelierError for another model's file."""
     try:
-        branches, unknown = keys.read(tensors, layers, names)
+        branches, unknown = lora_file.read(tensors, layers, names)
     except (ValueError, AtelierError) as error:
         if "other sizes" in str(error):  # the host would only log it, and draw the cell without these layers
             raise AtelierError(f"{path.name} was made for another model: {error}.") from error

@@ -1,4 +1,4 @@
-"""What the graph says about where the model came from, for the title."""
+"""Model name from the graph, for the title."""
 
 from __future__ import annotations
 

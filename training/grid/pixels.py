@@ -1,4 +1,4 @@
-"""Between tensors of pixels and pictures."""
+"""Image tensors of a grid's pages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from torch import Tensor
 
 BATCH_PIXELS = 120_000_000
 """Of all pages on the IMAGE wire, which takes 12 bytes for each; larger grids go on smaller there, and whole to the disk."""
-
-
-def to_picture(pixels: Tensor) -> Image.Image:
-    """(H, W, 3) in 0..1 -> an 8-bit picture, rounded as the stock SaveImage does."""
-    return Image.fromarray(np.clip(255.0 * pixels.float().cpu().numpy(), 0, 255).astype(np.uint8))
 
 
 def to_batch(pictures: Sequence[Image.Image]) -> Tensor:

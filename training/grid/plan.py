@@ -1,13 +1,12 @@
-"""Which cells a grid has, and whether they can all be drawn."""
+"""Grid plan: which cells there are, and whether they can all be drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import AtelierError
-from ..run import SavedLoRA
+from ..runs.run import Epochs, SavedLoRA
 from .axes import EpochChoice
 
 MAX_CELLS = 1000
@@ -16,20 +15,6 @@ PAGE_PIXELS = 40_000_000
 """Cells on one picture; a larger grid goes on on the next."""
 PAGE_SIDE = 16_000
 """Pixels; many programs open nothing larger."""
-
-
-@dataclass(frozen=True)
-class Epochs:
-    """All saved LoRAs of a run, first to last; the value of the EPOCHS wire."""
-
-    name: str
-    base: str
-    """The family of the model they were trained on."""
-    files: tuple[SavedLoRA, ...]
-    captions: tuple[str, ...] = ()
-    """The captions they were trained with."""
-    pictures: tuple[Path, ...] = ()
-    """The pictures they were trained with, where these are files."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A grid from its axes to its pages: what is missing is drawn, the costliest change outermost, and kept at once."""
+"""Grid rendering: from axes to pages; what is missing is drawn, the costliest change outermost, and kept at once."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from pathlib import Path
 
 from PIL import Image
 
-from .. import host, partners
+from .. import compatibility, host
+from ..config.sampling import Sampling
 from ..dataset.cache import cache_key
+from ..dataset.images import to_picture
 from ..errors import AtelierError
-from ..network.parts import every_layer
+from ..network.scope import adaptable_layers
 from .advice import Advice
-from .book import Book
-from .cells import CellStore, Facts, Sampling, contents
-from .draw import Brush
+from .cell_renderer import CellRenderer
+from .cells import CellFacts, CellStore, contents
 from .judge import Judge, Losses, advise, judged, table
 from .lora import Lora, UnusedLayers
-from .picture import Failed
-from .pixels import to_batch, to_picture
+from .pages import Pages
+from .pixels import to_batch
 from .plan import Axes, Column, describe_size
+from .sheet import Failed
 
 __all__ = ["Grid", "Sampling", "to_batch", "to_picture"]
 
@@ -57,13 +59,13 @@ class Grid:
         """``base`` names the model in the title; ``together`` cells share a batch at most, 0 for as many as fit."""
         self.model, self.text, self.axes, self.sampling, self.folder, self.graph = model, text, axes, sampling, folder, graph
         self.judge, self.losses, self.show = judge, losses or {}, show
-        partners.check(model, text, codec)
-        self.brush = Brush(model, text, codec, sampling)
+        compatibility.check(model, text, codec)
+        self.brush = CellRenderer(model, text, codec, sampling)
         identity = cache_key(model.identity(), text.identity(), codec.identity())
         self.store = CellStore(folder / "cells", identity, graph)
-        self.book = Book(axes, sampling, base or model.family, judge)
+        self.book = Pages(axes, sampling, base or model.family, judge)
         self.together = together or model.pictures_that_fit(min(AT_ONCE, len(axes.strengths)), self.brush.latent_size)
-        self._layers, self._names = every_layer(model, text)
+        self._layers, self._names = adaptable_layers(model, text)
         self._done = self._drawn = 0
         self._seconds = 0.0
         self._advance: Callable[..., None] = lambda _done, _picture: None
@@ -236,20 +238,20 @@ class Grid:
     def _text_strength(self, strength: float) -> float:
         return strength if self.axes.text_strength is None else self.axes.text_strength
 
-    def _facts(self, column: Column | None, page: int, row: int) -> Facts:
+    def _facts(self, column: Column | None, page: int, row: int) -> CellFacts:
         shown = self.axes.pages[page]
         sampling = replace(self.sampling, seed=shown.seed)
         if column is None:
-            return Facts(shown.prompt, None, None, None, 0, 0, sampling)
+            return CellFacts(shown.prompt, None, None, None, 0, 0, sampling)
         path, strength = column.file.path, self.axes.strengths[row]
-        return Facts(
+        return CellFacts(
             shown.prompt, host.lora_name(path), contents.of(path), column.file.epoch, strength, self._text_strength(strength),
             sampling,
         )  # fmt: skip
 
 
 def _reason(error: Exception, model: host.Model) -> str:
-    error = partners.told(error, model) or error
+    error = compatibility.told(error, model) or error
     kind = type(error).__name__
     return str(error) if kind == "AtelierError" else f"{kind}: {error}"
 

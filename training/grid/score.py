@@ -1,4 +1,4 @@
-"""Numbers for cells and epochs, from directions and losses: pure functions. All similarities are cosines, 1 is the same."""
+"""Similarity scores of cells and epochs: pure functions. All similarities are cosines, 1 is the same."""
 
 from __future__ import annotations
 

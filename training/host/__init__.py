@@ -1,4 +1,4 @@
-"""Everything this project knows about ComfyUI's insides. Nothing outside this folder imports the host.
+"""Adapter to ComfyUI: everything this project knows about its insides. Nothing outside this folder imports the host.
 
 Thin objects wrap what a graph has loaded: ``Model`` (a MODEL), ``TextEncoder`` (a CLIP) and ``PictureCodec`` (a VAE). Beside them
 are small functions for folders, progress and files. Features are detected, versions never compared.

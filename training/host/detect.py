@@ -1,4 +1,4 @@
-"""What a model file holds, told by its header alone."""
+"""Model detection from a file's header, and models on the meta device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ..families import notes_on
-from ..header import Header
-from ..memory import Weights
+from ..families import family_named
+from ..performance.memory import Weights
+from ..tensors.safetensors_header import Header
 from .model import Model
 
 log = logging.getLogger("lora-atelier")
@@ -63,7 +63,7 @@ class Outline(Model):
 
     def text(self) -> dict[str, Tensor] | None:
         """What its text encoders give for a caption; None for families of which that is not known."""
-        usual = notes_on(self.family).text
+        usual = family_named(self.family).text
         if usual is None:
             return None
         settings = self.base.model_config.unet_config

@@ -1,4 +1,4 @@
-"""The device that models work on, and its memory, by the host's own measure."""
+"""Device of the models, and its memory by the host's own measure."""
 
 from __future__ import annotations
 

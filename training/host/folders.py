@@ -1,4 +1,4 @@
-"""Where things lie: the host's folders, and its files by the names that its loaders list."""
+"""Folders of the host, and its files by the names that its loaders list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A MODEL: trained beside, and sampled from."""
+"""MODEL of the host: held for training, and sampled from."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from comfy import lora as comfy_lora
 from comfy import sampler_helpers
 from torch import Tensor, nn
 
-from .. import lockstep
-from ..block_offload import kept_away, scattered
-from ..checkpointing import blocks_of
+from ..config.sampling import SamplerSettings
 from ..errors import AtelierError
-from ..families import BESIDE, notes_on
-from ..frozen_layers import lightened
-from ..network.frozen import refusal
-from ..network.lora import is_conv, is_linear
-from ..noise import Prediction, spread
-from ..out_of_place import KERNELS, Care, OutOfPlace
-from ..packed_layers import unpacking
-from ..transfer import to_device
+from ..families import BESIDE, family_named
+from ..network.base_layer import is_conv, is_linear, refusal
+from ..objective.noise import expand_like
+from ..performance.block_offload import kept_away, scattered
+from ..performance.checkpointing import blocks_of
+from ..performance.frozen_layers import lightened
+from ..performance.out_of_place import KERNELS, Care, OutOfPlace
+from ..performance.quantised_layers import unpacking
+from ..protocols import Prediction
+from ..tensors.transfer import to_device
+from . import lockstep
 from .text import TextEncoder
 from .weights import identity_of, mended, names_of_layers, put_back, put_twin_aside, resident, without_inference_tensors
 
@@ -40,7 +41,6 @@ held: list[Model] = []
 # those of Stable Diffusion 1 and 2, SDXL, and SD3.
 TRUSTED = {("comfy.ldm.modules.diffusionmodules.openaimodel", "UNetModel"),
            ("comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper")}  # fmt: skip
-PREDICTIONS: dict[str, Prediction] = {"EPS": "eps", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
 
 
 def _kernels() -> dict[Any, Any]:
@@ -68,7 +68,6 @@ class Model:
         self.patcher = mended(patcher)
         self.base = patcher.model
         self._compute_dtype: torch.dtype | None = None
-        self._away: list[nn.Module] = []
         self._room: int | None = None
         self._parts: dict[nn.Module, list[nn.Module]] = {}
         self._care: Care | None = None
@@ -136,7 +135,7 @@ class Model:
 
     def check(self) -> None:
         """AtelierError, with the reason, if this model cannot be trained rightly."""
-        family = notes_on(self.family)
+        family = family_named(self.family)
         if family.refused:
             raise AtelierError(f"model: {self.family} {family.refused}")
         blank = torch.zeros(1, self.latent_channels, *([1] if self.frames else []), 8, 8)
@@ -159,7 +158,7 @@ class Model:
     def cell(self) -> int | None:
         """Pixels that a cell of its latents covers in each direction; None where the host doesn't say, or not reliably."""
         form = self.patcher.get_model_object("latent_format")
-        stated = type(form).__module__ == "comfy.latent_formats" and not self.frames and not notes_on(self.family).refused
+        stated = type(form).__module__ == "comfy.latent_formats" and not self.frames and not family_named(self.family).refused
         return getattr(form, "spacial_downscale_ratio", None) if stated else None
 
     @property
@@ -198,11 +197,6 @@ class Model:
         """What gradient checkpointing may compute twice."""
         return blocks_of(self.base.diffusion_model)
 
-    def keep_away(self, share: float) -> None:
-        """From the next ``hold`` on, the weights of this share of the blocks (0 to 1) stay in main memory until they are used."""
-        blocks = self.blocks() if share else []
-        self._away = [blocks[i] for i in scattered(len(blocks), share)]
-
     def leave_room(self, needed: int | None) -> None:
         """From the next ``hold`` on, so many bytes are to be free beside the weights; None: as many as there can be.
 
@@ -211,7 +205,7 @@ class Model:
         self._room = needed
 
     def weights(self) -> list[Tensor]:
-        """Everything that is stored of the model."""
+        """All parameters and buffers."""
         return [*self.base.parameters(), *self.base.buffers()]
 
     def layers(self) -> dict[str, nn.Module]:
@@ -232,20 +226,23 @@ class Model:
         return self.base.process_latent_in(latents.unsqueeze(2) if self.frames and latents.ndim == 4 else latents)
 
     @contextmanager
-    def hold(self, text: TextEncoder | None = None) -> Iterator[None]:
+    def hold(self, text: TextEncoder | None = None, offload: float = 0.0) -> Iterator[None]:
         """The model on its device, outside inference mode, differentiable, and afterwards exactly as it was found.
 
         Weights made by other nodes are inference tensors, which autograd refuses; meanwhile ordinary tensors over the very
-        same storage stand in their places, so nothing is copied. ``text`` is held as well, for training it.
+        same storage stand in their places, so nothing is copied. ``text`` is held as well, for training it. The weights of the
+        share ``offload`` of the blocks (0 to 1) stay in main memory until they are used.
         """
+        blocks = self.blocks() if offload else []
+        offloaded = [blocks[i] for i in scattered(len(blocks), offload)]
         management = comfy.model_management
         patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
         with torch.inference_mode(False), torch.enable_grad():
             # Asking for all memory makes the host put every other model aside, and leave in main memory what need not be on the
             # device; on a CPU it has no effect. What it moves in inference mode stays what a graph has made.
-            room = 1e20 if self._room is None or self._away else self._room
+            room = 1e20 if self._room is None or offloaded else self._room
             with torch.inference_mode():
-                management.load_models_gpu(patchers, memory_required=room, force_full_load=not self._away)
+                management.load_models_gpu(patchers, memory_required=room, force_full_load=not offloaded)
             with ExitStack() as stack:
                 # Each of these is undone even if what comes after it fails, as other nodes' callbacks may.
                 modules = [module for patcher in patchers for module in self._modules(patcher.model)]
@@ -262,7 +259,7 @@ class Model:
                 for patcher in patchers:
                     # What the host has left in main memory it would bring for each operation, through a buffer that the next
                     # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
-                    away = self._away if patcher is self.patcher else []
+                    away = offloaded if patcher is self.patcher else []
                     stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device))
                 stack.enter_context(unpacking(modules))
                 stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))
@@ -281,7 +278,7 @@ class Model:
         ``target_height`` in pixels, used by models with size conditioning.
         """
         extras = {k: v for k, v in text.items() if k != "cond"}
-        guidance = notes_on(self.family).guidance
+        guidance = family_named(self.family).guidance
         told = {} if guidance is None else {"guidance": guidance}
         # A conditioning from the canvas may name sizes and guidance itself; those are meant.
         # As in a graph, there is always a word on the pooled vector, which some hosts ask for even where there is none.
@@ -322,7 +319,7 @@ class Model:
     def _raw_output(self, x: Tensor, sigma: Tensor, conditioning: dict[str, Any]) -> Tensor:
         """``apply_model`` returns the denoised picture; the network's own output is caught on its way there."""
         if self._levels_are_ratios:
-            x, sigma = x / (1 - spread(sigma, x)), sigma / (1 - sigma)
+            x, sigma = x / (1 - expand_like(sigma, x)), sigma / (1 - sigma)
         caught: list[Tensor] = []
         handle = self.base.diffusion_model.register_forward_hook(lambda _m, _i, output: caught.append(output))
         options = dict(self.patcher.model_options.get("transformer_options", {}))
@@ -342,12 +339,9 @@ class Model:
         self,
         positive: list,
         negative: list,
+        settings: SamplerSettings,
         *,
         latent_size: tuple[int, int],
-        steps: int,
-        cfg: float,
-        sampler: str,
-        scheduler: str,
         seed: int | Sequence[int],
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
@@ -369,22 +363,19 @@ class Model:
 
         with torch.inference_mode():
             return comfy.sample.sample(
-                self.patcher, noise, steps, cfg, sampler, scheduler, positive, negative, empty,
-                denoise=1.0, callback=callback, disable_pbar=True, seed=seeds[0],
+                self.patcher, noise, settings.steps, settings.cfg, settings.sampler, settings.scheduler, positive, negative,
+                empty, denoise=1.0, callback=callback, disable_pbar=True, seed=seeds[0],
             )  # fmt: skip
 
     def sample_together(
         self,
         positive: list,
         negative: list,
+        settings: SamplerSettings,
         count: int,
         rows: lockstep.Rows,
         *,
         latent_size: tuple[int, int],
-        steps: int,
-        cfg: float,
-        sampler: str,
-        scheduler: str,
         seed: int,
         whole: bool = False,
     ) -> Tensor:
@@ -396,15 +387,15 @@ class Model:
         empty = torch.zeros((1, self.latent_channels, *latent_size), device=comfy.model_management.intermediate_device())
         empty = comfy.sample.fix_empty_latent_channels(self.patcher, empty)
         noise = torch.cat([comfy.sample.prepare_noise(empty, seed)] * count)
-        kind = comfy.samplers.sampler_object(sampler)
+        kind = comfy.samplers.sampler_object(settings.sampler)
         if not hasattr(kind, "sampler_function"):
-            raise lockstep.OutOfStep(f"{sampler} is not one of the host's own kind of samplers")
+            raise lockstep.OutOfStep(f"{settings.sampler} is not one of the host's own kind of samplers")
         together = type(kind)(
-            lockstep.Together(kind.sampler_function, rows, whole=whole), kind.extra_options, kind.inpaint_options
+            lockstep.LockstepSampler(kind.sampler_function, rows, whole=whole), kind.extra_options, kind.inpaint_options
         )
         schedule = comfy.samplers.KSampler(
-            self.patcher, steps=steps, device=self.device, sampler=sampler, scheduler=scheduler, denoise=1.0,
-            model_options=self.patcher.model_options,
+            self.patcher, steps=settings.steps, device=self.device, sampler=settings.sampler, scheduler=settings.scheduler,
+            denoise=1.0, model_options=self.patcher.model_options,
         )  # fmt: skip
 
         def callback(_step: int, _x0: Tensor, _x: Tensor, _total: int) -> None:
@@ -412,7 +403,7 @@ class Model:
 
         with torch.inference_mode():
             return comfy.sample.sample_custom(
-                self.patcher, noise, cfg, together, schedule.sigmas, positive, negative, torch.cat([empty] * count),
+                self.patcher, noise, settings.cfg, together, schedule.sigmas, positive, negative, torch.cat([empty] * count),
                 callback=callback, disable_pbar=True, seed=seed,
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A VAE: pixels to latents and back; and a CLIP_VISION, which looks at pixels."""
+"""VAE of the host: pixels to latents and back; and CLIP_VISION, image embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The running graph and the server around it: progress, cancel, status, routes, events; and what its widgets list."""
+"""Server of the host: progress, cancel, status, routes, events; and what its widgets list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A CLIP: captions to conditioning, or (a language model with eyes) pictures to captions."""
+"""CLIP of the host: captions to conditioning, or (a vision-language model) pictures to captions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import torch
 from comfy import lora as comfy_lora
 from torch import Tensor, nn
 
-from ..checkpointing import blocks_of
 from ..errors import AtelierError
-from ..network.frozen import refusal
-from ..network.lora import is_linear
-from ..out_of_place import OutOfPlace
-from .passes import Together
+from ..network.base_layer import is_linear, refusal
+from ..performance.checkpointing import blocks_of
+from ..performance.out_of_place import OutOfPlace
+from .batched_text import BatchedEncoders
 from .weights import identity_of, mended, names_of_layers, put_twin_aside, resident
 
 AT_ONCE = 16
@@ -46,10 +45,10 @@ class TextEncoder:
         return self._encode(self.clip.tokenize(text))
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[Conditioning]:
-        """What ``encode`` gives for each, in fewer passes (so but for what a batch's sums round otherwise)."""
+        """The same as ``encode`` for each text, batched; equal up to rounding."""
         for start in range(0, len(texts), AT_ONCE):
             tokens = [self.clip.tokenize(text) for text in texts[start : start + AT_ONCE]]
-            ahead = Together(self.clip, tokens)
+            ahead = BatchedEncoders(self.clip, tokens)
             for one in tokens:
                 with ahead.in_place():
                     found = self._encode(one)

@@ -1,4 +1,4 @@
-"""What models, text encoders and VAEs have in common: weights that are told apart, laid aside and put back."""
+"""Weights of the host's models: fingerprints, inference tensors and their stand-ins, moving aside and back."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AtelierError
-from ..inference_tensors import is_ordinary, ordinary
-from ..network.pieces import Piece
-from ..transfer import to_cpu
+from ..network.slices import LayerSlice
+from ..tensors.inference_tensors import is_ordinary, ordinary
+from ..tensors.transfer import to_cpu
 
 
 def patched(before: Any, after: Any) -> int:
@@ -59,7 +59,7 @@ def names_of_layers(keys: Mapping[str, Any], prefix: str) -> dict[str, list[str]
         if isinstance(key, tuple) and len(key) == 2 and key[1][0] == 0:
             layer = key[0].removeprefix(prefix).removesuffix(suffix)
             if layer in out:
-                out[layer].append(Piece(name, *key[1][1:]))
+                out[layer].append(LayerSlice(name, *key[1][1:]))
     return out
 
 

@@ -1,4 +1,4 @@
-"""Dropout as a function of (seed, step): a resumed run, and a forward pass that is computed again, drop the same."""
+"""Dropout masks as a function of (seed, step): a resumed run, and a forward pass that is recomputed, drop the same."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..noise import step_generator
-from ..transfer import to_device
-from .branch import Branch, Lot
+from ..seeding import step_generator
+from ..tensors.transfer import to_device
+from .adapter_layer import AdapterLayer, DropoutMask
 
 STREAM = 0x64726F70
 """Keeps these draws apart from the noise of the same step."""
@@ -29,8 +29,8 @@ class Dropout:
     def __bool__(self) -> bool:
         return self.elements > 0 or self.ranks > 0 or self.modules > 0
 
-    def draw(self, branches: Sequence[Branch], seed: int, step: int, device: torch.device) -> list[Lot]:
-        """One lot a branch. At least one branch is never skipped: a step without any would have no gradient."""
+    def draw(self, branches: Sequence[AdapterLayer], seed: int, step: int, device: torch.device) -> list[DropoutMask]:
+        """One mask for each branch. At least one branch is never skipped: a step without any would have no gradient."""
         stream = step_generator(seed, step, STREAM)
         fates = torch.rand(len(branches), generator=stream)
         seeds = torch.randint(2**62, (len(branches),), generator=stream).tolist()
@@ -38,7 +38,7 @@ class Dropout:
         skipped[fates.argmax()] = False
         kept: Sequence[torch.Tensor | None] = [None] * len(branches)
         if self.ranks > 0:
-            sizes = [branch.droppable for branch in branches]
+            sizes = [branch.rank_count for branch in branches]
             stay = torch.rand(sum(sizes), generator=stream) >= self.ranks
             kept = to_device(stay.float() / (1 - self.ranks), device).split(sizes)
-        return [Lot(s, self.elements, k, gone) for s, k, gone in zip(seeds, kept, skipped.tolist(), strict=True)]
+        return [DropoutMask(s, self.elements, k, gone) for s, k, gone in zip(seeds, kept, skipped.tolist(), strict=True)]

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import fused
-from .branch import Branch, Strength, times
-from .frozen import is_conv, is_linear
+from . import fused_linear
+from .adapter_layer import AdapterLayer, Strength, times
+from .base_layer import is_conv, is_linear
 
 __all__ = ["LoRALayer", "is_conv", "is_linear"]
 
 
-class LoRALayer(Branch):
+class LoRALayer(AdapterLayer):
     """The low-rank branch of one Linear or Conv2d.
 
     ``down`` is (rank, in) or (rank, in, kh, kw), ``up`` is (out, rank) or (out, rank, 1, 1); both float32 whatever the model
@@ -35,43 +35,43 @@ class LoRALayer(Branch):
     def fuses(self) -> bool:
         return self.magnitude is None and self.conv is None
 
-    def together(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return fused.linear(layer, x, self.down, self.up, self.scale)
+    def fused_forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return fused_linear.linear(layer, x, self.down, self.up, self.scale)
 
-    def beside(self, layer: nn.Module, x: Tensor, output: Tensor, strength: Strength) -> Tensor:
+    def add_to(self, layer: nn.Module, x: Tensor, output: Tensor, strength: Strength) -> Tensor:
         pictures = self.conv is not None and output.ndim == 4 and output.is_contiguous()
         if self.magnitude is not None or output.dtype != x.dtype or (self.conv is not None and not pictures):
-            return super().beside(layer, x, output, strength)
+            return super().add_to(layer, x, output, strength)
         # One fused multiplication and addition: no tensor of the output's size between.
-        narrow, up = self._bottleneck(x)
+        hidden, up = self._bottleneck(x)
         factor = self.scale * (1.0 if isinstance(strength, Tensor) else strength)
-        narrow = times(narrow, strength) if isinstance(strength, Tensor) else narrow
+        hidden = times(hidden, strength) if isinstance(strength, Tensor) else hidden
         if pictures:
             up = up.flatten(1).expand(len(output), -1, -1)
-            sum_ = torch.baddbmm(output.flatten(2), up, narrow.flatten(2), alpha=factor)
+            sum_ = torch.baddbmm(output.flatten(2), up, hidden.flatten(2), alpha=factor)
         else:
-            sum_ = torch.addmm(output.flatten(0, -2), narrow.flatten(0, -2), up.t(), alpha=factor)
+            sum_ = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=factor)
         return sum_.view(output.shape)
 
-    def answer(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
-        narrow, up = self._bottleneck(x)
-        narrow = times(narrow, strength * self.scale)
-        return F.linear(narrow, up) if self.conv is None else F.conv2d(narrow, up)
+    def delta(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
+        hidden, up = self._bottleneck(x)
+        hidden = times(hidden, strength * self.scale)
+        return F.linear(hidden, up) if self.conv is None else F.conv2d(hidden, up)
 
     def _bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A(x) and B, with what dropout leaves of them."""
         down, up = self.down.to(x.device, x.dtype), self.up.to(x.device, x.dtype)
-        narrow = F.linear(x, down) if self.conv is None else F.conv2d(x, down, **self.conv)
-        lot = self.lot
-        if lot is None:
-            return narrow, up
-        if lot.kept is not None:
-            up = up * lot.kept.to(up.device, up.dtype).view(1, -1, *[1] * (up.ndim - 2))
-        if lot.dropout > 0:
-            stream = torch.Generator(narrow.device).manual_seed(lot.seed)
-            mask = torch.empty_like(narrow).bernoulli_(1 - lot.dropout, generator=stream)
-            narrow = narrow * mask.div_(1 - lot.dropout)
-        return narrow, up
+        hidden = F.linear(x, down) if self.conv is None else F.conv2d(x, down, **self.conv)
+        mask = self.mask
+        if mask is None:
+            return hidden, up
+        if mask.kept is not None:
+            up = up * mask.kept.to(up.device, up.dtype).view(1, -1, *[1] * (up.ndim - 2))
+        if mask.dropout > 0:
+            stream = torch.Generator(hidden.device).manual_seed(mask.seed)
+            kept = torch.empty_like(hidden).bernoulli_(1 - mask.dropout, generator=stream)
+            hidden = hidden * kept.div_(1 - mask.dropout)
+        return hidden, up
 
     def delta_weight(self) -> Tensor:
         return (self.up.flatten(1) @ self.down.flatten(1) * self.scale).view(self.shape)
@@ -99,9 +99,9 @@ class LoRALayer(Branch):
         return (base.square() + 2 * self.scale * mixed + self.scale**2 * own).clamp_min(0).sqrt()
 
     @property
-    def droppable(self) -> int:
+    def rank_count(self) -> int:
         return self.rank
 
     @property
-    def gaining(self) -> list[nn.Parameter]:
+    def lora_plus_parameters(self) -> list[nn.Parameter]:
         return [self.up]

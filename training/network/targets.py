@@ -1,4 +1,4 @@
-"""Which layers of a model get an adapter, and of which rank, scale and rate."""
+"""Target layers: which layers of a model get an adapter, and of which rank, scale and rate."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..config import NetworkConfig, Targets
+from ..config.layer_rules import parse_patterns, parse_rules
 from ..errors import AtelierError
-from .frozen import is_conv, is_linear, weight_shape
-from .rules import parse_patterns, parse_rules
+from .base_layer import is_conv, is_linear, weight_shape
 
 # Components of a layer's dotted name. UNets say attn1 / to_q / ff.net, DiTs qkv / proj / mlp; single-stream blocks fuse both.
 ATTENTION = re.compile(r"(^|[._])(attn\d*|attention|self_attn|cross_attn|[a-z]+_attn)([._]|$)|\.(to_[qkv]|to_out)(\.|$)")

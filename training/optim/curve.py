@@ -1,4 +1,4 @@
-"""A schedule to look at before it runs: numbers, a line of bars, a sentence."""
+"""Learning-rate curve before the run: numbers and a sentence."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from ..config import OptimizerConfig
 from . import schedules
-
-BARS = "▁▂▃▄▅▆▇█"
 
 
 def curve(config: OptimizerConfig, total: int, points: int = 200) -> list[tuple[int, float]]:
@@ -31,17 +29,6 @@ def _corners(config: OptimizerConfig, total: int) -> Iterator[int]:
         else:
             start = warmup + -(-cycle * (total - warmup) // config.cycles)
         yield from (start - 1, start)
-
-
-def sparkline(config: OptimizerConfig, total: int, width: int = 40) -> str:
-    """The curve in ``width`` bars, each the mean over its part of the run, the peak rate as the full height."""
-    out = []
-    for column in range(min(width, total)):
-        first, end = column * total // min(width, total), (column + 1) * total // min(width, total)
-        steps = range(first, end, max(1, (end - first) // 16))
-        mean = sum(schedules.factor(config, step, total) for step in steps) / len(steps)
-        out.append(BARS[min(len(BARS) - 1, int(mean * len(BARS)))])
-    return "".join(out)
 
 
 def summary(config: OptimizerConfig, total: int) -> str:

@@ -1,4 +1,4 @@
-"""Optimizers by the name in the widget. All come from libraries; here they are only found, checked, built and led."""
+"""Optimizers by the name in the widget. All come from libraries; here they are found, checked, built and driven."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import OptimizerConfig
+from ..config import OptimizerConfig, optimizer_arguments
 from ..errors import AtelierError
-from . import arguments
 
 Groups = Sequence[tuple[Iterable[nn.Parameter], float]]
 """(parameters, their peak rate) for every part that is trained."""
 
 
 @dataclass(frozen=True)
-class Source:
+class OptimizerSource:
     """Where an optimizer comes from."""
 
     module: str
@@ -36,26 +35,26 @@ class Source:
 
 
 PLAIN = "AdamW with a learning rate such as 1e-4"
-SOURCES: dict[str, Source] = {
-    "AdamW": Source("torch.optim", "AdamW", ""),
-    "AdamW8bit": Source(
+SOURCES: dict[str, OptimizerSource] = {
+    "AdamW": OptimizerSource("torch.optim", "AdamW", ""),
+    "AdamW8bit": OptimizerSource(
         "bitsandbytes.optim", "AdamW8bit", "bitsandbytes>=0.43", "AdamW, its full-precision twin",
         own=frozenset({"args", "optim_bits", "amsgrad", "block_wise"}),
     ),
-    "Lion": Source("pytorch_optimizer", "Lion", "pytorch-optimizer>=4.1", "AdamW with ten times the learning rate"),
-    "Prodigy": Source("prodigyopt", "Prodigy", "prodigyopt>=1.1.2", PLAIN, {"use_bias_correction": True}),
-    "DAdaptAdam": Source("dadaptation", "DAdaptAdam", "dadaptation>=3.2", PLAIN),
-    "DAdaptAdamW": Source("dadaptation", "DAdaptAdam", "dadaptation>=3.2", PLAIN, {"decouple": True}),
-    "Adafactor": Source(
+    "Lion": OptimizerSource("pytorch_optimizer", "Lion", "pytorch-optimizer>=4.1", "AdamW with ten times the learning rate"),
+    "Prodigy": OptimizerSource("prodigyopt", "Prodigy", "prodigyopt>=1.1.2", PLAIN, {"use_bias_correction": True}),
+    "DAdaptAdam": OptimizerSource("dadaptation", "DAdaptAdam", "dadaptation>=3.2", PLAIN),
+    "DAdaptAdamW": OptimizerSource("dadaptation", "DAdaptAdam", "dadaptation>=3.2", PLAIN, {"decouple": True}),
+    "Adafactor": OptimizerSource(
         "transformers.optimization", "Adafactor", "transformers>=4.50.3", "AdamW",
         {"scale_parameter": False, "relative_step": False, "warmup_init": False},
     ),
-    "AdamWScheduleFree": Source(
+    "AdamWScheduleFree": OptimizerSource(
         "schedulefree", "AdamWScheduleFree", "schedulefree>=1.4", "AdamW with the cosine schedule",
         own=frozenset({"warmup_steps"}),
     ),
-    "CAME": Source("pytorch_optimizer", "CAME", "pytorch-optimizer>=4.1", "Adafactor, which saves as much memory"),
-    "SGD": Source("torch.optim", "SGD", "", defaults={"momentum": 0.9}),
+    "CAME": OptimizerSource("pytorch_optimizer", "CAME", "pytorch-optimizer>=4.1", "Adafactor, which saves as much memory"),
+    "SGD": OptimizerSource("torch.optim", "SGD", "", defaults={"momentum": 0.9}),
 }  # fmt: skip
 
 
@@ -108,7 +107,7 @@ def _constructor(config: OptimizerConfig) -> Any:
 def _settings(config: OptimizerConfig) -> dict[str, Any]:
     """The constructor's arguments besides the parameters: defaults of this pack, then widgets, then the optimizer arguments."""
     source = SOURCES[config.name]
-    given = arguments.check(config.name, _constructor(config), config.args, source.own)
+    given = optimizer_arguments.check(config.name, _constructor(config), config.args, source.own)
     given.pop("lr", None)  # in the groups, through config.peak
     if config.name == "AdamWScheduleFree" and given.get("betas", (1.0,))[0] == 0:
         raise AtelierError("optimizer arguments: AdamWScheduleFree needs a first beta above 0, such as betas=0.9,0.999.")
@@ -157,26 +156,6 @@ def used_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
     return float(optimizer._get_lr({**group, "lr": rate}, state))  # type: ignore[attr-defined]
 
 
-def effective_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """The rate that moves the weights of every group, for display: with the estimate d of Prodigy and D-adaptation (0 before
-    the first step of an Adafactor that sets its own). May wait for the device.
-    """
-    return [_effective(optimizer, group) for group in optimizer.param_groups]
-
-
-def effective_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The first group's effective rate."""
-    return _effective(optimizer, optimizer.param_groups[0])
-
-
-def _effective(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> float:
-    state = optimizer.state.get(group["params"][0])
-    if "relative_step" in group and state:
-        # Adafactor (Shazeer & Stern 2018), algorithm 5: every parameter has its own scale; the first one stands for all.
-        return float(optimizer._get_lr(group, state))  # type: ignore[attr-defined]
-    return float(group["lr"] or 0.0) * float(group.get("d", 1.0)) * float(group.get("layer_scale", 1.0))
-
-
 @contextmanager
 def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """The weights to save and sample with: a schedule-free optimizer's average, else what they are.
@@ -203,7 +182,7 @@ def title(config: OptimizerConfig) -> str:
     """The optimizer with its settings as the metadata of LoRA files names it: ``torch.optim.AdamW(weight_decay=0.01)``."""
     source = SOURCES[config.name]
     values = {**source.defaults, "weight_decay": config.decay, **{k: v for k, v in config.args.items() if k != "lr"}}
-    return f"{source.module}.{source.attribute}({arguments.write(values).replace(' ', ', ')})"
+    return f"{source.module}.{source.attribute}({optimizer_arguments.write(values).replace(' ', ', ')})"
 
 
 def notes(config: OptimizerConfig, rates: Sequence[float] = ()) -> list[str]:

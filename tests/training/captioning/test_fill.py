@@ -6,7 +6,7 @@ import pytest
 from lora_atelier.training.captioning import list_captioners, load
 from lora_atelier.training.captioning.existing import ExistingCaptioner
 from lora_atelier.training.captioning.file_name import FileNameCaptioner
-from lora_atelier.training.captioning.fill import fill, plan
+from lora_atelier.training.captioning.fill import fill, workload
 from lora_atelier.training.captioning.protocol import Picture
 from lora_atelier.training.captioning.settings import GenerationSettings, TaggerSettings
 from lora_atelier.training.captioning.text import TextWork
@@ -170,7 +170,7 @@ def test_file_names_need_no_pixels(tmp_path):
 
 def test_work_is_counted_before_a_model_is_loaded(folder):
     (folder / "crab_01.txt").write_text("x")
-    todo = plan(dataset(folder), "fill missing")
+    todo = workload(dataset(folder), "fill missing")
     assert [task.file.name for task in todo.work] == ["cat-face.txt", "hot-dog.txt"]
     assert [task.file.name for task in todo.kept] == ["crab_01.txt"]
 
@@ -322,7 +322,7 @@ def test_a_dry_run_shows_before_and_after_and_writes_nothing(folder):
 
 
 def test_tags_are_counted_in_the_report_as_in_the_lora_file(folder):
-    from lora_atelier.training.metadata import tag_frequency
+    from lora_atelier.training.dataset.tags import tag_frequency
 
     captioned, report = fill(dataset(folder), SAYS)
     lines = report.describe(captioned).splitlines()

@@ -10,7 +10,7 @@ from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset import focus
 from lora_atelier.training.dataset.buckets import crop_box
 from lora_atelier.training.dataset.focus import focus_point
-from lora_atelier.training.dataset.inspect import remarks
+from lora_atelier.training.dataset.report import remarks
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.dataset.thumbnails import write_thumbnails

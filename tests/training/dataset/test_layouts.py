@@ -8,7 +8,7 @@ import pytest
 from lora_atelier.tests.training.dataset.test_images import huge_png
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset import index
-from lora_atelier.training.dataset.inspect import inspect, remarks
+from lora_atelier.training.dataset.report import inspect, remarks
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, refresh_captions, scan
 from lora_atelier.training.errors import AtelierError

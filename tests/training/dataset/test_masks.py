@@ -7,9 +7,9 @@ import pytest
 import torch
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset import masks
-from lora_atelier.training.dataset.prepare import view
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, scan
+from lora_atelier.training.dataset.views import view
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 

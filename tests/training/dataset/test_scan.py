@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.captions import write_caption
+from lora_atelier.training.dataset.change_stamps import remember, stamp
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import find, folder_stamp, natural_key, refresh_captions, scan
-from lora_atelier.training.dataset.stamps import remember, stamp
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 

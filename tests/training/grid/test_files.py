@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import files
+from lora_atelier.training.runs import reader
 from safetensors.torch import save_file
 
 KNOWN = [
@@ -88,12 +89,12 @@ def test_metadata_of_a_file_and_of_what_is_none(tmp_path):
 
 
 def test_losses_are_read_as_the_run_wrote_them(tmp_path):
-    from lora_atelier.training.run import Run
+    from lora_atelier.training.runs.run import Run
 
     run = Run.open("ink", "id", tmp_path, tmp_path / "loras", start_over=False)
     run.append_measured(1, 10, 0.25, 0.5)
     run.append_measured(2, 20, None, 0.4)
     with open(run.folder / "measured.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 30})[:5])
-    assert files.measured(run.folder) == {10: (0.25, 0.5), 20: (None, 0.4)}
-    assert files.measured(tmp_path / "none") == {}
+    assert reader.measured(run.folder) == {10: (0.25, 0.5), 20: (None, 0.4)}
+    assert reader.measured(tmp_path / "none") == {}

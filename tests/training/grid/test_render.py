@@ -11,16 +11,17 @@ import pytest
 import torch
 from lora_atelier.training import files, host
 from lora_atelier.training.config import NetworkConfig
-from lora_atelier.training.grid import cells, draw, lora, plan, render
+from lora_atelier.training.config.sampling import SamplerSettings
+from lora_atelier.training.grid import cell_renderer, cells, lora, plan, render
 from lora_atelier.training.grid.features import ColoursAndEdges
 from lora_atelier.training.grid.judge import Judge
-from lora_atelier.training.grid.picture import Failed
-from lora_atelier.training.network import keys
-from lora_atelier.training.network.attach import Adapter
+from lora_atelier.training.grid.sheet import Failed
+from lora_atelier.training.network import lora_file
+from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.lora import LoRALayer
-from lora_atelier.training.network.parts import TEXT, every_layer, text_layers
+from lora_atelier.training.network.scope import TEXT, adaptable_layers, text_layers
 from lora_atelier.training.network.targets import choose
-from lora_atelier.training.run import SavedLoRA
+from lora_atelier.training.runs.run import SavedLoRA
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -29,7 +30,7 @@ STRENGTHS = (0.4, 1.0, -0.7)
 
 def write_lora(t, path: Path, *, seed: int = 3, text: bool = False, change=lambda tensors: tensors, **settings) -> Path:
     """A LoRA with weights that change the picture, saved as a run saves it."""
-    layers, names = every_layer(t.model, t.text)
+    layers, names = adaptable_layers(t.model, t.text)
     chosen = choose({n: layer for n, layer in layers.items() if not n.startswith(TEXT)}, "attention + feed-forward")
     chosen |= text_layers(layers, "all") if text else {}
     adapter = Adapter.fresh(chosen, NetworkConfig(rank=2, alpha=2.0, **settings), seed)
@@ -38,7 +39,7 @@ def write_lora(t, path: Path, *, seed: int = 3, text: bool = False, change=lambd
         for parameter in branch.factors():
             if not parameter.any():
                 parameter.data = (torch.randn(parameter.shape, generator=stream) * 0.1).to(parameter.device)
-    save_file(change(keys.to_file(adapter, names, t.model.family, torch.float32, layers)), path)
+    save_file(change(lora_file.to_file(adapter, names, t.model.family, torch.float32, layers)), path)
     return path
 
 
@@ -49,7 +50,7 @@ def alike(a, b) -> bool:
 
 
 def opened(t, path: Path) -> lora.Lora:
-    return lora.Lora(path, t.model, t.text, *every_layer(t.model, t.text))
+    return lora.Lora(path, t.model, t.text, *adaptable_layers(t.model, t.text))
 
 
 def sampling(**changes) -> render.Sampling:
@@ -82,7 +83,7 @@ def stock(t, path: Path, strength: float, prompt: str, settings: render.Sampling
     """LoraLoader, CLIPTextEncode, KSampler, VAEDecode and SaveImage."""
     with torch.inference_mode():
         model, clip = t.model.with_lora(t.text.clip, files.read_tensors(path, "look"), strength, text)
-        brush = draw.Brush(host.Model(model), host.TextEncoder(clip), t.codec, settings)
+        brush = cell_renderer.CellRenderer(host.Model(model), host.TextEncoder(clip), t.codec, settings)
         return np.asarray(brush.plain(plan.Page(prompt, settings.seed)), dtype=int)
 
 
@@ -93,12 +94,12 @@ def hooks(t) -> int:
 
 def sampled(t, found: lora.Lora, strengths, sampler: str, cfg: float) -> torch.Tensor:
     """Latents of all ``strengths`` in one batch, or of a single one as the sampler gives it alone."""
-    settings = {"latent_size": (8, 8), "steps": 3, "cfg": cfg, "sampler": sampler, "scheduler": "normal", "seed": 5}
+    settings, more = SamplerSettings(sampler, "normal", 3, cfg), {"latent_size": (8, 8), "seed": 5}
     texts = [[[text.pop("cond"), text]] for text in (t.conditioning(1), t.conditioning(2))]
     with torch.inference_mode(), found.attached(strengths) as rows:
         if len(strengths) == 1:
-            return t.model.sample(*texts, **settings)
-        return t.model.sample_together(*texts, len(strengths), rows.choose, **settings)
+            return t.model.sample(*texts, settings, **more)
+        return t.model.sample_together(*texts, settings, len(strengths), rows.choose, **more)
 
 
 SAMPLERS = [
@@ -172,8 +173,10 @@ def test_cells_are_those_of_the_stock_nodes(tiny, tmp_path, name, text, sampler)
 def test_at_strength_0_a_cell_is_the_control_and_is_not_drawn_again(tiny, tmp_path, monkeypatch):
     t, asked = tiny("sd3"), []
     path = write_lora(t, tmp_path / "ink.safetensors", text=True)
-    real = draw.Brush.beside
-    monkeypatch.setattr(draw.Brush, "beside", lambda brush, *given: asked.append(list(given[2])) or real(brush, *given))
+    real = cell_renderer.CellRenderer.beside
+    monkeypatch.setattr(
+        cell_renderer.CellRenderer, "beside", lambda brush, *given: asked.append(list(given[2])) or real(brush, *given)
+    )
     grid = drawn(grid_of(t, tmp_path, path, strengths=(0.0, 1.0), prompts=("a fox", "an owl")))
     assert asked == [[1.0], [1.0]]
     assert np.array_equal(pixels(grid, 1, (1, 0)), stock(t, path, 0.0, "an owl", sampling()))
@@ -263,7 +266,7 @@ def test_layers_that_are_passed_by_make_the_host_merge(tiny, tmp_path, monkeypat
     def refuse(self, *_args):
         raise lora.UnusedLayers("one layer was passed by")
 
-    monkeypatch.setattr(draw.Brush, "beside", refuse)
+    monkeypatch.setattr(cell_renderer.CellRenderer, "beside", refuse)
     grid = drawn(grid_of(t, tmp_path, path, strengths=(0.5, 1.0)))
     assert np.array_equal(pixels(grid, 0, (1, 1)), stock(t, path, 1.0, "a fox", sampling()))
 
@@ -363,7 +366,7 @@ def test_pages_say_what_they_show_and_what_was_measured(tiny, tmp_path):
 
 
 def test_a_cell_is_another_when_anything_that_counts_is_another():
-    one = cells.Facts("a fox", "ink", "hash", 3, 1.0, 1.0, sampling())
+    one = cells.CellFacts("a fox", "ink", "hash", 3, 1.0, 1.0, sampling())
     same = dataclasses.replace(one, lora="renamed", epoch=4)
     assert same.key("base") == one.key("base")
     others = [

@@ -8,8 +8,8 @@ import pytest
 import torch
 from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.network.attach import Adapter
-from lora_atelier.training.network.branch import Branch
+from lora_atelier.training.network.adapter import Adapter
+from lora_atelier.training.network.adapter_layer import AdapterLayer
 from lora_atelier.training.network.dropout import Dropout
 from lora_atelier.training.network.lora import LoRALayer
 from torch import nn
@@ -43,7 +43,7 @@ def test_the_output_is_that_of_the_changed_weight(kind):
         assert close(live[name], with_weight(layer, changed_weight(layer, adapter.branches[name]), inputs()[name])), name
 
 
-def changed_weight(layer: nn.Module, branch: Branch) -> torch.Tensor:
+def changed_weight(layer: nn.Module, branch: AdapterLayer) -> torch.Tensor:
     """By the definitions, from the parameters as they are now."""
     weight = layer.weight + branch.delta_weight()
     if branch.magnitude is not None:

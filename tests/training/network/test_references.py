@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lora_atelier.training.config import NetworkConfig
-from lora_atelier.training.network.attach import Adapter
+from lora_atelier.training.network.adapter import Adapter
 from torch import nn
 
 NAMES = ["conv", "fc1", "fc2"]

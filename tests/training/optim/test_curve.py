@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.config import OptimizerConfig
 from lora_atelier.training.optim import schedules
-from lora_atelier.training.optim.curve import curve, rate_text, sparkline, summary
+from lora_atelier.training.optim.curve import curve, rate_text, summary
 
 from .test_schedules import INK_AND_LORE
 
@@ -35,13 +35,6 @@ def test_points_lie_on_the_curve(total, points, **settings):
     assert (steps[0], steps[-1]) == (0, total - 1)
     assert len(steps) <= 2 * points
     assert all(rate == config.peak * schedules.factor(config, step, total) for step, rate in drawn)
-
-
-def test_a_line_of_bars():
-    assert sparkline(OptimizerConfig(schedule="constant"), 100, 5) == "█████"
-    assert sparkline(OptimizerConfig(schedule="linear"), 160, 8) == "█▇▆▅▄▃▂▁"
-    assert sparkline(OptimizerConfig(schedule="linear", warmup_steps=80), 160, 4) == "▃▇▇▃"
-    assert len(sparkline(INK_AND_LORE, 3)) == 3
 
 
 @pytest.mark.parametrize(

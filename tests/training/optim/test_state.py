@@ -10,7 +10,7 @@ import torch
 from lora_atelier.training.config import OptimizerConfig, OptimizerName, ScheduleName
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.optim import optimizers, schedules
-from lora_atelier.training.run import Run, State
+from lora_atelier.training.runs.run import Run, State
 from torch import nn
 
 TOTAL, STOP = 12, 5

@@ -1,0 +1,226 @@
+"""Encoding ahead: each thing once, several at a time, continued where it stopped, and nothing left for the loop to encode."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.dataset import encoded as encoding
+from lora_atelier.training.dataset.cache import TensorCache
+from lora_atelier.training.dataset.encoded import EncodedDataset, work_of
+from lora_atelier.training.dataset.plan import Plan
+from lora_atelier.training.dataset.samples import Dataset
+from lora_atelier.training.dataset.scan import refresh_captions, scan
+from lora_atelier.training.errors import AtelierError
+from PIL import Image
+
+
+class Averages:
+    """A codec whose latents are the mean colours of 8 x 8 pixels; notes how many pictures came at once."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, film: bool = False):
+        self.calls: list[int] = []
+        self.film = film
+
+    def encode(self, pixels):
+        self.calls.append(len(pixels))
+        latents = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return latents[:1, :, None] if self.film else latents
+
+    def identity(self):
+        return "averages"
+
+
+class Lengths:
+    """A text encoder that knows how long a caption is."""
+
+    def __init__(self):
+        self.calls: list[str] = []
+
+    def encode(self, text):
+        self.calls.append(text)
+        return {"cond": torch.full((1, 2, 3), float(len(text)))}
+
+    def encode_all(self, texts):
+        return map(self.encode, texts)
+
+    def identity(self):
+        return "lengths"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        size = (64, 64) if i < 7 else (128, 64)
+        Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"ohwx, part {i}, red, round")
+    return folder
+
+
+def dataset(folder, **values):
+    return Dataset(scan(folder, SubsetConfig("input/x", **{"resolution": 64, "bucket_step": 32, "batch_size": 3, **values})))
+
+
+def prepared(folder, tmp_path, epochs=3, advance=lambda done: None, film=False, **values):
+    plan = Plan(dataset(folder, **values), 5)
+    codec, texts = Averages(film), Lengths()
+    encoded = EncodedDataset(plan.dataset, 5, codec, texts, TensorCache(tmp_path / "cache", 2**30))
+    encoded.prepare(work_of(plan, epochs), advance)
+    return plan, encoded, codec, texts
+
+
+def test_pictures_of_one_size_go_together_and_a_second_run_encodes_nothing(folder, tmp_path):
+    seen: list[int] = []
+    _, _, codec, texts = prepared(folder, tmp_path, advance=seen.append)
+    assert sorted(codec.calls) == [3, 7]
+    assert sorted(texts.calls) == sorted(["", *(f"ohwx, part {i}, red, round" for i in range(10))])
+    assert seen == list(range(1, 22))
+    _, _, codec, texts = prepared(folder, tmp_path, advance=seen.append)
+    assert codec.calls == [] and texts.calls == [] and seen == [*range(1, 22), *range(1, 22)]
+
+
+def test_a_limit_on_pixels_is_kept(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "PIXELS_ON_CPU", 2 * 64 * 64)
+    _, _, codec, _ = prepared(folder, tmp_path)
+    # Seven of 64 x 64, and three of 96 x 32, of which two are three quarters of the limit and three are above it.
+    assert sorted(codec.calls) == [1, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"flip": True, "crop": "random"},
+        {"shuffle_captions": True, "keep_tokens": 1, "tag_dropout": 0.2, "caption_dropout": 0.2, "repeats": 3},
+        {"validation_share": 0.3, "flip": True, "caption_prefix": "new, "},
+    ],
+)
+def test_the_loop_never_needs_an_encoder(folder, tmp_path, values):
+    plan, encoded, codec, texts = prepared(folder, tmp_path, epochs=7, **values)
+    before = len(codec.calls), len(texts.calls)
+    steps = [plan.batch(step) for step in range(7 * plan.steps_per_epoch)]
+    seen = set()
+    for batch in [*steps, *plan.validation, *plan.training_share]:
+        latents, views, mask = encoded.latents(batch)
+        assert latents.shape == (len(batch.samples), 3, batch.size[1] // 8, batch.size[0] // 8) and mask is None
+        for index, shown, latent in zip(batch.samples, views, latents, strict=True):
+            pixels = shown.pixels(plan.dataset.subsets[batch.subset].samples[index].path)
+            assert torch.allclose(latent, Averages().encode(pixels[None])[0], atol=1e-6), "the right picture in the right place"
+            seen.add(shown.flipped)
+        for caption in encoded.captions(batch):
+            assert encoded.text(caption)["cond"][0, 0, 0] == len(caption)
+    assert (len(codec.calls), len(texts.calls)) == before
+    assert seen == ({True, False} if values.get("flip") else {False})
+
+
+def test_a_cancelled_preparation_goes_on_where_it_stopped(folder, tmp_path):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(done):
+        if done == 8:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        prepared(folder, tmp_path, advance=cancel)
+    _, _, codec, _ = prepared(folder, tmp_path)
+    assert sum(codec.calls) in (0, 3), "one bucket of 7 and one of 3; what was encoded before the cancel is there"
+
+
+def test_masks_come_at_latent_size_and_unmasked_pictures_count_whole(folder, tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :32] = 255
+    Image.fromarray(mask).save(folder / "0.mask.png")
+    plan, encoded, _, _ = prepared(folder, tmp_path, masks="files", batch_size=7)
+    batch = next(b for b in plan.epoch_batches(0) if b.size == (64, 64))
+    _, _, masks = encoded.latents(batch)
+    assert masks is not None and masks.shape == (7, 1, 8, 8)
+    for index, one in zip(batch.samples, masks, strict=True):
+        expected = torch.ones(8, 8)
+        if index == 0:
+            expected[:, 4:] = 0
+        assert torch.equal(one[0], expected)
+
+
+def test_a_video_codec_gets_its_pictures_one_by_one(folder, tmp_path):
+    plan, encoded, codec, _ = prepared(folder, tmp_path, film=True)
+    assert codec.calls.count(1) == 10
+    latents, _, _ = encoded.latents(plan.batch(0))
+    assert latents.ndim == 5 and latents.shape[2] == 1
+
+
+def test_a_changed_picture_caption_or_encoder_is_noticed(folder, tmp_path):
+    prepared(folder, tmp_path)
+    Image.new("RGB", (64, 64), "blue").save(folder / "0.png")
+    (folder / "1.txt").write_text("new")
+    _, _, codec, texts = prepared(folder, tmp_path)
+    assert codec.calls == [1] and texts.calls == ["new"]
+
+
+def test_a_damaged_cache_file_is_made_again_by_the_loop(folder, tmp_path):
+    plan, encoded, codec, _ = prepared(folder, tmp_path)
+    for path in (tmp_path / "cache").glob("??/*.safetensors"):
+        path.write_bytes(b"damaged")
+    latents, _, _ = encoded.latents(plan.batch(0))
+    assert latents.isfinite().all() and codec.calls[-1] == 1
+
+
+def test_a_picture_that_vanished_is_named(folder, tmp_path):
+    plan = Plan(dataset(folder), 0)
+    (folder / "3.png").unlink()
+    encoded = EncodedDataset(plan.dataset, 0, Averages(), Lengths(), TensorCache(tmp_path / "cache", 2**30))
+    with pytest.raises(AtelierError, match=r"3\.png"):
+        encoded.prepare(work_of(plan, 1), lambda done: None)
+
+
+FRESH = {"variants": 0, "crop": "random", "flip": True}
+
+
+def test_pictures_that_are_encoded_in_their_step_are_never_cached(folder, tmp_path):
+    plan, encoded, codec, texts = prepared(folder, tmp_path, validation_share=0.3, **FRESH)
+    assert work_of(plan, 3).pictures == () and codec.calls == [] and texts.calls
+    texts_only = sorted((tmp_path / "cache").glob("??/*"))
+    for batch in [*(plan.batch(step) for step in range(3 * plan.steps_per_epoch)), *plan.validation]:
+        latents, views, _ = encoded.latents(batch)
+        for index, shown, latent in zip(batch.samples, views, latents, strict=True):
+            pixels = shown.pixels(plan.dataset.subsets[batch.subset].samples[index].path)
+            assert torch.allclose(latent, Averages().encode(pixels[None])[0], atol=1e-6)
+    assert sorted((tmp_path / "cache").glob("??/*")) == texts_only
+
+
+def test_every_sighting_has_its_own_crop_and_depends_on_nothing_else(folder, tmp_path):
+    plan, encoded, _, _ = prepared(folder, tmp_path, **FRESH)
+    steps = list(range(6 * plan.steps_per_epoch))
+    seen = {step: encoded.latents(plan.batch(step)) for step in steps}
+    wide = [
+        (index, shown.crop)
+        for step in steps
+        for index, shown in zip(plan.batch(step).samples, seen[step][1], strict=True)
+        if shown.scaled != shown.size
+    ]
+    assert len(wide) > 10 and len(set(wide)) > len(wide) / 2, "few places come twice by chance, and none in turn"
+    again = EncodedDataset(plan.dataset, 5, Averages(), Lengths(), TensorCache(tmp_path / "other", 2**30))
+    for step in reversed(steps):
+        latents, views, _ = again.latents(plan.batch(step))
+        assert views == seen[step][1] and torch.equal(latents, seen[step][0])
+
+
+def test_a_view_is_the_same_cached_or_encoded_in_its_step(folder, tmp_path):
+    plan, encoded, _, _ = prepared(folder, tmp_path, **{**FRESH, "variants": 4})
+    fresh, in_step, _, _ = prepared(folder, tmp_path, **FRESH)
+    for step in range(4 * plan.steps_per_epoch):
+        (cached, views, _), (new, new_views, _) = encoded.latents(plan.batch(step)), in_step.latents(fresh.batch(step))
+        assert views == new_views and torch.allclose(cached, new, atol=1e-6), "the first four places are the same"
+
+
+def test_one_picture_in_two_subsets_keeps_the_captions_of_each(folder):
+    """A subset without captions beside one with captions, both of the same folder."""
+    both = dataset(folder, captions=False) + dataset(folder)
+    again = refresh_captions(both)
+    assert [s.samples[2].caption for s in again.subsets] == ["", "ohwx, part 2, red, round"]

@@ -1,0 +1,131 @@
+"""Captions that an encoder reads in one pass: what it says of each is what it says of that one alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ... import tiny_large
+
+CAPTIONS = [
+    "ohwx, a red house",
+    "a dog",
+    "",
+    "ohwx, a (green:1.4) house under (old, crooked trees:0.7)",
+    "a cat",
+    ", ".join(f"thing number {i}" for i in range(60)),
+    *(f"a drawing of {i} boats" for i in range(8)),
+]
+
+
+def language_model():
+    """Qwen 3 with Z-Image's template: rows as long as their texts, with masks."""
+    from comfy.text_encoders import z_image
+
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    small["num_key_value_heads"] = 1
+    return tiny_large.text_encoder(z_image.ZImageTokenizer, z_image.te(), 3, qwen3_4b=small)
+
+
+@pytest.fixture(scope="module")
+def encoders(comfyui, tiny):
+    from lora_atelier.training import host
+
+    with torch.inference_mode():
+        large = (tiny_large.sdxl_text_encoder(), tiny_large.flux_text_encoder(), language_model())
+    names = ("sdxl", "flux", "qwen")
+    return {"sd15": tiny("sd15").text, **{n: host.TextEncoder(clip) for n, clip in zip(names, large, strict=True)}}
+
+
+def readers(text):
+    from comfy.sd1_clip import SDClipModel
+
+    return [module for module in text.clip.cond_stage_model.modules() if isinstance(module, SDClipModel)]
+
+
+@pytest.fixture
+def passes():
+    """Counts how many rows go through every encoder at a time."""
+    hooks, rows = [], []
+
+    def watch(text):
+        for reader in readers(text):
+            hooks.append(reader.register_forward_hook(lambda _module, given, _out: rows.append(len(given[0]))))
+        return rows
+
+    yield watch
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "qwen"])
+def test_every_caption_gets_what_it_would_have_alone(encoders, passes, name):
+    text = encoders[name]
+    alone = [text.encode(caption) for caption in CAPTIONS]
+    rows = passes(text)
+    for single, caption, found in zip(alone, CAPTIONS, text.encode_all(CAPTIONS), strict=True):
+        assert single.keys() == found.keys()
+        for part, values in single.items():
+            assert (values.shape, values.dtype) == (found[part].shape, found[part].dtype), (caption, part)
+            assert torch.allclose(values, found[part], rtol=1e-4, atol=1e-4), (caption, part)
+    assert len(rows) < 0.7 * len(CAPTIONS) * len(readers(text)) and max(rows) > 1
+    assert all("encode" not in vars(reader) for reader in readers(text))
+
+
+def test_the_last_layer_but_one_is_read_where_the_graph_asks_for_it(encoders):
+    from lora_atelier.training import host
+
+    clip = encoders["sd15"].clip.clone()
+    clip.clip_layer(-2)
+    text = host.TextEncoder(clip)
+    for caption, found in zip(CAPTIONS, text.encode_all(CAPTIONS), strict=True):
+        assert torch.allclose(text.encode(caption)["cond"], found["cond"], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(encoders["sd15"].encode(caption)["cond"], found["cond"], atol=1e-3)
+
+
+def test_between_two_captions_and_after_a_cancel_the_encoder_is_as_it_was(encoders):
+    text = encoders["sdxl"]
+    coming = text.encode_all(CAPTIONS)
+    next(coming)
+    assert all("encode" not in vars(reader) for reader in readers(text)), "somebody else may encode now"
+    coming.close()
+    assert torch.equal(text.encode("a dog")["cond"], text.encode("a dog")["cond"])
+
+
+def test_an_encoder_that_another_pack_has_changed_is_asked_the_other_pack_s_way(encoders, monkeypatch):
+    text, asked = encoders["sd15"], []
+    (reader,) = readers(text)
+    real = reader.encode
+    theirs = lambda rows: asked.append(len(rows)) or real(rows)  # noqa: E731
+    monkeypatch.setitem(vars(reader), "encode", theirs)
+    assert len(list(text.encode_all(CAPTIONS[:4]))) == 4
+    assert asked and reader.encode is theirs
+
+
+def test_without_memory_for_several_each_is_read_alone(encoders, monkeypatch):
+    text, asked = encoders["sd15"], []
+    (reader,) = readers(text)
+    real = reader.encode
+
+    def narrow(rows):
+        asked.append(len(rows))
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(rows)
+
+    expected = [text.encode(caption)["cond"] for caption in CAPTIONS[:3]]
+    monkeypatch.setitem(vars(reader), "encode", narrow)
+    found = [one["cond"] for one in text.encode_all(CAPTIONS[:3])]
+    assert max(asked) > 1 and all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_an_error_that_is_no_lack_of_memory_is_not_swallowed(encoders, monkeypatch):
+    text = encoders["sd15"]
+    (reader,) = readers(text)
+
+    def broken(rows):
+        raise RuntimeError("broken")
+
+    monkeypatch.setitem(vars(reader), "encode", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        list(text.encode_all(CAPTIONS[:3]))

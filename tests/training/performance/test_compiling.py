@@ -1,0 +1,300 @@
+"""Compiled blocks: the numbers of the plain ones, nothing left behind, and a run that goes on where nothing can be compiled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from lora_atelier.training import job
+from lora_atelier.training.config import NetworkConfig
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.network.adapter import Adapter
+from lora_atelier.training.performance import compiling
+from lora_atelier.training.performance.checkpointing import checkpointed
+from lora_atelier.training.performance.compiling import Compiled
+from lora_atelier.training.performance.out_of_place import OutOfPlace
+from torch import nn
+
+from ..host.test_host import latents, levels, new_adapter, one_loss, picture
+from ..test_job import NO_PREVIEW, dataset, fresh_folders, go, recipe  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Block(nn.Module):
+    """Changes its input in place, as the blocks of several large models do, and a table that all blocks share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor, options: dict | None = None) -> torch.Tensor:
+        if options is not None:
+            options["shape"] = list(x.shape)
+        x += shift * self.first(x).tanh()
+        x *= 1.1
+        x += self.second(x).sin()
+        return x
+
+
+def blocks(count: int = 3) -> nn.ModuleList:
+    torch.manual_seed(1)
+    return nn.ModuleList(Block() for _ in range(count))
+
+
+def adapter_on(network: nn.ModuleList, skipped: int = -1) -> tuple[Adapter, dict[str, nn.Module]]:
+    """An adapter beside all layers but those of one block."""
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear) and not n.startswith(f"{skipped}.")}
+    adapter = Adapter.fresh(layers, NetworkConfig(2, 2.0), 5)
+    for branch in adapter.branches.values():
+        branch.up.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+    return adapter, layers
+
+
+def gradients(
+    network, adapter, layers, compiled: Compiled, twice: bool = False, width: int = 4, anew: bool = True
+) -> list[torch.Tensor]:
+    """Of one pass, computed in the way that a held model computes."""
+    start = torch.linspace(-1, 1, width * 6).view(width, 6)
+    shift = torch.ones(width, 6)
+
+    def step() -> torch.Tensor:
+        x = start.clone()
+        with OutOfPlace():
+            for block in network:
+                x = block(x, shift, options={})
+        loss = x.square().sum()
+        loss.backward()
+        return loss
+
+    if anew:
+        adapter.zero_grad()
+    with adapter.attached(layers), compiled.on(), checkpointed(list(network) if twice else []):
+        compiled.run(step, adapter.parameters())
+    return [p.grad.clone() for p in adapter.parameters()]
+
+
+def close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return all((a - b).norm() <= 1e-4 * b.norm() for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["kept", "checkpointed"])
+def test_one_graph_serves_all_blocks_that_are_alike_and_holds_of_every_size(twice):
+    network = blocks()
+    adapter, layers = adapter_on(network)
+    said: list[str] = []
+    compiled = Compiled(list(network), said.append, backend="aot_eager")
+    for width, graphs in ((4, 2), (4, 2), (5, 4)):  # the first block's input carries no gradient, which makes another graph
+        expected = gradients(network, adapter, layers, Compiled([], said.append), twice, width)
+        assert close(gradients(network, adapter, layers, compiled, twice, width), expected)
+        assert compiled.graphs == graphs
+    assert said == [] and compiled.active
+
+
+def test_a_block_without_an_adapter_does_not_take_it_from_the_others():
+    """The graph of a block without hooks would fit one with hooks, if torch did not look at them."""
+    network = blocks()
+    adapter, layers = adapter_on(network, skipped=0)
+    compiled = Compiled(list(network), pytest.fail, backend="eager")
+    expected = gradients(network, adapter, layers, Compiled([], pytest.fail))
+    assert all(g.abs().max() > 0 for g in expected)
+    assert close(gradients(network, adapter, layers, compiled), expected)
+
+
+def test_real_machine_code_gives_the_same_gradient_and_leaves_no_trace(monkeypatch):
+    import torch._dynamo.config as settings
+
+    network = blocks(2)
+    adapter, layers = adapter_on(network)
+    expected = gradients(network, adapter, layers, Compiled([], pytest.fail))
+    before = {name: (sorted(m.__dict__), type(m)) for name, m in network.named_modules()}
+    asked = settings.skip_nnmodule_hook_guards
+    compiled = Compiled(list(network), pytest.fail)
+    assert close(gradients(network, adapter, layers, compiled), expected)
+    assert compiled.graphs > 0
+    assert {name: (sorted(m.__dict__), type(m)) for name, m in network.named_modules()} == before
+    assert not any(vars(p) for p in network.parameters()), "the compiler's notes on the weights are gone"
+    assert settings.skip_nnmodule_hook_guards == asked
+
+
+def three_steps(t, compiled: Compiled, twice: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+    adapter, layers = new_adapter(t, "attention + feed-forward"), t.model.layers()
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3)
+    losses = []
+    with t.model.hold(), adapter.attached(layers), compiled.on(), checkpointed(t.model.blocks() if twice else []):
+        for number in range(3):
+
+            def step(number: int = number) -> torch.Tensor:
+                loss = one_loss(t, latents(t, 2), levels(t, 2), [1, 2], seed=number)
+                loss.backward()
+                return loss
+
+            losses.append(compiled.run(step, adapter.parameters()).item())
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses, adapter.state()
+
+
+@pytest.mark.parametrize(("name", "twice"), [("sd15", True), ("sd3", False)])
+def test_a_models_steps_are_those_of_the_plain_blocks_and_it_is_untouched(tiny, name, twice):
+    t = tiny(name)
+    before = picture(t)
+    tree = [(n, type(m), sorted(m.__dict__)) for n, m in t.model.base.named_modules()]
+    weights = [(n, id(p), p.data_ptr(), sorted(vars(p))) for n, p in t.model.base.named_parameters()]
+    said: list[str] = []
+    compiled = Compiled(t.model.blocks(), said.append, backend="aot_eager")
+    found, state = three_steps(t, compiled, twice)
+    assert compiled.graphs > 0 and said == []
+    expected, plain = three_steps(t, Compiled([], said.append), twice)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert all((state[k] - plain[k]).norm() <= 1e-3 * plain[k].norm() for k in plain)
+    assert [(n, type(m), sorted(m.__dict__)) for n, m in t.model.base.named_modules()] == tree
+    assert [(n, id(p), p.data_ptr(), sorted(vars(p))) for n, p in t.model.base.named_parameters()] == weights
+    assert torch.equal(picture(t), before)
+
+
+WITHOUT_A_COMPILER = """
+import importlib.machinery, sys, types
+spec = importlib.machinery.ModuleSpec("lora_atelier", None, is_package=True)
+package = types.ModuleType("lora_atelier")
+package.__spec__, package.__path__ = spec, [{root!r}]
+sys.modules["lora_atelier"] = package
+import torch
+from lora_atelier.training.performance.compiling import Compiled
+
+layer = torch.nn.Linear(5, 5)
+compiled = Compiled([layer], lambda line: print("said:", line))
+
+def step():
+    loss = layer(torch.ones(3, 5)).exp().sum()
+    loss.backward()
+    return loss
+
+with compiled.on():
+    first = compiled.run(step, layer.parameters())
+    second = compiled.run(step, layer.parameters())
+plain = torch.autograd.grad(layer(torch.ones(3, 5)).exp().sum(), layer.weight)[0]
+assert torch.equal(first, second) and torch.allclose(layer.weight.grad, 2 * plain)
+assert not compiled.active and "forward" not in layer.__dict__
+print("finished")
+"""
+
+
+def test_without_a_compiler_it_goes_on_with_one_sentence(tmp_path):
+    script = textwrap.dedent(WITHOUT_A_COMPILER).format(root=str(ROOT))
+    nowhere = {"CXX": str(tmp_path / "no-such-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **nowhere}, capture_output=True, text=True, timeout=300, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("said:")]
+    assert len(said) == 1 and "compile: the model's blocks could not be compiled" in said[0]
+    assert "compiler" in said[0].lower() and done.stdout.rstrip().endswith("finished")
+
+
+def test_a_run_whose_blocks_cannot_be_compiled_ends_at_the_plain_runs_lora(tiny, dataset, monkeypatch):  # noqa: F811
+    t = tiny("sd3")
+    plain = go(t, dataset, recipe("plain"))
+    monkeypatch.setattr(compiling, "BACKEND", "a-backend-that-torch-does-not-have")
+    said: list[str] = []
+    with torch.inference_mode():
+        other = job.run_training(
+            t.model, t.text, t.codec, dataset, recipe("other", compile=True), preview=NO_PREVIEW, start_over=False, graph={},
+            show=said.append,
+        )  # fmt: skip
+    assert len([line for line in said if line.startswith("compile: the model's blocks could not be compiled")]) == 1
+    assert other.losses == plain.losses
+    assert all(torch.equal(plain.tensors[k], other.tensors[k]) for k in plain.tensors)
+
+
+def deaf(module: torch.fx.GraphModule, _inputs: object):
+    """A backend whose graphs give the right numbers and no gradient, as torch 2.11 made of an in-place product."""
+    return lambda *given: tuple(found.detach() + 0 * found for found in module(*given))
+
+
+def test_graphs_with_another_gradient_are_found_out_before_anything_is_learnt_from_them():
+    network, said = blocks(), []
+    adapter, layers = adapter_on(network)
+    compiled = Compiled(list(network), said.append, backend=deaf)
+    expected = gradients(network, adapter, layers, Compiled([], said.append))
+    assert close(gradients(network, adapter, layers, compiled), expected)
+    assert len(said) == 1 and "their gradient is not that of the plain ones" in said[0] and not compiled.active
+
+
+def test_the_comparison_leaves_the_gradient_of_the_batches_before():
+    network = blocks()
+    adapter, layers = adapter_on(network)
+    compiled, plain = Compiled(list(network), pytest.fail, backend="eager"), Compiled([], pytest.fail)
+    found = []
+    for one in (compiled, plain):
+        for parameter in adapter.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        found.append(gradients(network, adapter, layers, one, anew=False))
+    assert compiled.active and close(*found)
+
+
+def test_a_cancel_and_a_persons_mistake_are_not_taken_for_the_compilers():
+    class Cancel(Exception):
+        pass
+
+    for error in (Cancel(), AtelierError("a picture is gone"), torch.cuda.OutOfMemoryError("out of memory")):
+        calls: list[int] = []
+        compiled = Compiled(list(blocks()), pytest.fail, lambda found: isinstance(found, Cancel))
+
+        def step(error: Exception = error, calls: list[int] = calls) -> torch.Tensor:
+            calls.append(1)
+            raise error
+
+        with pytest.raises(type(error)):
+            compiled.run(step, [])
+        assert len(calls) == 1 and compiled.active
+
+
+def test_an_error_that_is_not_the_compilers_comes_through():
+    compiled = Compiled(list(blocks()), pytest.fail)
+
+    def step() -> torch.Tensor:
+        raise ValueError("nothing to do with it")
+
+    with pytest.raises(ValueError, match="nothing to do"):
+        compiled.run(step, [])
+
+
+def test_a_failed_attempt_leaves_no_gradient_behind():
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.full((2,), 5.0)  # of the batch before
+    compiled = Compiled(list(blocks()), lambda _: None)
+    tries: list[int] = []
+
+    def step() -> torch.Tensor:
+        loss = (weight * 3).sum()
+        loss.backward()
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("the backward graph could not be compiled")
+        return loss
+
+    compiled.run(step, [weight])
+    assert torch.equal(weight.grad, torch.full((2,), 8.0)) and not compiled.active
+
+
+def test_blocks_in_which_nothing_is_compiled_are_named():
+    said: list[str] = []
+    block = blocks(1)[0]
+    alone = torch._dynamo.disable(block.forward)
+    block.forward = lambda *given: alone(*given)
+    compiled = Compiled([block], said.append, backend="eager")
+    with compiled.on():
+        compiled.run(lambda: block(torch.ones(2, 6), torch.ones(2, 6)), [])
+    assert len(said) == 1 and "found nothing" in said[0] and not compiled.active
+
+
+def test_dropout_and_compiling_are_refused_together():
+    with pytest.raises(AtelierError, match="compile: with dropout every step"):
+        recipe(compile=True, network=NetworkConfig(rank=2, dropout=0.1))

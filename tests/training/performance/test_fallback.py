@@ -1,0 +1,209 @@
+"""A run without enough memory goes on with less, says so, and ends with the LoRA that it would have made with more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lora_atelier.training import host, loop, step, step_context
+from lora_atelier.training.config import LengthConfig, OptimizerConfig, TrainingConfig
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.estimate import preflight
+from lora_atelier.training.performance import memory
+from lora_atelier.training.performance.fallback import cheaper, difference, steps_down, without_effect
+
+from ..test_job import NO_PREVIEW, dataset, fresh_folders, go, recipe  # noqa: F401
+from ..test_mishaps import no_memory, run_of
+from .test_memory import told
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_step_by_step_on_a_gpu():
+    first = TrainingConfig("a", compile=True)
+    ways = list(steps_down(first, CUDA))
+    assert [(w.gradient_checkpointing, w.offload_blocks, w.compile) for w in ways] == [
+        (False, 0.0, True), (True, 0.0, True), (True, 0.5, False), (True, 1.0, False),
+    ]  # fmt: skip
+    assert ways[0] is first and cheaper(ways[-1], CUDA) is None
+    assert difference(ways[0], ways[1]) == "gradient_checkpointing is on"
+    assert difference(ways[0], ways[2]) == (
+        "gradient_checkpointing is on, 50% of the model's blocks stay in main memory (offload_blocks), compile is off"
+    )
+    assert difference(first, first) == ""
+    own = TrainingConfig("a", gradient_checkpointing=True, offload_blocks=0.7)
+    assert [w.offload_blocks for w in steps_down(own, CUDA)] == [0.7, 1.0]
+
+
+def test_where_there_is_only_main_memory_nothing_can_wait_in_it():
+    config = TrainingConfig("a", gradient_checkpointing=True, offload_blocks=0.5, offload_activations=True)
+    plain = without_effect(config, CPU)
+    assert plain == TrainingConfig("a", gradient_checkpointing=True) and without_effect(config, CUDA) is config
+    assert list(steps_down(plain, CPU)) == [plain]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"offload_blocks": 0.5}, "offload blocks: without gradient_checkpointing"),
+        ({"offload_blocks": 1.5, "gradient_checkpointing": True}, "outside 0 to 1"),
+        ({"offload_blocks": 0.5, "gradient_checkpointing": True, "compile": True}, "compile: blocks whose weights come and go"),
+    ],
+)
+def test_contradictions(settings, sentence):
+    with pytest.raises(AtelierError, match=sentence):
+        TrainingConfig("a", **settings)
+
+
+def test_weights_by_blocks_are_all_weights(tiny):
+    for name in ("sd15", "sd3"):
+        model = tiny(name).model
+        weights = preflight.weights_of(model, None)
+        everything = memory.bytes_of(model.weights())
+        assert weights.outside + sum(weights.blocks) == everything and 0 < weights.outside < everything
+        on = TrainingConfig("a", gradient_checkpointing=True, offload_blocks=1.0)
+        assert weights.needed(TrainingConfig("a")) == everything
+        assert weights.needed(on) == weights.outside + sum(sorted(weights.blocks)[-2:])
+
+
+# Before the first step
+
+
+def test_a_run_that_would_not_fit_begins_with_what_fits(tiny, dataset, monkeypatch):  # noqa: F811
+    t = tiny("sd15")
+    asked: list[memory.Measured] = []
+    real = preflight.measured
+
+    def between(*given):
+        """So much is free that only checkpointing fits."""
+        asked.append(real(*given))
+        plain, twice = (memory.MARGIN * asked[-1].need(c, 2).total for c in (recipe(), recipe(gradient_checkpointing=True)))
+        monkeypatch.setattr(host, "free_bytes", lambda _device: int((plain + twice) / 2) - asked[-1].need(recipe(), 2).model)
+        return asked[-1]
+
+    whole = go(t, dataset, recipe("whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "measured", between)
+        said = told(t, dataset, recipe("less"))
+    assert [line for line in said if line.startswith("memory:")] == [
+        "memory: it would not fit as it is set. For this run gradient_checkpointing is on; that is slower, to the same LoRA."
+    ]
+    assert any(line.startswith("needs about") for line in said)
+    less = run_of("less")
+    assert less.finished()
+    assert_close(whole.tensors, go(t, dataset, recipe("less")).tensors)
+
+
+# On the way
+
+
+class Small:
+    """A device on which a step fits only under checkpointing; what does not fit fails half-way, its gradients half added."""
+
+    def __init__(self, monkeypatch, t, from_step: int):
+        self.real, self.blocks, self.failed = step.step_loss, t.model.blocks(), 0
+        self.from_step = from_step
+        monkeypatch.setattr(loop, "step_loss", self)
+
+    def __call__(self, *given):
+        found, step = self.real(*given), given[-1]
+        if step >= self.from_step and not all("forward" in block.__dict__ for block in self.blocks):
+            self.failed += 1
+            found.backward()
+            no_memory()
+        return found
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("step", [0, 3, 5])
+def test_a_step_that_does_not_fit_is_done_again_with_less(tiny, dataset, monkeypatch, step, accumulate):  # noqa: F811
+    t = tiny("sd3")
+    settings = {"optimizer": OptimizerConfig(learning_rate=1e-3, accumulate=accumulate), "length": LengthConfig(max_steps=7)}
+    whole = go(t, dataset, recipe("whole", **settings))
+    with monkeypatch.context() as patch:
+        device = Small(patch, t, step)
+        said = told(t, dataset, recipe("less", **settings))
+    lines = ["The run goes on, slower: gradient_checkpointing is on."]
+    if t.model.device.type == "cuda":  # only there can anything be put aside
+        lines.insert(0, "All other models are put aside.")
+    assert [line for line in said if line.startswith("memory:")] == [f"memory: the device has no more of it. {x}" for x in lines]
+    assert device.failed == len(lines), "what was found out once stays"
+    assert len(run_of("less").cut_history(7)) == 7
+    assert_close(whole.tensors, go(t, dataset, recipe("less", **settings)).tensors)
+    assert not any("forward" in block.__dict__ for block in t.model.blocks())
+
+
+def test_other_models_are_put_aside_before_anything_is_given_up(tiny, dataset, monkeypatch):  # noqa: F811
+    """As on a GPU, where models that were left beside this one take memory; then the step is the same one."""
+    t = tiny("sd3")
+    whole = go(t, dataset, recipe("whole"))
+    rooms: list[int | None] = []
+    real, real_room, failed = step.step_loss, host.Model.leave_room, []
+
+    def crowded(*given):
+        if given[-1] == 4 and not failed:
+            failed.append(given[-1])
+            no_memory()
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_context, "can_offload", lambda _device: True)
+        patch.setattr(loop, "step_loss", crowded)
+        patch.setattr(host.Model, "leave_room", lambda self, needed: rooms.append(needed) or real_room(self, needed))
+        said = told(t, dataset, recipe("crowded"))
+    need = 1.1 * preflight_need(said)
+    assert len(rooms) == 2 and 0 < rooms[0] < need and rooms[1] is None, "so much as the run needs, and then all there is"
+    (line,) = [line for line in said if line.startswith("memory:")]
+    assert line == "memory: the device has no more of it. All other models are put aside."
+    crowded_run = go(t, dataset, recipe("crowded")).tensors
+    assert all(torch.equal(tensor, crowded_run[name]) for name, tensor in whole.tensors.items())
+
+
+def preflight_need(said: list[str]) -> float:
+    """Bytes, from what a run says of its need."""
+    line = next(line for line in said if line.startswith("needs about"))
+    _, _, number, unit, *_ = line.split()
+    return float(number) * {"GB:": memory.GB, "MB:": memory.MB}[unit]
+
+
+def test_when_nothing_is_left_to_give_up_it_says_what_helps(tiny, dataset, monkeypatch):  # noqa: F811
+    t = tiny("sd3")
+    calls = []
+
+    def never(*given):
+        calls.append(given[-1])
+        no_memory()
+
+    monkeypatch.setattr(loop, "step_loss", never)
+    with pytest.raises(AtelierError, match=r"out of memory after step 0.*most first: lower batch_size"):
+        go(t, dataset, recipe())
+    # On a GPU also without other models, with a half of the blocks away, and with all of them.
+    assert calls == [0] * (5 if t.model.device.type == "cuda" else 2)
+
+
+def test_another_error_is_not_taken_for_it(tiny, dataset, monkeypatch):  # noqa: F811
+    calls = []
+
+    def broken(*given):
+        calls.append(given[-1])
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(loop, "step_loss", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        go(tiny("sd3"), dataset, recipe())
+    assert calls == [0]
+
+
+def test_a_run_goes_on_where_blocks_were_moved_but_not_with_another_gradient(tiny, dataset):  # noqa: F811
+    """Where weights lie changes no number, so such a run is the same one."""
+    t = tiny("sd3")
+    first = go(t, dataset, recipe("moved", gradient_checkpointing=True))
+    again = go(t, dataset, recipe("moved", gradient_checkpointing=True, offload_blocks=1.0))
+    assert again.epochs.name == first.epochs.name == "moved"
+    assert go(t, dataset, recipe("moved")).epochs.name == "moved-2"
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """All weights together: a number whose gradient is nothing but rounding moves by AdamW's full step all the same."""
+    assert one.keys() == other.keys()
+    far = torch.cat([(one[name].float() - other[name].float()).flatten() for name in one]).norm()
+    assert far < 1e-3 * torch.cat([tensor.float().flatten() for tensor in one.values()]).norm()

@@ -1,0 +1,123 @@
+"""Parser of layer rules: the widgets that choose layers by name (include, exclude, rules per block).
+
+A pattern is a glob over the whole dotted name of a layer: ``*`` any characters, ``?`` one, and a component made of numbers, such
+as ``0-9`` or ``0,3,7-9``, any of these numbers. ``re:`` in front makes it a regular expression that is searched in the name. One
+pattern, or one rule, a line; ``#`` starts a comment line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..errors import AtelierError
+
+NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+LARGEST = 9999
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One line of a widget."""
+
+    text: str
+    where: str
+    """Widget and line, for messages: ``rules, line 2``."""
+    expression: re.Pattern[str]
+
+    def matches(self, layer: str) -> bool:
+        return self.expression.search(layer) is not None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Settings of the layers that a pattern matches; None leaves a setting as it is."""
+
+    pattern: Pattern
+    rank: int | None = None
+    alpha: float | None = None
+    """0 means the rank; None keeps the ratio of alpha to rank."""
+    rate: float | None = None
+    """Factor on the learning rate."""
+
+
+def parse_patterns(widget: str, text: str) -> tuple[Pattern, ...]:
+    """The patterns of ``include`` or ``exclude``. Raises AtelierError that names widget and line."""
+    return tuple(_pattern(f"{widget}, line {number}", line) for number, line in _lines(text))
+
+
+def parse_rules(text: str) -> tuple[Rule, ...]:
+    """Rules such as ``double_blocks.0-9.* rank=8 alpha=4 rate=0.5``. Raises AtelierError that names the line."""
+    rules = []
+    for number, line in _lines(text):
+        where = f"rules, line {number}"
+        pattern, *settings = line.split()
+        if not settings:
+            raise AtelierError(f"{where}: {line!r} sets nothing; write for example '{pattern} rank=8'.")
+        values: dict[str, str] = {}
+        for setting in settings:
+            key, equals, value = setting.partition("=")
+            if key not in ("rank", "alpha", "rate") or not equals:
+                raise AtelierError(f"{where}: {setting!r} is none of rank=, alpha= and rate= (without blanks around '=').")
+            if key in values:
+                raise AtelierError(f"{where}: {key} is set twice.")
+            values[key] = value
+        rank = _number(where, "rank", values.get("rank"), 1, 1024)
+        if rank is not None and rank != int(rank):
+            raise AtelierError(f"{where}: rank={values['rank']} is not a whole number.")
+        alpha = _number(where, "alpha", values.get("alpha"), 0, 1024)
+        rate = _number(where, "rate", values.get("rate"), 1e-6, 1e6)
+        rules.append(Rule(_pattern(where, pattern), None if rank is None else int(rank), alpha, rate))
+    return tuple(rules)
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """(1-based number, content) of the lines that say something."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        content = line.strip()
+        if content and not content.startswith("#"):
+            yield number, content
+
+
+def _number(where: str, key: str, text: str | None, low: float, high: float) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise AtelierError(f"{where}: {key}={text} is not a number.") from None
+    if not low <= value <= high:  # also true for nan
+        advice = "; to leave layers out, use exclude" if key == "rate" and value <= 0 else ""
+        raise AtelierError(f"{where}: {key}={text} is outside {low:g} to {high:g}{advice}.")
+    return value
+
+
+def _pattern(where: str, text: str) -> Pattern:
+    source = text[3:] if text.startswith("re:") else rf"\A{_glob(where, text)}\Z"
+    try:
+        return Pattern(text, where, re.compile(source))
+    except re.error as error:
+        raise AtelierError(f"{where}: {text!r} is no regular expression: {error}.") from None
+
+
+def _glob(where: str, text: str) -> str:
+    """The regular expression of a glob, without anchors."""
+    parts = []
+    for component in text.split("."):
+        if NUMBERS.fullmatch(component) and not component.isdigit():
+            parts.append("(?:" + "|".join(str(n) for n in sorted(_numbers(where, component))) + ")")
+        else:
+            parts.append("".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in component))
+    return r"\.".join(parts)
+
+
+def _numbers(where: str, component: str) -> set[int]:
+    out: set[int] = set()
+    for piece in component.split(","):
+        first, _, last = piece.partition("-")
+        low, high = int(first), int(last or first)
+        if low > high or high > LARGEST:
+            raise AtelierError(f"{where}: {piece!r} is no range of numbers from low to high, at most {LARGEST}.")
+        out.update(range(low, high + 1))
+    return out

@@ -1,0 +1,80 @@
+"""Augmentation: shuffled captions, dropped tags, mirrored pictures, different at each sighting. Pure functions.
+
+A sighting is numbered per picture over the whole run (0, 1, 2, ...), so a resumed run sees what an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import SubsetConfig
+from ..seeding import picture_random
+from .samples import Dataset
+
+FIXED = -1
+"""Number of a sighting in which nothing is left to chance: for pictures that are only looked at, never trained on."""
+CAPTION_VARIANTS = 16
+"""Different orders of one caption that are encoded ahead of training; later sightings take them in turn. Every one costs a text
+encoding on the disk (0.2 MB for CLIP-L, 4 MB for a T5 of 256 tokens); 16 orders are enough that none is learnt."""
+
+
+def plain_caption(caption: str | None, config: SubsetConfig) -> str:
+    """The caption with prefix and suffix, as it stands before anything is left to chance."""
+    return f"{config.caption_prefix}{caption or ''}{config.caption_suffix}".strip()
+
+
+def varied(config: SubsetConfig) -> bool:
+    """Whether the parts of a caption differ between sightings."""
+    return config.shuffle_captions or config.tag_dropout > 0
+
+
+def caption_variant(caption: str | None, config: SubsetConfig, seed: int, key: str, variant: int) -> str:
+    """One order of a caption's comma-separated parts.
+
+    After prefix and suffix: split on ",", the first ``keep_tokens`` parts stay, the rest is shuffled, then each of the rest is
+    dropped with probability ``tag_dropout``; joined with ", ".
+    """
+    text = plain_caption(caption, config)
+    if not varied(config):
+        return text
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    kept, rest = parts[: config.keep_tokens], parts[config.keep_tokens :]
+    draw = picture_random("caption", seed, key, variant)
+    if config.shuffle_captions:
+        draw.shuffle(rest)
+    if config.tag_dropout > 0:
+        rest = [part for part in rest if draw.random() >= config.tag_dropout]
+    return ", ".join(kept + rest)
+
+
+def sighted_caption(caption: str | None, config: SubsetConfig, seed: int, key: str, sighting: int) -> str:
+    """The caption of the ``sighting``-th time that the picture with this ``key`` is seen; "" when it is dropped as a whole."""
+    if sighting == FIXED:
+        return plain_caption(caption, config)
+    if config.caption_dropout > 0 and picture_random("dropout", seed, key, sighting).random() < config.caption_dropout:
+        return ""
+    return caption_variant(caption, config, seed, key, sighting % CAPTION_VARIANTS)
+
+
+def caption_variants(caption: str | None, config: SubsetConfig, seed: int, key: str, sightings: int) -> list[str]:
+    """Every caption that ``sighted_caption`` can give within the first ``sightings`` sightings, each once."""
+    count = min(sightings, CAPTION_VARIANTS) if varied(config) else 1
+    texts = [caption_variant(caption, config, seed, key, variant) for variant in range(count)]
+    return list(dict.fromkeys(texts + ([""] if config.caption_dropout > 0 else [])))
+
+
+def mirrored(config: SubsetConfig, seed: int, key: str, sighting: int) -> bool:
+    """Whether the picture is mirrored this time: by an even lot where ``flip`` is on."""
+    return config.flip and sighting != FIXED and picture_random("flip", seed, key, sighting).random() < 0.5
+
+
+def trained_captions(dataset: Dataset) -> tuple[str, ...]:
+    """The captions of the training pictures as they stand before anything is left to chance; latents have none."""
+    training = (subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready)
+    return tuple(plain_caption(sample.caption, subset.config) for subset in training for sample in subset.samples)
+
+
+def trained_pictures(dataset: Dataset) -> tuple[Path, ...]:
+    """The files of the training pictures, each once; latents have none."""
+    training = (subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready)
+    return tuple(dict.fromkeys(sample.path for subset in training for sample in subset.samples))

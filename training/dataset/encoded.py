@@ -1,0 +1,258 @@
+"""Encoded dataset: cached latents and text encodings, as batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..protocols import CaptionEncoder, PictureEncoder
+from . import masks, precomputed
+from .augment import FIXED, caption_variants, plain_caption, sighted_caption
+from .buckets import Size
+from .cache import TensorCache, cache_key
+from .plan import Batch, Plan
+from .samples import Dataset, Sample
+from .views import View, view, views
+
+PIXELS_AT_ONCE, PIXELS_ON_CPU = 1024 * 1024, 256 * 256
+"""Pictures of one size go through the VAE together, up to this many pixels: that keeps a GPU busy and costs no more memory than
+one large picture. A CPU is faster by it only where the pictures are so small that all fits its caches."""
+IN_MEMORY = 2 * 2**30
+"""Bytes of latents, and of text encodings, that are kept in memory; the rest is read from the cache when its turn comes."""
+Advance = Callable[..., None]
+Tensors = dict[str, Tensor]
+Chunk = list[tuple[Sample, View]]
+"""Pictures of one size."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run needs encoded."""
+
+    pictures: tuple[tuple[Sample, View], ...]
+    """Every picture in every way it will be shown, each once, bucket by bucket."""
+    texts: tuple[str, ...]
+    """Every caption that will be read, each once."""
+
+    def __len__(self) -> int:
+        return len(self.pictures) + len(self.texts)
+
+
+def work_of(plan: Plan, epochs: int) -> Work:
+    """Everything that the steps of so many epochs, and validation, will ask for, but for what is encoded in its step."""
+    pictures: dict[tuple[object, ...], tuple[Sample, View]] = {}
+    texts: dict[str, None] = {}
+    for row, (number, size, members) in enumerate(plan.buckets):
+        subset, count = plan.dataset.subsets[number], plan.most_sightings(row, epochs)
+        for sample in (subset.samples[index] for index in members if not subset.ready):
+            for shown in views(sample, subset.config, size, plan.seed, count) if subset.config.variants else ():
+                pictures.setdefault((*shown.parts, sample.mask_key), (sample, shown))
+            texts |= dict.fromkeys(caption_variants(sample.caption, subset.config, plan.seed, sample.key, count))
+    for batch in (*plan.validation, *plan.training_share):
+        subset = plan.dataset.subsets[batch.subset]
+        for sample in (subset.samples[index] for index in batch.samples if not subset.ready):
+            if subset.config.variants:
+                shown = view(sample, subset.config, batch.size, plan.seed, FIXED)
+                pictures.setdefault((*shown.parts, sample.mask_key), (sample, shown))
+            texts[plain_caption(sample.caption, subset.config)] = None
+    return Work(tuple(pictures.values()), (*texts, *(() if "" in texts else ("",))))
+
+
+class EncodedDataset:
+    """The latents and texts of a dataset, ready for the loop."""
+
+    def __init__(self, dataset: Dataset, seed: int, pictures: PictureEncoder, texts: CaptionEncoder, cache: TensorCache):
+        self.dataset, self.seed = dataset, seed
+        self._pictures, self._texts, self._cache = pictures, texts, cache
+        self.picture_identity, self.text_identity = pictures.identity(), texts.identity()
+        self.live: Callable[[str], dict[str, Tensor]] | None = None
+        """Set while the text encoder is trained: captions are encoded anew in every step, and gradients reach it."""
+        self._latents, self._conditionings = _Held(IN_MEMORY), _Held(IN_MEMORY)
+
+    def prepare(self, work: Work, advance: Advance) -> None:
+        """Encodes whatever the cache lacks; ``advance(done)`` is called after every picture and text and may raise to cancel.
+
+        What is encoded already stays in the cache, so a cancelled preparation goes on where it stopped.
+        """
+        missing: dict[Size, Chunk] = {}
+        done = 0
+        for sample, shown in work.pictures:
+            if self._cache.has(self._key(sample, shown)):
+                advance(done := done + 1)
+            else:
+                missing.setdefault(shown.size, []).append((sample, shown))
+        for chunk in self._encode(self._chunks(missing)):
+            for _ in chunk:
+                advance(done := done + 1)
+        unread = []
+        for text in work.texts:
+            if self._cache.has(self._text_key(text)):
+                advance(done := done + 1)
+            else:
+                unread.append(text)
+        for text, found in zip(unread, self._texts.encode_all(unread), strict=True):
+            self._cache.put(self._text_key(text), found)  # not held in memory: how many there are must not count here
+            advance(done := done + 1)
+
+    def latents(self, batch: Batch) -> tuple[Tensor, list[View], Tensor | None]:
+        """(B, C, H, W) as the VAE gave them, how each picture was cut, and loss masks (B, 1, h, w) in 0..1 or None."""
+        subset = self.dataset.subsets[batch.subset]
+        samples = [subset.samples[index] for index in batch.samples]
+        shown = [view(s, subset.config, batch.size, self.seed, n) for s, n in zip(samples, batch.sightings, strict=True)]
+        if subset.config.variants:
+            found = [self._picture(sample, one) for sample, one in zip(samples, shown, strict=True)]
+        else:
+            chunks = self._chunks({batch.size: list(zip(samples, shown, strict=True))})
+            found = [tensors for chunk in chunks for tensors in self._tensors(chunk, _read(chunk))]
+        latents = torch.stack([tensors["latent"] for tensors in found])
+        if all("mask" not in tensors for tensors in found):
+            return latents, shown, None
+        everything = torch.ones(1, *latents.shape[-2:])
+        return latents, shown, torch.stack([tensors.get("mask", everything) for tensors in found])
+
+    def captions(self, batch: Batch) -> list[str]:
+        """The caption of each sample, after shuffling and dropout."""
+        subset = self.dataset.subsets[batch.subset]
+        return [
+            sighted_caption(subset.samples[i].caption, subset.config, self.seed, subset.samples[i].key, n)
+            for i, n in zip(batch.samples, batch.sightings, strict=True)
+        ]
+
+    def conditionings(self, batch: Batch) -> list[dict[str, Any]]:
+        """Conditioning of each sample: ``cond``, ``pooled_output`` and extras (tensors, and from other nodes numbers)."""
+        subset = self.dataset.subsets[batch.subset]
+        if not subset.ready:
+            captions = self.captions(batch)
+            if self.live is None:
+                return [self.text(caption) for caption in captions]
+            fresh = {caption: self.live(caption) for caption in dict.fromkeys(captions)}
+            return [fresh[caption] for caption in captions]
+        return [self.stored_text(subset.samples[i]) for i in batch.samples]
+
+    def stored_text(self, sample: Sample) -> dict[str, Any]:
+        """The conditioning that another node has made for a picture."""
+        assert sample.ready is not None
+        return precomputed.unpacked(self._stored(sample.ready.text, self._conditionings))
+
+    def text(self, caption: str) -> dict[str, Tensor]:
+        """The conditioning of a caption, encoded once."""
+        key = self._text_key(caption)
+        found = self._conditionings.get(key) or self._cache.get(key)
+        return self._conditionings.keep(key, self._encode_text(caption) if found is None else found)
+
+    def _encode_text(self, caption: str) -> Tensors:
+        found = self._texts.encode(caption)
+        self._cache.put(self._text_key(caption), found)
+        return found
+
+    def _text_key(self, caption: str) -> str:
+        return cache_key("text", self.text_identity, caption)
+
+    def _key(self, sample: Sample, shown: View) -> str:
+        masked = (sample.mask_key, "alpha" if sample.mask == sample.path else "file") if sample.mask else ()
+        return cache_key("latent", self.picture_identity, shown.parts, *masked)
+
+    def _picture(self, sample: Sample, shown: View) -> Tensors:
+        """Latent and mask of a picture; encoded anew if the cache has lost it meanwhile."""
+        if sample.ready:
+            return self._stored(sample.ready.latent, self._latents)
+        key = self._key(sample, shown)
+        found = self._latents.get(key) or self._cache.get(key)
+        if found is None:
+            list(self._encode([[(sample, shown)]]))
+            found = self._cache.get(key)
+            assert found is not None
+        return self._latents.keep(key, found)
+
+    def _stored(self, key: str, held: _Held) -> Tensors:
+        """What only the node that stored it can make again."""
+        found = held.get(key) or self._cache.get(key)
+        if found is None:
+            raise precomputed.lost()
+        return held.keep(key, found)
+
+    def _tensors(self, chunk: Chunk, pixels: Tensor) -> list[Tensors]:
+        """Latent and mask of every picture of the chunk; ``pixels`` is (B, H, W, 3) in 0..1."""
+        latents = self._pictures.encode(pixels)
+        if len(latents) != len(pixels):
+            # A video VAE takes several pictures for one film.
+            latents = torch.cat([self._pictures.encode(one[None]) for one in pixels])
+        out = []
+        for (sample, shown), latent in zip(chunk, latents, strict=True):
+            tensors = {"latent": latent}
+            if sample.mask:
+                tensors["mask"] = masks.to_latent_size(shown.mask(sample), (latent.shape[-2], latent.shape[-1]))
+            out.append(tensors)
+        return out
+
+    def _chunks(self, missing: dict[Size, Chunk]) -> list[Chunk]:
+        """Pictures of one size in groups that are encoded together."""
+        most = PIXELS_ON_CPU if self._pictures.device.type == "cpu" else PIXELS_AT_ONCE
+        out = []
+        for (width, height), group in missing.items():
+            count = max(1, most // (width * height))
+            out += [group[i : i + count] for i in range(0, len(group), count)]
+        return out
+
+    def _encode(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
+        """Encodes and stores chunk by chunk, yielding each when it is done."""
+        for chunk, pixels in zip(chunks, _read_all(chunks, ahead=self._pictures.device.type != "cpu"), strict=True):
+            for (sample, shown), tensors in zip(chunk, self._tensors(chunk, pixels), strict=True):
+                self._cache.put(self._key(sample, shown), tensors)
+            yield chunk
+
+
+class _Held:
+    """Tensors in memory, as many as fit."""
+
+    def __init__(self, limit: int):
+        self._limit, self._bytes = limit, 0
+        self._tensors: dict[str, Tensors] = {}
+
+    def get(self, key: str) -> Tensors | None:
+        return self._tensors.get(key)
+
+    def keep(self, key: str, tensors: Tensors) -> Tensors:
+        """``tensors``, held if there is room."""
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if key not in self._tensors and self._bytes + size <= self._limit:
+            self._tensors[key] = tensors
+            self._bytes += size
+        return tensors
+
+
+def _read_all(chunks: Sequence[Chunk], ahead: bool) -> Iterator[Tensor]:
+    """The pixels of every chunk; ``ahead``: each is read from the disk while the one before it is worked on.
+
+    Where a CPU does that work, reading ahead costs more than it saves: tensors in a second thread give OpenMP a second team of
+    threads, and as long as that thread lives, convolutions took 6 % longer on two cores.
+    """
+    if not ahead:
+        yield from map(_read, chunks)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_read, chunks[0]) if chunks else None
+        for after in (*chunks[1:], None):
+            if coming is None:
+                return
+            pixels = coming.result()
+            coming = pool.submit(_read, after) if after is not None else None
+            yield pixels
+
+
+def _read(chunk: Chunk) -> Tensor:
+    """(B, H, W, 3) in 0..1."""
+    return torch.stack([shown.pixels(sample.path) for sample, shown in chunk])
+
+
+def size_conditioning(shown: View) -> dict[str, Any]:
+    """SDXL's size conditioning in the host's words: original size, crop offset, and target size, in pixels."""
+    return {
+        "width": shown.original[0], "height": shown.original[1], "crop_w": shown.crop[0], "crop_h": shown.crop[1],
+        "target_width": shown.size[0], "target_height": shown.size[1],
+    }  # fmt: skip

@@ -1,0 +1,104 @@
+"""Dataset report: what a person should know about pictures before training on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .focus import NO_FACES, finds_faces
+from .near_duplicates import duplicates
+from .plan import size_of
+from .samples import Dataset, Sample, Subset, counted
+from .views import View, view
+
+ENLARGED = 2.0
+"""A picture that is enlarged more than this looks soft, and the softness is learnt."""
+CUT = 0.25
+"""A picture that loses more than this share of its area has an unusual shape."""
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One picture as it will be trained on; the first sighting where that is left to chance."""
+
+    path: Path
+    subset: int
+    repeats: int
+    shown: View
+    caption: str | None
+
+    @property
+    def enlarged(self) -> float:
+        """Factor by which the picture is scaled; 0.5 halves its sides."""
+        return max(s / o for s, o in zip(self.shown.scaled, self.shown.original, strict=True))
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of the part that is kept, in pixels of the picture."""
+        (left, top), (width, height) = self.shown.crop, self.shown.size
+        x, y = (o / s for o, s in zip(self.shown.original, self.shown.scaled, strict=True))
+        right, bottom = min(self.shown.original[0], round((left + width) * x)), min(
+            self.shown.original[1], round((top + height) * y)
+        )  # fmt: skip
+        return round(left * x), round(top * y), right, bottom
+
+    @property
+    def cut(self) -> float:
+        """Share of the picture's area that is cut off."""
+        kept, whole = self.shown.size, self.shown.scaled
+        return 1 - kept[0] * kept[1] / (whole[0] * whole[1])
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values for the canvas."""
+        return {
+            "name": self.path.name, "subset": self.subset + 1, "repeats": self.repeats, "size": self.shown.original,
+            "bucket": self.shown.size, "box": self.box, "caption": self.caption, "enlarged": round(self.enlarged, 2),
+        }  # fmt: skip
+
+
+def inspect(dataset: Dataset) -> list[Inspected]:
+    """Every picture in the order of the folders."""
+    return [
+        Inspected(sample.path, number, subset.repeats, _view(sample, subset), sample.caption)
+        for number, subset in enumerate(dataset.subsets)
+        for sample in subset.samples
+    ]
+
+
+def _view(sample: Sample, subset: Subset) -> View:
+    return view(sample, subset.config, size_of(sample, subset.config))
+
+
+def remarks(subset: Subset) -> list[str]:
+    """One sentence for each kind of oddity among the subset's pictures, naming the first few."""
+    pictures = inspect(Dataset((subset,)))
+    soft = [p for p in pictures if p.enlarged > ENLARGED]
+    small = [p for p in pictures if 1 < p.enlarged <= ENLARGED]
+    odd = [p for p in pictures if p.cut > CUT]
+    bare = [p.path for p in pictures if p.caption is None]
+    pairs = duplicates([sample.look for sample in subset.samples])
+    said = []
+    if soft:
+        details = [f"{p.path.name} ({p.shown.original[0]} x {p.shown.original[1]}, {p.enlarged:.1f} times)" for p in soft]
+        said.append(f"too small, enlarged more than twice and therefore soft: {_some(details)}.")
+    if small:
+        most = max(p.enlarged for p in small)
+        said.append(f"{counted(len(small), 'picture')} smaller than the bucket, enlarged at most {most:.1f} times.")
+    if odd:
+        details = [f"{p.path.name} ({p.cut:.0%} cut off)" for p in odd]
+        said.append(f"unusual shape: {_some(details)}.")
+    if pairs:
+        names = [f"{subset.samples[b].path.name} looks like {subset.samples[a].path.name}" for a, b in pairs]
+        said.append(f"duplicates: {_some(names)}.")
+    if bare and len(bare) < len(pictures):
+        said.append(f"no caption: {_some([path.name for path in bare])}.")
+    if subset.config.crop == "focus" and not finds_faces():
+        said.append(NO_FACES)
+    return said
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

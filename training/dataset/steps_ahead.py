@@ -1,0 +1,71 @@
+"""Steps of an epoch before the dataset is read: from the names in the folders and the pictures' headers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ..config import SubsetConfig
+from ..errors import AtelierError
+from .images import picture_size
+from .index import Index
+from .plan import Plan
+from .samples import Dataset, Sample, Subset
+from .scan import _repeats, find
+
+
+@dataclass(frozen=True)
+class SubsetSource:
+    """What one Load Dataset node is set to."""
+
+    config: SubsetConfig
+    folder: Path
+    root: Path
+    index: Path
+    """File of ``Index``, in which pictures are found that were looked into before."""
+
+
+def steps_per_epoch(sources: Sequence[SubsetSource]) -> int:
+    """As ``Plan.steps_per_epoch`` once the nodes have run.
+
+    No picture is decoded. A validation share is drawn by the contents of files, which nobody has read for pictures that are new:
+    which of them are held out may then be others, so a step more or less is possible. Raises AtelierError as the nodes would.
+    """
+    return Plan(Dataset(tuple(subset for source in sources for subset in _subsets(source))), 0).steps_per_epoch
+
+
+def _subsets(source: SubsetSource) -> list[Subset]:
+    index, out = Index(source.index), []
+    config = dataclasses.replace(source.config, crop="center", masks="off")
+    for found in find(source.folder, source.root, config.nested):
+        samples = []
+        for path in found.pictures:
+            try:
+                width, height, key = _known(path, index)
+            except AtelierError:
+                if config.broken == "stop":
+                    raise
+                continue
+            samples.append(Sample(path, width, height, None, key))
+        out.append(Subset(config, tuple(samples), _repeats(found, config)[0]))
+    return out
+
+
+def _known(path: Path, index: Index) -> tuple[int, int, str]:
+    """(width, height, key); the path stands for the key of a picture that was never read."""
+    facts = index.remembered(path)
+    if facts is not None:
+        return facts.width, facts.height, facts.key
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise AtelierError(f"{path}: this picture cannot be read ({error.strerror}). Allow it, or remove it.") from error
+    return *_header(path, stat.st_size, stat.st_mtime_ns), str(path)
+
+
+@lru_cache(maxsize=20_000)
+def _header(path: Path, _size: int, _changed: int) -> tuple[int, int]:
+    return picture_size(path)

@@ -1,0 +1,87 @@
+"""Views of a sample: crop, pixels and mask for its bucket, and the key of its cached latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..config import SubsetConfig
+from ..errors import AtelierError
+from ..seeding import crop_draw
+from .augment import FIXED, mirrored
+from .buckets import Size, crop_box
+from .images import open_picture, to_tensor
+from .masks import open_mask
+from .samples import Sample
+
+LOTS = 24
+"""Sightings at one place after which both ways of mirroring have come up, but for a chance of less than 1 in 10^6."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One way of looking at a picture: everything that decides its pixels, and SDXL's size conditioning."""
+
+    sample_key: str
+    """SHA-256 (hex) of the picture's file."""
+    size: Size
+    """(width, height) in pixels that the model sees."""
+    original: Size
+    """(width, height) of the picture after EXIF rotation, before scaling."""
+    crop: tuple[int, int]
+    """(left, top) of the kept part in the scaled picture."""
+    scaled: Size
+    """(width, height) of the whole picture after scaling."""
+    flipped: bool = False
+    """Mirrored left to right, after the cut."""
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What a cache key must contain so that other pixels never share it."""
+        return (self.sample_key, self.size, self.scaled, self.crop, *(("flipped",) if self.flipped else ()))
+
+    def pixels(self, path: Path) -> torch.Tensor:
+        """Float32 (H, W, 3) in 0..1; AtelierError if the file is broken or was replaced since the folder was read."""
+        image = open_picture(path)
+        if image.size != self.original:
+            raise AtelierError(f"{path}: the picture has changed since the folder was read. Queue the workflow again.")
+        return self._cut(image)
+
+    def mask(self, sample: Sample) -> torch.Tensor:
+        """Float32 (H, W) in 0..1, cut as the picture is; 1 is learnt. AtelierError naming the file if it doesn't fit."""
+        assert sample.mask is not None
+        return self._cut(open_mask(sample.mask, sample.path, self.original))[..., 0]
+
+    def _cut(self, image: Image.Image) -> torch.Tensor:
+        left, top = self.crop
+        pixels = to_tensor(image, self.scaled, (left, top, left + self.size[0], top + self.size[1]))
+        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+        return pixels.flip(1) if self.flipped else pixels
+
+
+def view(sample: Sample, config: SubsetConfig, size: Size, seed: int = 0, sighting: int = 0) -> View:
+    """How ``sample`` is shown at ``size`` (width, height) the ``sighting``-th time.
+
+    Seed and sighting matter only for ``crop`` = ``random``, whose places recur after ``config.variants`` sightings, or never
+    where that is 0, and for ``flip``.
+    """
+    draw, crop = (0.5, 0.5), config.crop
+    if crop == "random" and sighting != FIXED:
+        draw = crop_draw(seed, sighting % config.variants if config.variants else sighting, sample.key)
+    elif crop == "focus" and sample.focus is not None:
+        draw = sample.focus
+    placed = crop_box(sample.width, sample.height, size, crop, draw)
+    flipped = mirrored(config, seed, sample.key, sighting)
+    return View(sample.key, size, (sample.width, sample.height), (placed.left, placed.top), placed.scaled, flipped)
+
+
+def views(sample: Sample, config: SubsetConfig, size: Size, seed: int, sightings: int) -> list[View]:
+    """Every view that ``view`` can give within the first ``sightings`` sightings, each once; not for ``variants`` = 0."""
+    if config.crop != "random" and not config.flip:
+        return [view(sample, config, size)]
+    places = config.variants if config.crop == "random" else 1
+    seen = (view(sample, config, size, seed, sighting) for sighting in range(min(sightings, LOTS * places)))
+    return list({shown.parts: shown for shown in seen}.values())

@@ -1,0 +1,1 @@
+"""Estimates before a run: its curve and file, its activations, and what fits into memory."""

@@ -1,0 +1,95 @@
+"""Preflight: memory of a run, measured by one forward pass before its first step, and the settings that make it fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from .. import host
+from ..dataset.plan import Batch, Plan
+from ..errors import is_out_of_memory
+from ..performance import activation_offload, memory
+from ..performance.fallback import cheaper, difference, steps_down, without_effect
+from ..protocols import Denoiser, TrainedText
+from ..session import Session
+from ..step import noised_prediction
+
+
+def fit(session: Session, say: Callable[[str], None]) -> Session:
+    """``session``, or the same run in less memory if there is too little; the cheapest one if even that is too little.
+
+    Says what the run will need and what there is, what is changed, and what else can be; the run starts all the same. The model
+    will ask for so much room when it is held.
+    """
+    model, config = session.model, session.config
+    if (config.offload_activations or config.offload_blocks) and not activation_offload.can_offload(model.device):
+        say(activation_offload.NOTHING_TO_DO)
+    if config.compile:
+        say("compile: the first steps of every picture size take longer, since the model's blocks are compiled for it")
+    wanted = now = without_effect(config, model.device)
+    batch = largest_batch(session.plan)
+    pictures = len(batch.samples)
+    if activation_offload.can_offload(model.device) and weights_of(model, session.text).needed(now) > host.memory()[1]:
+        *_, now = steps_down(now, model.device)  # the model alone is larger than the device
+    while True:
+        try:
+            with model.hold(session.text, offload=now.offload_blocks):
+                found = measured(session, batch)
+                # All other models have been put aside.
+                free = host.free_bytes(model.device) + found.weights.needed(now)
+            break
+        except Exception as error:
+            less = cheaper(now, model.device)
+            if not is_out_of_memory(error):
+                raise
+        if less is None:
+            advice = memory.what_helps(now, pictures, model.device)
+            say(f"memory: not even one picture at {batch.size[0]} x {batch.size[1]} goes through the model. {advice}")
+            return replace(session, config=now)
+        now = less
+    ways = list(steps_down(now, model.device))
+    now = next((way for way in ways if memory.fits(found.need(way, pictures), free)), ways[-1])
+    need = found.need(now, pictures)
+    line, fits = memory.line(need, free), memory.fits(need, free)
+    model.leave_room(math.ceil(memory.MARGIN * (need.adapter + need.activations)) if fits else None)
+    if changed := difference(wanted, now):
+        say(f"memory: it would not fit as it is set. For this run {changed}; that is slower, to the same LoRA.")
+    if fits:
+        say(line)
+    else:
+        say(f"memory: this will probably not fit: {line}. {memory.what_helps(now, pictures, model.device)}")
+    return replace(session, config=now)
+
+
+def largest_batch(plan: Plan) -> Batch:
+    """The batch of the first epoch with the most pixels."""
+    return max(plan.epoch_batches(0), key=lambda batch: batch.size[0] * batch.size[1] * len(batch.samples))
+
+
+def weights_of(model: Denoiser, text: TrainedText | None) -> memory.Weights:
+    """All that is frozen on the model's device, where a text encoder need not be."""
+    beside = text.weights() if text is not None and text.device == model.device else ()
+    return memory.Weights.of(model.blocks(), [*model.weights(), *beside])
+
+
+def measured(session: Session, batch: Batch) -> memory.Measured:
+    """What a step needs, from one picture's forward pass. The model is held by the caller.
+
+    Nothing random is drawn, and the adapter is as it was. Of blocks that are kept away, what came of them is counted too.
+    """
+    model, adapter = session.model, session.adapter
+    frozen = [*model.weights(), *(session.text.weights() if session.text else ())]
+    one = replace(batch, samples=batch.samples[:1], sightings=batch.sightings[:1])
+
+    def forward() -> object:
+        x0 = model.latents_in(session.encoded.latents(one)[0].to(model.device))
+        sigma = session.levels.quantiles(1, (x0.shape[-2], x0.shape[-1])).to(model.device)
+        given = noised_prediction(model, x0, sigma, torch.zeros_like(x0), session.encoded.conditionings(one), [{}])
+        return given.prediction.square().mean()
+
+    with adapter.attached(session.layers):
+        found = memory.measure(session.blocks(), [*frozen, *adapter.parameters()], forward, model.device)
+    return memory.Measured(weights_of(model, session.text), found, tuple(tuple(p.shape) for p in adapter.parameters()))

@@ -1,0 +1,1 @@
+"""Evaluation of a run: fixed losses, early stopping, divergence."""

@@ -1,0 +1,132 @@
+"""Batched text encoding: several captions in one pass of a text encoder.
+
+The host encodes a prompt at a time: on a GPU that leaves most of it idle (or reads all weights from the main memory once a
+caption), on a CPU the weights are cast anew for each. Its encoders take lists of token rows though, and give every row what it
+would have alone. So when the host asks an encoder for the rows of one caption, the rows of the captions that come next go through
+with them, and are there when their turn comes. Everything else (joining encoders, weights, long prompts) remains the host's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from comfy import sd1_clip
+from torch import Tensor
+
+from ..errors import is_out_of_memory
+
+TOKENS_AT_ONCE, TOKENS_ON_CPU = 4096, 320
+Row = tuple[int, ...]
+Answer = tuple[Tensor, Tensor | None, dict[str, Tensor]]
+"""What an encoder gives for rows: hidden states (rows, tokens, width), pooled (rows, width), and whatever else it has."""
+
+
+class BatchedEncoders:
+    """The encoders in ``clip``, knowing which ``tokens`` (each as ``clip.tokenize`` gives it) they will be asked for in turn."""
+
+    def __init__(self, clip: Any, tokens: Sequence[Any]):
+        coming = [_rows(one) for one in tokens]
+        encoders = (m for m in clip.cond_stage_model.modules() if isinstance(m, sd1_clip.ClipTokenWeightEncoder))
+        self._aheads = [_Ahead(encoder, coming, clip.patcher.load_device) for encoder in encoders]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While this lasts, an encoder that is asked for one of the captions reads the following ones in the same pass."""
+        with ExitStack() as stack:
+            for ahead in self._aheads:
+                stack.enter_context(ahead.in_place())
+            yield
+
+
+class _Ahead:
+    """Stands before an encoder's ``encode``."""
+
+    def __init__(self, encoder: Any, coming: Sequence[dict[str, list[Row]]], device: torch.device):
+        self._encoder, self._coming = encoder, coming
+        self._tokens = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_AT_ONCE
+        """As many go through at once; 0: every caption alone."""
+        self._encode = encoder.encode
+        self._found: dict[Row, Answer] = {}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        own = vars(self._encoder).get("encode")
+        self._encoder.encode = self
+        try:
+            yield
+        finally:
+            if own is None:
+                del self._encoder.encode
+            else:
+                self._encoder.encode = own
+
+    def __call__(self, rows: list[list[Any]]) -> Any:
+        if not self._tokens or not rows or not all(_plain(row) for row in rows):
+            return self._encode(rows)
+        wanted = [tuple(row) for row in rows]
+        missing = [row for row in dict.fromkeys(wanted) if row not in self._found]
+        if missing:
+            lot = self._lot(missing)
+            parts = self._read(lot)
+            if parts is None:
+                self._tokens = 0
+                return self._encode(rows)
+            self._found |= zip(lot, parts, strict=True)
+        return _joined([self._found[row] for row in wanted])
+
+    def _read(self, lot: list[Row]) -> list[Answer] | None:
+        """The answer to each row; None where there is no memory for them all, or where the encoder's answer cannot be parted.
+
+        What is tried next waits until this has returned: an error that is still held holds the memory too.
+        """
+        try:
+            return _parts(self._encode([list(row) for row in lot]), len(lot))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _lot(self, missing: list[Row]) -> list[Row]:
+        """``missing`` and what comes of the same length, as many as go through at once."""
+        kinds = {kind for one in self._coming for kind, rows in one.items() if missing[0] in rows}
+        if len(kinds) != 1:  # no telling what this encoder will be asked for
+            return missing
+        (kind,) = kinds
+        after = (row for one in self._coming for row in one.get(kind, []) if len(row) == len(missing[0]))
+        most = self._tokens // len(missing[0])
+        ahead = [row for row in dict.fromkeys(after) if row not in missing and row not in self._found]
+        return [*missing, *ahead[: max(0, most - len(missing))]]
+
+
+def _rows(tokens: Any) -> dict[str, list[Row]]:
+    """The rows of plain tokens by the name of the encoder that they are for; of what the host tokenizes otherwise, none."""
+    if not isinstance(tokens, dict):
+        return {}
+    named = {kind: [[part[0] for part in section] for section in sections] for kind, sections in tokens.items()}
+    return {kind: [tuple(row) for row in rows if row and _plain(row)] for kind, rows in named.items()}
+
+
+def _plain(row: Sequence[Any]) -> bool:
+    """Whether a row is tokens only, no learned embedding or picture."""
+    return all(isinstance(token, int) for token in row)
+
+
+def _parts(answer: Any, count: int) -> list[Answer] | None:
+    """The answer to each of ``count`` rows, or None where it cannot be parted."""
+    states, pooled, extra = answer[0], answer[1], dict(answer[2]) if len(answer) > 2 else {}
+    tensors = [states, *([] if pooled is None else [pooled]), *extra.values()]
+    if not all(isinstance(tensor, Tensor) and tensor.ndim and len(tensor) == count for tensor in tensors):
+        return None
+    one = [slice(i, i + 1) for i in range(count)]
+    return [(states[i], None if pooled is None else pooled[i], {name: t[i] for name, t in extra.items()}) for i in one]
+
+
+def _joined(parts: list[Answer]) -> tuple[Any, ...]:
+    """What the encoder would have answered to all of them; always a copy, since the host weighs tokens in place."""
+    states = torch.cat([states for states, _, _ in parts])
+    pooled = [pooled for _, pooled, _ in parts if pooled is not None]
+    extra = {name: torch.cat([more[name] for _, _, more in parts]) for name in parts[0][2]}
+    return (states, torch.cat(pooled) if pooled else None, *([extra] if extra else []))

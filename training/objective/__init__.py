@@ -1,0 +1,1 @@
+"""Training objective: noise, targets, losses, output preservation."""

@@ -1,0 +1,242 @@
+"""Memory need of a run, before it starts: formulas, and one pass that is measured rather than guessed.
+
+Bytes everywhere. What the driver, the allocator's gaps and a library's work space take comes on top, hence "about".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import OptimizerConfig, TrainingConfig
+from ..tensors.method_patch import patched
+from ..tensors.precision import has_native_support
+from .activation_offload import SMALLEST, can_offload, place, places
+from .block_offload import on_device
+
+GB, MB = 10**9, 10**6
+MARGIN = 1.1
+"""What is needed times this should be free."""
+# Bytes that an optimizer keeps for each number, as its states have them.
+STATES: Mapping[str, int] = {
+    "AdamW": 8, "Lion": 4, "Prodigy": 16, "DAdaptAdam": 12, "DAdaptAdamW": 12, "AdamWScheduleFree": 8, "SGD": 4,
+}  # fmt: skip
+FULL_BELOW = 4096
+"""bitsandbytes keeps the states of smaller tensors in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What autograd keeps of one picture's forward pass."""
+
+    inside: int
+    """Within blocks."""
+    outside: int
+    inputs: int
+    """What enters the blocks; under checkpointing it is all that is kept of them."""
+    largest: int
+    """The largest block's part of ``inside``."""
+    small: int
+    """What is too small for offloading."""
+
+    def needed(self, config: TrainingConfig, pictures: int) -> int:
+        """At the same time, for a batch of so many pictures."""
+        if config.offload_activations:
+            one = self.largest + self.small
+        elif config.gradient_checkpointing:
+            one = self.outside + self.inputs + self.largest
+        else:
+            one = self.inside + self.outside
+        passes = 2 if config.loss.preservation and config.loss.preservation_prompt else 1
+        return one * pictures * passes
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of everything that is frozen, as it is stored."""
+
+    blocks: tuple[int, ...]
+    """Of the model's blocks, each."""
+    outside: int
+
+    @classmethod
+    def of(cls, blocks: Sequence[nn.Module], everything: Iterable[Tensor]) -> Weights:
+        sizes = tuple(bytes_of([*block.parameters(), *block.buffers()]) for block in blocks)
+        return cls(sizes, bytes_of(everything) - sum(sizes))
+
+    def needed(self, config: TrainingConfig) -> int:
+        """On the device."""
+        return on_device(self.outside, self.blocks, config.offload_blocks)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What decides a run's need, whatever the settings."""
+
+    weights: Weights
+    activations: Activations
+    shapes: tuple[tuple[int, ...], ...]
+    """Of all that is trained."""
+
+    def need(self, config: TrainingConfig, pictures: int) -> Need:
+        """On the model's device, for a batch of so many pictures."""
+        return Need(
+            model=self.weights.needed(config),
+            adapter=adapter_needs(self.shapes, config),
+            activations=self.activations.needed(config, pictures),
+        )
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run needs on the model's device."""
+
+    model: int
+    adapter: int
+    """Weights, gradients, averages and the optimizer's states."""
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.model + self.adapter + self.activations
+
+
+def measure(
+    blocks: Sequence[nn.Module], weights: Iterable[Tensor], forward: Callable[[], object], device: torch.device | None = None
+) -> Activations:
+    """Runs ``forward`` once, with gradients, and counts what autograd wants to keep besides ``weights``, on ``device`` if given.
+
+    Nothing is kept, so it needs no more memory than a pass without gradients. ``blocks`` are what checkpointing would compute
+    again; nothing stays on them.
+    """
+    staying, seen = places(weights), dict[int, Any]()
+    outer, inner = _Tally(staying, seen, device), {block: _Tally(staying, seen, device) for block in blocks}
+    entering = _Tally(staying, {}, device)
+    now = [outer]
+
+    def counted(tally: _Tally, block_forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            for value in (*args, *kwargs.values()):
+                for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                        entering.add(tensor)
+            now.append(tally)
+            try:
+                return block_forward(*args, **kwargs)
+            finally:
+                now.pop()
+
+        return run
+
+    def refuse(_: Any) -> Tensor:
+        raise RuntimeError("this pass was measured; it has no gradient")
+
+    watched = torch.autograd.graph.saved_tensors_hooks(lambda tensor: now[-1].add(tensor), refuse)
+    with patched(blocks, "forward", lambda block, usual: counted(inner[block], usual)), watched, torch.enable_grad():
+        forward()
+    sizes = [tally.bytes for tally in inner.values()]
+    return Activations(
+        inside=sum(sizes), outside=outer.bytes, inputs=entering.bytes, largest=max(sizes, default=0),
+        small=sum(tally.small for tally in (outer, *inner.values())),
+    )  # fmt: skip
+
+
+class _Tally:
+    """Bytes of storages, each counted once however many views it has, by the first of the tallies that share ``seen``."""
+
+    def __init__(self, staying: set[int], seen: dict[int, Any], device: torch.device | None):
+        self.bytes = self.small = 0
+        self._staying, self._seen, self._device = staying, seen, device
+
+    def add(self, tensor: Tensor) -> None:
+        from torch.multiprocessing.reductions import StorageWeakRef
+
+        where = place(tensor)
+        if where is None or where in self._staying or self._device not in (None, tensor.device):
+            return
+        seen = self._seen.get(where)
+        if seen is not None and not seen.expired():
+            return
+        storage = tensor.untyped_storage()
+        self._seen[where] = StorageWeakRef(storage)  # the same place, once that storage is gone, belongs to another tensor
+        self.bytes += storage.nbytes()
+        self.small += storage.nbytes() if storage.nbytes() < SMALLEST else 0
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of ``tensors``, as they are stored."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def adapter_needs(shapes: Sequence[Sequence[int]], config: TrainingConfig) -> int:
+    """fp32 weights of these shapes and gradients, the average if there is one, and the optimizer's states."""
+    numbers = sum(math.prod(shape) for shape in shapes)
+    return 4 * (3 if config.ema_decay else 2) * numbers + state_bytes(config.optimizer, shapes)
+
+
+def state_bytes(config: OptimizerConfig, shapes: Iterable[Sequence[int]]) -> int:
+    """What the optimizer keeps for parameters of these shapes.
+
+    Adafactor and CAME keep a mean for each row and each column of a matrix in place of its numbers (Shazeer & Stern 2018).
+    """
+    total = 0
+    for shape in shapes:
+        numbers = math.prod(shape)
+        means = numbers // shape[-1] + numbers // shape[-2] if len(shape) > 1 else numbers
+        if config.name == "Adafactor":
+            total += 4 * means + (4 * numbers if config.args.get("beta1") is not None else 0)
+        elif config.name == "CAME":
+            total += 4 * numbers + (8 * means if len(shape) > 1 else 4 * numbers)
+        elif config.name == "AdamW8bit":
+            total += (2 if numbers >= FULL_BELOW else 8) * numbers
+        elif config.name != "SGD" or config.args.get("momentum", 0.9):
+            total += STATES[config.name] * numbers
+    return total
+
+
+# In words --------------------------------------------------------------------------------------------------------------
+
+
+def line(need: Need, free: int) -> str:
+    """``needs about 9.8 GB: 5.1 model, 0.2 LoRA and optimizer, 4.5 activations; 23 GB free``"""
+    unit, name = (GB, "GB") if need.total >= GB else (MB, "MB")
+    model, adapter, activations = (f"{size / unit:.1f}" for size in (need.model, need.adapter, need.activations))
+    parts = f"{model} model, {adapter} LoRA and optimizer, {activations} activations"
+    return f"needs about {need.total / unit:.1f} {name}: {parts}; {_round(free)} free"
+
+
+def _round(size: int) -> str:
+    unit, name = (GB, "GB") if size >= GB else (MB, "MB")
+    return f"{size / unit:.0f} {name}" if size >= 10 * unit else f"{size / unit:.1f} {name}"
+
+
+def fits(need: Need, free: int) -> bool:
+    return need.total * MARGIN <= free
+
+
+def what_helps(config: TrainingConfig, pictures: int, device: torch.device) -> str:
+    """What of the settings can be changed to need less, most effective first; ``pictures`` is the batch size."""
+    ways = []
+    if not config.gradient_checkpointing:
+        ways.append("switch gradient_checkpointing on")
+    if pictures > 1:
+        ways.append("lower batch_size (accumulate makes up for it)")
+    if not config.offload_activations and can_offload(device):
+        ways.append("switch offload_activations on")
+    if not config.offload_blocks and can_offload(device):
+        ways.append("set offload_blocks above 0")
+    if config.precision == "fp32" and has_native_support(torch.bfloat16, device):
+        ways.append("set precision to bf16")
+    ways.append("lower resolution")
+    if config.text.encoders != "none":
+        ways.append("set text_encoder to none")
+    if config.network.rank > 16:
+        ways.append("lower rank")
+    if config.optimizer.name in ("AdamW", "Prodigy", "DAdaptAdam", "DAdaptAdamW") and device.type == "cuda":
+        ways.append("choose AdamW8bit")
+    return f"What helps, most first: {', '.join(ways)}."

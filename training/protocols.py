@@ -1,0 +1,72 @@
+"""Protocols of a run's partners: denoiser, text encoder, encoders of captions and pictures, owner of layers.
+
+The host implements them; the loop, the objective and the evaluation know nothing else of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Prediction = Literal["eps", "v", "flow"]
+"""What a network predicts: the noise, the velocity of a variance-preserving process, or that of a rectified flow."""
+
+
+class Predictor(Protocol):
+    """A network with its host's conditioning (``host.Model``, ``host.Outline``)."""
+
+    @property
+    def prediction(self) -> Prediction: ...
+    def latents_in(self, latents: Tensor) -> Tensor: ...
+    def condition(self, text: Mapping[str, Tensor], x: Tensor, size: Mapping[str, int]) -> dict[str, Any]: ...
+    def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor: ...
+
+
+class TrainedText(Protocol):
+    """A text encoder that is trained beside the model (``host.TextEncoder``)."""
+
+    @property
+    def device(self) -> torch.device: ...
+    def blocks(self) -> list[nn.Module]: ...
+    def weights(self) -> list[Tensor]: ...
+
+
+class Denoiser(Predictor, Protocol):
+    """The frozen model (``host.Model``)."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def compute_dtype(self) -> torch.dtype: ...
+    def leave_room(self, needed: int | None) -> None: ...
+    def hold(self, text: Any = None, offload: float = 0.0) -> AbstractContextManager[None]: ...
+    def blocks(self) -> list[nn.Module]: ...
+    def weights(self) -> list[Tensor]: ...
+
+
+class PictureEncoder(Protocol):
+    """Pictures to latents (``host.PictureCodec``)."""
+
+    @property
+    def device(self) -> torch.device: ...
+    def encode(self, pixels: Tensor) -> Tensor: ...
+    def identity(self) -> str: ...
+
+
+class CaptionEncoder(Protocol):
+    """Captions to conditioning (``host.TextEncoder``)."""
+
+    def encode(self, text: str) -> dict[str, Tensor]: ...
+    def encode_all(self, texts: Sequence[str]) -> Iterator[dict[str, Tensor]]: ...
+    def identity(self) -> str: ...
+
+
+class LayerOwner(Protocol):
+    """What has layers that an adapter can stand beside, and their names in LoRA files."""
+
+    def layers(self) -> dict[str, nn.Module]: ...
+    def lora_names(self) -> dict[str, list[str]]: ...

@@ -1,0 +1,87 @@
+"""Running jobs: their status for the pages, and commands from them.
+
+The loop's thread writes here and polls its commands at every step; the server's thread reads and sends. Nothing else is shared.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+Command = Literal["stop", "save", "sample"]
+"""End the run and keep what is there; write a LoRA file; draw the samples: each after the step under way."""
+COMMANDS: tuple[str, ...] = get_args(Command)
+Listener = Callable[[dict[str, Any]], None]
+
+_runs: dict[str, Live] = {}
+_lock = threading.Lock()
+
+
+class Live:
+    """One run while it trains."""
+
+    def __init__(self, name: str, tell: Listener, **facts: Any):
+        """``facts``: what does not change, such as ``total``; all plain JSON values. ``tell`` must not block."""
+        self.name, self._tell = name, tell
+        self._facts = {"name": name, "phase": "preparing", "started": time.time(), **facts}
+        self._commands: set[str] = set()
+        self._guard = threading.Lock()
+
+    def update(self, **facts: Any) -> None:
+        """Changes what is known, and tells the pages."""
+        with self._guard:
+            self._facts.update(facts)
+        self._tell(self.status())
+
+    def status(self) -> dict[str, Any]:
+        """Everything known, as plain JSON values; ``commands``: what was asked and is not done yet."""
+        with self._guard:
+            return {**self._facts, "commands": sorted(self._commands)}
+
+    def send(self, command: Command) -> None:
+        """Asks the loop; asking twice is asking once."""
+        with self._guard:
+            self._commands.add(command)
+        self._tell(self.status())
+
+    def pop_commands(self) -> frozenset[str]:
+        """The commands since the last call, which are the caller's from here on. Called every step, so it costs nothing."""
+        if not self._commands:
+            return frozenset()
+        with self._guard:
+            taken = frozenset(self._commands)
+            self._commands.clear()
+        return taken
+
+
+def find(name: str) -> Live | None:
+    """The run of this name, if it trains now."""
+    with _lock:
+        return _runs.get(name)
+
+
+def running() -> list[str]:
+    """Names of the runs that train now."""
+    with _lock:
+        return list(_runs)
+
+
+@contextmanager
+def entered(live: Live, cancelled: Callable[[BaseException], bool]) -> Iterator[Live]:
+    """``live`` can be found while the block lasts; its end is told as ``finished``, ``cancelled`` or ``failed``."""
+    with _lock:
+        _runs[live.name] = live
+    end: Mapping[str, Any] = {"phase": "finished"}
+    try:
+        live.update()
+        yield live
+    except BaseException as error:
+        end = {"phase": "cancelled"} if cancelled(error) else {"phase": "failed", "why": str(error)}
+        raise
+    finally:
+        with _lock:
+            _runs.pop(live.name, None)
+        live.update(**end)

@@ -1,0 +1,1 @@
+"""Tensors apart from training: number formats, copies between devices, method patches, files' headers."""

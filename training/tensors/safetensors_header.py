@@ -1,0 +1,67 @@
+"""Safetensors header: names, types and shapes of a file's tensors, and nothing of what is in them.
+
+The format: 8 bytes with the header's length (little endian), then so many bytes of JSON (huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import AtelierError
+
+LIMIT = 100_000_000
+"""Bytes; the safetensors library refuses longer headers as well."""
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its tensors."""
+
+    entries: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+    metadata: dict[str, str]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Stand-ins of the right shapes that need no memory: matrices without contents, vectors and scalars of zeros.
+
+        A vector can be asked for its values, which some of the host's rules do; the answer is that of a zero.
+        """
+        return {
+            name: torch.empty(shape, dtype=dtype, device="meta") if len(shape) > 1 else torch.zeros((), dtype=dtype).expand(shape)
+            for name, (dtype, shape) in self.entries.items()
+        }
+
+
+def read_header(path: Path) -> Header:
+    """Reads the header alone; AtelierError for a file that has none."""
+    if path.suffix.lower() != ".safetensors":
+        raise AtelierError(f"{path.name}: only safetensors files tell what they hold; this one was not read.")
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= LIMIT:
+                raise ValueError("no header")
+            rows = json.loads(file.read(length))
+        metadata = rows.pop("__metadata__", None) or {}
+        entries = {name: _entry(row) for name, row in rows.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AtelierError(f"{path.name}: this is no safetensors file, or it is damaged; download it again.") from error
+    return Header(entries, metadata)
+
+
+def _entry(row: dict[str, Any]) -> tuple[torch.dtype, tuple[int, ...]]:
+    shape = tuple(row["shape"])
+    if not all(isinstance(side, int) and side >= 0 for side in shape) or math.prod(shape) >= 2**62:
+        raise ValueError("no shape")
+    return DTYPES.get(row["dtype"], torch.uint8), shape

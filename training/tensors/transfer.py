@@ -1,0 +1,86 @@
+"""Copies between devices that never wait more than they must."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import is_out_of_memory
+
+AT_ONCE = 64 * 2**20
+"""Bytes that ``to_cpu`` takes from a device in one copy; so much more memory is needed there meanwhile."""
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without waiting for what a GPU still has to do.
+
+    A copy from ordinary memory makes the caller wait until the GPU has finished everything before it; one from pinned memory
+    only takes its place in the queue. The pinned memory is not used again before the copy has been made.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.requires_grad:  # pinning has no way back
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@torch.no_grad()
+def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies in main memory, none of which share any.
+
+    A copy from a GPU makes the caller wait for it, so tensors of one kind come together.
+    """
+    lots: dict[tuple[torch.device, torch.dtype], list[list[int]]] = {}
+    sizes: dict[tuple[torch.device, torch.dtype], int] = {}
+    for i, tensor in enumerate(tensors):
+        kind = tensor.device, tensor.dtype
+        sizes[kind] = sizes.get(kind, 0) + tensor.nbytes
+        if kind not in lots or sizes[kind] > AT_ONCE:
+            lots.setdefault(kind, []).append([])
+            sizes[kind] = tensor.nbytes
+        lots[kind][-1].append(i)
+    found: dict[int, Tensor] = {}
+    for lot in (lot for same in lots.values() for lot in same):
+        flat = [tensors[i].detach().reshape(-1) for i in lot]
+        for i, part in zip(lot, _there(flat), strict=True):
+            found[i] = part.view(tensors[i].shape).clone()
+    return [found[i] for i in range(len(tensors))]
+
+
+def _there(flat: Sequence[Tensor]) -> Sequence[Tensor]:
+    """``flat`` in main memory, from one copy; from one each where the device has no room for all of them once more."""
+    if len(flat) > 1:
+        try:
+            return torch.cat(list(flat)).cpu().split([len(one) for one in flat])
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+    return [one.cpu() for one in flat]
+
+
+def with_one_way_back(texts: Sequence[Mapping[str, Any]], device: torch.device) -> list[Mapping[str, Any]]:
+    """``texts`` as they are; where they learn elsewhere than on ``device``, no gradient goes on before all of them have come.
+
+    Those of ``device`` come in a thread of its own. Were each followed at once, chance would decide in which order those of
+    several captions, or of several parts of one, are added up, and a run could not be repeated.
+    """
+    values = [value for text in texts for value in text.values() if isinstance(value, Tensor)]
+    elsewhere = {id(value): value for value in values if value.requires_grad and value.device != device}
+    if not elsewhere:
+        return list(texts)
+    passed = dict(zip(elsewhere, _Through.apply(*elsewhere.values()), strict=True))
+    return [{name: passed.get(id(value), value) for name, value in text.items()} for text in texts]
+
+
+class _Through(torch.autograd.Function):
+    """Nothing is done to tensors or gradients; its backward pass begins when all gradients are there."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return gradients
