@@ -2,7 +2,7 @@
 // and mended. A file is written only while it still is what the page shows.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { Desk } from "./lib/desk.js";
+import { Dialog } from "./lib/dialog.js";
 import { make } from "./lib/dom.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
@@ -13,7 +13,7 @@ const SETTINGS = [
 const OPERATIONS = ["add", "addFirst", "remove", "replace"];
 const share = (part, whole) => `${(100 * part) / whole}%`;
 
-class Captions extends Desk {
+class Captions extends Dialog {
   constructor(node) {
     super();
     this.settings = Object.fromEntries(node.widgets.filter((w) => SETTINGS.includes(w.name)).map((w) => [w.name, w.value]));

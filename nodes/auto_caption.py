@@ -7,9 +7,13 @@ from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
-from .wires import CATEGORY, DATASET, folded
+from ..training import captioning
+from ..training.captioning import text
+from ..training.errors import AtelierError
+from .io_types import CATEGORY, DATASET, folded
 
 GIB = 1 << 30
 RARE = frozenset({
@@ -23,7 +27,7 @@ RARE = frozenset({
 class AutoCaption(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..training import captioning, host
+        from ..training import host
 
         return io.Schema(
             node_id="AutoCaption",
@@ -90,7 +94,7 @@ class AutoCaption(io.ComfyNode):
 
         A download comes in its place, so then it need not be here.
         """
-        from ..training import captioning, host
+        from ..training import host
 
         folder = host.captioner_folder()
         if captioner is None or download or captioner in captioning.list_captioners(folder):
@@ -128,10 +132,6 @@ class AutoCaption(io.ComfyNode):
         clip: Any = None,
         regularisation: bool = False,
     ) -> io.NodeOutput:
-        from ..training import captioning
-        from ..training.captioning import text
-        from ..training.errors import AtelierError
-
         if captioner == captioning.EXISTING and mode != "overwrite" and not download:
             raise AtelierError(f"mode: {mode!r} leaves existing captions as they are; choose 'overwrite' to work on them.")
         settings = captioning.GenerationSettings(prompt, beams, min_length, max_length)
@@ -234,7 +234,7 @@ class Choice:
 
     def apply(self, dataset: Any, mode: Any, work: Any, batch_size: int, dry_run: bool, node_id: str | None) -> io.NodeOutput:
         """Caption what there is to caption; a model is loaded, or fetched, only if there is something."""
-        from ..training import captioning, host
+        from ..training import host
         from ..training.captioning.fill import fill, workload
 
         folder = host.captioner_folder()
@@ -260,9 +260,7 @@ class Choice:
         return io.NodeOutput(captioned, ui={"text": [report.describe(captioned)]})
 
     def _load(self, name: str, folder: Path) -> Any:
-        import torch
-
-        from ..training import captioning, host
+        from ..training import host
 
         device = torch.device("cpu") if self.device == "cpu" else host.torch_device()
         writer = host.TextWriter(self.clip) if name == captioning.CONNECTED and self.clip is not None else None

@@ -5,8 +5,16 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
+
+from ..training.captioning import editing
+from ..training.captioning.text import parts
+from ..training.config import SubsetConfig
+from ..training.dataset.images import EXTENSIONS, open_picture
+from ..training.dataset.samples import Dataset
+from ..training.errors import AtelierError
+from .folders import named, subsets_of
 
 LOOKS = (
     "folder",
@@ -28,13 +36,7 @@ MAX_CAPTIONS = 10_000
 
 def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     """Every picture of a folder with size, bucket, crop box, caption file and its version; ``notes`` are remarks on them."""
-    from ..training import host
-    from ..training.captioning.editing import listed
-    from ..training.config import SubsetConfig
-    from ..training.dataset.cache import cache_key
     from ..training.dataset.report import inspect, remarks
-    from ..training.dataset.samples import Dataset
-    from ..training.dataset.scan import scan
 
     settings = body.get("settings")
     if not isinstance(settings, dict):
@@ -45,10 +47,9 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
         if type(value) is not kinds.get(name, str):
             raise _wrong(name, kinds.get(name, str).__name__)
     config = SubsetConfig(**{"folder": "", **values})
-    folder, root = _folder(config.folder)
-    index = host.cache_folder() / "pictures" / f"{cache_key(str(folder))[:32]}.json"
-    subsets = scan(folder, dataclasses.replace(config, broken="leave out"), root, index)
-    files = {one.picture: one for one in listed(folder, config.caption_extension, root, config.nested)}
+    folder, root = named(config.folder)
+    subsets = subsets_of(folder, dataclasses.replace(config, broken="leave out"), root)
+    files = {one.picture: one for one in editing.listed(folder, config.caption_extension, root, config.nested)}
     rows = []
     for picture in inspect(Dataset(subsets)):
         name = picture.path.relative_to(folder).as_posix()
@@ -59,14 +60,11 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def thumbnail(query: Mapping[str, str]) -> bytes:
     """A small JPEG of one picture of a folder."""
-    from ..training.dataset.images import EXTENSIONS, open_picture
-    from ..training.errors import AtelierError
-
-    folder, root = _folder(query.get("folder", ""))
+    folder, root = named(query.get("folder", ""))
     wanted = query.get("picture", "")
-    parts = PurePosixPath(wanted).parts
-    path = folder.joinpath(*parts)
-    plain = bool(parts) and not wanted.startswith("/") and not any(part.startswith(".") or "\\" in part for part in parts)
+    steps = PurePosixPath(wanted).parts
+    path = folder.joinpath(*steps)
+    plain = bool(steps) and not wanted.startswith("/") and not any(step.startswith(".") or "\\" in step for step in steps)
     if not (plain and path.suffix.lower() in EXTENSIONS and path.is_file() and path.resolve().is_relative_to(root.resolve())):
         raise AtelierError(f"picture: {wanted!r} is not in {query.get('folder')}.")
     image = open_picture(path)
@@ -78,9 +76,6 @@ def thumbnail(query: Mapping[str, str]) -> bytes:
 
 def save(body: Mapping[str, Any]) -> dict[str, Any]:
     """Writes edited captions; ``undo`` are the edits that take them back, ``now`` how the files stand."""
-    from ..training.captioning.editing import Edit, write
-    from ..training.config import SubsetConfig
-
     extension, nested, edits = body.get("extension", ".txt"), body.get("nested", False), body.get("edits")
     if not isinstance(extension, str):
         raise _wrong("extension", "a text")
@@ -90,17 +85,13 @@ def save(body: Mapping[str, Any]) -> dict[str, Any]:
         raise _wrong("edits", "a list")
     wanted = [_edit(edit) for edit in edits]
     config = SubsetConfig(str(body.get("folder", "")), caption_extension=extension)  # checks the extension
-    folder, root = _folder(config.folder)
-    undo, now = write(folder, [Edit(*edit) for edit in wanted], config.caption_extension, root, nested)
+    folder, root = named(config.folder)
+    undo, now = editing.write(folder, [editing.Edit(*edit) for edit in wanted], config.caption_extension, root, nested)
     return {"undo": [dataclasses.asdict(edit) for edit in undo], "now": [dataclasses.asdict(one) for one in now]}
 
 
 def change(body: Mapping[str, Any]) -> dict[str, Any]:
     """What an operation makes of captions; no file is touched. ``filter`` gives back those that have a tag."""
-    from ..training.captioning import editing
-    from ..training.captioning.text import parts
-    from ..training.errors import AtelierError
-
     captions, operation = body.get("captions"), body.get("operation")
     text, other = body.get("text", ""), body.get("other", "")
     if not isinstance(captions, dict) or not all(isinstance(c, str) for c in captions.values()) or len(captions) > MAX_CAPTIONS:
@@ -129,15 +120,5 @@ def _edit(edit: Any) -> tuple[str, str | None, str]:
     return picture, caption, version
 
 
-def _folder(name: str) -> tuple[Path, Path]:
-    from ..training import host
-    from ..training.dataset.folders import resolve_folder
-
-    roots = host.dataset_roots()
-    return resolve_folder(name, roots), roots[name.split("/")[0]]
-
-
 def _wrong(field: str, wanted: str) -> Exception:
-    from ..training.errors import AtelierError
-
     return AtelierError(f"{field}: expected {wanted}.")

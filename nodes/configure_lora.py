@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..training import config as settings
 from ..training.errors import AtelierError
-from .suited import SUITED
-from .wires import CATEGORY, CONFIG, folded
+from .io_types import CATEGORY, CONFIG, folded
+from .presets import SUITED
 
 PRESETS = [
     "own settings", SUITED, "SD1.5", "SDXL", "SD3", "Flux", "R1 Ink & Lore (Flux style)", "R2 Style guide (SDXL)",

@@ -6,8 +6,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .load_dataset import RARE, SHOWN, describe_plan, more_inputs
-from .wires import CATEGORY, DATASET, folded
+from ..training.config import SubsetConfig
+from ..training.dataset import precomputed
+from ..training.dataset.cache import CACHE_LIMIT, TensorCache
+from ..training.dataset.samples import Dataset, Subset
+from ..training.errors import AtelierError
+from .io_types import CATEGORY, DATASET, folded
+from .load_dataset import RARE, more_inputs
+from .shown import shown
 
 ABSENT = ("nested", "captions", "class_caption", "masks", "mask_floor", "broken")
 """Settings of Load Dataset that only mean something for a folder."""
@@ -88,33 +94,21 @@ class DatasetFromNodes(io.ComfyNode):
         dataset: list[Any] | None = None,
         **widgets: list[Any],
     ) -> io.NodeOutput:
-        from ..training import host
-        from ..training.dataset.report import inspect, remarks
-        from ..training.dataset.samples import Dataset
-        from ..training.dataset.thumbnails import write_thumbnails
-        from ..training.errors import AtelierError
-
         settings = {name: values[0] for name, values in widgets.items()}
-        thumbnails = []
-        if latents is not None or conditioning is not None:
+        encoded = latents is not None or conditioning is not None
+        if encoded:
             subset = _encoded(images, texts, latents, conditioning, settings)
         elif images is not None:
             subset = _pictures(images, texts, settings)
-            thumbnails = write_thumbnails(Dataset((subset,)), host.temp_folder() / "lora-atelier")
         else:
             raise AtelierError("images: nothing is connected. Connect images, or latents with conditioning.")
         own = Dataset((subset,))
         chained = dataset[0] + own if dataset else own
-        shown = [{"filename": thumbnail.name, "subfolder": "lora-atelier", "type": "temp"} for thumbnail in thumbnails]
-        notes = [f"Note: {remark}" for remark in remarks(subset)]
-        text = "\n".join([chained.describe(), *notes, describe_plan(chained)])
-        table = [picture.to_dict() for picture in inspect(own)[:SHOWN]]
-        return io.NodeOutput(chained, ui={"images": shown, "text": [text], "pictures": table})
+        return io.NodeOutput(chained, ui=shown(own, chained, thumbnails=not encoded))
 
 
 def _pictures(images: list[Any], texts: list[str] | None, settings: dict[str, Any]) -> Any:
     from ..training import host
-    from ..training.config import SubsetConfig
     from ..training.dataset.from_nodes import subset_of
 
     folder = host.cache_folder() / "from-nodes"
@@ -129,11 +123,7 @@ def _encoded(
     settings: dict[str, Any],
 ) -> Any:
     from ..training import host
-    from ..training.config import SubsetConfig
-    from ..training.dataset import from_nodes, precomputed
-    from ..training.dataset.cache import CACHE_LIMIT, TensorCache
-    from ..training.dataset.samples import Subset
-    from ..training.errors import AtelierError
+    from ..training.dataset import from_nodes
 
     for name, value in (("images", images), ("texts", texts)):
         if value is not None:

@@ -8,9 +8,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.config import sampling
+from ..training.dataset.augment import trained_pictures
+from ..training.errors import AtelierError
 from ..training.runs import reader
+from .io_types import CATEGORY, DATASET, EPOCHS, folded
 from .train_lora import graph_of
-from .wires import CATEGORY, DATASET, EPOCHS, folded
 
 
 class EpochWeightGrid(io.ComfyNode):
@@ -45,7 +47,6 @@ class EpochWeightGrid(io.ComfyNode):
         The host repeats it for every input named here, which is little beside a training in vain.
         """
         from ..training import host
-        from ..training.errors import AtelierError
         from ..training.grid import axes, files, plan
 
         try:
@@ -65,7 +66,6 @@ class EpochWeightGrid(io.ComfyNode):
     def fingerprint_inputs(cls, lora_files: str | None = None, **_others: Any) -> str:
         """Changes when a file that is named was changed or joined by others."""
         from ..training import host
-        from ..training.errors import AtelierError
         from ..training.grid.files import choose_files
 
         if not lora_files:
@@ -163,7 +163,6 @@ def _losses(runs: list[Any]) -> dict[str, Any]:
 def _judge(runs: list[Any], dataset: Any, clip_vision: Any) -> Any:
     """None without pictures to compare with: the connected dataset's, or those that a connected run was trained with."""
     from ..training import host
-    from ..training.dataset.augment import trained_pictures
     from ..training.grid import features, judge
 
     pictures = trained_pictures(dataset) if dataset is not None else [path for run in runs for path in run.pictures]

@@ -1,4 +1,4 @@
-"""What the desk of Epoch Weight Grid asks the server: which grids there are, a grid's cells, a favourite, a LoRA to be kept.
+"""What the gallery of Epoch Weight Grid asks the server: which grids there are, a grid's cells, a favourite, a LoRA to be kept.
 
 The routes themselves are in ``routes.py``.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..training import host
+from ..training.errors import AtelierError
+
 
 def pages() -> dict[str, Any]:
-    from ..training import host
     from ..training.grid import gallery
 
     return {"pages": gallery.pages(host.runs_folder())}
@@ -18,7 +20,6 @@ def pages() -> dict[str, Any]:
 
 def page(query: Mapping[str, str]) -> dict[str, Any]:
     """A page's facts, its cells with the addresses of their pictures."""
-    from ..training import host
     from ..training.grid import gallery
 
     folder, facts = gallery.page(host.runs_folder(), query.get("run", ""), query.get("page", ""))
@@ -29,7 +30,6 @@ def page(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def favourite(run: str, cell: str, on: bool) -> dict[str, Any]:
-    from ..training import host
     from ..training.grid import gallery
 
     gallery.mark(host.runs_folder(), run, cell, on)
@@ -38,8 +38,6 @@ def favourite(run: str, cell: str, on: bool) -> dict[str, Any]:
 
 def keep(lora: str, name: str) -> dict[str, Any]:
     """Copies a listed LoRA; answers with the name under which every loader lists the copy."""
-    from ..training import host
-    from ..training.errors import AtelierError
     from ..training.grid import gallery
 
     if lora not in host.lora_files():

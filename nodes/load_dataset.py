@@ -7,12 +7,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .wires import CATEGORY, DATASET, folded
+from ..training.config import SubsetConfig
+from ..training.dataset.folders import list_folders
+from ..training.dataset.samples import Dataset
+from ..training.dataset.scan import folder_stamp
+from ..training.errors import AtelierError
+from .folders import named, subsets_of
+from .io_types import CATEGORY, DATASET, folded
+from .shown import shown
 
 NO_FOLDER = "(no folder with pictures yet)"
 """Shown in the list while there is nothing to choose."""
-SHOWN = 200
-"""Pictures in the table that the canvas receives."""
 RARE = frozenset({
     "bucket_step", "caption_extension", "nested", "class_caption", "caption_prefix", "caption_suffix", "shuffle_captions",
     "keep_tokens", "caption_dropout", "tag_dropout", "loss_weight", "validation_share", "validation_seed", "mask_floor", "broken",
@@ -25,7 +30,6 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         from ..training import host
-        from ..training.dataset.folders import list_folders
 
         return io.Schema(
             node_id="LoadDataset",
@@ -81,8 +85,6 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder: str | None = None) -> bool | str:
         """A sentence for a folder that this computer doesn't have, in place of "value not in list"."""
-        from ..training.errors import AtelierError
-
         try:
             _resolve(folder) if folder is not None else None
         except AtelierError as error:
@@ -92,9 +94,6 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str, caption_extension: str = ".txt", nested: bool = False, **others: Any) -> str:
         """Changes with the folder's pictures and captions, so that an edited folder is read again."""
-        from ..training.dataset.scan import folder_stamp
-        from ..training.errors import AtelierError
-
         try:
             path, root = _resolve(folder)
             return folder_stamp(path, caption_extension, root, nested)
@@ -115,27 +114,13 @@ class LoadDataset(io.ComfyNode):
         dataset: Any = None,
         **more: Any,
     ) -> io.NodeOutput:
-        from ..training import host
-        from ..training.config import SubsetConfig
-        from ..training.dataset.cache import cache_key
-        from ..training.dataset.report import inspect, remarks
-        from ..training.dataset.samples import Dataset
-        from ..training.dataset.scan import scan
-        from ..training.dataset.thumbnails import write_thumbnails
-
         config = SubsetConfig(
             folder, resolution, batch_size, repeats, buckets, bucket_step, crop, caption_extension.strip(), **more
         )  # fmt: skip
         path, root = _resolve(folder)
-        index = host.cache_folder() / "pictures" / f"{cache_key(str(path))[:32]}.json"
-        own = Dataset(scan(path, config, root, index))
-        thumbnails = write_thumbnails(own, host.temp_folder() / "lora-atelier")
+        own = Dataset(subsets_of(path, config, root))
         chained = dataset + own if dataset is not None else own
-        images = [{"filename": thumbnail.name, "subfolder": "lora-atelier", "type": "temp"} for thumbnail in thumbnails]
-        notes = [f"Note: {remark}" for subset in own.subsets for remark in remarks(subset)]
-        text = "\n".join([chained.describe(), *notes, describe_plan(chained)])
-        table = [picture.to_dict() for picture in inspect(own)[:SHOWN]]
-        return io.NodeOutput(chained, ui={"images": images, "text": [text], "pictures": table})
+        return io.NodeOutput(chained, ui=shown(own, chained))
 
 
 def more_inputs() -> list[Any]:
@@ -213,27 +198,11 @@ def more_inputs() -> list[Any]:
     ]  # fmt: skip
 
 
-def describe_plan(dataset: Any) -> str:
-    """The bucket table, or what is missing for one: the node in front of the training pictures may come first."""
-    from ..training.dataset.plan import Plan
-    from ..training.errors import AtelierError
-
-    try:
-        return Plan(dataset, 0).describe()
-    except AtelierError:
-        if all(subset.config.role != "training" for subset in dataset.subsets):
-            return "no training pictures yet: connect this node to a Load Dataset whose role is training"
-        raise
-
-
 def _resolve(folder: str) -> tuple[Path, Path]:
     """(folder, its root); AtelierError naming the widget."""
     from ..training import host
-    from ..training.dataset.folders import resolve_folder
-    from ..training.errors import AtelierError
 
-    roots = host.dataset_roots()
     if folder == NO_FOLDER:
-        places = " or ".join(str(root) for root in roots.values())
+        places = " or ".join(str(root) for root in host.dataset_roots().values())
         raise AtelierError(f"folder: put your pictures into a new folder inside {places}, refresh the page and choose it.")
-    return resolve_folder(folder, roots), roots[folder.split("/")[0]]
+    return named(folder)

@@ -6,9 +6,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .load_dataset import describe_plan
+from ..training.config import SubsetConfig
+from ..training.config.sampling import Sampling
+from ..training.dataset.folders import folder_to_fill
+from ..training.dataset.samples import Dataset, counted
+from ..training.errors import AtelierError
+from .folders import subsets_of
+from .io_types import CATEGORY, DATASET
+from .shown import shown
 from .train_lora import graph_of
-from .wires import CATEGORY, DATASET
 
 
 class RenderRegularisation(io.ComfyNode):
@@ -34,8 +40,6 @@ class RenderRegularisation(io.ComfyNode):
     def validate_inputs(cls, folder: str | None = None) -> bool | str:
         """A sentence for a name that leads elsewhere, before anything runs."""
         from ..training import host
-        from ..training.dataset.folders import folder_to_fill
-        from ..training.errors import AtelierError
         from ..training.regularisation import check_repeats
 
         try:
@@ -49,18 +53,15 @@ class RenderRegularisation(io.ComfyNode):
     def fingerprint_inputs(cls, folder: str | None = None, count: int | None = None, **others: Any) -> str:
         """Changes when somebody changes the pictures or captions; what this node wrote itself doesn't count."""
         from ..training import host
-        from ..training.dataset.folders import folder_to_fill
-        from ..training.errors import AtelierError
         from ..training.regularisation import set_stamp
 
         if folder is None or count is None:
             return ""
-        roots = host.dataset_roots()
         try:
-            name, path = folder_to_fill(folder, roots)
+            name, path = folder_to_fill(folder, host.dataset_roots())
         except AtelierError as error:
             return str(error)
-        return set_stamp(path, roots[name.split("/")[0]], count)
+        return set_stamp(path, host.dataset_root(name), count)
 
     @classmethod
     def execute(
@@ -88,13 +89,9 @@ class RenderRegularisation(io.ComfyNode):
         dataset: Any = None,
     ) -> io.NodeOutput:
         from ..training import host, regularisation
-        from ..training.config import SubsetConfig
-        from ..training.config.sampling import Sampling
-        from ..training.dataset.folders import folder_to_fill
         from ..training.grid.axes import prompt_lines
 
-        roots = host.dataset_roots()
-        name, path = folder_to_fill(folder, roots)
+        name, path = folder_to_fill(folder, host.dataset_roots())
         regularisation.check_repeats(path)
         config = SubsetConfig(
             name, resolution, batch_size, role="regularisation", loss_weight=loss_weight, class_caption=class_caption
@@ -105,28 +102,17 @@ class RenderRegularisation(io.ComfyNode):
         pictures = regularisation.RegularisationSet(*models, order, path, graph_of(cls.hidden) if cls.hidden else {})
         show = host.status_of(cls.hidden.unique_id) if cls.hidden else lambda line: None
         state = pictures.render(render_batch_size, host.progress(count), show, write_captions)
-        return _read(config, path, roots[name.split("/")[0]], dataset, state, count)
+        return _read(config, path, host.dataset_root(name), dataset, state, count)
 
 
 def _read(config: Any, path: Any, root: Any, upstream: Any, state: Any, count: int) -> io.NodeOutput:
     """The whole folder as a dataset behind ``upstream``, and what the canvas shows of it."""
-    from ..training import host
-    from ..training.dataset.cache import cache_key
-    from ..training.dataset.report import remarks
-    from ..training.dataset.samples import Dataset, counted
-    from ..training.dataset.scan import scan
-    from ..training.dataset.thumbnails import write_thumbnails
-
-    index = host.cache_folder() / "pictures" / f"{cache_key(str(path))[:32]}.json"
-    own = Dataset(scan(path, config, root, index))
+    own = Dataset(subsets_of(path, config, root))
     chained = upstream + own if upstream is not None else own
-    thumbnails = write_thumbnails(own, host.temp_folder() / "lora-atelier")
-    images = [{"filename": thumbnail.name, "subfolder": "lora-atelier", "type": "temp"} for thumbnail in thumbnails]
     total = sum(len(subset.samples) for subset in own.subsets)
     others = [f"Note: {counted(total - count, 'other picture')} in the folder taken as well."] if total > count else []
-    notes = [f"Note: {remark}" for subset in own.subsets for remark in remarks(subset)]
-    lines = [state.describe(config.folder), *others, chained.describe(), *notes, describe_plan(chained)]
-    return io.NodeOutput(chained, config.folder, total, ui={"images": images, "text": ["\n".join(lines)]})
+    ui = shown(own, chained, state.describe(config.folder), *others, table=False)
+    return io.NodeOutput(chained, config.folder, total, ui=ui)
 
 
 def _inputs() -> list[Any]:

@@ -23,8 +23,6 @@ from aiohttp import web
 from ..training import host
 from ..training.captioning.editing import Changed
 from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
-from ..training.dataset.cache import cache_key
-from ..training.dataset.folders import resolve_folder
 from ..training.dataset.steps_ahead import SubsetSource, steps_per_epoch
 from ..training.errors import AtelierError
 from ..training.estimate import activations
@@ -37,7 +35,8 @@ from ..training.tensors.safetensors_header import read_header
 from . import caption_routes, grid_routes
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
-from .suited import UNKNOWN, preset_for
+from .folders import index_of, named
+from .presets import UNKNOWN, preset_for
 
 PREFIX = "/lora_atelier"
 LIMIT = 64 * 1024
@@ -166,13 +165,11 @@ def sources_of(values: Any) -> list[SubsetSource] | None:
         return None
     if not isinstance(values, list) or not 0 < len(values) <= MOST_DATASETS or not all(isinstance(v, dict) for v in values):
         raise Refused(400, "datasets: a list of objects is needed.")
-    fields, roots, out = {f.name for f in dataclasses.fields(SubsetConfig)}, host.dataset_roots(), []
+    fields, out = {f.name for f in dataclasses.fields(SubsetConfig)}, []
     for widgets in values:
         known = {k: checked(SubsetConfig, k, v) for k, v in widgets.items() if k in fields}
-        folder = text_of(known, "folder")
-        path = resolve_folder(folder, roots)
-        index = host.cache_folder() / "pictures" / f"{cache_key(str(path))[:32]}.json"
-        out.append(SubsetSource(SubsetConfig(**known), path, roots[folder.split("/")[0]], index))
+        folder, root = named(text_of(known, "folder"))
+        out.append(SubsetSource(SubsetConfig(**known), folder, root, index_of(folder)))
     return out
 
 

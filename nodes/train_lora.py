@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .wires import CATEGORY, CONFIG, DATASET, EPOCHS, LORA_MODEL, LOSS_MAP, folded
+from .io_types import CATEGORY, CONFIG, DATASET, EPOCHS, LORA_MODEL, LOSS_MAP, folded
 
 
 class TrainLoRA(io.ComfyNode):

@@ -1,4 +1,4 @@
-// Edits captions as a person would: opens the desk from the node, types into one, adds a tag to all, takes that back and saves.
+// Edits captions as a person would: opens the dialog from the node, types into one, adds a tag to all, takes that back and saves.
 // workflow: address of the workflow's JSON on the server. widgets: {node type: {widget: value}}, set before.
 import { drive, load, press, set } from "./page.mjs";
 
@@ -12,13 +12,13 @@ await drive({ width: 1300, height: 850 }, async ({ page, task, seen, limit, shot
   const state = () => page.evaluate(() => ({
     captions: [...document.querySelectorAll(".atelier-pictures textarea")].map((area) => area.value),
     shown: [...document.querySelectorAll(".atelier-pictures li")].filter((item) => !item.hidden).length,
-    said: document.querySelector(".atelier-desk output").innerText,
-    disabled: [...document.querySelectorAll(".atelier-desk button")].filter((button) => button.disabled).map((button) => button.innerText),
+    said: document.querySelector(".atelier-dialog output").innerText,
+    disabled: [...document.querySelectorAll(".atelier-dialog button")].filter((button) => button.disabled).map((button) => button.innerText),
   }));
-  const button = (name) => page.locator(".atelier-desk button", { hasText: name });
+  const button = (name) => page.locator(".atelier-dialog button", { hasText: name });
   const said = (text) =>
-    page.waitForFunction((wanted) => document.querySelector(".atelier-desk output").innerText.includes(wanted), text, limit);
-  seen.unnamed = await page.evaluate(() => [...document.querySelectorAll(".atelier-desk button, .atelier-desk input, .atelier-desk select, .atelier-desk textarea")]
+    page.waitForFunction((wanted) => document.querySelector(".atelier-dialog output").innerText.includes(wanted), text, limit);
+  seen.unnamed = await page.evaluate(() => [...document.querySelectorAll(".atelier-dialog button, .atelier-dialog input, .atelier-dialog select, .atelier-dialog textarea")]
     .filter((control) => !(control.getAttribute("aria-label") || control.innerText)).length);
   seen.opened = await state();
 
@@ -40,5 +40,5 @@ await drive({ width: 1300, height: 850 }, async ({ page, task, seen, limit, shot
   await said("captions saved");
   seen.saved = await state();
   await button("Close").click();
-  await page.waitForFunction(() => !document.querySelector(".atelier-desk"), null, limit);
+  await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);
 });

@@ -1,4 +1,4 @@
-// Looks at a grid that was drawn and chooses from it as a person would: opens the desk from the node, walks with the keyboard,
+// Looks at a grid that was drawn and chooses from it as a person would: opens the gallery from the node, walks with the keyboard,
 // compares two cells, marks one, and puts its LoRA into a stock loader.
 // workflow: address of the workflow's JSON on the server. name: under which the LoRA is kept.
 import { drive, load, press } from "./page.mjs";
@@ -14,15 +14,15 @@ await drive({ width: 1500, height: 900 }, async ({ page, task, seen, limit, shot
     null, limit);
   const at = (place) => page.locator(`.atelier-cells button[data-at="${place}"]`);
   const state = () => page.evaluate(() => ({
-    said: document.querySelector(".atelier-desk output").innerText,
+    said: document.querySelector(".atelier-dialog output").innerText,
     large: [...document.querySelectorAll(".atelier-large figcaption")].map((caption) => caption.innerText),
     pressed: [...document.querySelectorAll('.atelier-cells button[aria-pressed="true"]')].map((button) => button.dataset.place),
     stars: [...document.querySelectorAll(".atelier-favourite")].map((button) => button.dataset.place),
-    disabled: [...document.querySelectorAll(".atelier-desk button")].filter((button) => button.disabled).map((button) => button.innerText),
+    disabled: [...document.querySelectorAll(".atelier-dialog button")].filter((button) => button.disabled).map((button) => button.innerText),
     focused: document.activeElement?.dataset?.at ?? null,
   }));
   seen.cells = await cells.count();
-  seen.unnamed = await page.evaluate(() => [...document.querySelectorAll(".atelier-desk button, .atelier-desk input, .atelier-desk select")]
+  seen.unnamed = await page.evaluate(() => [...document.querySelectorAll(".atelier-dialog button, .atelier-dialog input, .atelier-dialog select")]
     .filter((control) => !(control.getAttribute("aria-label") || control.innerText || control.closest("label"))).length);
   seen.opened = await state();
   await at("1,0").focus();
@@ -31,7 +31,7 @@ await drive({ width: 1500, height: 900 }, async ({ page, task, seen, limit, shot
   seen.walked = await state();
   await at("0,0").click({ modifiers: ["Shift"] });
   seen.compared = await state();
-  await page.locator('.atelier-desk input[type="range"]').fill("230");
+  await page.locator('.atelier-dialog input[type="range"]').fill("230");
   seen.width = await at("1,0").evaluate((button) => button.getBoundingClientRect().width);
   await page.waitForTimeout(500);
   await shot("compared");
@@ -40,16 +40,16 @@ await drive({ width: 1500, height: 900 }, async ({ page, task, seen, limit, shot
   await page.waitForFunction(() => document.querySelector(".atelier-favourite"), null, limit);
   seen.marked = await state();
 
-  await page.locator('.atelier-desk input[type="text"]').fill(task.name);
-  const into = page.locator(".atelier-desk select").last();
+  await page.locator('.atelier-dialog input[type="text"]').fill(task.name);
+  const into = page.locator(".atelier-dialog select").last();
   const loader = await page.evaluate(() => {
     const node = window.app.graph._nodes.find((n) => n.type === "LoraLoader" && !n.outputs.some((output) => output.links?.length));
     return String(node.id);
   });
   const label = (await into.locator("option").allInnerTexts()).find((option) => option.endsWith(`(#${loader})`));
   await into.selectOption({ label });
-  await page.locator(".atelier-desk button", { hasText: "Use this one" }).click();
-  await page.waitForFunction((name) => document.querySelector(".atelier-desk output").innerText.includes(`${name}.safetensors`), task.name, limit);
+  await page.locator(".atelier-dialog button", { hasText: "Use this one" }).click();
+  await page.waitForFunction((name) => document.querySelector(".atelier-dialog output").innerText.includes(`${name}.safetensors`), task.name, limit);
   seen.used = await state();
   await shot("used");
   seen.loader = await page.evaluate((id) => {
@@ -62,7 +62,7 @@ await drive({ width: 1500, height: 900 }, async ({ page, task, seen, limit, shot
     };
   }, loader);
   await page.keyboard.press("Escape");
-  await page.waitForFunction(() => !document.querySelector(".atelier-desk"), null, limit);
+  await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);
   // A mark is kept for whoever looks next.
   await press(page, "EpochWeightGrid", "grid_desk");
   await page.waitForFunction(() => document.querySelector(".atelier-favourite"), null, limit);

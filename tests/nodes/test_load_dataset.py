@@ -168,16 +168,16 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from comfy_api.latest import io
 import importlib.util
-spec = importlib.util.spec_from_file_location("wires", sys.argv[2])
-wires = importlib.util.module_from_spec(spec); spec.loader.exec_module(wires)
+spec = importlib.util.spec_from_file_location("io_types", sys.argv[2])
+io_types = importlib.util.module_from_spec(spec); spec.loader.exec_module(io_types)
 kinds = [io.Int.Input("a", default=1), io.Boolean.Input("b"), io.String.Input("c", multiline=True), io.Float.Input("d"),
          io.Combo.Input("e", options=["x"]), io.Int.Input("f")]
-assert [entry.as_dict().get("advanced") for entry in wires.folded(kinds, "abcde")] == [True] * 5 + [None]
+assert [entry.as_dict().get("advanced") for entry in io_types.folded(kinds, "abcde")] == [True] * 5 + [None]
 """
 
 
 def test_the_oldest_host_sends_the_mark_as_well(comfyui_old, root):
-    subprocess.run([sys.executable, "-c", OLD_HOST, str(comfyui_old), str(root / "nodes" / "wires.py")], check=True)
+    subprocess.run([sys.executable, "-c", OLD_HOST, str(comfyui_old), str(root / "nodes" / "io_types.py")], check=True)
 
 
 def test_the_widgets_defaults_are_those_of_the_settings(node, folder):

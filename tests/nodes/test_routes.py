@@ -263,11 +263,11 @@ def test_an_unknown_file_gets_a_careful_preset(routes, checkpoint, base_director
 
 
 def test_presets_that_are_suited_exist(routes, root):
-    from lora_atelier.nodes import suited
+    from lora_atelier.nodes import presets
 
     listed = json.loads((root / "js" / "presets.json").read_text(encoding="utf-8"))
-    assert {*suited.FAMILIES.values(), suited.UNKNOWN, suited.TRANSFORMERS} <= listed.keys()
-    assert suited.preset_for("Lumina2")[0] == suited.TRANSFORMERS
+    assert {*presets.FAMILIES.values(), presets.UNKNOWN, presets.TRANSFORMERS} <= listed.keys()
+    assert presets.preset_for("Lumina2")[0] == presets.TRANSFORMERS
 
 
 # Runs

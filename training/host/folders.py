@@ -21,6 +21,11 @@ def dataset_roots() -> dict[str, Path]:
     return roots
 
 
+def dataset_root(name: str) -> Path:
+    """The folder that stands first in the name of a dataset's folder."""
+    return dataset_roots()[name.split("/")[0]]
+
+
 def captioner_folder() -> Path:
     return Path(folder_paths.models_dir) / "captioners"
 

@@ -2,7 +2,7 @@
 import { make } from "./dom.js";
 import { text } from "./text.js";
 
-export class Desk {
+export class Dialog {
   said = make("output", { role: "status" });
 
   /** A button that does `act`; its label and its tooltip are words of the page. */
@@ -12,7 +12,7 @@ export class Desk {
 
   open(title, controls, body, buttons) {
     this.dialog = make(
-      "dialog", { class: "atelier atelier-desk", "aria-label": title, cancel: (event) => this.close(event) },
+      "dialog", { class: "atelier atelier-dialog", "aria-label": title, cancel: (event) => this.close(event) },
       make("div", { class: "atelier-row" }, make("h2", {}, title), ...controls), body,
       make("div", { class: "atelier-row" }, this.said, ...buttons, this.button("close", () => this.close())),
     );

@@ -1,7 +1,7 @@
 // "Look and choose" on Epoch Weight Grid: every cell large or small, two beside each other, favourites, and the LoRA of a cell put
 // into a loader under a name of one's choice.
 import { app } from "../../scripts/app.js";
-import { Desk } from "./lib/desk.js";
+import { Dialog } from "./lib/dialog.js";
 import { make, root } from "./lib/dom.js";
 import { allNodes } from "./lib/graph.js";
 import { ask, pictureOf } from "./lib/server.js";
@@ -11,7 +11,7 @@ const ZOOM = [64, 512, 160]; // px of a cell: least, most, at first
 const number = (value) => String(Number(Number(value).toPrecision(6)));
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
-class Gallery extends Desk {
+class Gallery extends Dialog {
   /** `shown`: {run, page} of the page to begin with; the newest without it. */
   constructor(shown) {
     super();
@@ -32,7 +32,7 @@ class Gallery extends Desk {
     this.loader = make("select", { "aria-label": text("intoLoader"), title: text("intoLoader") });
     this.use = this.button("useThis", () => this.keep());
     const only = make("label", {}, this.only, text("onlyFavourites"));
-    const body = make("div", { class: "atelier-look" }, make("div", { class: "atelier-scroll", tabindex: 0, "aria-label": text("cells") }, this.table), this.large);
+    const body = make("div", { class: "atelier-gallery" }, make("div", { class: "atelier-scroll", tabindex: 0, "aria-label": text("cells") }, this.table), this.large);
     this.scale();
     this.open(text("openGrid"), [this.pages, this.zoom, only], body, [this.star, this.name, this.loader, this.use]);
   }
