@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,9 +20,10 @@ LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.partial$")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary file beside ``path``; when the block ends well it takes ``path``'s place in one step, else it is removed.
 
+    ``durable``: it is on the disk then, whatever happens to the power; False for what can be made again, such as a cache.
     It may be read by whom the umask says, whatever the block put in its place: safetensors writes a file of its own that only
     its owner may read.
     """
@@ -34,8 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             with suppress(OSError):  # some file systems know no modes
                 temporary.chmod(mode)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            if durable:
+                flush(temporary)
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -60,6 +62,23 @@ def sweep(folder: Path) -> None:
         if LEFT_OVER.search(path.name):
             with suppress(OSError):
                 path.unlink()
+
+
+def remove_longest_unused(rows: Iterable[tuple[int, int, Path]], limit: float, stays: Callable[[int, Path], bool]) -> int:
+    """Removes files, each given as (time of its last use, bytes, path), until the others take at most ``limit`` bytes.
+
+    None of those goes for which ``stays(time, path)``. Returns how many bytes the others take.
+    """
+    files = sorted(rows)
+    total = sum(size for _, size, _ in files)
+    for used, size, path in files:
+        if total <= limit:
+            break
+        if not stays(used, path):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)  # another process may have been quicker
+                total -= size
+    return total
 
 
 def append_text(path: Path, text: str) -> None:
@@ -94,6 +113,42 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     with replacing(path) as temporary:
         save_file(dict(tensors), temporary, metadata=dict(metadata))
+
+
+class Serialised:
+    """Tensors on the CPU as the bytes of a safetensors file, made once whatever the file will say about itself."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        from safetensors.torch import save
+
+        self.plain = memoryview(save(dict(tensors)))
+        """The file without metadata."""
+        self._begin = 8 + int.from_bytes(self.plain[:8], "little")
+
+    @property
+    def data(self) -> memoryview:
+        """What follows the header, the same whatever is in that."""
+        return self.plain[self._begin :]
+
+    def header(self, metadata: Mapping[str, str]) -> bytes:
+        """The bytes before ``data`` in a file with this metadata: its length, and JSON as the safetensors library writes it.
+
+        The library puts metadata in a random order; here they have the given one.
+        """
+        entries = bytes(self.plain[9 : self._begin]).rstrip(b" ")  # without the first brace
+        stated = json.dumps(dict(metadata), ensure_ascii=False, separators=(",", ":")).encode()
+        text = b'{"__metadata__":' + stated + (b"," if entries != b"}" else b"") + entries
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def write(self, path: Path, metadata: Mapping[str, str], durable: bool = True) -> int:
+        """Writes the file through ``replacing``; returns its bytes."""
+        header, data = self.header(metadata), self.data
+        with replacing(path, durable) as temporary, open(temporary, "wb", buffering=0) as file:
+            for part in (memoryview(header), data):
+                while part:
+                    part = part[file.write(part) :]
+        return len(header) + len(data)
 
 
 def read_tensors(path: Path, remedy: str, widget: str = "") -> dict[str, Tensor]:

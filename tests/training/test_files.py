@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lora_atelier.training import files
+from safetensors.torch import save
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
@@ -36,3 +38,63 @@ def test_what_fails_leaves_neither_a_file_nor_half_of_one(tmp_path: Path) -> Non
         raise ValueError("no")
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     assert (tmp_path / "kept.txt").read_text() == "before"
+
+
+TENSORS = {
+    "b.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "a.alpha": torch.tensor(4.0),
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "none": torch.zeros(0),
+    "number": torch.arange(3),
+}
+ODD = "".join(map(chr, range(0x100))) + "\u2028\ud7ff 狐 😀 \\u0041 </script>"
+
+
+def stated_in(file: bytes) -> dict[str, str]:
+    """The metadata in the order in which they stand in the file."""
+    return json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])["__metadata__"]
+
+
+@pytest.mark.parametrize(
+    "metadata", [{}, {"a": ""}, {"workflow": ODD}, {ODD: "x", "b": "1"}, {f"key {i}": "ä" * i for i in range(40)}]
+)
+def test_the_file_is_byte_for_byte_what_the_library_writes(tmp_path: Path, metadata: dict[str, str]) -> None:
+    """The library's order of the metadata is another one each time, so ours are given in the order that it took."""
+    expected = save(TENSORS, metadata)
+    ordered = stated_in(expected)
+    assert ordered == metadata
+    serialised = files.Serialised(TENSORS)
+    assert serialised.write(tmp_path / "lora.safetensors", ordered) == len(expected)
+    assert (tmp_path / "lora.safetensors").read_bytes() == expected
+    assert bytes(serialised.plain) == save(TENSORS) and expected.endswith(serialised.data)
+
+
+def test_the_same_tensors_and_metadata_are_the_same_file(tmp_path: Path) -> None:
+    metadata = {f"key {i}": str(i) for i in range(40)}
+    for name in ("one", "other"):
+        files.Serialised(TENSORS).write(tmp_path / name, metadata)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    assert list(stated_in((tmp_path / "one").read_bytes())) == list(metadata)
+
+
+@pytest.mark.parametrize(("durable", "flushed"), [(True, 1), (False, 0)])
+def test_what_can_be_made_again_does_not_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool, flushed: int
+) -> None:
+    calls = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append(number) or real(number))
+    with files.replacing(tmp_path / "a", durable) as temporary:
+        temporary.write_bytes(b"x")
+    assert len(calls) == flushed and (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_the_longest_unused_go_until_the_rest_fits(tmp_path: Path) -> None:
+    rows = []
+    for i in range(5):
+        (tmp_path / str(i)).write_bytes(b"x" * 10)
+        rows.append((i, 10, tmp_path / str(i)))
+    (tmp_path / "2").unlink()  # by somebody else meanwhile: no other goes in its place
+    left = files.remove_longest_unused(reversed(rows), 25, lambda used, path: path.name == "0")
+    assert left == 20 and sorted(path.name for path in tmp_path.iterdir()) == ["0", "4"]
+    assert files.remove_longest_unused(rows[:1], 0, lambda used, path: used < 1) == 10

@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from ..errors import AtelierError
+from ..files import Serialised, remove_longest_unused
 
 CACHE_LIMIT = 20 * 2**30
 """Bytes on disk for latents and text encodings; the longest unused go first."""
@@ -37,9 +38,14 @@ def cache_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
 
 
-def _data_checksum(file: bytes) -> str:
-    """CRC-32 of a safetensors file's tensor bytes (all behind the 8-byte length and the JSON header)."""
-    return f"{zlib.crc32(memoryview(file)[8 + int.from_bytes(file[:8], 'little') :]):08x}"
+def _data(file: bytes) -> memoryview:
+    """A safetensors file's tensor bytes (all behind the 8-byte length and the JSON header)."""
+    return memoryview(file)[8 + int.from_bytes(file[:8], "little") :]
+
+
+def _stated(key: str, data: memoryview) -> dict[str, str]:
+    """What the file of ``key`` says of itself: its name, and CRC-32 of its tensor bytes."""
+    return {"key": key, "crc32": f"{zlib.crc32(data):08x}"}
 
 
 def _metadata(file: bytes) -> dict[str, str]:
@@ -76,7 +82,7 @@ class TensorCache:
         except OSError:
             return None
         try:
-            if _metadata(file) != {"key": key, "crc32": _data_checksum(file)}:
+            if _metadata(file) != _stated(key, _data(file)):
                 raise ValueError("checksum")
             tensors = load(file)
         except (SafetensorError, ValueError, AttributeError):
@@ -91,23 +97,22 @@ class TensorCache:
         path = self.path(key)
         # The clone parts tensors that share memory, which safetensors refuses.
         values = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-        file = save(values, {"key": key, "crc32": _data_checksum(save(values))})
-        partial = path.with_name(f"{key}.{os.getpid()}.{time.monotonic_ns()}.partial")
+        file = Serialised(values)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(file)
-            os.replace(partial, path)
-        except OSError as error:
-            _remove(partial)
+            size = file.write(path, _stated(key, file.data), durable=False)
+        except (OSError, AtelierError) as error:
+            reason = error.__cause__ if isinstance(error, AtelierError) else error
             raise AtelierError(
-                f"cache: {self.folder} cannot be written ({error.strerror}). Make room on the disk, or allow writing there."
+                f"cache: {self.folder} cannot be written ({getattr(reason, 'strerror', None)}). Make room on the disk, or allow "
+                "writing there."
             ) from error
         if self._bytes is None:
             self._bytes = sum(size for _, size, _ in self._entries())
         else:
-            self._bytes += len(file)
+            self._bytes += size
         if self._bytes > self.limit_bytes:
-            self._trim(path)
+            limit = self.limit_bytes * KEPT_SHARE
+            self._bytes = remove_longest_unused(self._entries(), limit, lambda _, stored: stored == path)
 
     def _entries(self) -> list[tuple[int, int, Path]]:
         """(mtime in ns, bytes, path) of every stored file; temporary files of dead runs are removed on the way."""
@@ -122,17 +127,6 @@ class TensorCache:
             elif path.suffix == ".partial" and time.time() - stat.st_mtime > STALE:
                 _remove(path)
         return rows
-
-    def _trim(self, newest: Path) -> None:
-        entries = sorted(self._entries())
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in entries:
-            if total <= self.limit_bytes * KEPT_SHARE:
-                break
-            if path != newest:
-                _remove(path)
-                total -= size
-        self._bytes = total
 
 
 def _remove(path: Path) -> None:

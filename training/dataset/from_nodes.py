@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
-from ..files import replacing
+from ..files import remove_longest_unused, replacing
 from .cache import cache_key
 from .captions import one_line
 from .index import Facts, Index
@@ -94,13 +94,8 @@ def trim(folder: Path, limit: int) -> None:
         with suppress(OSError):
             facts = path.stat()
             rows.append((facts.st_atime_ns, facts.st_size, path))
-    total, oldest_in_use = sum(size for _, size, _ in rows), time.time_ns() - int(IN_USE * 1e9)
-    for used, size, path in sorted(rows):
-        if total <= limit or used > oldest_in_use:
-            break
-        with suppress(OSError):
-            path.unlink()
-            total -= size
+    oldest_in_use = time.time_ns() - int(IN_USE * 1e9)
+    remove_longest_unused(rows, limit, lambda used, _: used > oldest_in_use)
 
 
 def note_made(*paths: Path) -> None:

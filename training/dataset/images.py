@@ -8,7 +8,10 @@ from __future__ import annotations
 import io
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -24,16 +27,27 @@ EXIF_ORIENTATION = 0x0112
 JPEG_END = b"\xff\xd9"
 # Bytes at a JPEG's end in which its end mark is looked for.
 TAIL = 4096
+# What Pillow decodes at a fraction of its size where that is enough.
+REDUCIBLE = ("JPEG", "MPO")
 
 
 def _broken(path: Path, reason: object) -> AtelierError:
     return AtelierError(f"{path}: this picture cannot be read ({reason}). Repair it, or take it out of the folder.")
 
 
-def _open(path: Path) -> Image.Image:
-    """The picture with only its header read; refuses what would not fit into memory."""
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What Pillow says while it decodes, as a sentence about the file."""
     try:
-        image = Image.open(path)
+        yield
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        raise _broken(path, error) from error
+
+
+def _open(path: Path, file: BinaryIO | None = None) -> Image.Image:
+    """The picture with only its header read, from ``file`` where that is open already; refuses what would not fit into memory."""
+    try:
+        image = Image.open(file or path)
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
     except UnidentifiedImageError as error:
@@ -69,7 +83,18 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 def check_picture(path: Path) -> None:
     """AtelierError naming the file if it is no picture or was cut off; decodes it only where its structure leaves a doubt."""
-    with _open(path) as image:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below; only opening it may fail here
+    except OSError as error:
+        raise _broken(path, error) from error
+    with file:
+        if not _structure(path, file)[1]:
+            _decode(path, file)
+
+
+def _structure(path: Path, file: BinaryIO) -> tuple[str | None, bool]:
+    """(format, whether its structure says that nothing is missing), without decoding it."""
+    with _open(path, file) as image:
         kind = image.format
         whole = kind == "PNG"
         try:
@@ -78,14 +103,13 @@ def check_picture(path: Path) -> None:
         except (OSError, ValueError, SyntaxError, EOFError, struct.error):
             whole = False
     if kind in ("JPEG", "WEBP"):
-        with open(path, "rb") as file:
-            head = file.read(12)
-            length = file.seek(0, os.SEEK_END)
-            file.seek(max(0, length - TAIL))
-            # Phones append whole films to a JPEG, so a missing end mark is a doubt and no proof.
-            whole = JPEG_END in file.read() if kind == "JPEG" else int.from_bytes(head[4:8], "little") + 8 <= length
-    if not whole:
-        open_picture(path)
+        file.seek(0)
+        head = file.read(12)
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - TAIL))
+        # Phones append whole films to a JPEG, so a missing end mark is a doubt and no proof.
+        whole = JPEG_END in file.read() if kind == "JPEG" else int.from_bytes(head[4:8], "little") + 8 <= length
+    return kind, whole
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -93,42 +117,57 @@ def open_picture(path: Path) -> Image.Image:
 
     Raises AtelierError naming the file if it is broken, or too large to be safe.
     """
-    with _open(path) as image:
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-            return _on_white(_to_srgb(_to_8_bit(upright)))
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-            raise _broken(path, error) from error
+    return _decode(path)
 
 
-def small_picture(path: Path, side: int = 64) -> Image.Image:
-    """The picture in RGB on white, at least ``side`` pixels on its shorter side if it has them; as it lies, colours as stored.
+def _decode(path: Path, file: BinaryIO | None = None) -> Image.Image:
+    with _open(path, file) as image, _naming(path):
+        return _finished(image)
 
-    Quick for JPEG, which is decoded at a fraction of its size. AtelierError naming the file if it is broken.
+
+def _finished(image: Image.Image) -> Image.Image:
+    image.load()
+    upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+    return _on_white(_to_srgb(_to_8_bit(upright)))
+
+
+def look_at(path: Path, file: BinaryIO, side: int = 64) -> tuple[tuple[int, int], Image.Image]:
+    """(width, height) after EXIF rotation, and a small picture: RGB on white, as it lies, colours as stored.
+
+    ``file`` is the open file or its bytes. The small picture has at least ``side`` pixels on its shorter side if the picture has
+    them. The picture is decoded once, a JPEG at a fraction of its size; only a JPEG whose structure leaves a doubt is decoded
+    whole as well. AtelierError naming the file if it is broken, cut off or too large.
     """
-    with _open(path) as image:
-        try:
-            image.draft("RGB", (side, side))
+    kind, whole = _structure(path, file)
+    if not whole and kind in REDUCIBLE:
+        _decode(path, file)
+        whole = True
+    with _open(path, file) as image, _naming(path):
+        width, height = image.size
+        image.draft("RGB", (side, side))
+        if kind == "PNG":  # whose orientation may stand behind the pixels
             image.load()
-            upright = _to_8_bit(image)
-            if max(upright.size) > 4 * side:
-                upright.thumbnail((4 * side, 4 * side), Image.Resampling.BOX)
-            return _on_white(upright.convert("RGBA") if "transparency" in upright.info else upright)
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-            raise _broken(path, error) from error
+        turned = 5 <= _orientation(image) <= 8
+        image.load()
+        if not whole:
+            _finished(image)
+        return (height, width) if turned else (width, height), _small(image, side)
+
+
+def _small(image: Image.Image, side: int) -> Image.Image:
+    small = _to_8_bit(image)
+    if max(small.size) > 4 * side:
+        small.thumbnail((4 * side, 4 * side), Image.Resampling.BOX)
+    return _on_white(small.convert("RGBA") if "transparency" in small.info else small)
 
 
 def alpha_of(path: Path) -> Image.Image | None:
     """The picture's transparency as grey (255 is opaque), upright; None for a picture that has none."""
-    with _open(path) as image:
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-            opaque = not ({"A", "a"} & set(upright.getbands()) or "transparency" in upright.info)
-            return None if opaque else upright.convert("RGBA").getchannel("A")
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-            raise _broken(path, error) from error
+    with _open(path) as image, _naming(path):
+        image.load()
+        upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+        opaque = not ({"A", "a"} & set(upright.getbands()) or "transparency" in upright.info)
+        return None if opaque else upright.convert("RGBA").getchannel("A")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import AtelierError
 from ..files import write_text
 from .buckets import Size
 from .focus import detector_name, focus_point
-from .images import check_picture, open_picture, picture_size, small_picture
+from .images import look_at, open_picture
 from .near_duplicates import perceptual_hash
 
 VERSION = 1
+AT_ONCE = 256 * 2**20
+"""Bytes: a file of so many is read once and held while it is looked into; a larger one (a photo with a film behind it) is not."""
 _known: dict[Path, tuple[tuple[int, int], Facts]] = {}
 """This process' memory: path -> ((bytes, mtime in ns), facts)."""
 
@@ -40,11 +45,24 @@ class Facts:
 
 def file_digest(path: Path) -> str:
     """SHA-256 (hex) of the file's bytes."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return _digest(file)
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
+
+
+def look_into(path: Path) -> Facts:
+    """Facts of a sound picture, its file opened once; AtelierError naming it if it is none, OSError if it cannot be read."""
+    with open(path, "rb") as opened:
+        file: BinaryIO = io.BytesIO(opened.read()) if os.fstat(opened.fileno()).st_size <= AT_ONCE else opened
+        key = _digest(file)
+        (width, height), small = look_at(path, file)
+    return Facts(width, height, key, perceptual_hash(small))
 
 
 class Index:
@@ -63,7 +81,7 @@ class Index:
             stamp = (stat.st_size, stat.st_mtime_ns)
             entry = next((e for e in (_known.get(path), self._stored.get(str(path))) if e and e[0] == stamp), None)
             if entry is None:
-                entry = (stamp, _look_into(path))
+                entry = (stamp, look_into(path))
         except AtelierError:
             raise
         except OSError as error:
@@ -105,13 +123,6 @@ class Index:
     def _keep(self, path: Path, stamp: tuple[int, int], facts: Facts) -> None:
         self._changed |= self._stored.get(str(path)) != (stamp, facts)
         _known[path] = self._used[path] = (stamp, facts)
-
-
-def _look_into(path: Path) -> Facts:
-    key = file_digest(path)
-    check_picture(path)
-    width, height = picture_size(path)
-    return Facts(width, height, key, perceptual_hash(small_picture(path)))
 
 
 def _read(file: Path) -> dict[str, tuple[tuple[int, int], Facts]]:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor
 
 from ..config import TrainingConfig, to_dict
 from ..dataset.plan import Plan
 from ..dataset.samples import Dataset
 from ..dataset.tags import tag_frequency
+from ..files import Serialised
 from ..optim import optimizers, schedules
 
 BASE_VERSIONS = {"SD15": "sd_v1-5", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0", "SD3": "sd3", "Flux": "flux1"}
@@ -36,15 +36,15 @@ def describe(
     epoch: int,
     step: int,
     total_steps: int,
-    tensors: Mapping[str, Tensor],
     graph: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> dict[str, str]:
-    """Metadata of one saved epoch; every value is a string, as the format demands.
+    """Metadata of one saved epoch but for its ``content_hashes``; every value is a string, as the format demands.
 
     ``graph`` holds ``prompt`` and ``workflow`` as the canvas sent them, so that dropping the file there brings them back.
+    ``tensors`` are not looked at: the hashes are those of the bytes that ``Run.save_lora`` writes.
     """
     sizes = [s.config.resolution for s in dataset.subsets]
-    whole, legacy = content_hashes(tensors)
     values: dict[str, Any] = {
         "ss_base_model_version": BASE_VERSIONS.get(family, family.lower()),
         "ss_network_module": "networks.lora" if config.network.algorithm == "LoRA" else "lycoris.kohya",
@@ -95,19 +95,15 @@ def describe(
         "modelspec.prediction_type": {"eps": "epsilon", "v": "v", "flow": "flow"}[prediction],
         "lora_atelier.config": to_dict(config),
         "lora_atelier.dataset": dataset.fingerprint,
-        "sshs_model_hash": whole,
-        "sshs_legacy_hash": legacy,
         **{k: v for k, v in graph.items() if v},
     }
     return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items() if v is not None}
 
 
-def content_hashes(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+def content_hashes(file: Serialised) -> dict[str, str]:
     """Sha256 of the file's bytes after its header; and the older web UI's: of 64 KiB from offset 1 MiB, 8 digits."""
-    data = memoryview(save(dict(tensors)))
-    header = int.from_bytes(data[:8], "little")
-    legacy = hashlib.sha256(data[0x100000 : 0x100000 + 0x10000])
-    return hashlib.sha256(data[8 + header :]).hexdigest(), legacy.hexdigest()[:8]
+    legacy = hashlib.sha256(file.plain[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
+    return {"sshs_model_hash": hashlib.sha256(file.data).hexdigest(), "sshs_legacy_hash": legacy}
 
 
 def _subset_summary(subset: Any) -> dict[str, Any]:

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
-from ..files import append_text, flush, replacing, sweep, write_tensors, write_text
+from ..files import Serialised, append_text, flush, replacing, sweep, write_tensors, write_text
 from ..tensors.transfer import to_cpu
+from .metadata import content_hashes
 
 STATE_FILE = "state/state.safetensors"
 HISTORY_FILE, MEASURED_FILE = "history.jsonl", "measured.jsonl"
@@ -128,10 +129,11 @@ class Run:
     def save_lora(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, epoch: int, step: int, kind: SaveKind
     ) -> SavedLoRA:
-        """Writes one LoRA file and enters it in run.json."""
+        """Writes one LoRA file, with ``metadata`` and the hashes of its tensors, and enters it in run.json."""
         suffix = {"epoch": f"-{epoch:06d}", "last": ""}.get(kind, f"-step{step:08d}")
         saved = SavedLoRA(self.lora_folder / f"{self.name}{suffix}.safetensors", epoch, step, kind)
-        write_tensors(saved.path, tensors, metadata)
+        file = Serialised(tensors)
+        file.write(saved.path, {**metadata, **content_hashes(file)})
         rows = [r for r in self.read().get("saved", []) if r["file"] != saved.path.name]
         self.write(saved=[*rows, {"file": saved.path.name, "epoch": epoch, "step": step, "kind": kind}])
         return saved

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
 import sys
 import time
+import zlib
 
 import pytest
+import safetensors.torch
 import torch
 from lora_atelier.training.dataset.cache import TensorCache, cache_key
 from lora_atelier.training.errors import AtelierError
+from safetensors.torch import save
 
 KEY = cache_key("picture", (512, 512), (0, 0), "vae")
 
@@ -50,6 +54,32 @@ def test_keys_are_the_same_in_another_process_and_differ_by_every_part():
 def test_a_key_can_never_name_another_place(cache, key):
     with pytest.raises(ValueError, match="is not a cache key"):
         cache.get(key)
+
+
+def test_tensors_are_serialised_once_and_files_of_earlier_versions_are_read(cache, monkeypatch):
+    values = {"x": torch.arange(5.0), "y": torch.ones(2, dtype=torch.float16)}
+    crc = zlib.crc32(memoryview(data := save(values))[8 + int.from_bytes(data[:8], "little") :])
+    earlier = save(values, {"key": KEY, "crc32": f"{crc:08x}"})
+    calls, real = [], safetensors.torch.serialize
+    monkeypatch.setattr(safetensors.torch, "serialize", lambda *given, **named: calls.append(1) or real(*given, **named))
+    cache.put(KEY, values)
+    assert len(calls) == 1
+    stored = cache.path(KEY).read_bytes()
+    assert len(stored) == len(earlier) and safetensors.torch.load(stored).keys() == values.keys()
+    cache.path(KEY).write_bytes(earlier)
+    found = cache.get(KEY)
+    assert found is not None and all(torch.equal(found[name], values[name]) for name in values)
+
+
+def test_a_full_disk_is_named_as_the_caches(cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    expected = r"cache: .*cache cannot be written \(No space left on device\)\. Make room on the disk, or allow writing there\."
+    with pytest.raises(AtelierError, match=expected):
+        cache.put(KEY, {"x": torch.zeros(1)})
+    assert not list(cache.folder.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "zeros", "header"])

@@ -13,13 +13,18 @@ from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.training.dataset.images import (
     EXTENSIONS,
     check_picture,
+    look_at,
     open_picture,
     picture_size,
-    small_picture,
     to_tensor,
 )
 from lora_atelier.training.errors import AtelierError
 from PIL import Image, ImageCms, features
+
+
+def small_picture(path):
+    with open(path, "rb") as file:
+        return look_at(path, file)[1]
 
 
 def stripes(width=64, height=32):

@@ -172,8 +172,8 @@ def test_pictures_are_remembered_between_sessions_and_changes_noticed(tmp_path, 
         picture(folder / f"{i}.png", (i * 80, 0, 0))
     first = scan(folder, config(), index=file)
     opened = []
-    real = index._look_into
-    monkeypatch.setattr(index, "_look_into", lambda path: opened.append(path.name) or real(path))
+    real = index.look_into
+    monkeypatch.setattr(index, "look_into", lambda path: opened.append(path.name) or real(path))
     index._known.clear()
     assert scan(folder, config(), index=file) == first and opened == []
     index._known.clear()
