@@ -60,7 +60,7 @@ def has_bf16_units() -> bool:
     from lora_atelier.training.tensors.precision import has_native_support
 
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return has_native_support(torch.bfloat16, torch.device("cpu"))
 
 

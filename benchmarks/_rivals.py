@@ -61,7 +61,8 @@ def peft(case: Case) -> tuple[Train, Forward]:
             more = {"text_embeds": extras["pooled_output"].to(device, dtype).expand(len(x), -1)}
             more |= {"time_ids": sizes.expand(len(x), -1)}
         states = cond.to(device, dtype).expand(len(x), -1, -1)
-        return unet(x.to(dtype), t, states, added_cond_kwargs=more or None, return_dict=False)[0]
+        answer: torch.Tensor = unet(x.to(dtype), t, states, added_cond_kwargs=more or None, return_dict=False)[0]
+        return answer
 
     def adapt(found: Found) -> list[torch.nn.Parameter]:
         config = LoraConfig(r=case.rank, lora_alpha=case.rank, init_lora_weights="gaussian", target_modules=named)

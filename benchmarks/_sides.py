@@ -122,7 +122,8 @@ def profiled(run: Train, case: Case) -> str:
     gpu = torch.cuda.is_available()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as seen:
         run(Case(**{**vars(case), "steps": 2}), Found())
-    return seen.key_averages().table(sort_by="self_device_time_total" if gpu else "self_cpu_time_total", row_limit=30)
+    table: str = seen.key_averages().table(sort_by="self_device_time_total" if gpu else "self_cpu_time_total", row_limit=30)
+    return table
 
 
 def utilisation(forward: Forward, case: Case) -> dict[str, float]:

@@ -148,7 +148,7 @@ class Side:
         said = self._out.read().splitlines()
         if self.process.wait() or not said:
             self.fail()
-        found = json.loads(said[-1])
+        found: dict[str, float] = json.loads(said[-1])
         return found | {"seconds": found["seconds"] - self.stopped}
 
 

@@ -98,7 +98,8 @@ def resident() -> float:
     """MB of memory in use by this process."""
     import psutil  # type: ignore[import-untyped]
 
-    return psutil.Process(os.getpid()).memory_info().rss / 2**20
+    used: int = psutil.Process(os.getpid()).memory_info().rss
+    return used / 2**20
 
 
 def main() -> None:

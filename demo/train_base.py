@@ -197,8 +197,9 @@ def encode(args: argparse.Namespace) -> None:
 
     def latents_of(name: str) -> torch.Tensor:
         pictures = torch.from_numpy(data[name])
-        z = torch.cat([encoder(pictures[i : i + 16].float() / 255) for i in range(0, len(pictures), 16)])
-        return (z / model.vae_scale + model.vae_shift - SD3_SHIFT) * SD3_SCALE
+        z: torch.Tensor = torch.cat([encoder(pictures[i : i + 16].float() / 255) for i in range(0, len(pictures), 16)])
+        latents: torch.Tensor = (z / model.vae_scale + model.vae_shift - SD3_SHIFT) * SD3_SCALE
+        return latents
 
     latents, spread = latents_of("concepts"), latents_of("others")
     restored = torch.cat([model.decode(latents[i : i + 16] / SD3_SCALE + SD3_SHIFT) for i in range(0, 64, 16)])

@@ -109,7 +109,7 @@ def load_text_encoder() -> Any:
     import comfy.text_encoders.sd3_clip as sd3
 
     class Target:
-        params: ClassVar[dict] = {}
+        params: ClassVar[dict[str, Any]] = {}
         clip = sd3.sd3_clip(clip_l=True, clip_g=False, t5=False)
         tokenizer = sd3.SD3Tokenizer
 

@@ -8,7 +8,7 @@ whatever else such a model cannot do counts for nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from . import host
 from .errors import AtelierError, is_out_of_memory
 from .estimate.activations import Shapes
+from .protocols import CanvasText, EncodedText
 
 SIDES = (256, 512)
 """Pixels of the squares that are asked about, the second where the network cannot do with the first; without numbers a size costs
@@ -83,7 +84,7 @@ def check(model: host.Model, text: host.TextEncoder, codec: host.PictureCodec) -
     )
 
 
-def check_text(model: host.Model, text: Mapping[str, Any], wire: str = "clip") -> None:
+def check_text(model: host.Model, text: EncodedText, wire: str = "clip") -> None:
     """AtelierError if the model cannot read ``text``, one encoded caption; ``wire`` is where it came in."""
     found = misread(model, text)
     if found is None:
@@ -102,13 +103,13 @@ def check_text(model: host.Model, text: Mapping[str, Any], wire: str = "clip") -
     )
 
 
-def check_conditioning(model: host.Model, conditioning: list) -> None:
+def check_conditioning(model: host.Model, conditioning: CanvasText) -> None:
     """``check_text`` for a CONDITIONING."""
     cond, extras = conditioning[0][:2]
     check_text(model, {"cond": cond, **{name: value for name, value in extras.items() if isinstance(value, Tensor)}})
 
 
-def misread(model: host.Model, text: Mapping[str, Any]) -> Misreading | None:
+def misread(model: host.Model, text: EncodedText) -> Misreading | None:
     """The first part of ``text`` that keeps the model from reading it; None if it can, or if there is no telling."""
     outline = host.outline_of(model)
     if outline is None:
@@ -122,7 +123,7 @@ def misread(model: host.Model, text: Mapping[str, Any]) -> Misreading | None:
     return None
 
 
-def _search(attempt: Callable[[Mapping[str, Any]], _Trial], text: Mapping[str, Any], last: _Trial) -> Misreading | None:
+def _search(attempt: Callable[[EncodedText], _Trial], text: EncodedText, last: _Trial) -> Misreading | None:
     """What of the text, in the width that its failure asks for, lets the pass come further, until nothing of it is in the way."""
     now = dict(text)
     for _ in range(MOST_TRIALS):
@@ -149,7 +150,7 @@ class _Trial:
     calls: int
     """Of torch's functions."""
 
-    def is_misfit(self, text: Mapping[str, Any]) -> bool:
+    def is_misfit(self, text: EncodedText) -> bool:
         """Whether it failed as it does with a text of another model."""
         return _lacks_pooled(text, self.error) or bool(MISFIT.search(str(self.error)))
 
@@ -166,7 +167,7 @@ class _Counting(Shapes):
         return super().__torch_function__(*given, **named)
 
 
-def _trial(outline: host.Outline, side: int, text: Mapping[str, Any]) -> _Trial:
+def _trial(outline: host.Outline, side: int, text: EncodedText) -> _Trial:
     counting, error = _Counting(), None
     try:
         with torch.inference_mode(False), torch.no_grad(), torch.device("meta"), counting:
@@ -177,7 +178,7 @@ def _trial(outline: host.Outline, side: int, text: Mapping[str, Any]) -> _Trial:
     return _Trial(error, counting.calls)
 
 
-def _others(text: Mapping[str, Any], error: Exception) -> dict[str, Tensor]:
+def _others(text: EncodedText, error: Exception) -> dict[str, Tensor]:
     """Parts of a text in the width that a failure asks for."""
     if _lacks_pooled(text, error):
         return {"pooled_output": torch.empty(1, USUAL_POOLED)}
@@ -185,27 +186,27 @@ def _others(text: Mapping[str, Any], error: Exception) -> dict[str, Tensor]:
     for pattern in ASKS:
         if found := pattern.search(str(error)):
             given, wanted = int(found["given"]), int(found["wanted"])
-            for part in (part for part in PARTS if part in text):
-                width = _width(text[part])
+            for part, value in ((part, text[part]) for part in PARTS if part in text):
+                width = _width(value)
                 new = 0
                 if part == "pooled_output" and width < given:
                     new = width + wanted - given  # it is read together with other numbers
                 elif width % given == 0:
                     new = width // given * wanted  # several layers' answers lie in one vector
-                if new > 0:
-                    out[part] = torch.empty(*text[part].shape[:-1], new)
+                if new > 0 and isinstance(value, Tensor):
+                    out[part] = torch.empty(*value.shape[:-1], new)
             break
     return out
 
 
-def _lacks_pooled(text: Mapping[str, Any], error: Exception | None) -> bool:
+def _lacks_pooled(text: EncodedText, error: Exception | None) -> bool:
     """Whether a pooled vector is what may have been missed."""
     if "pooled_output" in text or not isinstance(error, (AttributeError, KeyError, TypeError)):
         return False
     return bool(LACKS.search(str(error)))
 
 
-def _width(part: Any) -> int:
+def _width(part: object) -> int:
     return part.shape[-1] if isinstance(part, Tensor) else 0
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -39,6 +38,7 @@ from .network.warm_start import start_from
 from .objective.loss import check_weighting
 from .objective.noise import NoiseLevelSampler
 from .optim import optimizers
+from .protocols import CanvasText
 from .recorder import Callbacks, Progress
 from .runs import live
 from .runs.metadata import describe
@@ -107,7 +107,7 @@ class Job:
     """All that can carry an adapter, not only what is trained."""
     names: Names
     preview: Preview
-    graph: Mapping[str, Any]
+    graph: Mapping[str, str]
     show: Callable[[str], None]
     encoded: EncodedDataset
 
@@ -146,7 +146,7 @@ def run_training(
     *,
     preview: Preview,
     start_over: bool,
-    graph: Mapping[str, Any],
+    graph: Mapping[str, str],
     show: Callable[[str], None] = lambda _: None,
     node: str = "",
 ) -> Trained:
@@ -237,7 +237,7 @@ def _noted(run: Run) -> Iterator[None]:
         raise
 
 
-def _encode(job: Job, told: Callable[[str], list]) -> None:
+def _encode(job: Job, told: Callable[[str], CanvasText]) -> None:
     """Pictures, captions, and what the samples are told: all while the encoders are at hand."""
     work = _work(job)
     count = len(work)
@@ -335,7 +335,7 @@ class _Saver:
         run: Run,
         adapter: Adapter,
         layers: Layers,
-        told: Callable[[str], list],
+        told: Callable[[str], CanvasText],
         advance: Callable[..., None],
         now: live.Live,
     ):
@@ -347,7 +347,7 @@ class _Saver:
         tensors = lora_file.to_file(self.adapter, job.names, job.model.family, DTYPES[config.save_precision], self.layers)
         metadata = describe(
             config, job.dataset, job.plan, family=job.model.family, prediction=job.model.prediction, epoch=epoch,
-            step=step, total_steps=job.total, tensors=tensors, graph=job.graph,
+            step=step, total_steps=job.total, graph=job.graph,
         )  # fmt: skip
         saved = self.run.save_lora(tensors, metadata, epoch=epoch, step=step, kind=kind)
         log.info("model saved: %s", saved.path)

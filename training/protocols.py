@@ -14,6 +14,12 @@ from torch import Tensor, nn
 
 Prediction = Literal["eps", "v", "flow"]
 """What a network predicts: the noise, the velocity of a variance-preserving process, or that of a rectified flow."""
+EncodedText = Mapping[str, Tensor | float]
+"""One text as models read it: ``cond``, ``pooled_output`` and extras; numbers come from other nodes only."""
+Conditions = dict[str, Any]
+"""What a network is given beside one picture, by the host's own names."""
+CanvasText = list[list[Any]]
+"""A CONDITIONING of the canvas: [tensor, values by name] for each of its parts."""
 
 
 class Predictor(Protocol):
@@ -22,8 +28,8 @@ class Predictor(Protocol):
     @property
     def prediction(self) -> Prediction: ...
     def latents_in(self, latents: Tensor) -> Tensor: ...
-    def condition(self, text: Mapping[str, Tensor], x: Tensor, size: Mapping[str, int]) -> dict[str, Any]: ...
-    def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor: ...
+    def condition(self, text: EncodedText, x: Tensor, size: Mapping[str, int]) -> Conditions: ...
+    def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[Conditions]) -> Tensor: ...
 
 
 class TrainedText(Protocol):

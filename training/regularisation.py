@@ -25,6 +25,7 @@ from .dataset.samples import counted
 from .dataset.scan import MAX_REPEATS, NUMBERED, find
 from .errors import AtelierError
 from .files import replacing
+from .protocols import CanvasText
 
 NAME = "reg-{:05d}.png"
 KEY = "lora_atelier.regularisation"
@@ -120,7 +121,7 @@ class RegularisationSet:
                 near = max(1, round(pixels / codec.downscale)) * codec.downscale
                 raise AtelierError(f"{widget}: {pixels} is not a multiple of {codec.downscale}, the VAE's cell; try {near}.")
         self._models = {"model": model.identity(), "clip": text.identity(), "vae": codec.identity()}
-        self._conditionings: dict[str, list] = {}
+        self._conditionings: dict[str, CanvasText] = {}
 
     def facts(self, picture: Planned) -> dict[str, Any]:
         """Everything that a picture depends on, as it is stored in the file."""
@@ -213,7 +214,7 @@ class RegularisationSet:
             )
         return [to_picture(one) for one in pixels]
 
-    def _conditioning(self, text: str) -> list:
+    def _conditioning(self, text: str) -> CanvasText:
         if text not in self._conditionings:
             self._conditionings[text] = self.text.for_sampling(text)
         return self._conditionings[text]
@@ -284,7 +285,7 @@ def differences(stated: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> 
     return f"was made with other settings ({', '.join(said)})" if said else ""
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from .dataset.plan import Batch
 from .objective import loss as losses
 from .objective import noise as noises
 from .objective.preservation import base_prediction, preservation_loss
-from .protocols import Denoiser, Predictor
+from .protocols import Conditions, Denoiser, EncodedText, Predictor
 from .session import Session
 from .tensors.transfer import to_device, with_one_way_back
 
@@ -33,7 +32,7 @@ class NoisedPrediction:
     """Noised latents (B, C, h, w)."""
     sigma: Tensor
     """(B,)"""
-    conditions: list[dict[str, Any]]
+    conditions: list[Conditions]
     prediction: Tensor
     """(B, C, h, w) in float32."""
     target: Tensor
@@ -45,7 +44,7 @@ def noised_prediction(
     x0: Tensor,
     sigma: Tensor,
     noise: Tensor,
-    texts: Sequence[Mapping[str, Any]],
+    texts: Sequence[EncodedText],
     sizes: Sizes,
     mixed_in: Tensor | None = None,
 ) -> NoisedPrediction:
@@ -60,7 +59,7 @@ def noised_prediction(
     return NoisedPrediction(x, sigma, conditions, prediction, noises.target(model.prediction, x0, noise, sigma))
 
 
-def conditions_of(model: Predictor, x: Tensor, texts: Sequence[Mapping[str, Any]], sizes: Sizes) -> list[dict[str, Any]]:
+def conditions_of(model: Predictor, x: Tensor, texts: Sequence[EncodedText], sizes: Sizes) -> list[Conditions]:
     """The host's conditioning of each sample of ``x``."""
     return [model.condition(text, x[i : i + 1], size) for i, (text, size) in enumerate(zip(texts, sizes, strict=True))]
 

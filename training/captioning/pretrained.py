@@ -58,7 +58,7 @@ def load_pretrained(folder: Path, device: torch.device, dtype: torch.dtype) -> t
         ) from error
 
 
-def prepared(processor: Any, pictures: Sequence[Picture], device: torch.device, dtype: torch.dtype, **call: Any) -> Any:
+def prepared(processor: Any, pictures: Sequence[Picture], device: torch.device, dtype: torch.dtype, **call: object) -> Any:
     """The processor's tensors for these pictures; AtelierError naming them if it refuses them."""
     try:
         return processor(return_tensors="pt", **call).to(device, dtype)
@@ -69,20 +69,20 @@ def prepared(processor: Any, pictures: Sequence[Picture], device: torch.device, 
         ) from error
 
 
-def generate(model: Any, inputs: Mapping[str, Any], settings: GenerationSettings, check: Check) -> Tensor:
+def generate(model: Any, inputs: Mapping[str, object], settings: GenerationSettings, check: Check) -> Tensor:
     """Tokens (B, T) by beam search; AtelierError naming the widget if the memory is too small.
 
     ``check`` is called after every token, so that what it raises ends the caption within one.
     """
     from transformers import StoppingCriteriaList
 
-    def goes_on(tokens: Tensor, _scores: Any, **_more: Any) -> Tensor:
+    def goes_on(tokens: Tensor, _scores: object, **_more: object) -> Tensor:
         check()
         return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
 
     try:
         with torch.no_grad():
-            return model.generate(
+            tokens: Tensor = model.generate(
                 **inputs,
                 num_beams=settings.beams,
                 min_new_tokens=settings.min_length,
@@ -90,6 +90,7 @@ def generate(model: Any, inputs: Mapping[str, Any], settings: GenerationSettings
                 do_sample=False,
                 stopping_criteria=StoppingCriteriaList([goes_on]),
             )
+            return tokens
     except torch.cuda.OutOfMemoryError as error:
         raise AtelierError(
             "batch_size: the memory is too small for so many pictures at a time. Lower it, or the beams."

@@ -122,7 +122,7 @@ def _session(path: Path, device: torch.device) -> Any:
         raise AtelierError(f"captioner: {path} cannot be loaded as an ONNX model. Download it again.") from error
 
 
-def _square(shape: Sequence[Any], path: Path) -> tuple[int, int]:
+def _square(shape: Sequence[object], path: Path) -> tuple[int, int]:
     """(side in pixels, pictures at a time or 0 for any number) from the shape (batch, height, width, 3)."""
     if len(shape) == 4 and shape[3] == 3 and isinstance(shape[1], int) and shape[1] == shape[2]:
         return shape[1], shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0

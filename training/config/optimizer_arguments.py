@@ -67,7 +67,9 @@ def _text(value: Value) -> str:
     return ",".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
 
 
-def check(name: str, make: Callable[..., Any], given: Mapping[str, Value], own: frozenset[str] = frozenset()) -> dict[str, Any]:
+def check(
+    name: str, make: Callable[..., object], given: Mapping[str, Value], own: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     """``given`` as ``make``, the constructor of the optimizer ``name``, takes it; ``own`` are keys that widgets stand for.
 
     Raises AtelierError: for an unknown key with those that exist, for a wrong kind of value with what is expected.
@@ -85,7 +87,7 @@ def check(name: str, make: Callable[..., Any], given: Mapping[str, Value], own: 
     return out
 
 
-def _fitting(name: str, key: str, value: Value, default: Any) -> Any:
+def _fitting(name: str, key: str, value: Value, default: Any) -> Value:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, bool) or key in SWITCHES:
         fits, wanted = isinstance(value, bool), "true or false"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 from ..errors import AtelierError
 
@@ -12,6 +12,6 @@ def refuse(condition: bool, sentence: str) -> None:
         raise AtelierError(sentence)
 
 
-def choice(widget: str, value: str, allowed: Any) -> None:
+def choice(widget: str, value: str, allowed: object) -> None:
     options = get_args(allowed)
     refuse(value not in options, f"{widget}: {value!r} is not one of {', '.join(options)}.")

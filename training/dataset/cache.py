@@ -49,7 +49,8 @@ def _stated(key: str, data: memoryview) -> dict[str, str]:
 
 
 def _metadata(file: bytes) -> dict[str, str]:
-    return json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")]).get("__metadata__", {})
+    stored: dict[str, str] = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")]).get("__metadata__", {})
+    return stored
 
 
 class TensorCache:
@@ -84,7 +85,7 @@ class TensorCache:
         try:
             if _metadata(file) != _stated(key, _data(file)):
                 raise ValueError("checksum")
-            tensors = load(file)
+            tensors: dict[str, torch.Tensor] = load(file)
         except (SafetensorError, ValueError, AttributeError):
             _remove(path)
             return None

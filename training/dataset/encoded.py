@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..protocols import CaptionEncoder, PictureEncoder
+from ..protocols import CaptionEncoder, EncodedText, PictureEncoder
 from . import masks, precomputed
 from .augment import FIXED, caption_variants, plain_caption, sighted_caption
 from .buckets import Size
@@ -123,7 +122,7 @@ class EncodedDataset:
             for i, n in zip(batch.samples, batch.sightings, strict=True)
         ]
 
-    def conditionings(self, batch: Batch) -> list[dict[str, Any]]:
+    def conditionings(self, batch: Batch) -> list[EncodedText]:
         """Conditioning of each sample: ``cond``, ``pooled_output`` and extras (tensors, and from other nodes numbers)."""
         subset = self.dataset.subsets[batch.subset]
         if not subset.ready:
@@ -134,7 +133,7 @@ class EncodedDataset:
             return [fresh[caption] for caption in captions]
         return [self.stored_text(subset.samples[i]) for i in batch.samples]
 
-    def stored_text(self, sample: Sample) -> dict[str, Any]:
+    def stored_text(self, sample: Sample) -> EncodedText:
         """The conditioning that another node has made for a picture."""
         assert sample.ready is not None
         return precomputed.unpacked(self._stored(sample.ready.text, self._conditionings))
@@ -250,7 +249,7 @@ def _read(chunk: Chunk) -> Tensor:
     return torch.stack([shown.pixels(sample.path) for sample, shown in chunk])
 
 
-def size_conditioning(shown: View) -> dict[str, Any]:
+def size_conditioning(shown: View) -> dict[str, int]:
     """SDXL's size conditioning in the host's words: original size, crop offset, and target size, in pixels."""
     return {
         "width": shown.original[0], "height": shown.original[1], "crop_w": shown.crop[0], "crop_h": shown.crop[1],

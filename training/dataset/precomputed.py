@@ -15,15 +15,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import AtelierError
+from ..protocols import CanvasText
 from .cache import TensorCache
 from .samples import Dataset, Ready, Sample, counted
 
 CELL = 8
 """Pixels of a latent's cell in each direction, where the latent doesn't say otherwise."""
-Text = tuple[Tensor, dict[str, Any]]
+Text = tuple[Tensor, dict[str, object]]
 
 
-def store(latents: Sequence[Any], conditioning: Sequence[Any], cache: TensorCache) -> tuple[Sample, ...]:
+def store(latents: Sequence[object], conditioning: Sequence[CanvasText], cache: TensorCache) -> tuple[Sample, ...]:
     """One sample for every latent of a list of LATENT, with the conditioning of the same place in a list of CONDITIONING.
 
     A LATENT of a batch counts as its parts. One conditioning serves all latents; else there must be as many. AtelierError naming
@@ -61,7 +62,7 @@ def check(dataset: Dataset, channels: int, frames: bool) -> None:
         )
 
 
-def remarks(latents: Sequence[Any]) -> tuple[str, ...]:
+def remarks(latents: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
     """What the person should know about a list of LATENT that was taken."""
     masked = any("noise_mask" in entry for entry in latents)
     return ("the latents' noise masks are not used; all of each picture is learnt.",) if masked else ()
@@ -95,7 +96,7 @@ def packed(text: Text, number: int) -> dict[str, Tensor]:
     return values
 
 
-def unpacked(stored: Mapping[str, Tensor]) -> dict[str, Any]:
+def unpacked(stored: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
     """What ``packed`` took, numbers as numbers again."""
     return {name: tensor if tensor.ndim else tensor.item() for name, tensor in stored.items()}
 
@@ -139,7 +140,7 @@ def _layers(shape: Sequence[int]) -> str:
     return f"{shape[0]} channels" + (f" in {counted(shape[1], 'frame')}" if len(shape) > 1 else "")
 
 
-def _flat_texts(conditioning: Sequence[Any]) -> list[Text]:
+def _flat_texts(conditioning: Sequence[CanvasText]) -> list[Text]:
     """(cond (1, tokens, width), extras) in order."""
     out: list[Text] = []
     for entry in conditioning:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ..network.scope import adaptable_layers
 from ..network.targets import select
 from ..performance import memory
 from ..step import noised_prediction
+from ..tensors.autograd_context import AutogradContext
 
 log = logging.getLogger("lora-atelier")
 
@@ -56,9 +57,15 @@ class Shapes(TorchFunctionMode):
     """Lets ``.cpu()``, ``.to()`` and attention work on meta tensors."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = {name: value for name, value in (kwargs or {}).items() if name != "generator"}  # theirs is on another device
+        given: dict[str, Any] = {
+            name: value for name, value in (kwargs or {}).items() if name != "generator"
+        }  # theirs is on another device
         if func is F.scaled_dot_product_attention:
             named = dict(zip(("query", "key", "value"), args, strict=False)) | given
             return _Attention.apply(named["query"], named["key"], named["value"])
@@ -70,18 +77,18 @@ class Shapes(TorchFunctionMode):
             given = {name: _without_numbers(value) for name, value in given.items()}
         # Some numbers are made where no device is asked for; beside shapes they are shapes as well.
         if any(tensor.is_meta for tensor in _tensors((*args, *given.values()))):
-            args, given = _shapes_of(args), {name: _shapes_of(value) for name, value in given.items()}
+            args, given = tuple(map(_shapes_of, args)), {name: _shapes_of(value) for name, value in given.items()}
         return func(*args, **given)
 
 
-def _without_numbers(wish: Any) -> Any:
+def _without_numbers(wish: object) -> object:
     """An argument of ``Tensor.to``: of a device only that there is one, of another tensor its number format."""
     if isinstance(wish, (str, torch.device)):
         return torch.device("meta")
     return wish.dtype if isinstance(wish, Tensor) else wish
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
     """Those among ``values`` and in the lists and tuples there."""
     for value in values:
         if isinstance(value, Tensor):
@@ -90,22 +97,24 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _shapes_of(value: Any) -> Any:
+def _shapes_of(value: object) -> object:
     """``value`` with all its tensors on the meta device."""
     if isinstance(value, Tensor):
         return value if value.is_meta else value.to("meta")
-    return type(value)(map(_shapes_of, value)) if type(value) in (list, tuple) else value
+    if type(value) is list or type(value) is tuple:
+        return type(value)(map(_shapes_of, value))
+    return value
 
 
 class _Attention(torch.autograd.Function):
     """What a fused attention keeps: its inputs, its output and a number for each row, but no probabilities."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = query.new_empty((*query.shape[:-1], value.shape[-1]))
         ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: AutogradContext, *gradients: Tensor) -> Any:
         raise NotImplementedError("there are no numbers to go back from")

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import compatibility, host
 from ..config.sampling import Sampling
 from ..dataset.images import to_picture
+from ..protocols import CanvasText
 from .lora import Lora, join
 from .plan import Page
 
@@ -19,7 +20,7 @@ class CellRenderer:
 
     def __init__(self, model: host.Model, text: host.TextEncoder, codec: host.PictureCodec, sampling: Sampling):
         self.model, self.text, self.codec, self.sampling = model, text, codec, sampling
-        self._encoded: dict[str, list] = {}
+        self._encoded: dict[str, CanvasText] = {}
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -61,19 +62,19 @@ class CellRenderer:
                 )  # fmt: skip
         return self._pictures(latents, len(strengths))
 
-    def _conditions(self, lora: Lora, page: Page, strength: float) -> tuple[list, list]:
+    def _conditions(self, lora: Lora, page: Page, strength: float) -> tuple[CanvasText, CanvasText]:
         texts = page.prompt, self.sampling.negative
         if lora.reads_text and strength:
             return lora.encode(texts[0], strength), lora.encode(texts[1], strength)
         return self._encode(texts[0]), self._encode(texts[1])
 
-    def _encode(self, text: str) -> list:
+    def _encode(self, text: str) -> CanvasText:
         """A prompt is encoded once, unless a LoRA has a part in the text encoder."""
         if text not in self._encoded:
             self._encoded[text] = self.text.for_sampling(text)
         return self._encoded[text]
 
-    def _alone(self, model: host.Model, positive: list, negative: list, seed: int) -> Tensor:
+    def _alone(self, model: host.Model, positive: CanvasText, negative: CanvasText, seed: int) -> Tensor:
         return model.sample(positive, negative, self.sampling.settings, latent_size=self.latent_size, seed=seed)
 
     def _pictures(self, latents: Tensor, count: int) -> list[Image.Image]:

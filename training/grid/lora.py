@@ -23,6 +23,7 @@ from ..network.adapter import Adapter
 from ..network.adapter_layer import AdapterLayer, fit_rows
 from ..network.lora import LoRALayer
 from ..network.scope import TEXT, Layers, Names
+from ..protocols import CanvasText
 
 log = logging.getLogger("lora-atelier")
 
@@ -34,13 +35,13 @@ class UnusedLayers(RuntimeError):
 class Shown(Adapter):
     """An adapter that is looked at and not trained: a plain branch is added to the layer's own output, without a copy of it."""
 
-    def _hook(self, branch: AdapterLayer) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
+    def _hook(self, branch: AdapterLayer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         general = super()._hook(branch)
         if not isinstance(branch, LoRALayer) or branch.conv is not None or branch.magnitude is not None:
             return general
         prepared: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
-        def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             x, strength = inputs[0], self.strength
             if torch.is_grad_enabled() or output.dtype != x.dtype or not output.is_contiguous():
                 return general(layer, inputs, output)
@@ -73,15 +74,15 @@ class Lora:
         self.reads_text = bool(of_text) or not self.beside
         self._of_model = Shown({name: b for name, b in branches.items() if name not in of_text}).to(model.device)
         self._of_text = Shown(of_text).to(text.clip.patcher.load_device)
-        self._encoded: dict[tuple[str, float], list] = {}
+        self._encoded: dict[tuple[str, float], CanvasText] = {}
 
-    def encode(self, prompt: str, strength: float) -> list:
+    def encode(self, prompt: str, strength: float) -> CanvasText:
         """The prompt as the text encoder reads it with this LoRA, encoded once; only while ``beside``."""
         if (prompt, strength) not in self._encoded:
             self._encoded[prompt, strength] = self._encode(prompt, strength)
         return self._encoded[prompt, strength]
 
-    def _encode(self, prompt: str, strength: float) -> list:
+    def _encode(self, prompt: str, strength: float) -> CanvasText:
         with _all_used(self._of_text, self.layers), self._of_text.attached(self.layers):
             self._of_text.strength = strength
             return self.text.for_sampling(prompt)
@@ -136,7 +137,7 @@ class Strengths:
             self._adapter.strength = self._chosen.repeat(times)
 
 
-def join(conditionings: Sequence[list]) -> list | None:
+def join(conditionings: Sequence[CanvasText]) -> CanvasText | None:
     """The conditionings of several pictures as one with a row for each; None if they cannot be put together."""
     first = conditionings[0]
     if all(one is first for one in conditionings):

@@ -135,6 +135,7 @@ class Pages:
 def _open(path: Path) -> Cell:
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            drawn: Image.Image = picture.convert("RGB")
+            return drawn
     except OSError:
         return Failed(f"{path.name} is gone")

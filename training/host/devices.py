@@ -9,7 +9,8 @@ import torch
 
 
 def torch_device() -> torch.device:
-    return comfy.model_management.get_torch_device()
+    device: torch.device = comfy.model_management.get_torch_device()
+    return device
 
 
 def free_bytes(device: torch.device) -> int:

@@ -33,7 +33,7 @@ class ModelCall:
     """(1, ...)."""
     sigma: Tensor
     """(1,)."""
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
 
 
 class LockstepSampler:
@@ -45,13 +45,13 @@ class LockstepSampler:
 
     def __call__(
         self,
-        model: Any,
+        model: Callable[..., Tensor],
         x: Tensor,
         sigmas: Tensor,
-        extra_args: dict[str, Any] | None = None,
+        extra_args: dict[str, object] | None = None,
         callback: Callable[..., None] | None = None,
         disable: bool | None = None,
-        **options: Any,
+        **options: object,
     ) -> Tensor:
         def lead(walker: _SamplerThread) -> Tensor:
             call = callback if walker.index == 0 else None
@@ -76,7 +76,7 @@ class LockstepSampler:
             for walker in walkers:
                 walker.stop()
 
-    def _ask(self, model: Any, group: Sequence[_SamplerThread]) -> list[Tensor]:
+    def _ask(self, model: Callable[..., Tensor], group: Sequence[_SamplerThread]) -> list[Tensor]:
         questions = [walker.question for walker in group]
         self.rows([walker.index for walker in group])
         sigma = torch.cat([q.sigma.reshape(-1) for q in questions])
@@ -87,10 +87,10 @@ class LockstepSampler:
 class _Model:
     """What a sampler takes for the model: asked with one picture, it waits for the others."""
 
-    def __init__(self, model: Any, walker: _SamplerThread):
+    def __init__(self, model: Callable[..., Tensor], walker: _SamplerThread):
         self._model, self._walker = model, walker
 
-    def __call__(self, x: Tensor, sigma: Tensor, **options: Any) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, **options: object) -> Tensor:
         return self._walker.ask(ModelCall(x, sigma, options))
 
     def __getattr__(self, name: str) -> Any:

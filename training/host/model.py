@@ -27,7 +27,7 @@ from ..performance.checkpointing import blocks_of
 from ..performance.frozen_layers import lightened
 from ..performance.out_of_place import KERNELS, Care, OutOfPlace
 from ..performance.quantised_layers import unpacking
-from ..protocols import Prediction
+from ..protocols import CanvasText, Conditions, EncodedText, Prediction
 from ..tensors.transfer import to_device
 from . import lockstep
 from .text import TextEncoder
@@ -43,7 +43,7 @@ TRUSTED = {("comfy.ldm.modules.diffusionmodules.openaimodel", "UNetModel"),
            ("comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper")}  # fmt: skip
 
 
-def _kernels() -> dict[Any, Any]:
+def _kernels() -> dict[Callable[..., object], Callable[..., object]]:
     """The host's fused kernels that autograd cannot pass, where it has any, and the same in single steps, from the same source.
 
     The host spares itself some of them while ``in_training`` is set, but not all.
@@ -152,7 +152,8 @@ class Model:
 
     @property
     def latent_channels(self) -> int:
-        return self.patcher.get_model_object("latent_format").latent_channels
+        channels: int = self.patcher.get_model_object("latent_format").latent_channels
+        return channels
 
     @property
     def cell(self) -> int | None:
@@ -168,7 +169,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.patcher.load_device
+        device: torch.device = self.patcher.load_device
+        return device
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -223,7 +225,8 @@ class Model:
 
     def latents_in(self, latents: Tensor) -> Tensor:
         """From what the VAE gives to what the model sees (the latent format's scale and shift, and a picture's one frame)."""
-        return self.base.process_latent_in(latents.unsqueeze(2) if self.frames and latents.ndim == 4 else latents)
+        seen: Tensor = self.base.process_latent_in(latents.unsqueeze(2) if self.frames and latents.ndim == 4 else latents)
+        return seen
 
     @contextmanager
     def hold(self, text: TextEncoder | None = None, offload: float = 0.0) -> Iterator[None]:
@@ -271,7 +274,7 @@ class Model:
             self._parts[root] = list(root.modules())
         return self._parts[root]
 
-    def condition(self, text: Mapping[str, Tensor], x: Tensor, size: Mapping[str, int]) -> dict[str, Any]:
+    def condition(self, text: EncodedText, x: Tensor, size: Mapping[str, int]) -> Conditions:
         """The host's conditioning objects of one picture.
 
         ``x`` is its latent (1, C, H, W); ``size`` may hold ``width``, ``height``, ``crop_w``, ``crop_h``, ``target_width`` and
@@ -290,7 +293,7 @@ class Model:
             )
         return {k: c.process_cond(batch_size=1, device=self.device, area=None) for k, c in conds[0]["model_conds"].items()}
 
-    def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
+    def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[Conditions]) -> Tensor:
         """The model's own answer (eps, v or velocity) in float32 for ``x`` (B, C, H, W) at ``sigma`` (B,).
 
         Every picture has its own conditioning; those of one shape go through the model together.
@@ -307,7 +310,7 @@ class Model:
             answers |= dict(zip(group, self._answer(*some, [conditions[i] for i in group]), strict=True))
         return torch.stack([answers[i] for i in range(len(conditions))])
 
-    def _answer(self, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
+    def _answer(self, x: Tensor, sigma: Tensor, conditions: Sequence[Conditions]) -> Tensor:
         """The answer for pictures whose conditionings go into one batch."""
         merged = comfy.samplers.cond_cat(list(conditions))
         # Left to itself the host would wait for the device here.
@@ -316,7 +319,7 @@ class Model:
         with self._care.around(_form(x, merged)):
             return self._raw_output(x, sigma, merged)
 
-    def _raw_output(self, x: Tensor, sigma: Tensor, conditioning: dict[str, Any]) -> Tensor:
+    def _raw_output(self, x: Tensor, sigma: Tensor, conditioning: Conditions) -> Tensor:
         """``apply_model`` returns the denoised picture; the network's own output is caught on its way there."""
         if self._levels_are_ratios:
             x, sigma = x / (1 - expand_like(sigma, x)), sigma / (1 - sigma)
@@ -337,8 +340,8 @@ class Model:
 
     def sample(
         self,
-        positive: list,
-        negative: list,
+        positive: CanvasText,
+        negative: CanvasText,
         settings: SamplerSettings,
         *,
         latent_size: tuple[int, int],
@@ -362,15 +365,16 @@ class Model:
                 on_step(step)
 
         with torch.inference_mode():
-            return comfy.sample.sample(
+            latents: Tensor = comfy.sample.sample(
                 self.patcher, noise, settings.steps, settings.cfg, settings.sampler, settings.scheduler, positive, negative,
                 empty, denoise=1.0, callback=callback, disable_pbar=True, seed=seeds[0],
             )  # fmt: skip
+        return latents
 
     def sample_together(
         self,
-        positive: list,
-        negative: list,
+        positive: CanvasText,
+        negative: CanvasText,
         settings: SamplerSettings,
         count: int,
         rows: lockstep.Rows,
@@ -402,10 +406,11 @@ class Model:
             comfy.model_management.throw_exception_if_processing_interrupted()
 
         with torch.inference_mode():
-            return comfy.sample.sample_custom(
+            latents: Tensor = comfy.sample.sample_custom(
                 self.patcher, noise, settings.cfg, together, schedule.sigmas, positive, negative, torch.cat([empty] * count),
                 callback=callback, disable_pbar=True, seed=seed,
             )  # fmt: skip
+        return latents
 
     @contextmanager
     def each_call(self, tell: Callable[[int], None]) -> Iterator[None]:
@@ -436,10 +441,11 @@ class Model:
     ) -> tuple[Any, Any]:
         """Patched copies of MODEL and CLIP, as the stock LoraLoader makes them; the text encoder's strength may be another."""
         of_text = strength if text_strength is None else text_strength
-        return comfy.sd.load_lora_for_models(self.patcher, clip, tensors, strength, of_text)
+        patcher, clip = comfy.sd.load_lora_for_models(self.patcher, clip, tensors, strength, of_text)
+        return patcher, clip
 
 
-def _attention(_chosen: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def _attention(_chosen: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
     """Attention by torch's own kernel instead of what the host or a node has chosen for sampling.
 
     Some of those kernels have no backward pass; others keep every probability for it, and choose their chunks by the memory that
@@ -447,10 +453,11 @@ def _attention(_chosen: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Ten
     """
     from comfy.ldm.modules.attention import attention_pytorch
 
-    return attention_pytorch(*args, **kwargs)
+    answer: Tensor = attention_pytorch(*args, **kwargs)
+    return answer
 
 
-def _alike(conditions: Sequence[dict[str, Any]]) -> list[list[int]]:
+def _alike(conditions: Sequence[Conditions]) -> list[list[int]]:
     """Indices of conditionings that the host can put into one batch."""
     groups: list[list[int]] = []
     for i, condition in enumerate(conditions):
@@ -464,14 +471,14 @@ def _alike(conditions: Sequence[dict[str, Any]]) -> list[list[int]]:
     return groups
 
 
-def _holds(value: Any) -> bool:
+def _holds(value: object) -> bool:
     """Whether there is anything in ``value``, whose dictionaries and lists may be nested and empty."""
     if isinstance(value, (dict, list)):
         return any(_holds(v) for v in (value.values() if isinstance(value, dict) else value))
     return value is not None
 
 
-def _form(x: Tensor, conditioning: Mapping[str, Any]) -> tuple[Any, ...]:
+def _form(x: Tensor, conditioning: Conditions) -> tuple[object, ...]:
     """Shapes and types of what a network is given."""
     given = ((k, (v.shape, v.dtype) if isinstance(v, Tensor) else type(v)) for k, v in conditioning.items())
     return x.shape, x.dtype, *sorted(given, key=lambda pair: pair[0])

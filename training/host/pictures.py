@@ -22,7 +22,8 @@ class PictureCodec:
 
     @property
     def device(self) -> torch.device:
-        return self.vae.patcher.load_device
+        device: torch.device = self.vae.patcher.load_device
+        return device
 
     @property
     def is_there(self) -> bool:
@@ -65,7 +66,7 @@ class PictureCodec:
                 "the pictures are encoded before the training."
             )
         with torch.inference_mode():
-            latents = self.vae.encode(pixels)
+            latents: Tensor = self.vae.encode(pixels)
         with torch.inference_mode(False), torch.no_grad():
             return latents.detach().to("cpu", torch.float32, copy=True)
 
@@ -82,12 +83,13 @@ class PictureCodec:
         work = self.vae.memory_used_encode(seen.shape, self.vae.vae_dtype)
         work = max(management.minimum_inference_memory(), work + management.extra_reserved_memory())
         missing = patcher.model_size() - patcher.loaded_size()
-        return management.get_free_memory(patcher.load_device) > 1.1 * missing + work
+        free: int = management.get_free_memory(patcher.load_device)
+        return bool(free > 1.1 * missing + work)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> (B, H, W, 3) in 0..1 on the CPU."""
         with torch.inference_mode():
-            pixels = self.vae.decode(latents).cpu()
+            pixels: Tensor = self.vae.decode(latents).cpu()
         return pixels.reshape(-1, *pixels.shape[-3:])
 
 
@@ -106,7 +108,8 @@ class PictureReader:
         """(B, H, W, 3) in 0..1 -> (B, D), float32 on the CPU."""
         with torch.inference_mode():
             found = self.vision.encode_image(pixels)
-            seen = found["image_embeds"]
+            seen: Tensor | None = found["image_embeds"]
             if seen is None:
-                seen = found["last_hidden_state"].mean(dim=1)
+                states: Tensor = found["last_hidden_state"]
+                seen = states.mean(dim=1)
             return seen.detach().float().cpu().flatten(1)

@@ -18,7 +18,7 @@ def progress(total: int) -> Callable[..., None]:
     """``advance(step, preview=None)``: moves the node's bar, shows a PIL picture in the node, and raises when cancelled."""
     bar = comfy.utils.ProgressBar(total)
 
-    def advance(step: int, preview: Any = None) -> None:
+    def advance(step: int, preview: object = None) -> None:
         bar.update_absolute(step, total, ("JPEG", preview, 512) if preview is not None else None)
         check_interrupt()
 

@@ -15,6 +15,7 @@ from ..errors import AtelierError
 from ..network.base_layer import is_linear, refusal
 from ..performance.checkpointing import blocks_of
 from ..performance.out_of_place import OutOfPlace
+from ..protocols import CanvasText
 from .batched_text import BatchedEncoders
 from .weights import identity_of, mended, names_of_layers, put_twin_aside, resident
 
@@ -34,7 +35,8 @@ class TextEncoder:
 
     @property
     def device(self) -> torch.device:
-        return self.clip.patcher.load_device
+        device: torch.device = self.clip.patcher.load_device
+        return device
 
     def identity(self) -> str:
         extras = f"{self.clip.layer_idx} {sorted(getattr(self.clip, 'tokenizer_options', {}).items())}"
@@ -106,10 +108,11 @@ class TextEncoder:
             out = held.encode_from_tokens(held.tokenize(text), return_pooled=True, return_dict=True)
         return {k: v for k, v in out.items() if isinstance(v, Tensor)}
 
-    def for_sampling(self, text: str) -> list:
+    def for_sampling(self, text: str) -> CanvasText:
         """CONDITIONING as CLIPTextEncode makes it."""
         with torch.inference_mode():
-            return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            encoded: CanvasText = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        return encoded
 
 
 class TextWriter:
@@ -134,7 +137,8 @@ class TextWriter:
                     f"clip: {type(self.clip.tokenizer).__name__} takes no pictures. Connect a language model that sees pictures, "
                     "such as Qwen3-VL or Gemma 3, or choose another captioner."
                 )
-            return self.clip.decode(self.clip.generate(tokens, do_sample=False, max_length=max_length))
+            answer: str = self.clip.decode(self.clip.generate(tokens, do_sample=False, max_length=max_length))
+        return answer
 
 
 def _writes(model: nn.Module) -> bool:

@@ -71,7 +71,8 @@ def _spellings(name: str) -> list[str]:
     return [name, today + ".0" if today.endswith(".to_out") else today]
 
 
-Swap = tuple[Any, Any, Any, Any]
+Place = dict[Any, Any] | list[Any]
+Swap = tuple[Place, Any, Tensor, Tensor]
 
 
 def without_inference_tensors(modules: Iterable[nn.Module]) -> list[Swap]:
@@ -104,7 +105,7 @@ def _stand_in(tensor: Tensor, made: dict[Tensor, Tensor]) -> Tensor:
     return made[tensor]
 
 
-def _places(module: nn.Module) -> Iterator[dict[Any, Any] | list[Any]]:
+def _places(module: nn.Module) -> Iterator[Place]:
     """Where ``module`` itself keeps tensors: parameters, buffers, attributes, and dictionaries and lists among these."""
     yield module._parameters
     yield module._buffers

@@ -60,8 +60,8 @@ class Adapter(nn.Module):
                 handle.remove()
             self.end_step()
 
-    def _hook(self, branch: AdapterLayer) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
-        def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+    def _hook(self, branch: AdapterLayer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             strength = self.strength
             if (branch.mask is not None and branch.mask.skipped) or (not isinstance(strength, Tensor) and strength == 0):
                 return None
@@ -72,7 +72,7 @@ class Adapter(nn.Module):
     def _fused(self, branch: AdapterLayer, layer: nn.Module, usual: Callable[..., Tensor]) -> Callable[..., Tensor]:
         beside, home = self._hook(branch), next(branch.parameters()).device
 
-        def forward(x: Tensor, *more: Any, **named: Any) -> Tensor:
+        def forward(x: Tensor, *more: object, **named: object) -> Tensor:
             whole = branch.mask is None and isinstance(self.strength, float) and self.strength == 1.0
             if whole and x.device == home and torch.is_grad_enabled() and not more and not named and fused_linear.plain(layer, x):
                 return branch.fused_forward(layer, x)

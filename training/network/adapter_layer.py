@@ -93,11 +93,13 @@ class AdapterLayer(nn.Module):
 
     def delta_norm(self) -> Tensor:
         """Frobenius norm of D, scale included; no dimensions."""
-        return self.delta_weight().norm()
+        norm: Tensor = self.delta_weight().norm()
+        return norm
 
     def row_norms(self, weight: Tensor) -> Tensor:
         """||W + D|| of every row, (out,), float32, for the frozen ``weight`` W."""
-        return (weight.float() + self.delta_weight()).flatten(1).norm(dim=1)
+        norms: Tensor = (weight.float() + self.delta_weight()).flatten(1).norm(dim=1)
+        return norms
 
     @property
     def rank_count(self) -> int:

@@ -44,7 +44,7 @@ def weight_shape(layer: nn.Module) -> tuple[int, ...]:
     return (source.out_features, source.in_features)
 
 
-def layout_of(weight: Any) -> str:
+def layout_of(weight: object) -> str:
     """What the host calls the way in which it has packed ``weight``; empty for an ordinary tensor and for others' packings."""
     found = getattr(weight, "_layout_cls", None) or getattr(weight, "_layout_type", None)
     return found if isinstance(found, str) and hasattr(weight, "__tensor_flatten__") else ""
@@ -69,8 +69,9 @@ def unpacked(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight.to(dtype)
     # Where the wrapper names the format that it unpacks to, it is asked for this one and nothing is rounded twice; older hosts'
     # names the one it is stored in.
-    asked: Any = weight.to(dtype) if weight.dtype in FLOATS else weight
-    return asked.dequantize().to(dtype)
+    asked = weight.to(dtype) if weight.dtype in FLOATS else weight
+    plain: Tensor = asked.dequantize()
+    return plain.to(dtype)
 
 
 def weight_of(layer: nn.Module, device: torch.device) -> Tensor:

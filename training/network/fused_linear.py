@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..tensors.autograd_context import AutogradContext
+
 FORMATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 STORED = (*FORMATS, torch.float8_e4m3fn, torch.float8_e5m2)
 """Number formats in which a weight is the number that counts."""
@@ -51,7 +53,7 @@ def plain(layer: nn.Module, x: Tensor) -> bool:
     )
 
 
-def _given(value: Any) -> bool:
+def _given(value: object) -> bool:
     return value is not None and not (isinstance(value, list) and not value)
 
 
@@ -59,14 +61,21 @@ def linear(layer: nn.Module, x: Tensor, down: Tensor, up: Tensor, scale: float) 
     """x W^T + b + scale * (x down^T) up^T for x (..., in), in x's number format."""
     own: Any = layer
     # A view made inside the step could not be changed in place by the network afterwards.
-    return _FusedLinear.apply(x, own.weight, own.bias, down, up, scale).view(*x.shape[:-1], -1)
+    out: Tensor = _FusedLinear.apply(x, own.weight, own.bias, down, up, scale)
+    return out.view(*x.shape[:-1], -1)
+
+
+class _FusedContext(AutogradContext):
+    scale: float
 
 
 class _FusedLinear(torch.autograd.Function):
     """Gradients for x, down and up; weight and bias are frozen."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: _FusedContext, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
         """(rows, out), all dimensions of x but the last as one."""
         rows, kind = x.flatten(0, -2), x.dtype
         out = F.linear(rows, weight.to(kind), bias.to(kind) if bias is not None else None)
@@ -81,7 +90,7 @@ class _FusedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _FusedContext, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, hidden, down, up = ctx.saved_tensors
         kind = grad_output.dtype
         rows = x.flatten(0, -2)

@@ -112,7 +112,7 @@ class LoHaLayer(ProductLayer):
     def _delta(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         w1_a, w1_b, w2_a, w2_b, t1, t2 = self._cast(dtype, device)
         gamma = self.gamma.to(w1_a.device)
-        made = lycoris("loha").diff_weight(w1_b, w1_a, w2_b, w2_a, t1, t2, gamma=gamma, backend=BACKEND)
+        made: Tensor = lycoris("loha").diff_weight(w1_b, w1_a, w2_b, w2_a, t1, t2, gamma=gamma, backend=BACKEND)
         return made.reshape(self.shape)
 
 
@@ -163,7 +163,8 @@ class LoKrLayer(ProductLayer):
         tensors = self._scaled(torch.float32)
         decomposed = tensors[1] if tensors[1] is not None else tensors[4]
         gamma = 1.0 if decomposed is None else decomposed.shape[1]  # here it divides by what it finds in the a's
-        return lycoris("lokr").diff_weight(*tensors, gamma=gamma, backend=BACKEND).reshape(self.shape)
+        made: Tensor = lycoris("lokr").diff_weight(*tensors, gamma=gamma, backend=BACKEND)
+        return made.reshape(self.shape)
 
     def _scaled(self, dtype: torch.dtype, device: torch.device | None = None) -> list[Any]:
         """The parameters with the scale in the smallest of them, and lycoris' place for a core, which stays empty."""
@@ -184,4 +185,5 @@ class LoKrLayer(ProductLayer):
         w1, w1_a, w1_b, w2, w2_a, w2_b = self._cast(torch.float32)
         w1 = w1_a @ w1_b if w1 is None else w1
         w2 = w2_a @ w2_b.flatten(1) if w2 is None else w2
-        return w1.norm() * w2.norm() * abs(self.scale)
+        norm: Tensor = w1.norm() * w2.norm() * abs(self.scale)
+        return norm

@@ -23,7 +23,7 @@ In a regularisation step of the second, ``answer`` being the prediction that is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +31,11 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ..network.adapter import Adapter
-    from ..protocols import Denoiser
+    from ..protocols import Conditions, Denoiser
 
 
 @torch.no_grad()
-def base_prediction(model: Denoiser, adapter: Adapter, x: Tensor, sigma: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
+def base_prediction(model: Denoiser, adapter: Adapter, x: Tensor, sigma: Tensor, conditions: Sequence[Conditions]) -> Tensor:
     """The prediction for ``x`` (B, C, h, w) at ``sigma`` (B,) without the attached adapter; no gradient reaches it."""
     with adapter.disabled():
         return model.predict(x, sigma, conditions)

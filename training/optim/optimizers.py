@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,7 @@ class OptimizerSource:
     """What pip installs; empty for what is always there."""
     instead: str = ""
     """What to choose where the package is missing."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, optimizer_arguments.Value] = field(default_factory=dict)
     """Settings that differ from the library's own defaults, unless the optimizer arguments name them."""
     own: frozenset[str] = frozenset()
     """Arguments that other widgets stand for, or that do nothing."""
@@ -93,10 +93,11 @@ def _check_devices(config: OptimizerConfig, devices: set[str]) -> None:
         raise AtelierError("optimizer: AdamW8bit runs on CUDA GPUs only; choose AdamW, its full-precision twin.")
 
 
-def _constructor(config: OptimizerConfig) -> Any:
+def _constructor(config: OptimizerConfig) -> Callable[..., torch.optim.Optimizer]:
     source = SOURCES[config.name]
     try:
-        return getattr(importlib.import_module(source.module), source.attribute)
+        make: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(source.module), source.attribute)
+        return make
     except Exception as error:  # a broken CUDA set-up raises more than ImportError
         raise AtelierError(
             f"optimizer: {config.name} needs the package {source.package.split('>')[0]}, which cannot be loaded ({error}). "
@@ -150,7 +151,7 @@ def used_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
     if "relative_step" not in group:
         return rate * float(group.get("d", 1.0))
     first = group["params"][0]
-    state: dict[str, Any] = {"step": optimizer.state.get(first, {}).get("step", 0) + 1}
+    state: dict[str, object] = {"step": optimizer.state.get(first, {}).get("step", 0) + 1}
     if group["scale_parameter"]:
         state["RMS"] = optimizer._rms(first.detach())  # type: ignore[attr-defined]
     return float(optimizer._get_lr({**group, "lr": rate}, state))  # type: ignore[attr-defined]

@@ -41,7 +41,8 @@ def _shape(config: OptimizerConfig, step: int, span: int) -> float:
     if config.schedule == "linear":
         return 1 - p
     if config.schedule == "polynomial":
-        return (1 - p) ** config.power
+        left: float = (1 - p) ** config.power
+        return left
     return (1 + math.cos(math.pi * p)) / 2
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ def offloaded(weights: Iterable[Tensor], smallest: int = SMALLEST) -> Iterator[N
     """
     staying = places(weights)
 
-    def pack(tensor: Tensor) -> Any:
+    def pack(tensor: Tensor) -> tuple[Tensor, int | torch.device]:
         where = place(tensor)
         if where is None or where in staying or tensor.nbytes < smallest:
             return tensor, tensor._version
@@ -53,7 +52,7 @@ def offloaded(weights: Iterable[Tensor], smallest: int = SMALLEST) -> Iterator[N
         parked = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         return parked.copy_(tensor, non_blocking=tensor.is_cuda), tensor.device
 
-    def unpack(packed: Any) -> Tensor:
+    def unpack(packed: tuple[Tensor, int | torch.device]) -> Tensor:
         tensor, fact = packed
         if isinstance(fact, torch.device):
             return tensor.to(fact, non_blocking=fact.type == "cuda")

@@ -62,7 +62,7 @@ class _Carrier:
         self._homes: dict[nn.Module, list[Place]] = {}
         self._followers: dict[tuple[nn.Module | None, nn.Module], nn.Module] = {}
         self._passed: tuple[nn.Module | None, nn.Module | None] = (None, None)
-        self._coming: tuple[nn.Module, list[Tensor], Any] | None = None
+        self._coming: tuple[nn.Module, list[Tensor], torch.cuda.Event | None] | None = None
 
     @torch.no_grad()
     def copies(self, places: Sequence[Place]) -> list[Tensor]:
@@ -71,10 +71,10 @@ class _Carrier:
         pairs = zip(places, made, strict=True)
         return [nn.Parameter(copy, requires_grad=False) if isinstance(p[2], nn.Parameter) else copy for p, copy in pairs]
 
-    def around(self, block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def around(self, block: nn.Module, forward: Callable[..., object]) -> Callable[..., object]:
         places = self._homes[block] = _places(block.modules())
 
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: object, **kwargs: object) -> object:
             here = self._take(block, places)
             with _lent(places, here):
                 del here  # what autograd does not keep is gone when the block is done
@@ -102,7 +102,7 @@ class _Carrier:
             self._coming = follower, *self._ahead(self._homes[follower])
         return here
 
-    def _ahead(self, places: Sequence[Place]) -> tuple[list[Tensor], Any]:
+    def _ahead(self, places: Sequence[Place]) -> tuple[list[Tensor], torch.cuda.Event | None]:
         """(copies, what to wait for before they are used); on a GPU beside what it computes now."""
         if self._side is None:
             return self.copies(places), None

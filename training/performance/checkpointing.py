@@ -43,8 +43,8 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
+def _recomputed(forward: Callable[..., object]) -> Callable[..., object]:
+    def run(*args: object, **kwargs: Any) -> object:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         decision = decided()
@@ -52,7 +52,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         tables = {place: dict(value) for place, value in [*enumerate(args), *kwargs.items()] if isinstance(value, dict)}
         passes = 0
 
-        def on_copies(*args: Any, **kwargs: Any) -> Any:
+        def on_copies(*args: object, **kwargs: object) -> object:
             # Some blocks change their inputs in place. They get copies, or the second pass would start from changed numbers
             # and give a wrong gradient without any error.
             nonlocal passes
@@ -68,7 +68,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> object:
     """Tensors, alone or in lists and tuples, as copies that autograd connects with the originals."""
     if isinstance(value, Tensor):
         return value.clone() if value.is_floating_point() else value

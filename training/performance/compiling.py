@@ -13,7 +13,6 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,7 @@ class Compiled:
         self._blocks, self._warn, self._cancelled, self._name = list(blocks), warn, cancelled, backend or BACKEND
         self._asked = False
         self._backend = self._compile  # one and the same object: torch tells its caches apart by it
-        self._functions: dict[types.FunctionType, Callable[..., Any]] = {}
+        self._functions: dict[types.FunctionType, Callable[..., object]] = {}
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -131,10 +130,10 @@ class Compiled:
         self.active = False
         self._warn(f"compile: the model's blocks could not be compiled ({reason}). The run goes on without it, to the same LoRA.")
 
-    def _runner(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _runner(self, forward: Callable[..., object]) -> Callable[..., object]:
         compiled = self._of(forward)
 
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: object, **kwargs: object) -> object:
             mode = decided()
             probing = isinstance(mode, OutOfPlace) and mode.probing
             if not self.active or probing or not torch.is_grad_enabled():
@@ -145,7 +144,7 @@ class Compiled:
 
         return run
 
-    def _of(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _of(self, forward: Callable[..., object]) -> Callable[..., object]:
         """The compiled twin of ``forward``; blocks of a class share it."""
         function = getattr(forward, "__func__", None)
         if not isinstance(forward, types.MethodType) or not isinstance(function, types.FunctionType):
@@ -154,18 +153,18 @@ class Compiled:
             self._functions[function] = self._lazily(_copy(function))
         return partial(self._functions[function], forward.__self__)
 
-    def _lazily(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _lazily(self, function: Callable[..., object]) -> Callable[..., object]:
         """Asked for at the first call, so that an error is one of that step."""
-        made: list[Callable[..., Any]] = []
+        made: list[Callable[..., object]] = []
 
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: object, **kwargs: object) -> object:
             if not made:
                 made.append(torch.compile(function, dynamic=False, backend=self._backend))
             return made[0](*args, **kwargs)
 
         return run
 
-    def _compile(self, module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+    def _compile(self, module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., object]:
         from torch._dynamo.backends.registry import lookup_backend
 
         made = lookup_backend(self._name)(without_in_place(module), list(inputs))

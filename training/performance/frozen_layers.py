@@ -23,11 +23,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 from ..network.fused_linear import KEEPS_STORED, STORED, known, plain
+from ..tensors.autograd_context import AutogradContext
 from ..tensors.method_patch import patched
 
 LARGER = 8
 """From so many kernel numbers for each of the picture's on, the product is the faster way."""
 Layer = Callable[..., Tensor]
+Sides = tuple[int, ...]
 
 
 @contextmanager
@@ -45,28 +47,33 @@ def lightened(modules: Iterable[nn.Module], computes_in: torch.dtype, device: to
 def _linear(layer: nn.Module, usual: Layer) -> Layer:
     own: Any = layer
 
-    def forward(x: Tensor, *more: Any, **named: Any) -> Tensor:
+    def forward(x: Tensor, *more: object, **named: object) -> Tensor:
         # Without a gradient too: some hosts would then multiply in fp8, and what is compared must be computed alike.
         if more or named or torch.is_inference_mode_enabled() or not plain(layer, x):
             return usual(x, *more, **named)
-        return _FrozenLinear.apply(x, own.weight, own.bias).view(*x.shape[:-1], -1)
+        out: Tensor = _FrozenLinear.apply(x, own.weight, own.bias)
+        return out.view(*x.shape[:-1], -1)
 
     setattr(forward, KEEPS_STORED, True)
     return forward
+
+
+class _LinearContext(AutogradContext):
+    shape: torch.Size
 
 
 class _FrozenLinear(torch.autograd.Function):
     """The gradient for x; (rows, out), all dimensions of x (..., in) but the last as one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: _LinearContext, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape = x.shape
         return F.linear(x.flatten(0, -2), weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _LinearContext, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         return (grad_output @ weight.to(grad_output.dtype)).view(ctx.shape), None, None
 
@@ -86,7 +93,8 @@ def _convolution(layer: Any, usual: Layer) -> Layer:
             return usual(x, weight, bias)
         stored = _stored(layer, weight)
         if stored is not weight and x.requires_grad and torch.is_grad_enabled():
-            return _Convolution.apply(x, weight, stored, bias, layer.stride, layer.padding)
+            out: Tensor = _Convolution.apply(x, weight, stored, bias, layer.stride, layer.padding)
+            return out
         return _convolved(x, weight, bias, layer.stride, layer.padding)
 
     return convolve
@@ -100,24 +108,34 @@ def _stored(layer: Any, used: Tensor) -> Tensor:
     return own if ordinary and not more and not own.requires_grad and own.dtype != used.dtype else used
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sides, padding: Sides) -> Tensor:
     if product_suits(x, weight):
-        return torch.ops.aten.thnn_conv2d(x, weight, weight.shape[2:], bias, stride, padding)
+        out: Tensor = torch.ops.aten.thnn_conv2d(x, weight, weight.shape[2:], bias, stride, padding)
+        return out
     return F.conv2d(x, weight, bias, stride, padding)
+
+
+class _ConvolutionContext(AutogradContext):
+    shape: torch.Size
+    stride: Sides
+    padding: Sides
+    product: bool
 
 
 class _Convolution(torch.autograd.Function):
     """The gradient for x (B, in, H, W); ``stored`` is what ``weight`` was converted from."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stored: Tensor, bias: Tensor | None, stride: Any, padding: Any) -> Tensor:
+    def forward(
+        ctx: _ConvolutionContext, x: Tensor, weight: Tensor, stored: Tensor, bias: Tensor | None, stride: Sides, padding: Sides
+    ) -> Tensor:
         ctx.save_for_backward(stored)
         ctx.shape, ctx.stride, ctx.padding, ctx.product = x.shape, stride, padding, product_suits(x, weight)
         return _convolved(x, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _ConvolutionContext, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (stored,) = ctx.saved_tensors
         weight = stored.to(grad_output.dtype)
         if ctx.product:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from ..tensors.method_patch import patched
 from ..tensors.precision import has_native_support
 from .activation_offload import SMALLEST, can_offload, place, places
 from .block_offload import on_device
+
+if TYPE_CHECKING:
+    from torch.multiprocessing.reductions import StorageWeakRef
 
 GB, MB = 10**9, 10**6
 MARGIN = 1.1
@@ -114,13 +117,14 @@ def measure(
     Nothing is kept, so it needs no more memory than a pass without gradients. ``blocks`` are what checkpointing would compute
     again; nothing stays on them.
     """
-    staying, seen = places(weights), dict[int, Any]()
+    staying = places(weights)
+    seen: dict[int, StorageWeakRef] = {}
     outer, inner = _Tally(staying, seen, device), {block: _Tally(staying, seen, device) for block in blocks}
     entering = _Tally(staying, {}, device)
     now = [outer]
 
-    def counted(tally: _Tally, block_forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
+    def counted(tally: _Tally, block_forward: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: object, **kwargs: object) -> object:
             for value in (*args, *kwargs.values()):
                 for tensor in value if isinstance(value, (list, tuple)) else (value,):
                     if isinstance(tensor, Tensor) and tensor.is_floating_point():
@@ -133,7 +137,7 @@ def measure(
 
         return run
 
-    def refuse(_: Any) -> Tensor:
+    def refuse(_: object) -> Tensor:
         raise RuntimeError("this pass was measured; it has no gradient")
 
     watched = torch.autograd.graph.saved_tensors_hooks(lambda tensor: now[-1].add(tensor), refuse)
@@ -149,7 +153,7 @@ def measure(
 class _Tally:
     """Bytes of storages, each counted once however many views it has, by the first of the tallies that share ``seen``."""
 
-    def __init__(self, staying: set[int], seen: dict[int, Any], device: torch.device | None):
+    def __init__(self, staying: set[int], seen: dict[int, StorageWeakRef], device: torch.device | None):
         self.bytes = self.small = 0
         self._staying, self._seen, self._device = staying, seen, device
 

@@ -28,20 +28,20 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 # What ``x += y`` and the like call.
-FRESH: Mapping[Callable[..., Any], Callable[..., Any]] = {
+FRESH: Mapping[Callable[..., object], Callable[..., Tensor]] = {
     Tensor.add_: torch.add,
     Tensor.sub_: torch.sub,
     Tensor.mul_: torch.mul,
     Tensor.div_: torch.true_divide,
 }
 # What they are in a traced graph, where a call of ``x.add_(y)`` has another name.
-AUGMENTED: Mapping[Any, Callable[..., Any]] = {
+AUGMENTED: Mapping[object, Callable[..., object]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
-KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {}
+KERNELS: dict[Callable[..., object], Callable[..., object]] = {}
 """Fused kernels that have no backward pass, and what computes the same step by step; filled by who knows them (``host``)."""
 # Python 3.10 has an instruction for each; later ones have BINARY_OP, whose in-place variants count from 13.
 NAMES = ("INPLACE_ADD", "INPLACE_SUBTRACT", "INPLACE_MULTIPLY", "INPLACE_TRUE_DIVIDE")
@@ -72,12 +72,16 @@ class OutOfPlace(TorchFunctionMode):
         _decisions().append(self)
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         _decisions().pop()
         super().__exit__(*error)
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func in KERNELS and torch.is_grad_enabled():
             self.met += 1
@@ -110,7 +114,8 @@ def _decisions() -> list[Decision]:
     """What holds in this thread, outermost first."""
     if not hasattr(_here, "decisions"):
         _here.decisions = []
-    return _here.decisions
+    found: list[Decision] = _here.decisions
+    return found
 
 
 def decided() -> Decision | None:

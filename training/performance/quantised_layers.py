@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from ..network.base_layer import bias_of, is_linear, layout_of, unpacked
 from ..network.fused_linear import MAKERS
+from ..tensors.autograd_context import AutogradContext
 from ..tensors.method_patch import patched
 
 Layer = Callable[..., Tensor]
@@ -48,7 +49,7 @@ def _packed(module: nn.Module) -> bool:
 def _linear(layer: nn.Module, usual: Layer) -> Layer:
     own: Any = layer
 
-    def forward(x: Tensor, *more: Any, **named: Any) -> Tensor:
+    def forward(x: Tensor, *more: object, **named: object) -> Tensor:
         if more or named or not _asked(layer, x):
             return usual(x, *more, **named)
         scale = getattr(layer, "scale_weight", None)
@@ -80,7 +81,8 @@ def _asked(module: nn.Module, x: Tensor) -> bool:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, changes: Sequence[Change] = ()) -> Tensor:
     """x W^T + b for x (..., in) and a packed weight (out, in), W being what ``changes`` make of its numbers one after another."""
     # A view made inside the step could not be changed in place by the network afterwards.
-    return _Product.apply(x, _anew(weight), bias, tuple(changes)).view(*x.shape[:-1], -1)
+    out: Tensor = _Product.apply(x, _anew(weight), bias, tuple(changes))
+    return out.view(*x.shape[:-1], -1)
 
 
 def _anew(weight: Tensor) -> Tensor:
@@ -89,21 +91,28 @@ def _anew(weight: Tensor) -> Tensor:
     if not layout_of(weight):
         return weight
     names, rest = source.__tensor_flatten__()
-    return type(source).__tensor_unflatten__({n: getattr(source, n) for n in names}, rest, source.size(), source.stride())
+    parts = {name: getattr(source, name) for name in names}
+    made: Tensor = type(source).__tensor_unflatten__(parts, rest, source.size(), source.stride())
+    return made
+
+
+class _ProductContext(AutogradContext):
+    shape: torch.Size
+    changes: tuple[Change, ...]
 
 
 class _Product(torch.autograd.Function):
     """The gradient for x; (rows, out), all dimensions of x (..., in) but the last as one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, changes: tuple[Change, ...]) -> Tensor:
+    def forward(ctx: _ProductContext, x: Tensor, weight: Tensor, bias: Tensor | None, changes: tuple[Change, ...]) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.changes = x.shape, changes
         return F.linear(x.reshape(-1, x.shape[-1]), _whole(weight, x, changes), bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _ProductContext, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         return (grad_output @ _whole(weight, grad_output, ctx.changes)).view(ctx.shape), None, None, None
 

@@ -23,14 +23,14 @@ _lock = threading.Lock()
 class Live:
     """One run while it trains."""
 
-    def __init__(self, name: str, tell: Listener, **facts: Any):
+    def __init__(self, name: str, tell: Listener, **facts: object):
         """``facts``: what does not change, such as ``total``; all plain JSON values. ``tell`` must not block."""
         self.name, self._tell = name, tell
         self._facts = {"name": name, "phase": "preparing", "started": time.time(), **facts}
         self._commands: set[str] = set()
         self._guard = threading.Lock()
 
-    def update(self, **facts: Any) -> None:
+    def update(self, **facts: object) -> None:
         """Changes what is known, and tells the pages."""
         with self._guard:
             self._facts.update(facts)
@@ -74,7 +74,7 @@ def entered(live: Live, cancelled: Callable[[BaseException], bool]) -> Iterator[
     """``live`` can be found while the block lasts; its end is told as ``finished``, ``cancelled`` or ``failed``."""
     with _lock:
         _runs[live.name] = live
-    end: Mapping[str, Any] = {"phase": "finished"}
+    end: Mapping[str, str] = {"phase": "finished"}
     try:
         live.update()
         yield live

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from torch import Tensor
-
 from ..config import TrainingConfig, to_dict
 from ..dataset.plan import Plan
-from ..dataset.samples import Dataset
+from ..dataset.samples import Dataset, Subset
 from ..dataset.tags import tag_frequency
 from ..files import Serialised
 from ..optim import optimizers, schedules
@@ -36,13 +34,12 @@ def describe(
     epoch: int,
     step: int,
     total_steps: int,
-    graph: Mapping[str, Any],
-    tensors: Mapping[str, Tensor] | None = None,
+    graph: Mapping[str, str],
 ) -> dict[str, str]:
     """Metadata of one saved epoch but for its ``content_hashes``; every value is a string, as the format demands.
 
     ``graph`` holds ``prompt`` and ``workflow`` as the canvas sent them, so that dropping the file there brings them back.
-    ``tensors`` are not looked at: the hashes are those of the bytes that ``Run.save_lora`` writes.
+    The hashes are those of the bytes that ``Run.save_lora`` writes.
     """
     sizes = [s.config.resolution for s in dataset.subsets]
     values: dict[str, Any] = {
@@ -106,7 +103,7 @@ def content_hashes(file: Serialised) -> dict[str, str]:
     return {"sshs_model_hash": hashlib.sha256(file.data).hexdigest(), "sshs_legacy_hash": legacy}
 
 
-def _subset_summary(subset: Any) -> dict[str, Any]:
+def _subset_summary(subset: Subset) -> dict[str, Any]:
     settings = to_dict(subset.config)
     return {
         "resolution": [settings["resolution"]] * 2,

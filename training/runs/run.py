@@ -96,7 +96,8 @@ class Run:
         """The contents of run.json; empty for a run that does not exist yet."""
         path = self.folder / "run.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return values
         except FileNotFoundError:
             return {}
         except ValueError as error:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
+T = TypeVar("T")
+
 
 @contextmanager
-def patched(modules: Iterable[nn.Module], method: str, make: Callable[[nn.Module, Callable[..., Any]], Any]) -> Iterator[None]:
+def patched(
+    modules: Iterable[nn.Module], method: str, make: Callable[[nn.Module, Callable[..., T]], Callable[..., T]]
+) -> Iterator[None]:
     """While it lasts, every module's ``method`` is ``make(module, the method it had)``.
 
     The new one stands on the instance, above the class's own, and so it goes away without a trace; one that stood there before

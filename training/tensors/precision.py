@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -23,6 +21,6 @@ def has_native_support(dtype: torch.dtype, device: torch.device) -> bool:
     if device.type != "cpu" or dtype == torch.float32:
         return True
     # Such as avx512_bf16 and amx_bf16; an older torch cannot tell, and few CPUs have any.
-    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     ending = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     return any(there is True for name, there in able.items() if name.endswith(ending))

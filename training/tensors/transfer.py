@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import is_out_of_memory
+from ..protocols import EncodedText
+from .autograd_context import AutogradContext
 
 AT_ONCE = 64 * 2**20
 """Bytes that ``to_cpu`` takes from a device in one copy; so much more memory is needed there meanwhile."""
@@ -52,14 +53,15 @@ def _there(flat: Sequence[Tensor]) -> Sequence[Tensor]:
     """``flat`` in main memory, from one copy; from one each where the device has no room for all of them once more."""
     if len(flat) > 1:
         try:
-            return torch.cat(list(flat)).cpu().split([len(one) for one in flat])
+            parts: Sequence[Tensor] = torch.cat(list(flat)).cpu().split([len(one) for one in flat])
+            return parts
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
     return [one.cpu() for one in flat]
 
 
-def with_one_way_back(texts: Sequence[Mapping[str, Any]], device: torch.device) -> list[Mapping[str, Any]]:
+def with_one_way_back(texts: Sequence[EncodedText], device: torch.device) -> list[EncodedText]:
     """``texts`` as they are; where they learn elsewhere than on ``device``, no gradient goes on before all of them have come.
 
     Those of ``device`` come in a thread of its own. Were each followed at once, chance would decide in which order those of
@@ -77,10 +79,10 @@ class _Through(torch.autograd.Function):
     """Nothing is done to tensors or gradients; its backward pass begins when all gradients are there."""
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: AutogradContext, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         return tensors
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         return gradients
