@@ -11,6 +11,7 @@ from ..training.config import sampling
 from ..training.dataset.augment import trained_pictures
 from ..training.errors import AtelierError
 from ..training.runs import reader
+from ..training.runs.layout import GRIDS_FOLDER
 from .io_types import CATEGORY, DATASET, EPOCHS, folded
 from .train_lora import graph_of
 
@@ -125,7 +126,7 @@ class EpochWeightGrid(io.ComfyNode):
             host.PictureCodec(vae),
             axes,
             sampling.Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed),
-            host.runs_folder() / runs[0].name / "grids",
+            host.runs_folder() / runs[0].name / GRIDS_FOLDER,
             graph_of(hidden) if hidden else {},
             base=f"{name} ({wrapped.family})" if name else wrapped.family,
             together=cells_at_once,

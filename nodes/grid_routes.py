@@ -10,6 +10,7 @@ from typing import Any
 
 from ..training import host
 from ..training.errors import AtelierError
+from ..training.runs.layout import CELLS_FOLDER
 
 
 def pages() -> dict[str, Any]:
@@ -25,7 +26,7 @@ def page(query: Mapping[str, str]) -> dict[str, Any]:
     folder, facts = gallery.page(host.runs_folder(), query.get("run", ""), query.get("page", ""))
     for cell in facts["cells"].values():
         if "cell" in cell:
-            cell["picture"] = host.shown_picture(folder / "cells" / cell["cell"])
+            cell["picture"] = host.shown_picture(folder / CELLS_FOLDER / cell["cell"])
     return {"run": query.get("run", ""), **facts}
 
 

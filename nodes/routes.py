@@ -30,6 +30,7 @@ from ..training.estimate.recipe import look_ahead, sizes
 from ..training.performance.fallback import without_effect
 from ..training.performance.memory import Activations
 from ..training.runs import live, reader
+from ..training.runs.layout import SAMPLES_FOLDER
 from ..training.tensors.precision import compute_dtype
 from ..training.tensors.safetensors_header import read_header
 from . import caption_routes, grid_routes
@@ -274,7 +275,7 @@ def run_state(name: str, since: int, newest: bool) -> dict[str, Any]:
         raise Refused(404, str(error)) from error
     now = live.find(name)
     for sample in state["samples"]:
-        sample |= host.shown_picture(runs / name / "samples" / sample.pop("file"))
+        sample |= host.shown_picture(runs / name / SAMPLES_FOLDER / sample.pop("file"))
     return {**state, "live": now.status() if now is not None else None}
 
 

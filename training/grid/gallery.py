@@ -15,6 +15,7 @@ from PIL import Image
 from ..config import check_run_name
 from ..errors import AtelierError
 from ..files import replacing, write_text
+from ..runs.layout import CELLS_FOLDER, GRIDS_FOLDER
 from .pages import KEY
 
 PAGE = re.compile(r"(?P<page>grid-[0-9a-f]{12})(?:-1)?\.png")
@@ -27,7 +28,7 @@ MOST = 200
 
 def pages(runs: Path) -> list[dict[str, Any]]:
     """The pages of all grids below ``runs``, newest first: ``run``, ``page`` and ``prompt`` and ``seed`` to tell them by."""
-    found = [path for path in runs.glob("*/grids/grid-*.png") if PAGE.fullmatch(path.name)]
+    found = [path for path in runs.glob(f"*/{GRIDS_FOLDER}/grid-*.png") if PAGE.fullmatch(path.name)]
     newest = sorted(((path.stat().st_mtime_ns, path) for path in found), reverse=True)[:MOST]
     out = []
     for _, path in newest:
@@ -47,8 +48,8 @@ def page(runs: Path, run: str, name: str) -> tuple[Path, dict[str, Any]]:
             kept = favourites(folder)
             for cell in facts["cells"].values():
                 # A cell may have been deleted since; one with another name is none of ours.
-                file = str(cell.pop("file", "")).removeprefix("cells/")
-                if CELL.fullmatch(file) and (folder / "cells" / file).is_file():
+                file = str(cell.pop("file", "")).removeprefix(f"{CELLS_FOLDER}/")
+                if CELL.fullmatch(file) and (folder / CELLS_FOLDER / file).is_file():
                     cell |= {"cell": file, "favourite": file in kept}
             return folder, facts
     raise AtelierError(f"page: there is no grid {name!r} of {run!r}.")
@@ -66,7 +67,7 @@ def favourites(folder: Path) -> list[str]:
 def mark(runs: Path, run: str, cell: str, on: bool) -> None:
     """Marks a cell of a run's grids as a favourite, or takes the mark away."""
     folder = _folder(runs, run)
-    if not CELL.fullmatch(cell) or not (folder / "cells" / cell).is_file():
+    if not CELL.fullmatch(cell) or not (folder / CELLS_FOLDER / cell).is_file():
         raise AtelierError(f"cell: there is no cell {cell!r} in the grids of {run!r}.")
     others = [name for name in favourites(folder) if name != cell]
     write_text(folder / FAVOURITES, json.dumps([*others, *([cell] if on else [])], indent=1))
@@ -89,7 +90,7 @@ def _folder(runs: Path, run: str) -> Path:
     inside = {folder.name for folder in runs.iterdir() if not folder.is_symlink()} if runs.is_dir() else set()
     if run not in inside:
         raise AtelierError(f"run: there is no run called {run!r}.")
-    return runs / run / "grids"
+    return runs / run / GRIDS_FOLDER
 
 
 def _facts(path: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from ..dataset.cache import cache_key
 from ..dataset.images import to_picture
 from ..errors import AtelierError
 from ..network.scope import adaptable_layers
+from ..runs.layout import CELLS_FOLDER
 from .advice import Advice
 from .cell_renderer import CellRenderer
 from .cells import CellFacts, CellStore, contents
@@ -62,7 +63,7 @@ class Grid:
         compatibility.check(model, text, codec)
         self.brush = CellRenderer(model, text, codec, sampling)
         identity = cache_key(model.identity(), text.identity(), codec.identity())
-        self.store = CellStore(folder / "cells", identity, graph)
+        self.store = CellStore(folder / CELLS_FOLDER, identity, graph)
         self.book = Pages(axes, sampling, base or model.family, judge)
         self.together = together or model.pictures_that_fit(min(AT_ONCE, len(axes.strengths)), self.brush.latent_size)
         self._layers, self._names = adaptable_layers(model, text)

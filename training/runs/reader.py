@@ -14,6 +14,7 @@ from typing import Any
 
 from ..config import check_run_name
 from ..errors import AtelierError
+from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLES_FOLDER
 
 FADE = 0.02
 """Share of a step in the running mean of the loss (half of it is 35 steps old at most)."""
@@ -90,7 +91,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def folder_of(name: str, runs: Path) -> Path:
     """The folder of a run; AtelierError for a name that is none, or leads out of ``runs``."""
     folder = runs / check_run_name(name)
-    if not folder.resolve().is_relative_to(runs.resolve()) or not (folder / "run.json").is_file():
+    if not folder.resolve().is_relative_to(runs.resolve()) or not (folder / RUN_FILE).is_file():
         raise AtelierError(f"name: there is no run called {name!r}.")
     return folder
 
@@ -99,9 +100,9 @@ def names(runs: Path) -> list[str]:
     """All runs, the one that was written to last in front."""
 
     def changed(folder: Path) -> float:
-        return max((f.stat().st_mtime for f in (folder / "history.jsonl", folder / "run.json") if f.is_file()), default=0.0)
+        return max((f.stat().st_mtime for f in (folder / HISTORY_FILE, folder / RUN_FILE) if f.is_file()), default=0.0)
 
-    found = [folder for folder in runs.iterdir() if (folder / "run.json").is_file()] if runs.is_dir() else []
+    found = [folder for folder in runs.iterdir() if (folder / RUN_FILE).is_file()] if runs.is_dir() else []
     return [folder.name for folder in sorted(found, key=changed, reverse=True)]
 
 
@@ -115,11 +116,11 @@ def state(name: str, runs: Path, since: int = 0) -> dict[str, Any]:
     """What there is of a run: ``rows`` of the steps after ``since``, and everything that is short."""
     folder = folder_of(name, runs)
     try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         saved = [{k: row[k] for k in ("file", "epoch", "step", "kind")} for row in facts.get("saved", [])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AtelierError(f"{name}: run.json is damaged; rename or delete the run's folder.") from error
-    rows = _rows(folder / "history.jsonl")
+        raise AtelierError(f"{name}: {RUN_FILE} is damaged; rename or delete the run's folder.") from error
+    rows = _rows(folder / HISTORY_FILE)
     new = rows[bisect_right(rows, since, key=lambda row: row["step"]) :]
     return {
         "name": name,
@@ -127,7 +128,7 @@ def state(name: str, runs: Path, since: int = 0) -> dict[str, Any]:
         "steps_per_epoch": facts.get("steps_per_epoch"),
         "last": rows[-1]["step"] if rows else 0,
         "rows": thinned(new),
-        "measured": _rows(folder / "measured.jsonl"),
+        "measured": _rows(folder / MEASURED_FILE),
         "saved": saved,
         "finished": bool(saved) and saved[-1]["kind"] == "last",
         "failed": str(facts.get("failed", "")),
@@ -145,7 +146,7 @@ def thinned(rows: list[dict[str, Any]], most: int = MOST_ROWS) -> list[dict[str,
 def samples(folder: Path) -> list[dict[str, Any]]:
     """The sample pictures in the order in which they were drawn: file, ``label`` (epoch 3, step 250) and prompt's number."""
     out = []
-    for path in (folder / "samples").glob("*.png"):
+    for path in (folder / SAMPLES_FOLDER).glob("*.png"):
         match = SAMPLE.fullmatch(path.name.removeprefix(folder.name))
         if match is not None:
             label = f"epoch {int(match['epoch'])}" if match["epoch"] else f"step {int(match['step'])}"
@@ -157,7 +158,7 @@ def measured(folder: Path) -> dict[int, tuple[float | None, float]]:
     """Step -> (held-out loss, loss of the trained share) as a run recorded them; nothing where it didn't."""
     out: dict[int, tuple[float | None, float]] = {}
     try:
-        lines = (folder / "measured.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / MEASURED_FILE).read_text(encoding="utf-8").splitlines()
     except OSError:
         return out
     for line in lines:

@@ -8,6 +8,8 @@ on the way, ``ink.safetensors`` for the last one), and ``output/lora-atelier/ink
     measured.jsonl    one line an epoch: the losses on a fixed set
     state/            everything needed to go on bit for bit
     samples/          preview pictures
+
+Their names are in ``layout.py``.
 """
 
 from __future__ import annotations
@@ -24,10 +26,9 @@ from torch import Tensor
 from ..errors import AtelierError, is_out_of_memory
 from ..files import Serialised, append_text, flush, replacing, sweep, write_tensors, write_text
 from ..tensors.transfer import to_cpu
+from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLES_FOLDER, STATE_FILE, STATE_FOLDER
 from .metadata import content_hashes
 
-STATE_FILE = "state/state.safetensors"
-HISTORY_FILE, MEASURED_FILE = "history.jsonl", "measured.jsonl"
 SaveKind = Literal["epoch", "step", "last", "moment"]
 """A numbered epoch; a step in between; the last epoch, unnumbered; or the moment at which a run was stopped."""
 
@@ -94,7 +95,7 @@ class Run:
 
     def read(self) -> dict[str, Any]:
         """The contents of run.json; empty for a run that does not exist yet."""
-        path = self.folder / "run.json"
+        path = self.folder / RUN_FILE
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return values
@@ -105,11 +106,11 @@ class Run:
 
     def write(self, **values: Any) -> None:
         """Changes fields of run.json."""
-        write_text(self.folder / "run.json", json.dumps({**self.read(), **values}, indent=1, ensure_ascii=False))
+        write_text(self.folder / RUN_FILE, json.dumps({**self.read(), **values}, indent=1, ensure_ascii=False))
 
     def sweep(self) -> None:
         """Removes what a killed process had not finished writing."""
-        for folder in (self.folder, *(self.folder / part for part in ("state", "samples")), self.lora_folder):
+        for folder in (self.folder, *(self.folder / part for part in (STATE_FOLDER, SAMPLES_FOLDER)), self.lora_folder):
             sweep(folder)
 
     def lora_files(self) -> list[Path]:
@@ -220,7 +221,7 @@ class Run:
 
         ``place`` is where the run stood: ``000003`` after an epoch, ``step00000250`` within one.
         """
-        path = self.folder / "samples" / f"{self.name}-{place}{f'-{number + 1}' if number else ''}.png"
+        path = self.folder / SAMPLES_FOLDER / f"{self.name}-{place}{f'-{number + 1}' if number else ''}.png"
         with replacing(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=info)
         return path
