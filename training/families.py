@@ -69,9 +69,9 @@ class Family:
     """Shift of the levels where they are ``shifted`` and no number is given."""
     guidance: float | None = None
     """Guidance value given to guidance-distilled networks in training; None leaves it to the host."""
-    dialect: tuple[str, ...] = PEFT
+    key_format: tuple[str, ...] = PEFT
     """How the layers are called in the file."""
-    silent: str = ""
+    untrainable: str = ""
     """Layers that no gradient can reach, as a pattern in which ``LAST`` stands for the number of the last block."""
     refused: str = ""
     """Why it cannot be trained, as the end of a sentence that begins with the family's name; empty where it can."""
@@ -82,20 +82,20 @@ class Family:
     known: bool = True
     """False for a family that this table does not have."""
 
-    def without_silent(self, names: Iterable[str]) -> list[str]:
+    def without_untrainable(self, names: Iterable[str]) -> list[str]:
         """Those of a network's layers that can learn something, in their order."""
         every = list(names)
-        if not self.silent:
+        if not self.untrainable:
             return every
         numbers = [int(found[1]) for name in every for found in re.finditer(r"^\w*blocks\.(\d+)\.", name)]
-        pattern = re.compile(self.silent.replace("LAST", str(max(numbers, default=0))))
+        pattern = re.compile(self.untrainable.replace("LAST", str(max(numbers, default=0))))
         return [name for name in every if not pattern.search(name)]
 
 
 UNKNOWN = Family(known=False)
-SD = Family(dialect=DIFFUSERS_UNET, text=Text(77, 768))
-SDXL = Family(dialect=KOHYA, text=Text(77, 2048, 1280))
-FLUX = Family("shifted", BySize(), guidance=1.0, dialect=KOHYA, text=Text(256, 4096, 768))
+SD = Family(key_format=DIFFUSERS_UNET, text=Text(77, 768))
+SDXL = Family(key_format=KOHYA, text=Text(77, 2048, 1280))
+FLUX = Family("shifted", BySize(), guidance=1.0, key_format=KOHYA, text=Text(256, 4096, 768))
 T5 = Text(256, 4096)
 # The text's stream ends with the last block: there only its keys and values are heard by the picture.
 TEXT_ENDS = r"^(transformer|double)_blocks\.LAST\.(txt_mlp\.|attn\.(to_add_out|add_q_proj|txt_attn_proj)$)"
@@ -109,7 +109,7 @@ def _table() -> dict[str, Family]:
     return {
         **dict.fromkeys(("SD15", "SD20", "SD21UnclipL", "SD21UnclipH"), SD),
         **dict.fromkeys(("SDXL", "SDXLRefiner", "SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B"), SDXL),
-        "SD3": Family(dialect=KOHYA, text=Text(154, 4096, 2048)),
+        "SD3": Family(key_format=KOHYA, text=Text(154, 4096, 2048)),
         "AuraFlow": Family(text=Text(256, 2048)),
         **dict.fromkeys(("PixArtAlpha", "PixArtSigma"), Family(text=T5)),
         **dict.fromkeys(("HunyuanDiT", "HunyuanDiT1"), Family()),
@@ -123,10 +123,10 @@ def _table() -> dict[str, Family]:
         "HunyuanImage21": Family("shifted", 5.0, guidance=1.0, text=Text(128, 3584)),
         "HunyuanVideo": Family("shifted", 7.0, guidance=1.0),
         "HunyuanVideo15": Family(refused=MOTION),
-        "QwenImage": Family("shifted", BySize(high=0.9, most=8192), silent=TEXT_ENDS, text=Text(128, 3584)),
-        "MageFlow": Family("shifted", 6.0, silent=TEXT_ENDS),
-        "JoyImage": Family("shifted", 1.5, silent=TEXT_ENDS),
-        "Lens": Family("shifted", BySize(patch=1), silent=TEXT_ENDS),
+        "QwenImage": Family("shifted", BySize(high=0.9, most=8192), untrainable=TEXT_ENDS, text=Text(128, 3584)),
+        "MageFlow": Family("shifted", 6.0, untrainable=TEXT_ENDS),
+        "JoyImage": Family("shifted", 1.5, untrainable=TEXT_ENDS),
+        "Lens": Family("shifted", BySize(patch=1), untrainable=TEXT_ENDS),
         "Krea2": Family("shifted", BySize(most=6400)),
         "Lumina2": Family("shifted", BySize(), text=Text(128, 2304)),
         "ZImage": Family("shifted", 2.0, text=Text(128, 2560)),
@@ -137,7 +137,7 @@ def _table() -> dict[str, Family]:
         "Anima": Family(text=Text(512, 1024)),
         "CosmosT2IPredict2": Family(text=Text(512, 1024)),
         "HiDream": Family("shifted", 3.0),
-        **dict.fromkeys(("Omnigen2", "Boogu"), Family(silent=REFERENCE)),
+        **dict.fromkeys(("Omnigen2", "Boogu"), Family(untrainable=REFERENCE)),
         "ErnieImage": Family("shifted", 3.0),
         "Ideogram4": Family(),
         "PixelDiTT2I": Family(refused="overwrites what a gradient would have to be computed from, so that it cannot be trained."),

@@ -55,7 +55,7 @@ def test_an_unknown_family_gets_defaults_and_a_sentence():
     assert family_named("Tomorrow") is UNKNOWN
     assert remark("Tomorrow").startswith("Tomorrow is ") and remark("Tomorrow").endswith(".")
     assert remark("SDXL") == ""
-    assert UNKNOWN.levels == "logit-normal" and UNKNOWN.dialect == ("diffusion_model.",) and not UNKNOWN.refused
+    assert UNKNOWN.levels == "logit-normal" and UNKNOWN.key_format == ("diffusion_model.",) and not UNKNOWN.refused
 
 
 def test_every_refusal_ends_a_sentence():
@@ -64,4 +64,4 @@ def test_every_refusal_ends_a_sentence():
 
 
 def test_a_pattern_without_blocks_leaves_nothing_out():
-    assert Family(silent=r"blocks\.LAST\.").without_silent(["out"]) == ["out"]
+    assert Family(untrainable=r"blocks\.LAST\.").without_untrainable(["out"]) == ["out"]

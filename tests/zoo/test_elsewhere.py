@@ -220,7 +220,7 @@ def test_a_lora_means_the_same_in_diffusers_and_here(name, comfyui, tmp_path: Pa
     model, twin = animal.model, make(animal)
     layers, names = model.layers(), model.lora_names()
     chosen = targets.choose({n: layer for n, layer in layers.items() if n in names}, "attention + feed-forward")
-    chosen = {n: chosen[n] for n in family_named(model.family).without_silent(chosen)}
+    chosen = {n: chosen[n] for n in family_named(model.family).without_untrainable(chosen)}
     adapter = Adapter.fresh(chosen, NetworkConfig(rank=2, alpha=1.0), 3)
     stream = torch.Generator().manual_seed(3)
     for branch in adapter.branches.values():

@@ -58,7 +58,7 @@ def new_adapter(animal: Animal, up: float = 0.05) -> Adapter:
     """An adapter on everything that learns, whose up-matrices are not zero, so that all its gradients are non-zero."""
     layers = carriers(animal)
     chosen = targets.choose(layers, "all linear")
-    kept = family_named(animal.model.family).without_silent(layers)
+    kept = family_named(animal.model.family).without_untrainable(layers)
     adapter = Adapter.fresh({name: chosen[name] for name in kept if name in chosen}, NetworkConfig(rank=2, alpha=2.0), 3)
     stream = torch.Generator().manual_seed(3)
     for branch in adapter.branches.values():
@@ -151,7 +151,9 @@ def test_the_gradient(animal, record_property):
     record_property("prediction", animal.model.prediction)
     record_property("frames", animal.model.frames)
     record_property("targets", len(adapter.branches))
-    record_property("left_out", len(layers := carriers(animal)) - len(family_named(animal.model.family).without_silent(layers)))
+    record_property(
+        "left_out", len(layers := carriers(animal)) - len(family_named(animal.model.family).without_untrainable(layers))
+    )
     record_property("loads", animal.loaded)
     record_property("megabytes", round(sum(p.nbytes for p in animal.model.base.diffusion_model.parameters()) / 1e6))
 

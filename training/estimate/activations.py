@@ -34,7 +34,7 @@ def activations(outline: host.Outline, network: NetworkConfig, size: tuple[int, 
     if text is None:
         return None
     layers, _ = adaptable_layers(outline, None)
-    chosen, learning = select(layers, network), family_named(outline.family).without_silent(layers)
+    chosen, learning = select(layers, network), family_named(outline.family).without_untrainable(layers)
     chosen = {name: chosen[name] for name in learning if name in chosen}
 
     def forward() -> object:

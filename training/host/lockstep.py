@@ -65,7 +65,7 @@ class LockstepSampler:
             while walking := [walker for walker in walkers if not walker.arrived]:
                 for walker in walking:
                     self.rows([walker.index])
-                    walker.go_on(answers[walker.index])
+                    walker.resume(answers[walker.index])
                 for group in _alike([walker for walker in walking if not walker.arrived]):
                     if self.whole and len(group) < len(walkers):
                         raise OutOfStep("this sampler does not keep the pictures in step")
@@ -102,7 +102,7 @@ class _Stopped(BaseException):
 
 
 class _SamplerThread:
-    """One picture's sampler in a thread of its own, which runs only while ``go_on`` waits for it."""
+    """One picture's sampler in a thread of its own, which runs only while ``resume`` waits for it."""
 
     question: ModelCall
     result: Tensor
@@ -120,7 +120,7 @@ class _SamplerThread:
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
 
-    def go_on(self, answer: Tensor | None) -> None:
+    def resume(self, answer: Tensor | None) -> None:
         """Lets the sampler run until its next question or its end; raises what it raised."""
         _set_random_state(self._random, self._device)
         self._answer = answer

@@ -58,7 +58,7 @@ def file_name_of(layer: str, known: Sequence[str], family: str) -> str:
                     return name
         raise ValueError(f"the host knows no LoRA name for {layer}")
     generic = {"lora_unet_": "lora_unet_" + layer.replace(".", "_"), "diffusion_model.": "diffusion_model." + layer}
-    for prefix in family_named(family).dialect:
+    for prefix in family_named(family).key_format:
         if generic.get(prefix) in known:
             return generic[prefix]
         for name in known:

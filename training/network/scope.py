@@ -39,7 +39,7 @@ def trained_layers(layers: Mapping[str, nn.Module], config: TrainingConfig, fami
     """What ``config`` trains of ``adaptable_layers``, but for layers of the model's ``family`` that nothing can be learnt in."""
     of_model = {name: layer for name, layer in layers.items() if not name.startswith(TEXT)}
     chosen = select(of_model, config.network) if config.network.trains_model else {}
-    chosen = {name: chosen[name] for name in family.without_silent(of_model) if name in chosen}
+    chosen = {name: chosen[name] for name in family.without_untrainable(of_model) if name in chosen}
     return {**chosen, **text_layers(layers, config.text.encoders)}
 
 

@@ -45,7 +45,7 @@ def model(request, tiny):
 def measured(model, outline, network: NetworkConfig) -> memory.Activations:
     """The pass that is made before a run's first step."""
     layers = select({name: layer for name, layer in model.layers().items() if name in model.lora_names()}, network)
-    layers = {name: layers[name] for name in families.family_named(model.family).without_silent(layers)}
+    layers = {name: layers[name] for name in families.family_named(model.family).without_untrainable(layers)}
     adapter = Adapter.fresh(layers, network, 0).to(model.device)
     text = {name: torch.zeros(tensor.shape) for name, tensor in outline.text().items()}
 
