@@ -25,6 +25,21 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((z ^ (z >> 31)) & (2**63 - 1))
 
 
+def first_weights(seed: int) -> torch.Generator:
+    """A CPU generator for the weights that an adapter begins with."""
+    return torch.Generator().manual_seed(seed & (2**63 - 1))
+
+
+def mask_generator(seed: int, device: torch.device) -> torch.Generator:
+    """A generator on the device for one dropout mask, which is drawn again when its forward pass is computed again."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def epoch_order(seed: int, epoch: int) -> random.Random:
+    """A generator for the order of an epoch's pictures and batches."""
+    return random.Random(seed + epoch)
+
+
 def picture_random(*parts: object) -> random.Random:
     """A generator that depends on nothing but ``parts``, equal on every computer."""
     text = ":".join(str(part) for part in parts)

@@ -105,6 +105,16 @@ def test_only_the_host_room_imports_comfyui():
         assert not own or room_of(module) == "host", (module, own)
 
 
+def test_chance_has_one_room():
+    """Generators are made in ``seeding.py`` alone, and nothing sets a global one's seed."""
+    for module, file in FILES.items():
+        calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        made = {node.func.attr for node in calls if isinstance(node.func, ast.Attribute)}
+        assert not made & {"manual_seed", "Random", "Generator", "default_rng", "seed_all"} or module == "training.seeding", (
+            module
+        )
+
+
 def test_the_hall_stays_small():
     assert {file.stem for file in TRAINING.glob("*.py")} - {"__init__"} == ROOT_MODULES
 

@@ -5,14 +5,13 @@ A resumed run that asks for step k gets the batch that the interrupted run would
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
-from ..seeding import rank
+from ..seeding import epoch_order, rank
 from .augment import FIXED
 from .buckets import Size, assign, bucket_sizes
 from .holdout import held_out
@@ -171,7 +170,7 @@ class Plan:
         return self._last[1]
 
     def _shuffled(self, epoch: int) -> tuple[Batch, ...]:
-        generator = random.Random(self.seed + epoch)
+        generator = epoch_order(self.seed, epoch)
         batches = []
         for (number, size, members), quota in zip(self.buckets, self.quotas, strict=True):
             order: list[tuple[int, int]] = []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import NetworkConfig
+from ..seeding import first_weights
 from ..tensors.method_patch import patched
 from . import fused_linear
 from .adapter_layer import AdapterLayer, Strength
@@ -35,7 +36,7 @@ class Adapter(nn.Module):
     @classmethod
     def fresh(cls, layers: Mapping[str, nn.Module], config: NetworkConfig, seed: int) -> Adapter:
         """A new adapter for ``layers``, with which the model is what it was; equal seeds give equal weights."""
-        generator = torch.Generator().manual_seed(seed & (2**63 - 1))
+        generator = first_weights(seed)
         wanted = settings(layers, config)
         branches = {name: build(layer, wanted[name], config, generator) for name, layer in layers.items()}
         return cls(branches, Dropout(config.dropout, config.rank_dropout, config.module_dropout), config.lora_plus_ratio)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..seeding import mask_generator
 from . import fused_linear
 from .adapter_layer import AdapterLayer, Strength, times
 from .base_layer import is_conv, is_linear
@@ -68,7 +69,7 @@ class LoRALayer(AdapterLayer):
         if mask.kept is not None:
             up = up * mask.kept.to(up.device, up.dtype).view(1, -1, *[1] * (up.ndim - 2))
         if mask.dropout > 0:
-            stream = torch.Generator(hidden.device).manual_seed(mask.seed)
+            stream = mask_generator(mask.seed, hidden.device)
             kept = torch.empty_like(hidden).bernoulli_(1 - mask.dropout, generator=stream)
             hidden = hidden * kept.div_(1 - mask.dropout)
         return hidden, up

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from ..config import NetworkConfig
 from ..errors import AtelierError
 from ..files import read_tensors
+from ..seeding import first_weights
 from .adapter import Adapter, build
 from .adapter_layer import AdapterLayer
 from .dropout import Dropout
@@ -64,7 +64,7 @@ def start_from(
         branch.rate = wanted[name].rate
         if config.weight_decompose and branch.magnitude is None:
             branch.decompose(layers[name])
-    generator = torch.Generator().manual_seed(seed & (2**63 - 1))
+    generator = first_weights(seed)
     branches |= {name: build(layer, wanted[name], config, generator) for name, layer in anew.items()}
     return Adapter(branches, Dropout(config.dropout, config.rank_dropout, config.module_dropout), config.lora_plus_ratio)
 
