@@ -117,14 +117,18 @@ class Compiled:
             plain = [parameter.grad for parameter, _ in before]
             for (parameter, _), gradient in zip(before, compiled, strict=True):
                 parameter.grad = gradient
-        apart = added = 0.0
+        apart: list[Tensor] = []
+        added: list[Tensor] = []
         for (_, start), one, other in zip(before, compiled, plain, strict=True):
             if (one is None) != (other is None):
                 return False
             if one is not None and other is not None:
-                apart += (one.float() - other.float()).square().sum().item()
-                added += (other.float() - (0.0 if start is None else start.float())).square().sum().item()
-        return not math.isfinite(added) or apart <= APART**2 * added
+                apart.append((one.float() - other.float()).square().sum())
+                added.append((other.float() - (0.0 if start is None else start.float())).square().sum())
+        if not added:
+            return True
+        far, whole = torch.stack([torch.stack(apart).sum(), torch.stack(added).sum()]).tolist()  # waits for the device once
+        return not math.isfinite(whole) or far <= APART**2 * whole
 
     def _give_up(self, reason: str) -> None:
         self.active = False
