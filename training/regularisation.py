@@ -120,7 +120,7 @@ class RegularisationSet:
             if pixels % codec.downscale:
                 near = max(1, round(pixels / codec.downscale)) * codec.downscale
                 raise AtelierError(f"{widget}: {pixels} is not a multiple of {codec.downscale}, the VAE's cell; try {near}.")
-        self._models = {"model": model.identity(), "clip": text.identity(), "vae": codec.identity()}
+        self._models = {"model": model.sampling_identity(), "clip": text.identity(), "vae": codec.identity()}
         self._conditionings: dict[str, CanvasText] = {}
 
     def facts(self, picture: Planned) -> dict[str, Any]:

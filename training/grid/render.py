@@ -62,7 +62,7 @@ class Grid:
         self.judge, self.losses, self.show = judge, losses or {}, show
         compatibility.check(model, text, codec)
         self.brush = CellRenderer(model, text, codec, sampling)
-        identity = cache_key(model.identity(), text.identity(), codec.identity())
+        identity = cache_key(model.sampling_identity(), text.identity(), codec.identity())
         self.store = CellStore(folder / CELLS_FOLDER, identity, graph)
         self.book = Pages(axes, sampling, base or model.family, judge)
         self.together = together or model.pictures_that_fit(min(AT_ONCE, len(axes.strengths)), self.brush.latent_size)

@@ -29,7 +29,7 @@ from ..performance.out_of_place import KERNELS, Care, OutOfPlace
 from ..performance.quantised_layers import unpacking
 from ..protocols import CanvasText, Conditions, EncodedText, Prediction
 from ..tensors.transfer import to_device
-from . import lockstep
+from . import alterations, lockstep
 from .text import TextEncoder
 from .weights import identity_of, mended, names_of_layers, put_back, put_twin_aside, resident, without_inference_tensors
 
@@ -212,7 +212,8 @@ class Model:
 
     def layers(self) -> dict[str, nn.Module]:
         """Linear and Conv2d layers by dotted name under the diffusion model."""
-        found = self.base.diffusion_model.named_modules()
+        with alterations.objects_in_place(self.patcher):
+            found = list(self.base.diffusion_model.named_modules())
         return {name: m for name, m in found if is_linear(m) or (hasattr(m, "weight") and is_conv(m))}
 
     def lora_names(self) -> dict[str, list[str]]:
@@ -220,8 +221,17 @@ class Model:
         return names_of_layers(comfy_lora.model_lora_keys_unet(self.base, {}), "diffusion_model.")
 
     def identity(self) -> str:
-        """A fingerprint of the weights and of the patches on them, equal in every session."""
-        return identity_of(self.base.diffusion_model, self.patcher, "diffusion_model.")
+        """A fingerprint, equal in every session, of all that decides the network's answers: its weights, the patches on them,
+        and what other nodes have put in it. What only guides the drawing of pictures doesn't count."""
+        return self._weights_identity() + alterations.of_training(self.patcher, own_dtype=self._compute_dtype is None)
+
+    def sampling_identity(self) -> str:
+        """The same of all that decides a picture that is drawn with it, guidance included."""
+        return self._weights_identity() + alterations.of_sampling(self.patcher)
+
+    def _weights_identity(self) -> str:
+        with alterations.objects_in_place(self.patcher):
+            return identity_of(self.base.diffusion_model, self.patcher, "diffusion_model.")
 
     def latents_in(self, latents: Tensor) -> Tensor:
         """From what the VAE gives to what the model sees (the latent format's scale and shift, and a picture's one frame)."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import AtelierError
 from .model import held
+from . import alterations
 from .weights import identity_of, mended
 
 
@@ -53,7 +54,7 @@ class PictureCodec:
         return int(ratio[-1]) if isinstance(ratio, (tuple, list)) else int(ratio)
 
     def identity(self) -> str:
-        return identity_of(self.vae.first_stage_model, self.vae.patcher)
+        return identity_of(self.vae.first_stage_model, self.vae.patcher) + alterations.of_sampling(self.vae.patcher)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, H, W, 3) in 0..1 -> latents on the CPU, unscaled (see ``Model.latents_in``).

@@ -16,6 +16,7 @@ from ..network.base_layer import is_linear, refusal
 from ..performance.checkpointing import blocks_of
 from ..performance.out_of_place import OutOfPlace
 from ..protocols import CanvasText
+from . import alterations
 from .batched_text import BatchedEncoders
 from .weights import identity_of, mended, names_of_layers, put_twin_aside, resident
 
@@ -40,7 +41,10 @@ class TextEncoder:
 
     def identity(self) -> str:
         extras = f"{self.clip.layer_idx} {sorted(getattr(self.clip, 'tokenizer_options', {}).items())}"
-        return identity_of(self.clip.cond_stage_model, self.clip.patcher) + hashlib.sha256(extras.encode()).hexdigest()[:8]
+        altered = alterations.of_sampling(self.clip.patcher)
+        return (
+            identity_of(self.clip.cond_stage_model, self.clip.patcher) + hashlib.sha256(extras.encode()).hexdigest()[:8] + altered
+        )
 
     def encode(self, text: str) -> Conditioning:
         """Tensors on the CPU, ordinary ones (not inference tensors)."""

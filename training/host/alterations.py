@@ -1,0 +1,197 @@
+"""Alterations: what other nodes have laid on a MODEL, CLIP or VAE beside patches of weights, told apart and named.
+
+Weights have numbers to compare. The rest is code: functions with what they enclose, objects in a module's place, options. Two of
+them count as the same if they are of one name and hold the same numbers and words, in every session.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import re
+import types
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from ..tensors.inference_tensors import ordinary
+from .weights import identity_of
+
+DEEPEST = 12
+"""Levels of containers and objects that are looked into."""
+MOST_VALUES = 20_000
+"""Containers and objects that are looked into for one function or object."""
+MOST_NUMBERS = 4096
+"""Numbers of a tensor that are read; of a larger one about as many, evenly spread."""
+UNIQUE = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}|0x[0-9a-fA-F]{6,}")
+"""Names that some nodes make anew for each copy."""
+FOR_SAMPLING_ALONE = ("optimized_attention_override",)
+"""Transformer options of which training makes no use."""
+_told: dict[int, tuple[weakref.ref[Any], str]] = {}
+
+
+def of_training(patcher: Any, *, own_dtype: bool = True) -> str:
+    """What has a part in the network's own answers; empty where there is nothing. ``own_dtype``: the number format counts."""
+    options = patcher.model_options.get("transformer_options", {})
+    parts = {
+        "objects": {k: v for k, v in patcher.object_patches.items() if own_dtype or k != "manual_cast_dtype"},
+        "options": {k: v for k, v in options.items() if k not in FOR_SAMPLING_ALONE},
+        **{
+            name: getattr(patcher, name, None)
+            for name in ("injections", "weight_wrapper_patches", "hook_patches", "forced_hooks")
+        },
+    }
+    return _digest(parts)
+
+
+def of_sampling(patcher: Any) -> str:
+    """What has a part in a picture that is drawn with it: the same, guidance, samplers' functions and wrappers."""
+    others = {k: v for k, v in getattr(patcher, "additional_models", {}).items() if k != "multigpu"}
+    parts = {
+        "training": of_training(patcher),
+        "options": patcher.model_options,
+        "wrappers": getattr(patcher, "wrappers", None),
+        "callbacks": getattr(patcher, "callbacks", None),
+        "models": others,
+    }
+    return _digest(parts if _holds(list(parts.values())) else {})
+
+
+def _digest(parts: Mapping[str, Any]) -> str:
+    found = {name: value for name, value in parts.items() if _holds(value)}
+    return hashlib.sha256(_remembered(found).encode("utf-8", "surrogatepass")).hexdigest()[:16] if found else ""
+
+
+def _holds(value: object) -> bool:
+    """Whether there is anything in ``value``, whose dictionaries and lists may be nested and empty."""
+    if isinstance(value, Mapping):
+        return any(map(_holds, value.values()))
+    if isinstance(value, (list, tuple, set)):
+        return any(map(_holds, value))
+    return value is not None and value != ""
+
+
+class _Teller:
+    """Says what values are, in words that are the same in every session."""
+
+    def __init__(self) -> None:
+        self._path: list[int] = []
+        self._left = MOST_VALUES
+
+    def tell(self, value: Any) -> str:
+        if isinstance(value, str):
+            return repr(UNIQUE.sub("?", value))
+        if value is None or isinstance(value, (bool, int, float, complex, bytes, torch.dtype, torch.device)):
+            return repr(value)
+        if isinstance(value, enum.Enum):
+            return f"{_name(type(value))}.{value.name}"
+        if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
+            return _name(value)
+        if isinstance(value, Tensor):
+            return _numbers(value)
+        self._left -= 1
+        if id(value) in self._path or len(self._path) > DEEPEST or self._left < 0:
+            return _name(type(value))
+        self._path.append(id(value))
+        try:
+            return self._parts(value)
+        finally:
+            self._path.pop()
+
+    def _parts(self, value: Any) -> str:
+        if isinstance(value, Mapping):
+            entries = sorted((self.tell(key), self.tell(part)) for key, part in value.items() if _holds(part))
+            return f"{{{', '.join(f'{key}: {part}' for key, part in entries)}}}"
+        if isinstance(value, (list, tuple)):
+            return f"[{', '.join(map(self.tell, value))}]"
+        if isinstance(value, (set, frozenset)):
+            return f"<{', '.join(sorted(map(self.tell, value)))}>"
+        if isinstance(value, functools.partial):
+            return f"partial{self.tell([value.func, value.args, value.keywords])}"
+        if isinstance(value, types.MethodType):
+            return f"{_name(value.__func__)} of {self.tell(value.__self__)}"
+        return self._code(value) if isinstance(value, types.FunctionType) else self._object(value)
+
+    def _code(self, value: types.FunctionType) -> str:
+        code = value.__code__
+        enclosed = dict(zip(code.co_freevars, map(_content, value.__closure__ or ()), strict=True))
+        # Lambdas of one function share a name; what tells them apart is what they call and the constants in them.
+        plain = [*code.co_names, *(c for c in code.co_consts if isinstance(c, (int, float, str)))]
+        inside = [enclosed, value.__defaults__, value.__kwdefaults__, plain if value.__name__ == "<lambda>" else None]
+        return f"{_name(value)}{self.tell(inside)}"
+
+    def _object(self, value: Any) -> str:
+        if hasattr(value, "object_patches") and hasattr(value, "patches"):  # a whole patcher
+            return f"{_name(type(value))}({identity_of(value.model, value)})"
+        fields = dict(getattr(value, "__dict__", {}))
+        if isinstance(value, nn.Module):
+            fields = {k: v for k, v in fields.items() if not k.startswith("_") and k != "training"} | dict(value.state_dict())
+        for kind in type(value).__mro__:
+            slots = vars(kind).get("__slots__", ())
+            names = [slots] if isinstance(slots, str) else slots
+            fields |= {k: getattr(value, k, None) for k in names if not k.startswith("__")}
+        return f"{_name(type(value))}{self.tell(fields)}"
+
+
+def _remembered(value: Any) -> str:
+    """``value`` as it was when it was first seen: what a function counts while it is used is no setting of it."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{key!r}: {_remembered(part)}' for key, part in value.items() if _holds(part)))}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_remembered, value))}]"
+    known = _told.get(id(value))
+    if known is not None and known[0]() is value:
+        return known[1]
+    said = _Teller().tell(value)
+    key = id(value)
+
+    def forget(_gone: object) -> None:
+        _told.pop(key, None)
+
+    with suppress(TypeError):  # some kinds cannot be referred to weakly
+        _told[key] = weakref.ref(value, forget), said
+    return said
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _numbers(value: Tensor) -> str:
+    with torch.no_grad():
+        flat = ordinary(value).detach().reshape(-1)
+        flat = flat[:: max(1, -(-flat.numel() // MOST_NUMBERS))].cpu()
+        plain = flat.double() if flat.is_floating_point() else flat
+    return f"tensor{tuple(value.shape)} {value.dtype} {hashlib.sha256(plain.numpy().tobytes()).hexdigest()[:16]}"
+
+
+def _name(value: Any) -> str:
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or type(value).__qualname__
+    return f"{getattr(value, '__module__', '')}.{name}"
+
+
+@contextmanager
+def objects_in_place(patcher: Any) -> Iterator[None]:
+    """The network that all copies of a model share, with this copy's objects in it and not those of the copy that is loaded."""
+    model, mine = patcher.model, getattr(patcher, "object_patches", {})
+    wanted = {**getattr(patcher, "object_patches_backup", {}), **mine}
+    before: dict[str, Any] = {}
+    try:
+        for key, value in wanted.items():
+            try:
+                before[key] = comfy.utils.set_attr(model, key, value)
+            except AttributeError:
+                continue  # of a part that only a loaded model has
+        yield
+    finally:
+        for key, value in reversed(before.items()):
+            comfy.utils.set_attr(model, key, value)
