@@ -31,6 +31,7 @@ MOST_NUMBERS = 4096
 """Numbers of a tensor that are read; of a larger one about as many, evenly spread."""
 UNIQUE = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}|0x[0-9a-fA-F]{6,}")
 """Names that some nodes make anew for each copy."""
+FOR_BOTH = ("injections", "weight_wrapper_patches", "hook_patches", "forced_hooks")
 FOR_SAMPLING_ALONE = ("optimized_attention_override",)
 """Transformer options of which training makes no use."""
 _told: dict[int, tuple[weakref.ref[Any], str]] = {}

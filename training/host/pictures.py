@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError
-from .model import held
 from . import alterations
+from .model import held
 from .weights import identity_of, mended
 
 

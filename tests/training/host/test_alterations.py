@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,9 +99,11 @@ def test_what_is_loaded_of_another_copy_does_not_count(tiny):
 
 SESSION = """
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 import torch
-sys.path.insert(0, {package!r}); sys.path.insert(0, {host!r})
+sys.modules["lora_atelier"] = pack = ModuleType("lora_atelier")
+pack.__path__ = [{pack!r}]
+sys.path.insert(0, {host!r})
 sys.argv = ["main.py", "--cpu"]
 from lora_atelier.training.host import alterations
 
@@ -114,7 +117,9 @@ def guidance(scale, table):
 settings = Settings(2.0)
 patcher = SimpleNamespace(
     object_patches={{"diffusion_model.extra": settings}},
-    model_options={{"sampler_cfg_function": guidance(0.5, torch.arange(3.0)), "transformer_options": {{"patches": {{"b", "a", "c"}}}}}},
+    model_options={{
+        "sampler_cfg_function": guidance(0.5, torch.arange(3.0)), "transformer_options": {{"patches": {{"b", "a", "c"}}}},
+    }},
 )
 print(alterations.of_training(patcher), alterations.of_sampling(patcher))
 """
@@ -122,14 +127,11 @@ print(alterations.of_training(patcher), alterations.of_sampling(patcher))
 
 def test_another_session_says_the_same(comfyui, tmp_path):
     """Neither addresses nor the order of sets, which Python mixes in every process, are part of it."""
-    import lora_atelier
-
-    package, root = str(Path(next(iter(lora_atelier.__path__))).parent), str(comfyui)
     script = tmp_path / "session.py"
-    script.write_text(SESSION.format(package=package, host=root))
+    script.write_text(SESSION.format(pack=str(Path(__file__).parents[3]), host=str(comfyui)))
     said = {
         subprocess.run(
-            [sys.executable, str(script)], check=True, capture_output=True, text=True, env={"PYTHONHASHSEED": seed, "PATH": ""}
+            [sys.executable, str(script)], check=True, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed}
         ).stdout
         for seed in ("1", "2", "3")
     }
