@@ -105,6 +105,8 @@ sys.modules["lora_atelier"] = pack = ModuleType("lora_atelier")
 pack.__path__ = [{pack!r}]
 sys.path.insert(0, {host!r})
 sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
 from lora_atelier.training.host import alterations
 
 class Settings:
