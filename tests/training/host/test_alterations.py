@@ -129,11 +129,17 @@ print(alterations.of_training(patcher), alterations.of_sampling(patcher))
 
 def test_another_session_says_the_same(comfyui, tmp_path):
     """Neither addresses nor the order of sets, which Python mixes in every process, are part of it."""
+    root = Path(__file__).parents[3]
+    aid = str(root / "demo" / "cpu_torch_aid")
     script = tmp_path / "session.py"
-    script.write_text(SESSION.format(pack=str(Path(__file__).parents[3]), host=str(comfyui)))
+    script.write_text(SESSION.format(pack=str(root), host=str(comfyui)))
     said = {
         subprocess.run(
-            [sys.executable, str(script)], check=True, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed}
+            [sys.executable, str(script)],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": aid, "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "2", "3")
     }
