@@ -38,13 +38,15 @@ class Gallery extends Dialog {
   }
 
   async list(shown) {
-    const { pages } = await ask("grids");
+    const { pages, damaged } = await ask("grids");
     if (!pages.length) {
-      this.said.textContent = text("noGrids");
+      this.said.textContent = damaged[0] ? `${damaged[0].run}: ${damaged[0].why}` : text("noGrids");
       return;
     }
     const label = ({ run, prompt, seed }) => text("gridOf", { run, prompt: prompt.length > 60 ? `${prompt.slice(0, 59)}…` : prompt, seed });
-    this.pages.replaceChildren(...pages.map((page) => make("option", { value: JSON.stringify([page.run, page.page]) }, label(page))));
+    // What cannot be read is shown with the reason, and cannot be chosen.
+    const aside = damaged.map(({ run, why }) => make("option", { disabled: true, title: why }, `${run}: ${why}`));
+    this.pages.replaceChildren(...pages.map((page) => make("option", { value: JSON.stringify([page.run, page.page]) }, label(page))), ...aside);
     const first = pages.find(({ run, page }) => run === shown?.run && page === shown.page) ?? pages[0];
     this.pages.value = JSON.stringify([first.run, first.page]);
     await this.load();

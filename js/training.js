@@ -136,9 +136,11 @@ class Monitor {
   }
 
   async list() {
-    const { runs } = await ask("runs").catch(() => ({ runs: [] }));
+    const { runs, damaged } = await ask("runs").catch(() => ({ runs: [], damaged: {} }));
     const options = ["", ...runs].map((name) => make("option", { value: name, selected: name === this.chosen }, name || text("own")));
-    this.choice.replaceChildren(...options);
+    // What cannot be read is shown with the reason, and cannot be chosen.
+    const aside = Object.entries(damaged).map(([name, why]) => make("option", { disabled: true, title: why }, `${name}: ${why}`.slice(0, 200)));
+    this.choice.replaceChildren(...options, ...aside);
   }
 
   choose(name) {
@@ -209,7 +211,7 @@ class Monitor {
     const epochs = this.each ? Math.floor(end / this.each) : 0;
     const marks = epochs <= 100 ? Array.from({ length: epochs }, (_, i) => (i + 1) * this.each).filter((at) => at < end) : [];
     const now = this.rows.at(-1);
-    const loss = now ? now.smooth.toPrecision(3) : "–";
+    const loss = now?.smooth?.toPrecision(3) ?? "–"; // a loss that was no number has none
     draw(this.svg, lines, end, marks, text("chart", { steps: this.last ?? 0, loss }));
     const entry = (kind, value) => make("span", { style: `--colour: var(--atelier-${kind})` }, `${text(kind === "loss" ? "smooth" : kind)} ${value}`);
     const last = this.measured.at(-1);
@@ -217,7 +219,7 @@ class Monitor {
       entry("loss", loss),
       ...(last?.held_out != null ? [entry("held", last.held_out.toPrecision(3))] : []),
       ...(last ? [entry("trained", last.training?.toPrecision(3) ?? "–")] : []),
-      entry("rate", now ? rateText(now.rate) : "–"),
+      entry("rate", now?.rate != null ? rateText(now.rate) : "–"),
     );
   }
 

@@ -14,9 +14,11 @@ from ..training.runs.layout import CELLS_FOLDER
 
 
 def pages() -> dict[str, Any]:
+    """``damaged``: the pages that cannot be read, and why."""
     from ..training.grid import gallery
 
-    return {"pages": gallery.pages(host.runs_folder())}
+    sound, damaged = gallery.pages(host.runs_folder())
+    return {"pages": sound, "damaged": damaged}
 
 
 def page(query: Mapping[str, str]) -> dict[str, Any]:

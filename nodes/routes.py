@@ -1,7 +1,8 @@
 """What the nodes on the canvas ask the server: a recipe's outlook, a model's family, a run's state, a wish to a run.
 
 Every field is checked before it is used; a bad request is answered with a sentence and never with a failure of the server.
-Writing asks for JSON from a page of this very server, which no other site can send without being asked first.
+Who may ask at all is decided where the routes are added (``host.add_routes``); writing asks for JSON besides, which no page of
+another site can send without being asked first.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, get_type_hints
-from urllib.parse import urlsplit
 
 import torch
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ..training import host
 from ..training.captioning.editing import Changed
@@ -27,6 +28,7 @@ from ..training.dataset.steps_ahead import SubsetSource, steps_per_epoch
 from ..training.errors import AtelierError
 from ..training.estimate import activations
 from ..training.estimate.recipe import look_ahead, sizes
+from ..training.files import parse_json
 from ..training.performance.fallback import without_effect
 from ..training.performance.memory import Activations
 from ..training.runs import live, reader
@@ -72,43 +74,36 @@ def answered(handler: Callable[[web.Request], Awaitable[Any]]) -> Handler:
             return web.json_response({"error": refused.sentence}, status=refused.status)
         except (ValueError, OverflowError) as error:  # AtelierError, and numbers that are none or have no end
             return web.json_response({"error": str(error)}, status=400)
+        except OSError as error:  # a name that no system has, a folder that may not be read, a full disk
+            return web.json_response({"error": f"{error.filename or 'files'}: {error.strerror or error}."}, status=400)
         return web.json_response(text=answer, headers={"Cache-Control": "no-store"})
 
     return inner
 
 
-def check_sender(request: web.Request) -> None:
-    """Refuses what another site's page sends: a browser says where a page is from, and only scripts can send JSON."""
+async def body_of(request: web.Request, limit: int = LIMIT, fields: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The JSON object in a request of at most ``limit`` bytes; with ``fields`` it may have no others."""
     if request.content_type != "application/json":
         raise Refused(415, "Content-Type: send application/json.")
-    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-        raise Refused(403, "Origin: this page is not from this server.")
-    origin = request.headers.get("Origin")
-    if origin is None:
-        return
-    try:
-        if urlsplit(origin).netloc.lower() != request.host.lower():
-            raise Refused(403, "Origin: this page is not from this server.")
-    except ValueError as error:
-        raise Refused(403, "Origin: this is no address.") from error
-
-
-async def body_of(request: web.Request, limit: int = LIMIT) -> dict[str, Any]:
-    """The JSON object in a request of at most ``limit`` bytes from a page of this server."""
-    check_sender(request)
     data = bytearray()
     if (request.content_length or 0) > limit:
         raise Refused(413, f"body: more than {limit} bytes.")
-    async for chunk in request.content.iter_any():
-        data += chunk
-        if len(data) > limit:
-            raise Refused(413, f"body: more than {limit} bytes.")
     try:
-        values = json.loads(bytes(data).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, "body: this is no JSON.") from error
+        async for chunk in request.content.iter_any():
+            data += chunk
+            if len(data) > limit:
+                raise Refused(413, f"body: more than {limit} bytes.")
+    except (web.HTTPException, ClientPayloadError, HttpProcessingError) as error:
+        raise Refused(400, "body: it is not what its headers say.") from error
+    try:
+        values = parse_json(bytes(data))
+    except ValueError as error:
+        raise Refused(400, f"body: {error}.") from error
     if not isinstance(values, dict):
         raise Refused(400, "body: a JSON object is needed.")
+    unknown = sorted(values.keys() - set(fields)) if fields is not None else []
+    if unknown:
+        raise Refused(400, f"body: {unknown[0][:40]!r} is unknown.")
     return values
 
 
@@ -287,19 +282,21 @@ async def _apart(work: Callable[..., Any], *values: Any) -> Any:
 @table.post(f"{PREFIX}/outlook")
 @answered
 async def post_outlook(request: web.Request) -> Any:
-    return await _apart(outlook, await body_of(request))
+    return await _apart(outlook, await body_of(request, fields=("widgets", "datasets", "model")))
 
 
 @table.post(f"{PREFIX}/family")
 @answered
 async def post_family(request: web.Request) -> Any:
-    return await _apart(family, await body_of(request))
+    return await _apart(family, await body_of(request, fields=("widget", "file")))
 
 
 @table.get(f"{PREFIX}/runs")
 @answered
 async def get_runs(request: web.Request) -> Any:
-    return {"runs": await _apart(reader.names, host.runs_folder()), "running": live.running()}
+    """``damaged``: the folders whose run cannot be read, by name, and why."""
+    runs = host.runs_folder()
+    return {"runs": await _apart(reader.names, runs), "damaged": await _apart(reader.set_aside, runs), "running": live.running()}
 
 
 @table.get(f"{PREFIX}/runs/{{name}}")
@@ -315,7 +312,7 @@ async def get_run(request: web.Request) -> Any:
 @table.post(f"{PREFIX}/runs/{{name}}/command")
 @answered
 async def post_command(request: web.Request) -> Any:
-    values = await body_of(request)
+    values = await body_of(request, fields=("command",))
     command = text_of(values, "command", 20)
     if command not in live.COMMANDS:
         raise Refused(400, f"command: {command!r} is not one of {', '.join(live.COMMANDS)}.")
@@ -353,7 +350,7 @@ async def post_change(request: web.Request) -> Any:
 async def get_thumbnail(request: web.Request) -> web.StreamResponse:
     try:
         data = await _apart(caption_routes.thumbnail, request.query)
-    except (AtelierError, ValueError) as error:
+    except (ValueError, OSError) as error:
         return web.json_response({"error": str(error)}, status=404)
     return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
@@ -374,7 +371,7 @@ async def get_page(request: web.Request) -> Any:
 @table.post(f"{PREFIX}/grids/favourite")
 @answered
 async def post_favourite(request: web.Request) -> Any:
-    values = await body_of(request)
+    values = await body_of(request, fields=("run", "cell", "on"))
     if not isinstance(values.get("on"), bool):
         raise Refused(400, "on: true or false is needed.")
     return await _apart(grid_routes.favourite, text_of(values, "run", 100), text_of(values, "cell", 100), values["on"])
@@ -383,5 +380,5 @@ async def post_favourite(request: web.Request) -> Any:
 @table.post(f"{PREFIX}/loras/keep")
 @answered
 async def post_keep(request: web.Request) -> Any:
-    values = await body_of(request)
+    values = await body_of(request, fields=("lora", "name"))
     return await _apart(grid_routes.keep, text_of(values, "lora"), text_of(values, "name", 200))

@@ -1,9 +1,14 @@
-"""Writing files so that a crash, a cancel or a full disk never leaves half of one."""
+"""Files as they are written and read: never half of one after a crash, a cancel or a full disk, and never trusted.
+
+Whatever lies in a folder may have been put there by anybody: a pipe on which reading waits for ever, gigabytes of nothing, a link
+to elsewhere, JSON that no program of ours wrote.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import stat
@@ -11,12 +16,25 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
 from .errors import AtelierError
 
 LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.partial$")
+DEEPEST = 100
+"""Brackets within brackets in a JSON document."""
+LONGEST_NUMBER = 40
+"""Characters of a number in one: no float and no whole number of 64 bits needs more."""
+
+
+class Unreadable(AtelierError):
+    """A file that cannot be used, and why, as in "run.json: this is no JSON"."""
+
+    def __init__(self, path: Path, why: str):
+        super().__init__(f"{path.name}: {why}")
+        self.why = why
 
 
 @contextmanager
@@ -151,6 +169,105 @@ class Serialised:
         return len(header) + len(data)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a plain file is there; unlike ``Path.is_file`` it never raises, whatever the name is."""
+    return os.path.isfile(path)
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Whether ``path``, its links followed, is ``root`` or lies in it; False for what cannot be a path."""
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+    except (OSError, ValueError):
+        return False
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """A plain file for reading; FileNotFoundError if there is none, Unreadable for a folder, a pipe, a device."""
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return open(path, "rb", opener=_opened)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: no system has such a name
+        raise Unreadable(path, f"this cannot be read ({getattr(error, 'strerror', error)})") from error
+    raise Unreadable(path, "this is no file")
+
+
+def _opened(path: str, flags: int) -> int:
+    """If a pipe has taken the file's place meanwhile, opening it does not wait."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """The contents of a plain file of at most ``most`` bytes; Unreadable for any other, FileNotFoundError for none."""
+    with open_plain(path) as file:
+        try:
+            data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
+        except OSError as error:
+            raise Unreadable(path, f"this cannot be read ({error.strerror})") from error
+    if data is None or len(data) > most:
+        raise Unreadable(path, f"this has more than {most} bytes")
+    return data
+
+
+def parse_json(data: bytes, finite: bool = True) -> Any:
+    """The values that UTF-8 JSON stands for; ValueError saying why for what is none.
+
+    Refused are also names that occur twice in one object, numbers without end, brackets deeper than ``DEEPEST``, and, unless
+    ``finite`` is False, NaN and infinity.
+    """
+    constants: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
+    try:
+        values = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once, parse_int=_whole, **constants)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"this is no JSON (line {error.lineno})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("this is no UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("its brackets are too deep") from error
+    waiting = [(values, 0)]
+    while waiting:
+        part, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise ValueError("its brackets are too deep")
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        waiting.extend((one, depth + 1) for one in inner if isinstance(one, (dict, list)))
+    return values
+
+
+def read_json(path: Path, most: int, finite: bool = True) -> Any:
+    """``parse_json`` of a plain file of at most ``most`` bytes; Unreadable saying why, FileNotFoundError if there is none."""
+    try:
+        return parse_json(read_limited(path, most), finite)
+    except Unreadable:
+        raise
+    except ValueError as error:
+        raise Unreadable(path, str(error)) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name occurs twice in it")
+    return values
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError("it has a number without end")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _no_number(digits)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text[:20]} in it is no finite number")
+
+
 def read_tensors(path: Path, remedy: str, widget: str = "") -> dict[str, Tensor]:
     """Every tensor of a safetensors file, the only kind that is read; AtelierError with ``remedy`` naming it if that fails."""
     from safetensors import SafetensorError, safe_open
@@ -158,6 +275,8 @@ def read_tensors(path: Path, remedy: str, widget: str = "") -> dict[str, Tensor]
     name = f"{widget}: {path.name}" if widget else path.name
     if path.suffix.lower() != ".safetensors":
         raise AtelierError(f"{name} is no .safetensors file; only these are read.")
+    if os.path.exists(path) and not is_file(path):
+        raise AtelierError(f"{name} is no file; {remedy}.")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict

@@ -68,13 +68,14 @@ def run(comfyui: Path) -> Iterator[Path]:
 
 
 def asked(routes: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
-    """What ``work(client)`` gives, with a real server around the routes."""
+    """What ``work(client)`` gives, with a real server around the routes, guarded as ``host.add_routes`` adds them."""
     from aiohttp import web
     from aiohttp.test_utils import TestClient, TestServer
+    from lora_atelier.training.host.senders import guarded
 
     async def inside() -> Any:
         app = web.Application()
-        app.add_routes(routes.table)
+        app.add_routes([web.route(route.method, route.path, guarded(route.handler)) for route in routes.table])
         async with TestClient(TestServer(app)) as client:
             return await work(client)
 

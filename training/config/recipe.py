@@ -17,6 +17,8 @@ WhenEnough = Literal["off", "say", "stop"]
 OnDivergence = Literal["warn", "stop"]
 TextEncoders = Literal["none", "clip", "all"]
 RUN_NAME = re.compile(r"[^\W_][\w .+-]*", re.UNICODE)
+LONGEST_NAME = 200
+"""Bytes; file systems know names of 255, and a step's number, an ending and that of a file being written come behind it."""
 # Device names that Windows reserves, whatever the extension.
 RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 
@@ -29,6 +31,10 @@ def check_run_name(name: str) -> str:
         not RUN_NAME.fullmatch(name) or ".." in name or name.endswith(".") or len(name) > 100,
         f"name: {name!r} cannot be a file name. Use letters, digits, space, '-', '_', '+' or '.', at most 100 of them, "
         "starting with a letter or digit and without '..' or slashes.",
+    )
+    refuse(
+        len(name.encode()) > LONGEST_NAME,
+        f"name: {name!r} is too long for a file name. Use at most {LONGEST_NAME} bytes, which are 66 Chinese letters.",
     )
     refuse(name.split(".")[0].lower() in RESERVED, f"name: {name!r} is reserved by Windows; choose another.")
     return name

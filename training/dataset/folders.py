@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..config import RESERVED
 from ..errors import AtelierError
+from ..files import is_file, is_inside
 from .images import EXTENSIONS
 from .masks import FOLDER as MASKS
 from .scan import NUMBERED, natural_key
@@ -69,9 +70,9 @@ def resolve_folder(name: str, roots: Mapping[str, Path]) -> Path:
         raise AtelierError(f"folder: {name!r} is not a folder in {allowed}. Choose one from the list.")
     root = Path(roots[parts[0]])
     path = root.joinpath(*parts[1:])
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not is_inside(path, root):
         raise AtelierError(f"folder: {name!r} is a link that leads out of {parts[0]}/. Copy the pictures there instead.")
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path.is_dir it takes any name
         raise AtelierError(f"folder: {name!r} does not exist here. Put the pictures into that folder, or choose another one.")
     return path
 
@@ -92,8 +93,8 @@ def folder_to_fill(name: str, roots: Mapping[str, Path]) -> tuple[str, Path]:
         if taken or not NEW_NAME.fullmatch(part) or part.endswith((" ", ".")):
             raise AtelierError(f"folder: {name!r} has the part {part!r}, which cannot be a folder's name. Write another one.")
     path = Path(roots[root]).joinpath(*below)
-    if not path.resolve().is_relative_to(Path(roots[root]).resolve()):
+    if not is_inside(path, Path(roots[root])):
         raise AtelierError(f"folder: {name!r} is a link that leads out of {root}/. Write another name.")
-    if next((p for p in (path, *path.parents) if p.exists()), path).is_file():
+    if is_file(next((p for p in (path, *path.parents) if os.path.lexists(p)), path)):
         raise AtelierError(f"folder: {name!r} is or goes through a file. Write another name.")
     return "/".join((root, *below)), path

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..config.sampling import Sampling
 from ..dataset.cache import cache_key
 from ..dataset.index import file_digest
-from ..files import replacing
+from ..files import open_plain, replacing
 
 KEY = "lora_atelier.cell"
 """Name of the PNG text that holds a cell's facts as JSON."""
@@ -57,9 +57,9 @@ class CellStore:
         """The cell's file if it is there and whole."""
         path = self.path(facts)
         try:
-            with Image.open(path) as picture:
+            with open_plain(path) as file, Image.open(file, formats=["PNG"]) as picture:
                 picture.verify()
-        except (OSError, SyntaxError, ValueError):
+        except Exception:  # of many kinds, whatever in the file is damaged; it is drawn again
             return None
         return path
 

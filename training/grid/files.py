@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import AtelierError
 from ..runs.run import Epochs, SavedLoRA
+from ..tensors.safetensors_header import read_header
 
 # As this pack and kohya's tools number their files, six digits for an epoch; others count steps, nine digits.
 EPOCH = re.compile(r"(?P<stem>.+?)-(?P<number>\d{6})")
@@ -68,12 +69,9 @@ def as_runs(names: Sequence[str], path_of: Callable[[str], Path], metadata: Call
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What the file says about itself; nothing for one that says nothing or cannot be read, which a cell will tell."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError):
+        return read_header(path).metadata
+    except AtelierError:
         return {}
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 from .. import host
 from ..config.sampling import Sampling
 from ..dataset.cache import cache_key
+from ..dataset.images import open_picture
+from ..errors import AtelierError
 from ..files import replacing
 from .advice import Advice
 from .cells import png_info
@@ -134,8 +136,6 @@ class Pages:
 
 def _open(path: Path) -> Cell:
     try:
-        with Image.open(path) as picture:
-            drawn: Image.Image = picture.convert("RGB")
-            return drawn
-    except OSError:
-        return Failed(f"{path.name} is gone")
+        return open_picture(path)
+    except AtelierError:
+        return Failed(f"{path.name} is {'damaged' if path.exists() else 'gone'}")

@@ -69,12 +69,17 @@ def _server() -> Any:
 
 
 def add_routes(table: Any) -> bool:
-    """Lets the server answer an aiohttp table of routes too; only before it starts. False without a server."""
+    """Lets the server answer an aiohttp table of routes too, to its own pages (``guarded``); only before it starts.
+
+    False without a server.
+    """
     server = _server()
     if server is None:
         return False
+    from .senders import guarded  # aiohttp is there wherever a server is
+
     for route in table:
-        server.routes.route(route.method, route.path)(route.handler)
+        server.routes.route(route.method, route.path)(guarded(route.handler))
     return True
 
 

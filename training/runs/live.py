@@ -5,6 +5,7 @@ The loop's thread writes here and polls its commands at every step; the server's
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,9 +32,9 @@ class Live:
         self._guard = threading.Lock()
 
     def update(self, **facts: object) -> None:
-        """Changes what is known, and tells the pages."""
+        """Changes what is known, and tells the pages; JSON has no NaN and no infinity, which become None."""
         with self._guard:
-            self._facts.update(facts)
+            self._facts.update({name: None if _is_endless(value) else value for name, value in facts.items()})
         self._tell(self.status())
 
     def status(self) -> dict[str, Any]:
@@ -55,6 +56,10 @@ class Live:
             taken = frozenset(self._commands)
             self._commands.clear()
         return taken
+
+
+def _is_endless(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def find(name: str) -> Live | None:

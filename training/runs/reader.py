@@ -1,20 +1,27 @@
-"""Runs as they lie on the disk, for looking at: those that train now and those that ended long ago read the same."""
+"""Runs as they lie on the disk, for looking at: those that train now and those that ended long ago read the same.
+
+A folder may hold anything, so all that is read is checked like a request. A run that cannot be read is set aside with its reason,
+and is never in the way of the others.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, get_args
 
 from ..config import check_run_name
 from ..errors import AtelierError
+from ..files import Unreadable, is_file, is_inside, open_plain, parse_json, read_json
 from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLES_FOLDER
+from .run import SaveKind
 
 FADE = 0.02
 """Share of a step in the running mean of the loss (half of it is 35 steps old at most)."""
@@ -22,7 +29,21 @@ MOST_ROWS = 2000
 """Rows in one answer; more are thinned out."""
 KEPT = 4
 """Runs whose rows stay in memory."""
+LARGEST = 16 * 2**20
+"""Bytes of a run.json, which has a short line for every saved file."""
+LONGEST = 64 * 1024
+"""Bytes of a row; a longer one is none of ours."""
+MOST_BYTES = 256 * 2**20
+"""Bytes of a history: some two million steps."""
+BLOCK = 2**20
+"""Bytes read at once."""
+LARGE = 1e100
+"""A number beyond this in a history stands for one that was not finite."""
 SAMPLE = re.compile(r"-(?:(?P<epoch>\d{6})|step(?P<step>\d{8}))(?:-(?P<number>\d+))?\.png")
+
+FILE = re.compile(r"[^\W_][\w .+-]*\.safetensors")
+"""A LoRA file's name: that of the run, which ``check_run_name`` allowed, a number perhaps, and the ending."""
+KINDS = get_args(SaveKind)
 
 _tails: OrderedDict[Path, Tail] = OrderedDict()
 _lock = threading.Lock()
@@ -44,42 +65,66 @@ class Tail:
         self._file, self._place, self._mean = file, 0, 0.0
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole rows so far; a file that was replaced (the run went on from an earlier step) is read anew."""
+        """All whole rows so far; a file that was replaced (the run went on from an earlier step) is read anew.
+
+        Unreadable for what is no plain file, or larger than any history.
+        """
         try:
-            with open(self.path, "rb") as file:
+            with open_plain(self.path) as file:
                 stat = os.fstat(file.fileno())
+                if stat.st_size > MOST_BYTES:
+                    raise Unreadable(self.path, f"this has more than {MOST_BYTES >> 20} MB")
                 if stat.st_ino != self._file or stat.st_size < self._place:
                     self._restart(stat.st_ino)
                 file.seek(self._place)
-                new = file.read()
+                for line in self._lines(file):
+                    self._add(_row(line))
         except FileNotFoundError:
             self._restart(0)
-            return []
-        whole = new[: new.rfind(b"\n") + 1]
-        self._place += len(whole)
-        for line in whole.splitlines():
-            row = _row(line)
-            if row is None:
-                continue
-            if isinstance(row.get("loss"), (int, float)):
-                self._mean += max(FADE, 1 / (len(self.rows) + 1)) * (row["loss"] - self._mean)
-                row["smooth"] = self._mean
-            self.rows.append(row)
         return list(self.rows)
+
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        """The whole lines from here on; of one that is too long only its end, which is no row."""
+        rest = b""
+        while block := file.read(BLOCK):
+            *whole, rest = (rest + block).split(b"\n")
+            for line in whole:
+                self._place += len(line) + 1
+                yield line
+            if len(rest) > LONGEST:
+                self._place += len(rest) - 1
+                rest = b"-"
+
+    def _add(self, row: dict[str, Any] | None) -> None:
+        if row is None:
+            return
+        if row.get("loss") is not None:
+            self._mean += max(FADE, 1 / (len(self.rows) + 1)) * (row["loss"] - self._mean)
+            row["smooth"] = self._mean
+        self.rows.append(row)
+
+
+def number(value: Any) -> float | None:
+    """``value`` if it is a number that can be drawn, else None."""
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGE < value < LARGE
+    return value if fits else None
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A line as a row of finite numbers; None for what is damaged."""
+    """A line as a row of finite numbers (None for what is none); None for what is damaged."""
     try:
-        row = json.loads(line)
+        row = parse_json(line, finite=False)
     except ValueError:
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < 2**53:
         return None
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return {name: number(value) for name, value in row.items()}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file in a run's folder."""
+    if path.is_symlink() and not is_inside(path, path.parents[1]):
+        raise Unreadable(path, "this is a link that leads out of the runs' folder")
     with _lock:
         tail = _tails.pop(path, None) or Tail(path)
         _tails[path] = tail
@@ -88,50 +133,148 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return tail.read()
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What is read from a run.json."""
+
+    saved: tuple[dict[str, Any], ...]
+    """``file``, ``epoch``, ``step`` and ``kind`` of every LoRA file, oldest first."""
+    total: int | None
+    steps_per_epoch: int | None
+    failed: str
+    """Why it ended before its time, in words; empty if it did not."""
+
+
+def stored(folder: Path) -> Stored:
+    """The folder's run.json; Unreadable saying what is wrong in it, FileNotFoundError without one."""
+    path = folder / RUN_FILE
+    if not is_inside(path, folder.parent):
+        raise Unreadable(path, "this is a link that leads out of the runs' folder")
+    values = read_json(path, LARGEST)
+
+    def check(fits: bool, field: str) -> None:
+        if not fits:
+            raise Unreadable(path, f"{field!r} in it is not what a run writes")
+
+    check(isinstance(values, dict), "all")
+    rows = values.get("saved", [])
+    check(isinstance(rows, list), "saved")
+    for row in rows:
+        check(
+            isinstance(row, dict) and row.get("kind") in KINDS and _is_count(row.get("epoch")) and _is_count(row.get("step")),
+            "saved",
+        )
+        check(isinstance(row.get("file"), str) and FILE.fullmatch(row["file"]) is not None, "file")
+    for field in ("total", "steps_per_epoch"):
+        check(values.get(field) is None or _is_count(values[field]), field)
+    check(isinstance(values.get("failed", ""), str), "failed")
+    saved = tuple({field: row[field] for field in ("file", "epoch", "step", "kind")} for row in rows)
+    return Stored(saved, values.get("total"), values.get("steps_per_epoch"), values.get("failed", ""))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
 def folder_of(name: str, runs: Path) -> Path:
     """The folder of a run; AtelierError for a name that is none, or leads out of ``runs``."""
     folder = runs / check_run_name(name)
-    if not folder.resolve().is_relative_to(runs.resolve()) or not (folder / RUN_FILE).is_file():
+    if not is_inside(folder, runs) or not is_file(folder / RUN_FILE):
         raise AtelierError(f"name: there is no run called {name!r}.")
     return folder
 
 
 def names(runs: Path) -> list[str]:
-    """All runs, the one that was written to last in front."""
+    """All runs that can be read, the one that was written to last in front."""
+    return [name for name, why in _all(runs) if why is None]
 
-    def changed(folder: Path) -> float:
-        return max((f.stat().st_mtime for f in (folder / HISTORY_FILE, folder / RUN_FILE) if f.is_file()), default=0.0)
 
-    found = [folder for folder in runs.iterdir() if (folder / RUN_FILE).is_file()] if runs.is_dir() else []
-    return [folder.name for folder in sorted(found, key=changed, reverse=True)]
+def set_aside(runs: Path) -> dict[str, str]:
+    """The folders of ``runs`` that hold a run which cannot be read, by name, each with the reason in a sentence."""
+    return {name: why for name, why in _all(runs) if why is not None}
+
+
+def _all(runs: Path) -> list[tuple[str, str | None]]:
+    """(name, what is wrong or None) of every folder with a run.json, the one that was written to last in front."""
+    found = []
+    try:
+        folders = [entry.name for entry in os.scandir(runs)]
+    except OSError:
+        return []
+    for name in folders:
+        try:
+            os.lstat(runs / name / RUN_FILE)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            pass  # the reason is found below
+        stamps = [stamp for file in (HISTORY_FILE, RUN_FILE) if (stamp := _stamp(runs / name / file)) is not None]
+        found.append((max(stamps, default=(0, 0, 0)), name))
+    return [(name, _why(runs / name, _stamp(runs / name / RUN_FILE))) for _, name in sorted(found, reverse=True)]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """(time of change in ns, bytes, inode) of a plain file; None for what is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino) if is_file(path) else None
+
+
+@lru_cache(maxsize=4096)
+def _why(folder: Path, _stamp: tuple[int, int, int] | None) -> str | None:
+    """What is wrong with a run that was last changed then; None if it can be read."""
+    try:
+        if check_run_name(folder.name) != folder.name:
+            raise AtelierError(f"name: {folder.name!r} begins or ends with a blank.")
+        if not is_inside(folder, folder.parent):
+            raise AtelierError("this is a link that leads out of the runs' folder.")
+        stored(folder)
+    except FileNotFoundError:
+        return f"{RUN_FILE}: this leads nowhere. Rename or delete the run's folder."
+    except Unreadable as error:
+        return f"{error}. Rename or delete the run's folder."
+    except AtelierError as error:
+        return str(error)
+    return None
 
 
 def latest(name: str, runs: Path, running: list[str]) -> str | None:
-    """Of the runs that a recipe of this name has made (``ink``, ``ink-2``, ...) the one that trains, else the newest."""
+    """Of the runs that a recipe of this name has made (``ink``, ``ink-2``, ...) the one that trains, else the newest.
+
+    Those that cannot be read are passed over (``set_aside`` names them); AtelierError if there are no others.
+    """
     own = re.compile(rf"{re.escape(check_run_name(name))}(-\d+)?")
-    return next((run for run in [*running, *names(runs)] if own.fullmatch(run)), None)
+    found = [(run, None) for run in running] + _all(runs)
+    mine = [(run, why) for run, why in found if own.fullmatch(run)]
+    sound = next((run for run, why in mine if why is None), None)
+    if sound is None and mine:
+        raise AtelierError(f"{mine[0][0]}: {mine[0][1]}")
+    return sound
 
 
 def state(name: str, runs: Path, since: int = 0) -> dict[str, Any]:
     """What there is of a run: ``rows`` of the steps after ``since``, and everything that is short."""
     folder = folder_of(name, runs)
     try:
-        facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        saved = [{k: row[k] for k in ("file", "epoch", "step", "kind")} for row in facts.get("saved", [])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AtelierError(f"{name}: {RUN_FILE} is damaged; rename or delete the run's folder.") from error
-    rows = _rows(folder / HISTORY_FILE)
+        facts = stored(folder)
+        rows = _rows(folder / HISTORY_FILE)
+        measured = _rows(folder / MEASURED_FILE)
+    except (Unreadable, FileNotFoundError) as error:
+        why = error if isinstance(error, Unreadable) else f"{RUN_FILE}: this is gone"
+        raise AtelierError(f"{name}: damaged, {why}. Rename or delete the run's folder.") from error
     new = rows[bisect_right(rows, since, key=lambda row: row["step"]) :]
     return {
         "name": name,
-        "total": facts.get("total"),
-        "steps_per_epoch": facts.get("steps_per_epoch"),
+        "total": facts.total,
+        "steps_per_epoch": facts.steps_per_epoch,
         "last": rows[-1]["step"] if rows else 0,
         "rows": thinned(new),
-        "measured": _rows(folder / MEASURED_FILE),
-        "saved": saved,
-        "finished": bool(saved) and saved[-1]["kind"] == "last",
-        "failed": str(facts.get("failed", "")),
+        "measured": measured,
+        "saved": list(facts.saved),
+        "finished": bool(facts.saved) and facts.saved[-1]["kind"] == "last",
+        "failed": facts.failed,
         "samples": samples(folder),
     }
 
@@ -144,13 +287,25 @@ def thinned(rows: list[dict[str, Any]], most: int = MOST_ROWS) -> list[dict[str,
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
-    """The sample pictures in the order in which they were drawn: file, ``label`` (epoch 3, step 250) and prompt's number."""
-    out = []
-    for path in (folder / SAMPLES_FOLDER).glob("*.png"):
-        match = SAMPLE.fullmatch(path.name.removeprefix(folder.name))
-        if match is not None:
+    """The sample pictures in the order in which they were drawn: file, ``label`` (epoch 3, step 250) and prompt's number.
+
+    Nothing that a link brings in from outside the runs' folder is one.
+    """
+    out: list[tuple[int, dict[str, Any]]] = []
+    place = folder / SAMPLES_FOLDER
+    if not is_inside(place, folder.parent):
+        return []
+    try:
+        entries = list(os.scandir(place))
+    except OSError:
+        return []
+    for entry in entries:
+        match = SAMPLE.fullmatch(entry.name.removeprefix(folder.name))
+        path = place / entry.name
+        stamp = _stamp(path) if match is not None else None
+        if match is not None and stamp is not None and (not entry.is_symlink() or is_inside(path, folder.parent)):
             label = f"epoch {int(match['epoch'])}" if match["epoch"] else f"step {int(match['step'])}"
-            out.append((path.stat().st_mtime, {"file": path.name, "label": label, "number": int(match["number"] or 1)}))
+            out.append((stamp[0], {"file": entry.name, "label": label, "number": int(match["number"] or 1)}))
     return [row for _, row in sorted(out, key=lambda pair: (pair[0], pair[1]["file"]))]
 
 
@@ -158,13 +313,10 @@ def measured(folder: Path) -> dict[int, tuple[float | None, float]]:
     """Step -> (held-out loss, loss of the trained share) as a run recorded them; nothing where it didn't."""
     out: dict[int, tuple[float | None, float]] = {}
     try:
-        lines = (folder / MEASURED_FILE).read_text(encoding="utf-8").splitlines()
-    except OSError:
+        rows = _rows(folder / MEASURED_FILE)
+    except Unreadable:
         return out
-    for line in lines:
-        try:
-            row = json.loads(line)
-            out[int(row["step"])] = (row["held_out"], float(row["training"]))
-        except (ValueError, KeyError, TypeError):
-            break  # a line cut short by a kill
+    for row in rows:
+        if row.get("training") is not None:
+            out[row["step"]] = (row.get("held_out"), float(row["training"]))
     return out

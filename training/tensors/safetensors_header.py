@@ -5,8 +5,8 @@ The format: 8 bytes with the header's length (little endian), then so many bytes
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError
+from ..files import open_plain, parse_json
 
 LIMIT = 100_000_000
 """Bytes; the safetensors library refuses longer headers as well."""
+MOST_SIDES = 64
+"""Dimensions; torch knows no more."""
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -48,20 +51,23 @@ def read_header(path: Path) -> Header:
     if path.suffix.lower() != ".safetensors":
         raise AtelierError(f"{path.name}: only safetensors files tell what they hold; this one was not read.")
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= LIMIT:
+        with open_plain(path) as file:
+            length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+            if not 2 <= length <= min(LIMIT, size - 8):
                 raise ValueError("no header")
-            rows = json.loads(file.read(length))
+            rows = parse_json(file.read(length))
         metadata = rows.pop("__metadata__", None) or {}
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("metadata")
         entries = {name: _entry(row) for name, row in rows.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AtelierError(f"{path.name}: this is no safetensors file, or it is damaged; download it again.") from error
     return Header(entries, metadata)
 
 
 def _entry(row: dict[str, Any]) -> tuple[torch.dtype, tuple[int, ...]]:
-    shape = tuple(row["shape"])
-    if not all(isinstance(side, int) and side >= 0 for side in shape) or math.prod(shape) >= 2**62:
+    shape, most = row["shape"], 2**62
+    whole = isinstance(shape, list) and len(shape) <= MOST_SIDES and all(type(side) is int and 0 <= side < most for side in shape)
+    if not whole or math.prod(shape) >= most:
         raise ValueError("no shape")
-    return DTYPES.get(row["dtype"], torch.uint8), shape
+    return DTYPES.get(row["dtype"], torch.uint8), tuple(shape)

@@ -15,7 +15,7 @@ from PIL import Image
 CELL = "a" * 24 + ".png"
 FACTS = {
     "prompt": "a fox", "seed": 3, "epochs": [{"file": "x.safetensors", "label": "epoch 1", "epoch": 1, "step": 9}],
-    "strengths": [1.0], "scores": {},
+    "strengths": [1.0, 0.5], "scores": {},
     "cells": {"0,0": {"file": f"cells/{CELL}"}, "1,0": {"failed": "out of memory"}, "1,1": {"file": "../../../secret.png"}},
 }  # fmt: skip
 
@@ -42,7 +42,10 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_pages_are_listed_once_and_only_those_that_say_what_they_are(runs: Path) -> None:
-    assert gallery.pages(runs) == [{"run": "foxes", "page": "grid-0123456789ab", "prompt": "a fox", "seed": 3}]
+    sound, damaged = gallery.pages(runs)
+    assert sound == [{"run": "foxes", "page": "grid-0123456789ab", "prompt": "a fox", "seed": 3}]
+    assert {page["page"][5:7] for page in damaged} == {"ba", "22", "00", "11"}
+    assert all("grid-" in page["why"] and page["run"] == "foxes" for page in damaged)
 
 
 def test_a_page_names_the_cells_that_are_there(runs: Path) -> None:
@@ -62,10 +65,15 @@ def test_a_mark_stays_until_it_is_taken_away(runs: Path) -> None:
     assert not gallery.page(runs, "foxes", "grid-0123456789ab")[1]["cells"]["0,0"]["favourite"]
 
 
-def test_a_damaged_list_of_marks_is_an_empty_one(runs: Path) -> None:
-    for text in ("{", '{"a": 1}', "[1, null]"):
-        (runs / "foxes" / "grids" / gallery.FAVOURITES).write_text(text)
-        assert gallery.favourites(runs / "foxes" / "grids") == []
+@pytest.mark.parametrize("text", ["{", '{"a": 1}', "[1, null]", "[" * 100_000, '["x.png"]'])
+def test_a_damaged_list_of_marks_is_an_empty_one_and_is_not_overwritten(runs: Path, text: str) -> None:
+    path = runs / "foxes" / "grids" / gallery.FAVOURITES
+    path.write_text(text)
+    assert gallery.favourites(runs / "foxes" / "grids") == []
+    assert not gallery.page(runs, "foxes", "grid-0123456789ab")[1]["cells"]["0,0"]["favourite"]
+    with pytest.raises(AtelierError, match=r"favourites\.json: the list of favourites is damaged"):
+        gallery.mark(runs, "foxes", CELL, True)
+    assert path.read_text() == text
 
 
 @pytest.mark.parametrize("run", ["..", "../runs/foxes", "", "nobody", "/", "foxes/../foxes"])
@@ -111,6 +119,6 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> No
 
 
 def test_before_the_first_run_there_is_nothing(tmp_path: Path) -> None:
-    assert gallery.pages(tmp_path / "runs") == []
+    assert gallery.pages(tmp_path / "runs") == ([], [])
     with pytest.raises(AtelierError, match="there is no run called 'foxes'"):
         gallery.mark(tmp_path / "runs", "foxes", CELL, True)
