@@ -90,7 +90,7 @@ def ours(case: Case) -> tuple[Train, Forward]:
             adapter = Adapter.fresh(layers, network, 0).to(loaded.device)
             levels = NoiseLevelSampler.suited(loaded.prediction, config.noise, loaded.sigmas, family_named(loaded.family))
             encoded: Any = EncodedDataset(dataset, 0, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
-            files = Run.open("bench", "", folder / "runs", folder / "loras", start_over=True)
+            files = Run.begin("bench", folder / "runs", folder / "loras")
             train(Session(loaded, None, layers, adapter, levels, encoded, Plan(dataset, 0), config), files, Callbacks())
 
     def forward(count: int) -> list[float]:

@@ -154,7 +154,7 @@ def train_ours(patcher: Any, data: Pictures, steps: int, rate: float, every: int
             adapter.append(Adapter.fresh(layers, network, 0).to(model.device))
             levels = NoiseLevelSampler.suited(model.prediction, config.noise, model.sigmas, family_named(model.family))
             encoded: Any = EncodedDataset(dataset, 0, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
-            run = Run.open("bench", "", folder / "runs", folder / "loras", start_over=True)
+            run = Run.begin("bench", folder / "runs", folder / "loras")
             train(Session(model, None, layers, adapter[0], levels, encoded, Plan(dataset, 0), config), run, Callbacks())
     return course
 

@@ -126,7 +126,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from lora_atelier.training.grid import axes as typed
     from lora_atelier.training.grid import cell_renderer, plan, render
     from lora_atelier.training.grid.sheet import Failed
-    from lora_atelier.training.runs.run import SavedLoRA
+    from lora_atelier.training.runs.record import SavedLoRA
     from PIL import Image
 
     checkpoint = options.checkpoint or _common.demo_checkpoint()

@@ -91,7 +91,7 @@ def count(case: str, checkpoint: str, folder: Path) -> dict[str, dict[str, float
         with found.watching():
             job.run_training(
                 host.Model(patcher), host.TextEncoder(clip), host.PictureCodec(vae), dataset, config, preview=preview,
-                start_over=False, graph={},
+                graph={},
             )  # fmt: skip
         left = _counts.strangers()
         del patcher, clip, vae

@@ -28,8 +28,9 @@ class TrainLoRA(io.ComfyNode):
                 DATASET.Input("dataset", tooltip="Pictures with captions, from Load Dataset and Auto Caption."),
                 CONFIG.Input("config", tooltip="The recipe, from Configure LoRA."),
                 io.Combo.Input(
-                    "when_interrupted", options=["continue", "start over"], default="continue",
-                    tooltip="Whether an unfinished run with the very same inputs goes on, or a new one begins beside it.",
+                    "when_interrupted", options=["continue", "continue with the changes", "start over"], default="continue",
+                    tooltip="Whether an earlier run of this name goes on if nothing has changed that decides the LoRA, goes on "
+                    "with what has changed since (captions, pictures, rates, length), or a new one begins beside it.",
                 ),
                 io.String.Input(
                     "preview_prompt", default="", multiline=True,
@@ -67,6 +68,13 @@ class TrainLoRA(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        """Changes when LoRA files that this node has handed on are gone, so that it looks after the run again."""
+        from ..training.dataset.from_nodes import losses
+
+        return losses()
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -99,7 +107,7 @@ class TrainLoRA(io.ComfyNode):
             dataset,
             config,
             preview=preview,
-            start_over=when_interrupted == "start over",
+            when=when_interrupted,
             graph=graph_of(cls.hidden),
             show=host.status_of(cls.hidden.unique_id),
             node=str(cls.hidden.unique_id),

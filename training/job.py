@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import torch
 from safetensors.torch import load_file
@@ -18,8 +18,9 @@ from .config import TrainingConfig, to_dict
 from .config.sampling import SamplerSettings
 from .dataset import precomputed
 from .dataset.augment import trained_captions, trained_pictures
-from .dataset.cache import CACHE_LIMIT, TensorCache, cache_key
+from .dataset.cache import CACHE_LIMIT, TensorCache
 from .dataset.encoded import EncodedDataset, Work, work_of
+from .dataset.from_nodes import note_made
 from .dataset.images import to_picture
 from .dataset.index import file_digest
 from .dataset.plan import Plan
@@ -37,20 +38,21 @@ from .network.scope import Layers, Names, adaptable_layers, set_text_rate, train
 from .network.warm_start import start_from
 from .objective.loss import check_weighting
 from .objective.noise import NoiseLevelSampler
-from .optim import optimizers
+from .optim import optimizers, schedules
 from .protocols import CanvasText
 from .recorder import Callbacks, Progress
 from .runs import live
+from .runs.inputs import Inputs
 from .runs.metadata import describe
-from .runs.run import Epochs, Run, SaveKind
+from .runs.opening import Opened, open_run
+from .runs.record import SaveKind
+from .runs.run import Epochs, Run
 from .session import Session, total_steps
 from .tensors.precision import DTYPES, compute_dtype
 
 log = logging.getLogger("lora-atelier")
 EVENT = "lora_atelier.run"
 """The message to the pages that tells of a run; its data is ``live.Live.status``."""
-NO_MATTER = ("name", "comment", "offload_activations", "offload_blocks")
-"""Fields of a recipe that do not decide the LoRA's weights: what it is called, and where values are kept meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,25 @@ class Job:
     def learns_text(self) -> bool:
         return self.config.text.encoders != "none"
 
-    def identity(self) -> str:
-        """A hash of everything that decides the LoRA's weights."""
-        outcome = {k: v for k, v in to_dict(self.config).items() if k not in NO_MATTER}
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Everything that decides the LoRA's weights."""
         start = self.config.network.start_from
-        return cache_key(
-            outcome, self.dataset.fingerprint, self.model.identity(), self.encoded.text_identity, self.encoded.picture_identity,
-            str(self.model.prediction), *([file_digest(host.lora_path(start))] if start else []),
+        return Inputs.of(self.config, self.dataset, {
+            "model": self.model.identity(), "prediction": str(self.model.prediction), "clip": self.encoded.text_identity,
+            "vae": self.encoded.picture_identity, "start_from": file_digest(host.lora_path(start)) if start else "",
+        })  # fmt: skip
+
+    def open(self, when: str) -> Opened:
+        """The run that this is, or becomes."""
+        optimizer = self.config.optimizer
+
+        def same_rates(before: int, now: int, done: int) -> bool:
+            return schedules.same_so_far(optimizer, *map(optimizer.updates, (before, now, done)))
+
+        return open_run(
+            self.config.name, self.inputs, self.total, when, host.runs_folder(), host.loras_folder(), same_rates=same_rates,
+            width=optimizer.accumulate,
         )  # fmt: skip
 
     def adapter(self) -> Adapter:
@@ -145,7 +159,7 @@ def run_training(
     config: TrainingConfig,
     *,
     preview: Preview,
-    start_over: bool,
+    when: str = "continue",
     graph: Mapping[str, str],
     show: Callable[[str], None] = lambda _: None,
     node: str = "",
@@ -175,25 +189,47 @@ def run_training(
             model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded
         )
         _check_texts(job)
-        run = Run.open(config.name, job.identity(), host.runs_folder(), host.loras_folder(), start_over=start_over)
-        facts = {"total": job.total, "steps_per_epoch": plan.steps_per_epoch}
-        now = live.Live(run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=preview.steps > 0, **facts)
-        if run.finished():
-            now.update(phase="finished")
-        else:
-            run.write(config=to_dict(config), dataset=dataset.describe(), family=model.family, failed="", **facts)
-            with live.entered(now, host.is_interrupt), _noted(run):
-                _train(job, run, now)
-        saved = run.saved()
-        files = tuple(s for s in saved if s.kind != "moment")
-        return Trained(
-            epochs=Epochs(run.name, model.family, files, trained_captions(dataset), trained_pictures(dataset)),
-            tensors=load_file(saved[-1].path),
-            losses=[row["loss"] for row in run.cut_history(job.total)],
-        )
+        with job.open(when) as opened:
+            return _trained(job, opened, node)
     finally:
         model.retire()
         text.retire()
+
+
+def _trained(job: Job, opened: Opened, node: str) -> Trained:
+    """What the opened run ends in: by training, or as it was if it is finished and its files are whole."""
+    run, config, why = opened.run, job.config, opened.why
+    finished = opened.finished
+    if finished and (damaged := run.set_damaged_aside()):
+        why = f"{why}; {', '.join(damaged)} {'was' if len(damaged) == 1 else 'were'} damaged and set aside"
+        finished = run.finished()
+    facts = {"total": job.total, "steps_per_epoch": job.plan.steps_per_epoch}
+    now = live.Live(
+        run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=job.preview.steps > 0, opening=why, **facts
+    )
+    job.show(why)
+    log.info("%s", why)
+    if finished:
+        run.write(opening=why)
+        now.update(phase="finished")
+    else:
+        run.keep_end()
+        run.write_inputs(job.inputs.stored())
+        changes = [*run.record().changes, *([{"step": run.state_step(), "changed": opened.changes}] if opened.changes else [])]
+        run.write(
+            config=to_dict(config), dataset=job.dataset.describe(), family=job.model.family, failed="", opening=why,
+            changes=changes, **facts,
+        )  # fmt: skip
+        with live.entered(now, host.is_interrupt), _noted(run):
+            _train(job, run, now)
+    saved = run.saved()
+    files = tuple(s for s in saved if s.kind != "moment")
+    note_made(*(s.path for s in files))
+    return Trained(
+        epochs=Epochs(run.name, job.model.family, files, trained_captions(job.dataset), trained_pictures(job.dataset)),
+        tensors=load_file(saved[-1].path),
+        losses=run.losses(),
+    )
 
 
 def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
@@ -349,6 +385,8 @@ class _Saver:
             config, job.dataset, job.plan, family=job.model.family, prediction=job.model.prediction, epoch=epoch,
             step=step, total_steps=job.total, graph=job.graph,
         )  # fmt: skip
+        if changes := self.run.record().changes:
+            metadata["lora_atelier.changes"] = json.dumps(changes)
         saved = self.run.save_lora(tensors, metadata, epoch=epoch, step=step, kind=kind)
         log.info("model saved: %s", saved.path)
         if config.length.keep_last:

@@ -15,11 +15,14 @@ from .config import TrainingConfig
 from .dataset.plan import Plan
 from .errors import AtelierError, is_out_of_memory
 from .evaluation.validation import validate
+from .network.adapter import Adapter
 from .optim import optimizers, schedules
 from .optim.ema import Average
 from .performance.memory import what_helps
 from .recorder import Callbacks, LostNumbers, Recorder
-from .runs.run import Run, SaveKind, State
+from .runs.record import SaveKind
+from .runs.run import Run
+from .runs.state import State
 from .session import Session
 from .step import computes_in_half, step_loss
 from .step_context import StepContext
@@ -42,15 +45,11 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
     average = Average(adapter.state(), config.ema_decay) if config.ema_decay else None
     steps = StepContext(session, callbacks.warn, callbacks.cancelled)
-    state = run.load_state()
+    state = run.load_state(callbacks.warn)
     step, due, sound = 0, False, True
     if state is not None:
         step, due = state.step, state.due or state.step >= total
-        adapter.load_state(state.adapter)
-        optimizer.load_state_dict(dict(state.optimizer))
-        scaler.load_state_dict(dict(state.scaler))
-        if average is not None:
-            average.load_state(state.average)
+        go_on(state, adapter, optimizer, scaler, average)
     recorder = Recorder(session, run, callbacks, step, due)
 
     def snapshot() -> None:
@@ -148,6 +147,25 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
             advice = what_helps(steps.config, max(len(batch.samples) for batch in plan.epoch_batches(0)), model.device)
             raise AtelierError(no_memory(step, due, advice)) from error
         raise
+
+
+def go_on(
+    state: State, adapter: Adapter, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, average: Average | None
+) -> None:
+    """Takes over what a run had learnt; its rates are today's. AtelierError where that doesn't fit."""
+    rates = [group.get("initial_lr") for group in optimizer.param_groups]
+    try:
+        adapter.load_state(state.adapter)
+        optimizer.load_state_dict(dict(state.optimizer))
+        scaler.load_state_dict(dict(state.scaler))
+        if average is not None:
+            average.load_state(state.average)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise AtelierError(
+            f"state: what the run had learnt does not fit what is to be trained ({error}). Set when_interrupted to 'start over'."
+        ) from error
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["initial_lr"] = rate
 
 
 def no_memory(step: int, due: bool, advice: str) -> str:

@@ -16,7 +16,8 @@ from torch import Tensor
 from .evaluation.divergence import Finding, Watch
 from .evaluation.early_stopping import Verdict, judge
 from .evaluation.validation import Validation
-from .runs.run import Run, SaveKind, finite
+from .runs.record import SaveKind
+from .runs.run import Run, finite
 from .session import Session
 
 

@@ -16,7 +16,7 @@ from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.estimate import preflight
 from lora_atelier.training.grid import plan, render
 from lora_atelier.training.runs import reader
-from lora_atelier.training.runs.run import SavedLoRA
+from lora_atelier.training.runs.record import SavedLoRA
 
 NO_PREVIEW = job.Preview("", "", 0, 1.0, "euler", "normal", 0)
 CLIPS = [
@@ -79,7 +79,7 @@ def counted(monkeypatch) -> list[str]:
 def go(model, text, codec, dataset) -> job.Trained:
     config = TrainingConfig("wrong", network=NetworkConfig(2, 1.0, "attention"), length=LengthConfig(epochs=1))
     with torch.inference_mode():  # as the graph runs its nodes
-        return job.run_training(model, text, codec, dataset, config, preview=NO_PREVIEW, start_over=False, graph={})
+        return job.run_training(model, text, codec, dataset, config, preview=NO_PREVIEW, graph={})
 
 
 def partners_of(tiny, name: str, other: str, what: str):

@@ -31,7 +31,8 @@ from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import plan, render
 from lora_atelier.training.grid.axes import parse_epochs
 from lora_atelier.training.runs import run
-from lora_atelier.training.runs.run import Run, SavedLoRA
+from lora_atelier.training.runs.record import SavedLoRA
+from lora_atelier.training.runs.run import Run
 from lora_atelier.training.tensors.precision import compute_dtype
 from PIL import Image
 from safetensors import safe_open
@@ -73,10 +74,10 @@ def recipe(name: str = "tiny", **changes) -> TrainingConfig:
     return TrainingConfig(name, **{**values, **changes})
 
 
-def go(t, dataset, config: TrainingConfig, preview: job.Preview = NO_PREVIEW, start_over: bool = False, **more) -> job.Trained:
+def go(t, dataset, config: TrainingConfig, preview: job.Preview = NO_PREVIEW, when: str = "continue", **more) -> job.Trained:
     with torch.inference_mode():  # as the graph runs its nodes
         return job.run_training(
-            t.model, t.text, t.codec, dataset, config, preview=preview, start_over=start_over,
+            t.model, t.text, t.codec, dataset, config, preview=preview, when=when,
             graph={"workflow": '{"nodes": []}', "prompt": "{}"}, **more,
         )  # fmt: skip
 
@@ -296,7 +297,7 @@ def test_other_settings_under_the_same_name_never_overwrite(tiny, dataset):
     content = first.read_bytes()
     other = go(t, dataset, recipe(seed=9))
     assert other.epochs.name == "tiny-2" and first.read_bytes() == content
-    third = go(t, dataset, recipe(), start_over=True)
+    third = go(t, dataset, recipe(), when="start over")
     assert third.epochs.name == "tiny-3"
 
 

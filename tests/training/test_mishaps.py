@@ -286,7 +286,7 @@ def test_a_full_disk_is_known_in_the_words_of_every_system(tmp_path, said):
 
 def test_what_a_killed_run_was_writing_goes_when_it_is_opened_again(tmp_path):
     def again() -> Run:
-        return Run.open("ink", "identity", tmp_path / "runs", tmp_path / "loras", start_over=False)
+        return Run.begin("ink", tmp_path / "runs", tmp_path / "loras")
 
     run = again()
     half = [run.folder / "run.json", run.folder / "state" / "state.safetensors", run.lora_folder / "ink-000001.safetensors"]
@@ -301,7 +301,7 @@ def test_what_a_killed_run_was_writing_goes_when_it_is_opened_again(tmp_path):
 
 
 def test_a_history_that_was_cut_within_a_line_is_read_up_to_it(tmp_path):
-    run = Run.open("ink", "identity", tmp_path / "runs", tmp_path / "loras", start_over=False)
+    run = Run.begin("ink", tmp_path / "runs", tmp_path / "loras")
     rows = [{"step": step, "epoch": 1, "loss": 0.5, "rate": 0.1} for step in (1, 2, 3)]
     run.append_history(rows)
     path = run.folder / "history.jsonl"

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from ..errors import AtelierError
-from ..runs.run import Epochs, SavedLoRA
+from ..runs.record import SavedLoRA
+from ..runs.run import Epochs
 from ..tensors.safetensors_header import read_header
 
 # As this pack and kohya's tools number their files, six digits for an epoch; others count steps, nine digits.

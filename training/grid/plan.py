@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import AtelierError
-from ..runs.run import Epochs, SavedLoRA
+from ..runs.record import SavedLoRA
+from ..runs.run import Epochs
 from .axes import EpochChoice
 
 MAX_CELLS = 1000

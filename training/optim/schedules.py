@@ -73,3 +73,11 @@ def check(config: OptimizerConfig, total: int) -> None:
             f"min rate: annealing stays at its minimum for the last {rest} steps of the run, and at 0 they would learn nothing. "
             "Set a min rate, or more cycles, or longer ones."
         )
+
+
+def same_so_far(config: OptimizerConfig, before: int, now: int, done: int) -> bool:
+    """Whether the first ``done`` steps of the optimizer have the same rates in a run of ``before`` and in one of ``now`` steps.
+
+    That a run can be made longer as if it had been so long from the beginning.
+    """
+    return all(factor(config, step, before) == factor(config, step, now) for step in range(done))

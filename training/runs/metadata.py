@@ -6,14 +6,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from ..config import TrainingConfig, to_dict
 from ..dataset.plan import Plan
 from ..dataset.samples import Dataset, Subset
 from ..dataset.tags import tag_frequency
+from ..errors import AtelierError
 from ..files import Serialised
 from ..optim import optimizers, schedules
+from ..tensors.safetensors_header import read_header
 
 BASE_VERSIONS = {"SD15": "sd_v1-5", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0", "SD3": "sd3", "Flux": "flux1"}
 ARCHITECTURES = {
@@ -101,6 +104,20 @@ def content_hashes(file: Serialised) -> dict[str, str]:
     """Sha256 of the file's bytes after its header; and the older web UI's: of 64 KiB from offset 1 MiB, 8 digits."""
     legacy = hashlib.sha256(file.plain[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
     return {"sshs_model_hash": hashlib.sha256(file.data).hexdigest(), "sshs_legacy_hash": legacy}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a LoRA file still holds the bytes of which its metadata has the hash; True where it has none."""
+    try:
+        stated = read_header(path).metadata.get("sshs_model_hash")
+        with open(path, "rb") as file:
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return stated in (None, digest.hexdigest())
+    except (AtelierError, OSError):
+        return False
 
 
 def _subset_summary(subset: Subset) -> dict[str, Any]:

@@ -12,16 +12,15 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO
 
 from ..config import check_run_name
 from ..errors import AtelierError
-from ..files import Unreadable, is_file, is_inside, open_plain, parse_json, read_json
+from ..files import Unreadable, is_file, is_inside, open_plain, parse_json
 from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLES_FOLDER
-from .run import SaveKind
+from .record import read_record
 
 FADE = 0.02
 """Share of a step in the running mean of the loss (half of it is 35 steps old at most)."""
@@ -29,8 +28,6 @@ MOST_ROWS = 2000
 """Rows in one answer; more are thinned out."""
 KEPT = 4
 """Runs whose rows stay in memory."""
-LARGEST = 16 * 2**20
-"""Bytes of a run.json, which has a short line for every saved file."""
 LONGEST = 64 * 1024
 """Bytes of a row; a longer one is none of ours."""
 MOST_BYTES = 256 * 2**20
@@ -41,9 +38,6 @@ LARGE = 1e100
 """A number beyond this in a history stands for one that was not finite."""
 SAMPLE = re.compile(r"-(?:(?P<epoch>\d{6})|step(?P<step>\d{8}))(?:-(?P<number>\d+))?\.png")
 
-FILE = re.compile(r"[^\W_][\w .+-]*\.safetensors")
-"""A LoRA file's name: that of the run, which ``check_run_name`` allowed, a number perhaps, and the ending."""
-KINDS = get_args(SaveKind)
 
 _tails: OrderedDict[Path, Tail] = OrderedDict()
 _lock = threading.Lock()
@@ -133,49 +127,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return tail.read()
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What is read from a run.json."""
-
-    saved: tuple[dict[str, Any], ...]
-    """``file``, ``epoch``, ``step`` and ``kind`` of every LoRA file, oldest first."""
-    total: int | None
-    steps_per_epoch: int | None
-    failed: str
-    """Why it ended before its time, in words; empty if it did not."""
-
-
-def stored(folder: Path) -> Stored:
-    """The folder's run.json; Unreadable saying what is wrong in it, FileNotFoundError without one."""
-    path = folder / RUN_FILE
-    if not is_inside(path, folder.parent):
-        raise Unreadable(path, "this is a link that leads out of the runs' folder")
-    values = read_json(path, LARGEST)
-
-    def check(fits: bool, field: str) -> None:
-        if not fits:
-            raise Unreadable(path, f"{field!r} in it is not what a run writes")
-
-    check(isinstance(values, dict), "all")
-    rows = values.get("saved", [])
-    check(isinstance(rows, list), "saved")
-    for row in rows:
-        check(
-            isinstance(row, dict) and row.get("kind") in KINDS and _is_count(row.get("epoch")) and _is_count(row.get("step")),
-            "saved",
-        )
-        check(isinstance(row.get("file"), str) and FILE.fullmatch(row["file"]) is not None, "file")
-    for field in ("total", "steps_per_epoch"):
-        check(values.get(field) is None or _is_count(values[field]), field)
-    check(isinstance(values.get("failed", ""), str), "failed")
-    saved = tuple({field: row[field] for field in ("file", "epoch", "step", "kind")} for row in rows)
-    return Stored(saved, values.get("total"), values.get("steps_per_epoch"), values.get("failed", ""))
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**53
-
-
 def folder_of(name: str, runs: Path) -> Path:
     """The folder of a run; AtelierError for a name that is none, or leads out of ``runs``."""
     folder = runs / check_run_name(name)
@@ -230,7 +181,7 @@ def _why(folder: Path, _stamp: tuple[int, int, int] | None) -> str | None:
             raise AtelierError(f"name: {folder.name!r} begins or ends with a blank.")
         if not is_inside(folder, folder.parent):
             raise AtelierError("this is a link that leads out of the runs' folder.")
-        stored(folder)
+        read_record(folder)
     except FileNotFoundError:
         return f"{RUN_FILE}: this leads nowhere. Rename or delete the run's folder."
     except Unreadable as error:
@@ -258,7 +209,7 @@ def state(name: str, runs: Path, since: int = 0) -> dict[str, Any]:
     """What there is of a run: ``rows`` of the steps after ``since``, and everything that is short."""
     folder = folder_of(name, runs)
     try:
-        facts = stored(folder)
+        facts = read_record(folder)
         rows = _rows(folder / HISTORY_FILE)
         measured = _rows(folder / MEASURED_FILE)
     except (Unreadable, FileNotFoundError) as error:
@@ -275,6 +226,7 @@ def state(name: str, runs: Path, since: int = 0) -> dict[str, Any]:
         "saved": list(facts.saved),
         "finished": bool(facts.saved) and facts.saved[-1]["kind"] == "last",
         "failed": facts.failed,
+        "opening": facts.opening,
         "samples": samples(folder),
     }
 

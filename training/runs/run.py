@@ -3,10 +3,11 @@
 A run named ``ink`` is two folders: ``models/loras/lora-atelier/ink/`` with the LoRA files (``ink-000001.safetensors`` for epochs
 on the way, ``ink.safetensors`` for the last one), and ``output/lora-atelier/ink/`` with
 
-    run.json          what makes this run this run (its identity) and where it stands
+    run.json          where it stands (``record.py``)
+    inputs.json       what decides it (``inputs.py``)
     history.jsonl     one line a step
     measured.jsonl    one line an epoch: the losses on a fixed set
-    state/            everything needed to go on bit for bit
+    state/            everything needed to go on bit for bit, and the state before
     samples/          preview pictures
 
 Their names are in ``layout.py``.
@@ -14,58 +15,37 @@ Their names are in ``layout.py``.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
-from ..files import Serialised, append_text, flush, replacing, sweep, write_tensors, write_text
+from ..files import Serialised, append_text, flush, replacing, sweep, write_text
 from ..tensors.transfer import to_cpu
-from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLES_FOLDER, STATE_FILE, STATE_FOLDER
-from .metadata import content_hashes
-
-SaveKind = Literal["epoch", "step", "last", "moment"]
-"""A numbered epoch; a step in between; the last epoch, unnumbered; or the moment at which a run was stopped."""
-
-
-@dataclass(frozen=True)
-class SavedLoRA:
-    """One LoRA file of a run."""
-
-    path: Path
-    epoch: int
-    """1-based; for a file of the moment the epoch that was under way."""
-    step: int
-    """Steps trained since the run began."""
-    kind: SaveKind = "epoch"
-
-    @property
-    def label(self) -> str:
-        """What stands above its column in a grid."""
-        return f"step {self.step}" if self.kind in ("step", "moment") else f"epoch {self.epoch}"
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run stopped."""
-
-    step: int
-    adapter: Mapping[str, Tensor]
-    optimizer: Mapping[str, Any]
-    scaler: Mapping[str, Any]
-    average: Mapping[str, Tensor] = field(default_factory=dict)
-    """The averaged weights, if there are any."""
-    due: bool = False
-    """Whether what belongs to the end of this step (measuring, saving, samples) is still to be done."""
+from .layout import (
+    HISTORY_FILE,
+    INPUTS_FILE,
+    MEASURED_FILE,
+    OLDER_STATE_FILE,
+    RUN_FILE,
+    SAMPLES_FOLDER,
+    STATE_FILE,
+    STATE_FOLDER,
+)
+from .metadata import content_hashes, is_whole
+from .record import Record, SavedLoRA, SaveKind, read_record
+from .state import State, read_state, step_of, write_state
 
 
 class Run:
-    """One training run's folders. ``Run.open`` finds an unfinished one again."""
+    """One training run's folders. Which run it is that goes on is found out in ``opening.py``."""
 
     def __init__(self, name: str, runs: Path, loras: Path):
         self.name = name
@@ -73,40 +53,31 @@ class Run:
         self.lora_folder = loras / name
 
     @classmethod
-    def open(cls, name: str, identity: str, runs: Path, loras: Path, *, start_over: bool) -> Run:
-        """The run of this name and identity, or a new one.
+    def begin(cls, name: str, runs: Path, loras: Path) -> Run:
+        """A new one, whose name gets a number behind it (``ink-2``) where it is taken: an earlier LoRA is never overwritten."""
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        run = next(run for run in (cls(one, runs, loras) for one in names) if not run.is_there())
+        run.write(saved=[])
+        run.sweep()
+        return run
 
-        The identity is a hash of everything that decides the outcome. A name taken by another identity gets a number behind
-        it (``ink-2``), so an earlier LoRA is never overwritten. ``start_over`` always begins a new one.
-        """
-        number = 1
-        while True:
-            run = cls(name if number == 1 else f"{name}-{number}", runs, loras)
-            known = run.read().get("identity")
-            if known is None and not run.lora_files():
-                run.folder.mkdir(parents=True, exist_ok=True)
-                run.write(identity=identity, saved=[])
-                run.sweep()
-                return run
-            if known == identity and not start_over:
-                run.sweep()
-                return run
-            number += 1
+    def is_there(self) -> bool:
+        """Whether anything was written under this name."""
+        return (self.folder / RUN_FILE).exists() or bool(self.lora_files())
 
-    def read(self) -> dict[str, Any]:
-        """The contents of run.json; empty for a run that does not exist yet."""
-        path = self.folder / RUN_FILE
+    def record(self) -> Record:
+        """What run.json holds; an empty one for a run that does not exist yet. AtelierError if it is damaged."""
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return values
+            return read_record(self.folder)
         except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise AtelierError(f"{path}: this file is damaged; rename or delete its folder and queue again.") from error
+            return Record()
 
     def write(self, **values: Any) -> None:
         """Changes fields of run.json."""
-        write_text(self.folder / RUN_FILE, json.dumps({**self.read(), **values}, indent=1, ensure_ascii=False))
+        write_text(self.folder / RUN_FILE, json.dumps({**self.record().values, **values}, indent=1))
+
+    def write_inputs(self, inputs: str) -> None:
+        write_text(self.folder / INPUTS_FILE, inputs)
 
     def sweep(self) -> None:
         """Removes what a killed process had not finished writing."""
@@ -118,8 +89,7 @@ class Run:
 
     def saved(self) -> list[SavedLoRA]:
         """LoRA files that were saved on the way and are still there, oldest first."""
-        rows = self.read().get("saved", [])
-        files = (SavedLoRA(self.lora_folder / r["file"], r["epoch"], r["step"], r["kind"]) for r in rows)
+        files = (SavedLoRA(self.lora_folder / r["file"], r["epoch"], r["step"], r["kind"]) for r in self.record().saved)
         return [saved for saved in files if saved.path.is_file()]
 
     def finished(self) -> bool:
@@ -132,13 +102,45 @@ class Run:
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, epoch: int, step: int, kind: SaveKind
     ) -> SavedLoRA:
         """Writes one LoRA file, with ``metadata`` and the hashes of its tensors, and enters it in run.json."""
-        suffix = {"epoch": f"-{epoch:06d}", "last": ""}.get(kind, f"-step{step:08d}")
-        saved = SavedLoRA(self.lora_folder / f"{self.name}{suffix}.safetensors", epoch, step, kind)
+        saved = SavedLoRA(self._place(epoch, step, kind), epoch, step, kind)
         file = Serialised(tensors)
         file.write(saved.path, {**metadata, **content_hashes(file)})
-        rows = [r for r in self.read().get("saved", []) if r["file"] != saved.path.name]
-        self.write(saved=[*rows, {"file": saved.path.name, "epoch": epoch, "step": step, "kind": kind}])
+        self._enter(saved)
         return saved
+
+    def _place(self, epoch: int, step: int, kind: SaveKind) -> Path:
+        """Where a file goes: by its epoch, unless that is the name of one of another step (epochs were longer then)."""
+        by_step = f"-step{step:08d}"
+        suffix = {"epoch": f"-{epoch:06d}", "last": ""}.get(kind, by_step)
+        others = {row["file"] for row in self.record().saved if row["step"] != step and kind == "epoch"}
+        name = f"{self.name}{suffix}.safetensors"
+        return self.lora_folder / (f"{self.name}{by_step}.safetensors" if name in others else name)
+
+    def _enter(self, saved: SavedLoRA) -> None:
+        rows = [row for row in self.record().saved if row["file"] != saved.path.name]
+        entry = {"file": saved.path.name, "epoch": saved.epoch, "step": saved.step, "kind": saved.kind}
+        self.write(saved=[*rows, entry])
+
+    def keep_end(self) -> None:
+        """Before a finished run becomes longer: its last file also gets the name of an epoch on the way, and stays for good."""
+        if not self.finished():
+            return
+        last = self.saved()[-1]
+        kept = SavedLoRA(self._place(last.epoch, last.step, "epoch"), last.epoch, last.step, "epoch")
+        if not kept.path.exists():
+            with replacing(kept.path) as temporary:
+                shutil.copyfile(last.path, temporary)
+        rows = [row for row in self.record().saved if row["file"] not in (last.path.name, kept.path.name)]
+        self.write(saved=[*rows, {"file": kept.path.name, "epoch": kept.epoch, "step": kept.step, "kind": kept.kind}])
+
+    def set_damaged_aside(self) -> list[str]:
+        """Renames LoRA files of the run whose numbers are not those that were written, and tells their names."""
+        names = []
+        for saved in self.saved():
+            if not is_whole(saved.path):
+                saved.path.replace(saved.path.with_name(f"{saved.path.name}.damaged"))
+                names.append(saved.path.name)
+        return names
 
     def keep_last(self, count: int) -> None:
         """Deletes all but the newest ``count`` of the files saved on the way; the last epoch's and those of a stop stay."""
@@ -148,39 +150,39 @@ class Run:
         for saved in old:  # first, since a row without its file does not count, but a file without its row would stay for ever
             saved.path.unlink(missing_ok=True)
         if names:
-            self.write(saved=[r for r in self.read().get("saved", []) if r["file"] not in names])
+            self.write(saved=[row for row in self.record().saved if row["file"] not in names])
 
     # State ----------------------------------------------------------------------------------------------------------------
 
     def save_state(self, state: State) -> None:
+        """The state before stays as well, for the case that this one is damaged."""
         for name in (HISTORY_FILE, MEASURED_FILE):
             flush(self.folder / name)  # never less than the state knows
-        tensors = {f"adapter.{k}": v for k, v in state.adapter.items()}
-        tensors |= {f"average.{k}": v for k, v in state.average.items()}
-        plain: dict[str, Any] = {"step": state.step, "due": state.due, "scaler": dict(state.scaler)}
-        plain["optimizer"] = _split_tensors(state.optimizer, "optimizer", tensors)
-        # Copies, since some optimizers give all parameters one and the same table, and a file may not hold shared memory.
-        there = dict(zip(tensors, to_cpu(list(tensors.values())), strict=True))
-        write_tensors(self.folder / STATE_FILE, there, {"state": json.dumps(plain)})
+        write_state(self.folder / STATE_FILE, state, self.folder / OLDER_STATE_FILE)
 
-    def load_state(self) -> State | None:
-        """The last complete state, or None when there is none."""
-        from safetensors import SafetensorError, safe_open
+    def load_state(self, warn: Callable[[str], None] = lambda _: None) -> State | None:
+        """The last complete state, or None when there is none; ``warn`` is told if it is not the newest.
 
-        path = self.folder / STATE_FILE
-        if not path.is_file():
-            return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                plain = json.loads(file.metadata()["state"])
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise AtelierError(f"{path}: the saved state is damaged; delete it, or choose 'start over'.") from error
-        adapter, average = (
-            {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)} for part in ("adapter.", "average.")
-        )
-        optimizer = _join_tensors(plain["optimizer"], tensors)
-        return State(plain["step"], adapter, optimizer, plain["scaler"], average, plain.get("due", False))
+        AtelierError if all there are are damaged.
+        """
+        found, damage = None, []
+        for name in (STATE_FILE, OLDER_STATE_FILE):
+            try:
+                found = read_state(self.folder / name)
+            except AtelierError as error:
+                damage.append(str(error))
+            if found is not None:
+                break
+        if damage and found is None:
+            raise AtelierError(f"{damage[0]} Delete the folder {STATE_FOLDER} beside it, or choose 'start over'.")
+        if damage and found is not None:
+            warn(f"{damage[0]} It goes on from the state before, of step {found.step}")
+        return found
+
+    def state_step(self) -> int:
+        """Steps that the newest state knows, by what it says itself; 0 if there is none."""
+        steps = (step_of(self.folder / name) for name in (STATE_FILE, OLDER_STATE_FILE))
+        return next((step for step in steps if step is not None), 0)
 
     # History --------------------------------------------------------------------------------------------------------------
 
@@ -190,6 +192,10 @@ class Run:
     def append_measured(self, epoch: int, step: int, held_out: float | None, training: float) -> None:
         """The fixed losses at the end of an epoch (1-based)."""
         self._append(MEASURED_FILE, [{"step": step, "epoch": epoch, "held_out": held_out, "training": training}])
+
+    def losses(self) -> list[float]:
+        """The loss of every step that was written down."""
+        return [row["loss"] for row in self._rows(HISTORY_FILE)]
 
     def cut_history(self, step: int) -> list[dict[str, Any]]:
         """Keeps the rows of the first ``step`` steps (what came after the state is trained again) and returns them."""
@@ -203,17 +209,20 @@ class Run:
         append_text(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _cut(self, name: str, step: int) -> list[dict[str, Any]]:
+        rows = [row for row in self._rows(name) if row["step"] <= step]
+        if (self.folder / name).is_file():
+            write_text(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        """The whole rows before the first that is damaged, as one that a kill has cut short is."""
         path = self.folder / name
         rows: list[dict[str, Any]] = []
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break  # a line cut short by a kill
-                if row["step"] <= step:
-                    rows.append(row)
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
+            row = _row(line, FIELDS[name])
+            if row is None:
+                break
+            rows.append(row)
         return rows
 
     def save_sample(self, picture: Any, place: str, number: int, info: Any = None) -> Path:
@@ -227,31 +236,19 @@ class Run:
         return path
 
 
-def _split_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` as JSON, its tensors put aside into ``tensors`` and replaced by references (safetensors holds no structure)."""
-    if isinstance(value, Tensor):
-        tensors[path] = value
-        return {"tensor": path}
-    if isinstance(value, Mapping):
-        return {"items": [[k, _split_tensors(v, f"{path}.{k}", tensors)] for k, v in value.items()]}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_split_tensors(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]}
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return {"value": value}
-    raise TypeError(f"a state cannot hold {type(value).__name__} at {path}")
+FIELDS = {HISTORY_FILE: ("step", "epoch", "loss", "rate"), MEASURED_FILE: ("step", "epoch", "training")}
+"""What is a number in every row."""
 
 
-def _join_tensors(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content].clone()
-    if kind == "items":
-        return {k: _join_tensors(v, tensors) for k, v in content}
-    if kind in ("tuple", "list"):
-        parts = [_join_tensors(v, tensors) for v in content]
-        return tuple(parts) if kind == "tuple" else parts
-    return content
+def _row(line: bytes, numbers: Sequence[str]) -> dict[str, Any] | None:
+    """A line of a history; None for one that is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or any(type(row.get(key)) not in (int, float) for key in numbers):
+        return None
+    return row if isinstance(row["step"], int) else None
 
 
 def finite(tensors: Mapping[str, Tensor]) -> bool:

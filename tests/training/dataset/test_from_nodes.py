@@ -61,7 +61,7 @@ def losses(t, dataset, name):
     )
     preview = job.Preview("", "", 0, 1.0, "euler", "normal", 0)
     with torch.inference_mode():
-        return job.run_training(t.model, t.text, t.codec, dataset, recipe, preview=preview, start_over=False, graph={}).losses
+        return job.run_training(t.model, t.text, t.codec, dataset, recipe, preview=preview, graph={}).losses
 
 
 def stored(t, folder, cache) -> Dataset:

@@ -155,9 +155,7 @@ def test_a_run_with_every_kind_of_noise_and_loss_learns_other_numbers(tiny, fold
         )  # fmt: skip
         preview = job.Preview("", "", 0, 1.0, "euler", "normal", 0)
         with torch.inference_mode():
-            return job.run_training(
-                t.model, t.text, t.codec, pictures, config, preview=preview, start_over=False, graph={}
-            ).losses
+            return job.run_training(t.model, t.text, t.codec, pictures, config, preview=preview, graph={}).losses
 
     plain, chosen = losses(), losses(noise=how, loss=loss)
     assert len(chosen) == 3 and np.isfinite(chosen).all()

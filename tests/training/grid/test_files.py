@@ -91,7 +91,7 @@ def test_metadata_of_a_file_and_of_what_is_none(tmp_path):
 def test_losses_are_read_as_the_run_wrote_them(tmp_path):
     from lora_atelier.training.runs.run import Run
 
-    run = Run.open("ink", "id", tmp_path, tmp_path / "loras", start_over=False)
+    run = Run.begin("ink", tmp_path, tmp_path / "loras")
     run.append_measured(1, 10, 0.25, 0.5)
     run.append_measured(2, 20, None, 0.4)
     with open(run.folder / "measured.jsonl", "a", encoding="utf-8") as file:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid.axes import parse_epochs
 from lora_atelier.training.grid.plan import PAGE_PIXELS, PAGE_SIDE, Axes, check_size, columns_of, describe_size, spread
-from lora_atelier.training.runs.run import Epochs, SavedLoRA
+from lora_atelier.training.runs.record import SavedLoRA
+from lora_atelier.training.runs.run import Epochs
 
 
 def run(name: str, *numbers: int) -> Epochs:

@@ -21,7 +21,7 @@ from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.lora import LoRALayer
 from lora_atelier.training.network.scope import TEXT, adaptable_layers, text_layers
 from lora_atelier.training.network.targets import choose
-from lora_atelier.training.runs.run import SavedLoRA
+from lora_atelier.training.runs.record import SavedLoRA
 from PIL import Image
 from safetensors.torch import save_file
 

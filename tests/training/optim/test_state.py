@@ -72,10 +72,10 @@ def whole_and_resumed(build, config: OptimizerConfig, folder: Path) -> tuple[dic
     begun = Weights()
     first = build(begun)
     train(begun, first, config, 0, STOP)
-    run = Run.open("ink", "identity", folder / "runs", folder / "loras", start_over=False)
+    run = Run.begin("ink", folder / "runs", folder / "loras")
     run.save_state(State(STOP, begun.state_dict(), first.state_dict(), {}))
 
-    state = Run.open("ink", "identity", folder / "runs", folder / "loras", start_over=False).load_state()
+    state = Run.begin("ink", folder / "runs", folder / "loras").load_state()
     resumed = Weights()
     second = build(resumed)
     resumed.load_state_dict(dict(state.adapter))
@@ -145,7 +145,7 @@ def test_eight_bit_states_go_on(tmp_path):
         optimizer = bitsandbytes.optim.AdamW8bit([{"params": [p], "lr": 0.01, "initial_lr": 0.01}])
         for step in range(TOTAL):
             if stops and step == STOP:
-                run = Run.open("ink", "identity", tmp_path / "runs", tmp_path / "loras", start_over=False)
+                run = Run.begin("ink", tmp_path / "runs", tmp_path / "loras")
                 run.save_state(State(step, {"p": p}, optimizer.state_dict(), {}))
                 state = run.load_state()
                 p = nn.Parameter(state.adapter["p"].to(device))
@@ -161,7 +161,7 @@ def test_eight_bit_states_go_on(tmp_path):
 
 def test_tensors_that_share_memory_can_be_kept(tmp_path):
     table = torch.arange(6.0)
-    run = Run.open("ink", "identity", tmp_path / "runs", tmp_path / "loras", start_over=False)
+    run = Run.begin("ink", tmp_path / "runs", tmp_path / "loras")
     state = {"a": table, "b": table, "view": table[2:4], "odd": [None, (1, 2.5, [True, "x"]), {3: float("inf"), "n": {}}]}
     run.save_state(State(1, {}, state, {}))
     read = run.load_state().optimizer

@@ -75,7 +75,7 @@ def test_on_a_cpu_it_is_said_and_nothing_changes(tiny, dataset, monkeypatch, int
     said: list[str] = []
     with torch.inference_mode():
         again = job.run_training(
-            t.model, t.text, t.codec, dataset, recipe("cut", offload_activations=True), preview=NO_PREVIEW, start_over=False,
+            t.model, t.text, t.codec, dataset, recipe("cut", offload_activations=True), preview=NO_PREVIEW,
             graph={}, show=said.append,
         )  # fmt: skip
     assert again.epochs.name == "cut"

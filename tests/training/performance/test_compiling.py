@@ -205,7 +205,7 @@ def test_a_run_whose_blocks_cannot_be_compiled_ends_at_the_plain_runs_lora(tiny,
     said: list[str] = []
     with torch.inference_mode():
         other = job.run_training(
-            t.model, t.text, t.codec, dataset, recipe("other", compile=True), preview=NO_PREVIEW, start_over=False, graph={},
+            t.model, t.text, t.codec, dataset, recipe("other", compile=True), preview=NO_PREVIEW, graph={},
             show=said.append,
         )  # fmt: skip
     assert len([line for line in said if line.startswith("compile: the model's blocks could not be compiled")]) == 1

@@ -177,7 +177,7 @@ def told(t, data, config: TrainingConfig) -> list[str]:
     said: list[str] = []
     with torch.inference_mode():
         job.run_training(
-            t.model, t.text, t.codec, data, config, preview=NO_PREVIEW, start_over=False, graph={}, show=said.append
+            t.model, t.text, t.codec, data, config, preview=NO_PREVIEW, graph={}, show=said.append
         )  # fmt: skip
     return said
 

@@ -60,7 +60,7 @@ def counted(t, pictures: Dataset, preview: job.Preview, **settings) -> _counts.C
     found = _counts.Counts()
     with found.watching(), torch.inference_mode():
         job.run_training(
-            t.model, t.text, t.codec, pictures, recipe(**settings), preview=preview, start_over=True, graph={}
+            t.model, t.text, t.codec, pictures, recipe(**settings), preview=preview, when="start over", graph={}
         )  # fmt: skip
     return found
 

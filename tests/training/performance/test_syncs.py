@@ -88,7 +88,7 @@ def steps_begun(t, pictures: Dataset, folder, config: TrainingConfig, interval: 
     adapter = Adapter.fresh(layers, config.network, config.seed).to(META)
     encoded = EncodedDataset(pictures, config.seed, t.codec, t.text, TensorCache(host.cache_folder(), CACHE_LIMIT))
     levels = noise.NoiseLevelSampler.suited(model.prediction, config.noise, t.model.sigmas)
-    run = Run.open("meta", "identity", folder / "runs", folder / "loras", start_over=False)
+    run = Run.begin("meta", folder / "runs", folder / "loras")
     begun: list[int] = []
     watcher = Callbacks(check=lambda: begun.append(1), interval=interval)
     with torch.inference_mode(False), pytest.raises((NotImplementedError, RuntimeError), match="meta"):
@@ -163,7 +163,7 @@ def run_through(t, pictures: Dataset, folder, config: TrainingConfig, watcher: C
     encoded.prepare(work_of(plan, 1), lambda done: None)
     levels = noise.NoiseLevelSampler.suited(t.model.prediction, config.noise, t.model.sigmas)
     steps = config.length.max_steps
-    run = Run.open(f"steps {steps}", "identity", folder / "runs", folder / "loras", start_over=False)
+    run = Run.begin(f"steps {steps}", folder / "runs", folder / "loras")
     with torch.inference_mode(False):
         train(Session(t.model, None, layers, adapter, levels, encoded, plan, config), run, watcher)
     return run.cut_history(steps)

@@ -93,7 +93,7 @@ class Lab:
         t = self.tiny
         with torch.inference_mode():
             self.job.run_training(
-                t.model, t.text, t.codec, self.dataset, config, preview=preview, start_over=False, graph={}
+                t.model, t.text, t.codec, self.dataset, config, preview=preview, graph={}
             )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def go(tiny, dataset, name: str, preview: job.Preview = PREVIEW) -> job.Trained:
     )  # fmt: skip
     t = tiny("sd3")
     with torch.inference_mode():
-        return job.run_training(t.model, t.text, t.codec, dataset, config, preview=preview, start_over=False, graph={}, node="4")
+        return job.run_training(t.model, t.text, t.codec, dataset, config, preview=preview, graph={}, node="4")
 
 
 def files(trained: job.Trained) -> list[tuple[str, int]]:

@@ -32,7 +32,7 @@ def test_a_lora_is_serialised_once_for_its_hashes_and_its_file(tmp_path, seriali
     tensors = {"b": torch.randn(numbers, generator=stream), "a": torch.randn(3, generator=stream).bfloat16()}
     plain = safetensors.torch.save(tensors)
     serialised.clear()
-    run = Run.open("ink", "identity", tmp_path / "runs", tmp_path / "loras", start_over=False)
+    run = Run.begin("ink", tmp_path / "runs", tmp_path / "loras")
     saved = run.save_lora(tensors, {"ss_steps": "7", "workflow": '{"ä": 1}'}, epoch=1, step=7, kind="epoch")
     assert serialised == ["serialize"]
     with safe_open(saved.path, framework="pt") as file:

@@ -1,0 +1,302 @@
+"""Which run goes on, which begins, and when the person is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, SubsetConfig, TrainingConfig, to_dict
+from lora_atelier.training.dataset.samples import Dataset, Sample, Subset
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.optim import schedules
+from lora_atelier.training.runs.inputs import LENGTH, NO_MATTER, Inputs, compare, decisive
+from lora_atelier.training.runs.opening import Opened, open_run
+from lora_atelier.training.runs.owner import Owner
+from lora_atelier.training.runs.run import Run
+from lora_atelier.training.runs.state import State
+
+MODELS = {"model": "m", "prediction": "eps", "clip": "c", "vae": "v", "start_from": ""}
+
+
+def pictures(*captions: str, folder: str = "input/ink") -> Dataset:
+    samples = tuple(
+        Sample(Path(f"{n}.png"), 64, 64, text, hashlib.sha256(bytes([n])).hexdigest()) for n, text in enumerate(captions)
+    )
+    return Dataset((Subset(SubsetConfig(folder), samples, 1),))
+
+
+class Folders:
+    """Runs of a recipe called ink, made without training."""
+
+    def __init__(self, root: Path, **settings: Any):
+        self.runs, self.loras, self.dataset = root / "runs", root / "loras", pictures("a", "b")
+        self.config = TrainingConfig("ink", **{"optimizer": OptimizerConfig(schedule="constant"), **settings})
+
+    def open(
+        self, total: int = 100, when: str = "continue", dataset: Dataset | None = None, models: Any = MODELS, **changed: Any
+    ) -> Opened:
+        config = dataclasses.replace(self.config, **changed)
+        inputs = Inputs.of(config, dataset or self.dataset, models)
+        self.inputs = inputs
+
+        def same(before: int, now: int, done: int) -> bool:
+            return schedules.same_so_far(config.optimizer, before, now, done)
+
+        return open_run("ink", inputs, total, when, self.runs, self.loras, same_rates=same, width=config.optimizer.accumulate)
+
+    def trained(self, step: int, total: int = 100, finished: bool = False, **how: Any) -> str:
+        """Opens a run and leaves it as if it had been trained so far."""
+        with self.open(total, **how) as opened:
+            opened.run.write_inputs(self.inputs.stored())
+            opened.run.write(config=to_dict(self.config), total=total)
+            if step:
+                opened.run.save_state(State(step, {"a": torch.zeros(1)}, {}, {}))
+                opened.run.save_lora({"a": torch.zeros(1)}, {}, epoch=1, step=step, kind="last" if finished else "moment")
+            return opened.run.name
+
+    def name(self, *args: Any, **how: Any) -> str:
+        with self.open(*args, **how) as opened:
+            return opened.run.name
+
+
+@pytest.fixture
+def folders(tmp_path) -> Folders:
+    return Folders(tmp_path)
+
+
+def test_the_first_begins_and_the_next_goes_on(folders):
+    with folders.open() as opened:
+        assert opened.why == "ink: begins, since there is none of this name" and not opened.finished
+    folders.trained(40)
+    with folders.open() as opened:
+        assert opened.run.name == "ink" and opened.why == "ink: goes on from step 40 of 100"
+    assert folders.trained(100, finished=True) == "ink"
+    with folders.open() as opened:
+        assert opened.finished and opened.why == "ink: is finished and handed on as it is"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"comment": "a word"}, {"save_precision": "fp32"}, {"gradient_checkpointing": True}, {"compile": True},
+        {"offload_activations": True}, {"gradient_checkpointing": True, "offload_blocks": 0.5},
+        {"length": LengthConfig(save_every=3, save_every_steps=7, keep_last=2, sample_every=2, sample_every_steps=5)},
+        {"optimizer": OptimizerConfig(schedule="constant", min_rate=1e-6, cycles=3, power=2.0)},
+        {"optimizer": OptimizerConfig(schedule="constant", learning_rate=3e-4, optimizer_args="lr=1e-4")},
+        {"dataset": pictures("a", "b", folder="input/moved")},
+    ],
+)  # fmt: skip
+def test_what_decides_no_weight_lets_the_run_go_on(folders, changed):
+    folders.trained(40)
+    with folders.open(**changed) as opened:
+        assert opened.why == "ink: goes on from step 40 of 100"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seed": 1}, "seed is 1 now and was 0"),
+        ({"precision": "fp32"}, "precision is fp32 now and was auto"),
+        ({"optimizer": OptimizerConfig(schedule="constant", learning_rate=5e-5)}, "learning_rate is 5e-05 now and was 0.0001"),
+        ({"network": NetworkConfig(rank=8)}, "rank is 8 now and was 16"),
+        ({"models": {**MODELS, "model": "other"}}, "the model is another"),
+        ({"models": {**MODELS, "vae": "other"}}, "the VAE is another"),
+        ({"dataset": Dataset((dataclasses.replace(pictures("a", "b").subsets[0], repeats=5),))}, "repeats is 5 now and was 1"),
+        ({"dataset": pictures()}, "ink was trained on other pictures"),
+    ],
+)
+def test_another_experiment_begins_beside_it_and_says_why(folders, changed, said):
+    folders.trained(40)
+    with folders.open(**changed) as opened:
+        assert opened.run.name == "ink-2" and opened.why.startswith("ink-2: begins, since ink ") and said in opened.why
+    assert folders.name() == "ink", "and the first can still go on"
+
+
+def test_the_state_of_a_run_that_trained_nothing_yet_is_in_nobodys_way(folders):
+    folders.trained(0)
+    with folders.open(seed=5) as opened:
+        assert opened.run.name == "ink" and "had not come to its first save" in opened.why
+
+
+@pytest.mark.parametrize("done", [40, 100])
+def test_a_run_becomes_longer_where_its_rates_stay(folders, done):
+    folders.trained(done, finished=done == 100)
+    with folders.open(150) as opened:
+        assert opened.run.name == "ink" and not opened.finished
+        assert opened.why == f"ink: goes on from step {done} of 150 (it was to have 100)"
+
+
+def test_a_schedule_that_has_fallen_is_asked_about(tmp_path):
+    folders = Folders(tmp_path, optimizer=OptimizerConfig(schedule="cosine"))
+    folders.trained(100, finished=True)
+    with pytest.raises(AtelierError, match=r"rates of these steps would have been others.*'continue with the changes'"):
+        folders.open(150)
+    with folders.open(150, "continue with the changes") as opened:
+        assert opened.run.name == "ink" and opened.changes == "150 steps instead of 100"
+    with folders.open(150, "start over") as opened:
+        assert opened.run.name == "ink-2"
+
+
+def test_a_shorter_run_is_another(folders):
+    folders.trained(100, finished=True)
+    with folders.open(50) as opened:
+        assert opened.run.name == "ink-2" and "ink is longer (100 steps)" in opened.why
+
+
+def test_a_group_of_batches_that_was_cut_short_is_asked_about(tmp_path):
+    folders = Folders(tmp_path, optimizer=OptimizerConfig(schedule="constant", accumulate=3))
+    folders.trained(100, finished=True)
+    with pytest.raises(AtelierError, match="within a group of batches"):
+        folders.open(150)
+    assert folders.name(150, "continue with the changes") == "ink"
+
+
+def test_a_run_that_was_ended_early_goes_on_if_that_is_wanted(folders):
+    folders.trained(40, finished=True)
+    with folders.open() as opened:
+        assert opened.finished and "ended at step 40 of 100" in opened.why
+    with folders.open(when="continue with the changes") as opened:
+        assert not opened.finished and opened.why == "ink: goes on from step 40 of 100, where it was ended"
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (pictures("a", "mended"), r"another caption: 1\.png"),
+        (pictures("a", "b", "new"), r"1 picture added \(2\.png\)"),
+        (pictures("a"), r"1 picture gone \(1\.png\)"),
+        (pictures("x", "y"), r"another caption: 0\.png, 1\.png"),
+        (
+            Dataset((dataclasses.replace(pictures("a", "b").subsets[0], samples=pictures("a", "b").subsets[0].samples[::-1]),)),
+            "in another order",
+        ),
+    ],
+)
+def test_a_dataset_that_changed_is_named_and_asked_about(folders, now, said):
+    folders.trained(40)
+    with pytest.raises(
+        AtelierError, match=rf"dataset: since ink was trained up to step 40: .*{said}.*'continue with the changes'"
+    ):
+        folders.open(dataset=now)
+    with folders.open(when="continue with the changes", dataset=now) as opened:
+        assert opened.run.name == "ink" and opened.why.startswith("ink: goes on from step 40 of 100 with what has changed: ")
+    assert folders.name(when="start over", dataset=now) == "ink-2"
+
+
+def test_changes_that_no_state_fits_are_refused_by_name(folders):
+    folders.trained(40)
+    with pytest.raises(AtelierError, match="cannot go on with the changes: rank is 8 now and was 16"):
+        folders.open(when="continue with the changes", network=NetworkConfig(rank=8))
+    assert folders.name(when="continue with the changes", seed=3) == "ink"
+    assert folders.name(when="continue with the changes", network=NetworkConfig(dropout=0.1)) == "ink"
+
+
+def test_the_newest_of_two_alike_goes_on(folders):
+    folders.trained(40)
+    assert folders.trained(20, when="start over") == "ink-2"
+    assert folders.name() == "ink-2"
+
+
+def test_a_recipe_whose_own_name_ends_in_a_number_is_left_alone(folders):
+    folders.config = dataclasses.replace(folders.config, name="ink-2")
+    run = Run("ink-2", folders.runs, folders.loras)
+    run.write(config=to_dict(folders.config), total=100)
+    folders.config = dataclasses.replace(folders.config, name="ink")
+    folders.trained(40)
+    assert folders.name(when="start over") == "ink-3"
+    assert folders.name(when="continue with the changes", seed=4) == "ink"
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"[" * 100_000, b'{"saved": [{"file": "../../victim.txt"}]}', b"\xff"])
+def test_a_damaged_run_is_set_aside_and_in_nobodys_way(folders, damage):
+    folders.trained(40)
+    (folders.runs / "ink" / "run.json").write_bytes(damage)
+    with folders.open() as opened:
+        assert opened.run.name == "ink-2" and "ink is set aside: run.json: " in opened.why
+    assert (folders.runs / "ink" / "run.json").read_bytes() == damage
+
+
+def test_inputs_read_back_are_the_same(folders):
+    inputs = Inputs.of(folders.config, pictures("a", "\udcff b", "日本"), MODELS)
+    assert not compare(Inputs.read(json.loads(inputs.stored())), inputs)
+
+
+def test_a_setting_of_tomorrow_does_not_make_todays_run_another(folders):
+    folders.trained(40)
+    path = folders.runs / "ink" / "inputs.json"
+    stored = json.loads(path.read_text())
+    del stored["settings"]["noise.offset"]
+    del stored["subsets"][0]["settings"]["flip"]
+    path.write_text(json.dumps(stored))
+    assert folders.name() == "ink"
+
+
+def test_every_field_of_a_recipe_is_sorted():
+    """A new field has to be thought about: by default it decides."""
+    flat = {*decisive(TrainingConfig("ink")), *NO_MATTER, *LENGTH}
+    config = to_dict(TrainingConfig("ink"))
+    names = {f"{k}.{inner}" for k, v in config.items() if isinstance(v, dict) for inner in v}
+    assert flat == names | {k for k, v in config.items() if not isinstance(v, dict)}
+
+
+@given(
+    schedule=st.sampled_from(["constant", "linear", "cosine", "cosine with restarts", "annealing", "polynomial"]),
+    warmup=st.integers(0, 5), cycle=st.integers(0, 10), before=st.integers(12, 30), more=st.integers(1, 30),
+    done=st.integers(1, 12),
+)  # fmt: skip
+def test_rates_are_the_same_where_every_one_of_them_is(schedule, warmup, cycle, before, more, done):
+    config = OptimizerConfig(schedule=schedule, warmup_steps=warmup, cycle_steps=cycle, min_share=0.1)
+    rates = [[schedules.factor(config, step, total) for step in range(done)] for total in (before, before + more)]
+    assert schedules.same_so_far(config, before, before + more, done) == (rates[0] == rates[1])
+    if schedule == "constant" or (schedule == "annealing" and cycle):
+        assert rates[0] == rates[1]
+
+
+HOLDER = """
+import sys, time
+from types import ModuleType
+from pathlib import Path
+sys.modules["lora_atelier"] = pack = ModuleType("lora_atelier")
+pack.__path__ = [{pack!r}]
+from lora_atelier.training.runs.owner import Owner
+owner = Owner(Path({folder!r}))
+owner.take()
+print("taken", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_run_has_one_owner_and_a_dead_ones_can_be_taken_over(folders):
+    folders.trained(40)
+    folder = folders.runs / "ink"
+    code = HOLDER.format(pack=str(Path(__file__).parents[3]), folder=str(folder))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "taken\n"
+            with pytest.raises(
+                AtelierError, match=rf"ink is being trained right now by another ComfyUI \(process {other.pid} on"
+            ):
+                folders.open()
+            assert folders.name(when="start over") == "ink-2", "another run is free"
+        finally:
+            other.kill()
+            other.wait()
+    assert folders.name() == "ink"
+
+
+def test_a_run_that_is_let_go_can_be_taken_again(folders):
+    for _ in range(2):
+        owner = Owner(folders.runs / "ink")
+        owner.take()
+        owner.release()
+        owner.release()

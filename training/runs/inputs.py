@@ -1,0 +1,235 @@
+"""Inputs of a run: what decides its LoRA, kept beside it field by field, so that a change can be named.
+
+Settings that decide no weight (what is saved and drawn when, where values are kept meanwhile) are not among them, and neither is
+one of which the chosen schedule or optimizer makes no use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..config import SubsetConfig, TrainingConfig, from_dict, to_dict
+from ..dataset.samples import Dataset, Sample, Subset, counted
+from ..errors import AtelierError
+
+NO_MATTER = frozenset({
+    "name", "comment", "save_precision", "gradient_checkpointing", "compile", "offload_activations", "offload_blocks",
+    "length.save_every", "length.save_every_steps", "length.keep_last", "length.sample_every", "length.sample_every_steps",
+})  # fmt: skip
+"""Fields of a recipe that decide no weight, or (compiling, recomputing) only how it is rounded."""
+LENGTH = frozenset({"length.epochs", "length.max_steps", "length.when_enough", "length.on_divergence"})
+"""Fields that decide when it ends, which is compared in steps."""
+NOWHERE = frozenset({"folder", "caption_extension", "broken", "nested", "repeats", "class_caption"})
+"""Fields of a subset that only decide which pictures and captions there are, and these are compared themselves."""
+STRUCTURE = ("network.", "optimizer.name", "optimizer.optimizer_args", "optimizer.weight_decay", "text.encoders", "ema_decay")
+"""Settings with which the stored state is of another form, or holds the old value."""
+FREE = frozenset({"network.dropout", "network.rank_dropout", "network.module_dropout", "network.scale_weight_norms"})
+"""Settings of the network that leave its form alone."""
+NAMED = 3
+"""Pictures that are named of each kind of change."""
+MODELS = {"model": "the model", "prediction": "what the model predicts", "clip": "the text encoder", "vae": "the VAE",
+          "start_from": "the LoRA to start from"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SampleInputs:
+    """One sample, in short digests."""
+
+    name: str
+    key: str
+    caption: str
+    rest: str
+    """Mask, focus and conditioning."""
+
+
+@dataclass(frozen=True)
+class SubsetInputs:
+    """A folder's settings and pictures, in their order."""
+
+    settings: Mapping[str, Any]
+    pictures: tuple[SampleInputs, ...]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that decides a run."""
+
+    settings: Mapping[str, Any]
+    """Fields of the recipe by dotted name."""
+    subsets: tuple[SubsetInputs, ...]
+    models: Mapping[str, str]
+    """Fingerprints by the names of ``MODELS``."""
+
+    @classmethod
+    def of(cls, config: TrainingConfig, dataset: Dataset, models: Mapping[str, str]) -> Inputs:
+        return cls(decisive(config), tuple(map(_subset, dataset.subsets)), dict(models))
+
+    def stored(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Inputs:
+        """What ``stored`` wrote; a setting that did not exist then has today's default. AtelierError for anything else."""
+        try:
+            subsets = tuple(
+                SubsetInputs({**_used(SubsetConfig("-")), **subset["settings"]}, tuple(map(_read, subset["pictures"])))
+                for subset in values["subsets"]
+            )
+            models = {str(name): str(value) for name, value in values["models"].items()}
+            return cls({**decisive(TrainingConfig("default")), **values["settings"]}, subsets, models)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise AtelierError("what decided this run is damaged; rename or delete its folder.") from error
+
+
+def _read(picture: Mapping[str, Any]) -> SampleInputs:
+    return SampleInputs(*(str(picture[key]) for key in ("name", "key", "caption", "rest")))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How inputs differ from those of a run; each part in words, empty where there is no difference."""
+
+    settings: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
+    related: bool = True
+    """Whether any picture is in both."""
+    unfit: tuple[str, ...] = field(default=())
+    """Those of the changes with which the stored state cannot go on."""
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """What makes it another experiment, not the same with mended pictures."""
+        return (*self.models, *self.settings)
+
+    def __bool__(self) -> bool:
+        return bool(self.settings or self.models or self.pictures)
+
+    def __str__(self) -> str:
+        return "; ".join((*self.models, *self.settings, *self.pictures))
+
+
+def compare(before: Inputs, now: Inputs) -> Difference:
+    """What is different in ``now``."""
+    changed = {key: value for key, value in now.settings.items() if before.settings.get(key) != value}
+    settings = [_told(key, before.settings.get(key), value) for key, value in changed.items()]
+    unfit = [said for key, said in zip(changed, settings, strict=True) if key.startswith(STRUCTURE) and key not in FREE]
+    for number, (then, today) in enumerate(zip(before.subsets, now.subsets, strict=False), start=1):
+        where = f" of folder {number}" if len(now.subsets) > 1 else ""
+        old = then.settings
+        settings += [_told(key, old.get(key), value, where) for key, value in today.settings.items() if old.get(key) != value]
+    models = [f"{said} is another" for name, said in MODELS.items() if before.models.get(name, "") != now.models.get(name, "")]
+    unfit += [f"{MODELS[name]} is another" for name in ("model", "prediction") if f"{MODELS[name]} is another" in models]
+    then_pictures, pictures = _all(before), _all(now)
+    related = bool({p.key for p in then_pictures} & {p.key for p in pictures})
+    return Difference(tuple(settings), tuple(models), tuple(_pictures(then_pictures, pictures)), related, tuple(unfit))
+
+
+def decisive(config: TrainingConfig) -> dict[str, Any]:
+    """The fields that decide weights by dotted name, without those of which the chosen schedule or optimizer makes no use."""
+    flat = {key: value for key, value in _flat(to_dict(config)) if key not in NO_MATTER | LENGTH}
+    optimizer = config.optimizer
+    arguments = {key: value for key, value in optimizer.args.items() if key not in ("lr", "weight_decay")}
+    flat |= {
+        "optimizer.learning_rate": optimizer.peak, "optimizer.weight_decay": optimizer.decay,
+        "optimizer.optimizer_args": ", ".join(f"{key}={arguments[key]}" for key in sorted(arguments)),
+    }  # fmt: skip
+    falls = optimizer.schedule in ("cosine with restarts", "annealing")
+    unused = {
+        "optimizer.min_rate": optimizer.schedule == "constant",
+        "optimizer.min_share": optimizer.schedule == "constant",
+        "optimizer.cycles": not falls,
+        "optimizer.cycle_steps": optimizer.schedule != "annealing",
+        "optimizer.power": optimizer.schedule != "polynomial",
+    }
+    return {key: None if unused.get(key) else value for key, value in flat.items()}
+
+
+def decisive_of(stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The same of a recipe as an earlier version has written it; None if it means nothing any more."""
+    names = {f.name for f in fields(TrainingConfig)}
+    with suppress(AtelierError, TypeError, ValueError, AttributeError):
+        return decisive(from_dict(TrainingConfig, {key: value for key, value in stored.items() if key in names}))
+    return None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _subset(subset: Subset) -> SubsetInputs:
+    return SubsetInputs(_used(subset.config) | {"repeats": subset.repeats}, tuple(map(_picture, subset.samples)))
+
+
+def _used(config: SubsetConfig) -> dict[str, Any]:
+    """A subset's settings that decide something."""
+    unused = {"validation_seed": config.validation_share == 0, "mask_floor": config.masks == "off"}
+    return {key: None if unused.get(key) else value for key, value in to_dict(config).items() if key not in NOWHERE}
+
+
+def _picture(sample: Sample) -> SampleInputs:
+    rest = [sample.mask_key, sample.focus, sample.ready and sample.ready.text]
+    return SampleInputs(sample.path.name, sample.key[:16], _digest(sample.caption), _digest(rest))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _all(inputs: Inputs) -> list[SampleInputs]:
+    return [picture for subset in inputs.subsets for picture in subset.pictures]
+
+
+def _pictures(before: Sequence[SampleInputs], now: Sequence[SampleInputs]) -> Iterable[str]:
+    """What happened to pictures, in words."""
+    if before == now:
+        return
+    if [(p.key, p.caption, p.rest) for p in before] == [(p.key, p.caption, p.rest) for p in now]:
+        return  # renamed, in the same order
+    by_name, by_key = {p.name: p for p in before}, {p.key: p for p in before}
+    names, keys = {p.name for p in now}, {p.key for p in now}
+    kinds: dict[str, list[str]] = {}
+    for picture in now:
+        then = by_key.get(picture.key) or by_name.get(picture.name)
+        if then is None:
+            kinds.setdefault("added", []).append(picture.name)
+        elif then.key != picture.key:
+            kinds.setdefault("another picture under the same name", []).append(picture.name)
+        else:
+            if then.caption != picture.caption:
+                kinds.setdefault("another caption", []).append(picture.name)
+            if then.rest != picture.rest:
+                kinds.setdefault("another mask, focus or conditioning", []).append(picture.name)
+    gone = [p.name for p in before if p.key not in keys and p.name not in names]
+    if gone:
+        kinds["gone"] = gone
+    if not kinds:
+        yield "the pictures are in another order, or in other numbers"
+    for kind, found in kinds.items():
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        yield (
+            f"{counted(len(found), 'picture')} {kind} ({', '.join(found[:NAMED])}{more})"
+            if kind in ("added", "gone")
+            else (f"{kind}: {', '.join(found[:NAMED])}{more}")
+        )
+
+
+def _told(key: str, before: Any, now: Any, where: str = "") -> str:
+    group, _, name = key.rpartition(".")
+    spoken = name if group in ("", "optimizer", "network") else f"{group} {name}"
+    return f"{spoken}{where} is {_short(now)} now and was {_short(before)}"
+
+
+def _short(value: Any) -> str:
+    said = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{said[:40]}…" if len(said) > 40 else said or "empty"
