@@ -40,8 +40,9 @@ class Monitor {
       COMMANDS.map((command) => [command, make("button", { type: "button", "aria-label": `${text(command)}. ${text(`${command}Help`)}`, click: () => this.send(command) }, text(command))]),
     );
     this.film = make("ul", { class: "atelier-film", tabindex: 0, "aria-label": text("samples") });
+    this.opening = make("p", { class: "atelier-note atelier-axis" });
     this.body = [
-      this.bar, this.legend, make("div", { class: "atelier-plot" }, this.svg), this.facts,
+      this.opening, this.bar, this.legend, make("div", { class: "atelier-plot" }, this.svg), this.facts,
       make("div", { class: "atelier-row" }, ...Object.values(this.buttons)), this.film,
     ];
     this.empty = make("p", { class: "atelier-note atelier-axis" }, text("empty"));
@@ -49,7 +50,7 @@ class Monitor {
   }
 
   clear() {
-    Object.assign(this, { rows: [], measured: [], samples: [], saved: [], live: null, ended: "", total: 0, each: 0, finished: false });
+    Object.assign(this, { rows: [], measured: [], samples: [], saved: [], live: null, ended: "", opened: "", total: 0, each: 0, finished: false });
   }
 
   end() {
@@ -127,7 +128,7 @@ class Monitor {
       while (this.rows.length > MOST) this.rows = this.rows.filter((_, i) => i % 2 === (this.rows.length - 1) % 2);
       Object.assign(this, {
         measured: found.measured, samples: found.samples, saved: found.saved, live: found.live, finished: found.finished,
-        failed: found.failed, total: found.total ?? found.last, each: found.steps_per_epoch ?? 0, last: found.last,
+        failed: found.failed, opened: found.opening, total: found.total ?? found.last, each: found.steps_per_epoch ?? 0, last: found.last,
       });
       if (found.live) this.soon(SELDOM);
     }
@@ -169,6 +170,7 @@ class Monitor {
     const step = live?.step ?? this.last ?? 0;
     this.bar.max = this.total || 1;
     this.bar.value = step;
+    this.opening.textContent = live?.opening ?? this.opened ?? "";
     this.drawLines();
     this.tell(step);
     for (const [command, button] of Object.entries(this.buttons)) {
