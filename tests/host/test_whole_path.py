@@ -153,3 +153,21 @@ def test_a_second_queue_trains_and_draws_nothing_anew(host: support.Host) -> Non
     host.server.post("/free", {"unload_models": True, "free_memory": True})
     host.run(trained.graph)
     assert changed() == before
+
+
+def test_what_was_deleted_comes_back_although_nothing_else_has_changed(host: support.Host) -> None:
+    """ComfyUI's own cache would say success with nothing there."""
+    trained = trained_once(host, "sd3")
+    host.run(trained.graph)  # whatever other tests have made the server forget
+    (page,) = trained.pictures(trained.nodes.grid)[:1]
+    last, pages = trained.files[-1], page.parent
+    content, before = last.read_bytes(), {path.name for path in pages.rglob("*.png")}
+    last.unlink()
+    page.unlink()
+    host.run(trained.graph)
+    with safe_open(last, framework="np") as file:
+        assert set(file.keys()) and len(last.read_bytes()) == pytest.approx(len(content), rel=0.01)
+    assert page.is_file() and {path.name for path in pages.rglob("*.png")} == before
+    stamps = last.stat().st_mtime_ns, page.stat().st_mtime_ns
+    host.run(trained.graph)
+    assert stamps == (last.stat().st_mtime_ns, page.stat().st_mtime_ns), "and stays as it is"

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
-from ..files import Serialised, append_text, flush, replacing, sweep, write_text
+from ..files import Serialised, append_text, flush, parse_json, replacing, sweep, write_text
 from ..tensors.transfer import to_cpu
 from .layout import (
     HISTORY_FILE,
@@ -243,8 +243,8 @@ FIELDS = {HISTORY_FILE: ("step", "epoch", "loss", "rate"), MEASURED_FILE: ("step
 def _row(line: bytes, numbers: Sequence[str]) -> dict[str, Any] | None:
     """A line of a history; None for one that is damaged."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(row, dict) or any(type(row.get(key)) not in (int, float) for key in numbers):
         return None

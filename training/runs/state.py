@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..errors import AtelierError
 from ..files import Serialised, open_plain, parse_json
-from ..tensors.safetensors_header import read_header
+from ..tensors.safetensors_header import LIMIT
 from ..tensors.transfer import to_cpu
 
+CHECKSUM = "sha256"
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, RecursionError)
 """What reading a file can end in that holds anything at all."""
 
@@ -41,14 +42,15 @@ def write_state(path: Path, state: State, older: Path) -> None:
     """Writes ``state``; what was at ``path`` until then is at ``older`` afterwards."""
     tensors = {f"adapter.{k}": v for k, v in state.adapter.items()}
     tensors |= {f"average.{k}": v for k, v in state.average.items()}
-    plain: dict[str, Any] = {"step": state.step, "due": state.due, "scaler": dict(state.scaler)}
+    plain: dict[str, Any] = {"step": state.step, "due": state.due, "scaler": dict(state.scaler), "checked": True}
     plain["optimizer"] = _split_tensors(state.optimizer, "optimizer", tensors)
     # Copies, since some optimizers give all parameters one and the same table, and a file may not hold shared memory.
     there = dict(zip(tensors, to_cpu(list(tensors.values())), strict=True))
     file, said = Serialised(there), json.dumps(plain)
     if path.exists():
         _keep(path, older)
-    file.write(path, {"state": said, "sha256": _checksum(said, file.data)})
+    entries = parse_json(bytes(file.plain[8 : len(file.plain) - len(file.data)]))
+    file.write(path, {"state": said, CHECKSUM: _checksum(said, entries, file.data)})
 
 
 def _keep(path: Path, older: Path) -> None:
@@ -67,22 +69,25 @@ def read_state(path: Path) -> State | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        said, data = _opened(path)
+        entries, begin = _header(path)
+        metadata = entries.pop("__metadata__")
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-            stated = said.get("sha256")  # none in a state of an earlier version
-            if stated is not None and stated != _checksum(said["state"], memoryview(whole)[data:]):
+            plain = _plain(metadata)
+            # A state of an earlier version has none.
+            if (plain.get("checked") or CHECKSUM in metadata) and metadata.get(CHECKSUM) != _checksum(
+                metadata["state"], entries, memoryview(whole)[begin:]
+            ):
                 raise ValueError("its checksum is another")
-        plain = parse_json(said["state"].encode(), finite=False)
         with safe_open(path, framework="pt") as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
         adapter, average = (
             {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)} for part in ("adapter.", "average.")
         )
         optimizer = _join_tensors(plain["optimizer"], tensors)
-        step, due = plain["step"], plain.get("due", False)
-        if type(step) is not int or step < 0 or not isinstance(due, bool) or not isinstance(optimizer, dict):
-            raise ValueError("its step is no number")
-        return State(step, adapter, optimizer, dict(plain["scaler"]), average, due)
+        due, scaler = plain.get("due", False), plain["scaler"]
+        if not isinstance(due, bool) or not isinstance(optimizer, dict) or not isinstance(scaler, dict):
+            raise ValueError("its parts are of other kinds")
+        return State(plain["step"], adapter, optimizer, scaler, average, due)
     except FileNotFoundError:
         return None
     except (*DAMAGED, SafetensorError) as error:
@@ -92,21 +97,32 @@ def read_state(path: Path) -> State | None:
 def step_of(path: Path) -> int | None:
     """The step of which the state in ``path`` is, by its header alone; None if there is none, or it is damaged."""
     try:
-        step = parse_json(_opened(path)[0]["state"].encode(), finite=False)["step"]
+        step: int = _plain(_header(path)[0]["__metadata__"])["step"]
     except DAMAGED:
         return None
-    return step if type(step) is int and step >= 0 else None
+    return step
 
 
-def _opened(path: Path) -> tuple[Mapping[str, str], int]:
-    """What a state's file says about itself, and where its numbers begin; FileNotFoundError if there is none."""
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors and itself, and where its numbers begin."""
     with open_plain(path) as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
-    return read_header(path).metadata, begin
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(LIMIT, os.fstat(file.fileno()).st_size - 8):
+            raise ValueError("it is cut short")
+        return dict(parse_json(file.read(length))), 8 + length
 
 
-def _checksum(said: str, data: Any) -> str:
-    digest = hashlib.sha256(said.encode())
+def _plain(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Everything but the numbers."""
+    plain: dict[str, Any] = parse_json(metadata["state"].encode(), finite=False)
+    if type(plain["step"]) is not int or not 0 <= plain["step"] < 2**53:
+        raise ValueError("its step is no number")
+    return plain
+
+
+def _checksum(said: str, entries: Mapping[str, Any], data: Any) -> str:
+    """SHA-256 (hex) of everything in the file."""
+    digest = hashlib.sha256(json.dumps([said, entries], sort_keys=True).encode())
     digest.update(data)
     return digest.hexdigest()
 
