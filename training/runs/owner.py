@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -14,6 +15,7 @@ from ..errors import AtelierError
 from ..files import read_json
 from .layout import OWNER_FILE
 
+log = logging.getLogger("lora-atelier")
 NOTE = f"{OWNER_FILE}.json"
 
 
@@ -34,6 +36,8 @@ class Owner:
                 f"name: the run {self.folder.name} is being trained right now by {_told(self.folder)}. Wait until it ends, stop "
                 "it there, or choose another name."
             ) from None
+        except NotImplementedError:
+            log.info("%s: this file system knows no locks, so two ComfyUIs could train the run at once", self.folder)
         note = {"process": os.getpid(), "computer": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M")}
         # Only for people, so it need not be whole at every moment.
         (self.folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
