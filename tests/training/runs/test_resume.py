@@ -14,6 +14,7 @@ import torch
 from lora_atelier.training import host
 from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TextConfig
 from lora_atelier.training.dataset.samples import Dataset
+from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.runs.run import Run
 from safetensors.torch import load_file
 
@@ -170,7 +171,9 @@ def test_a_run_that_an_earlier_version_began_goes_on(tiny, with_validation, fres
     network = NetworkConfig(rank=2, alpha=1.0, targets="attention", dropout=0.2)
     rate = OptimizerConfig(learning_rate=1e-2, schedule="cosine")
     whole = recipe("begun", network=network, length=LengthConfig(max_steps=8), ema_decay=0.9, optimizer=rate)
-    done = go(tiny("sd3"), with_validation, whole)
+    with pytest.raises(AtelierError, match="begun was begun by an earlier version, which did not note its pictures"):
+        go(tiny("sd3"), with_validation, whole)
+    done = go(tiny("sd3"), with_validation, whole, when="continue with the changes")
     expected = json.loads((stored / "expected.json").read_text())
     assert done.epochs.name == "begun", "or it has begun another run"
     assert rows("begun")[0][:2] == [json.loads(line) for line in (stored / "history.jsonl").read_text().splitlines()]
