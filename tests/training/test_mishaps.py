@@ -284,22 +284,6 @@ def test_a_full_disk_is_known_in_the_words_of_every_system(tmp_path, said):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_run_was_writing_goes_when_it_is_opened_again(tmp_path):
-    def again() -> Run:
-        return Run.begin("ink", tmp_path / "runs", tmp_path / "loras")
-
-    run = again()
-    half = [run.folder / "run.json", run.folder / "state" / "state.safetensors", run.lora_folder / "ink-000001.safetensors"]
-    for path in half:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name(f"{path.name}.0a1b2c3d.partial").write_text("hal")
-    theirs = run.lora_folder / "download.partial"
-    theirs.write_text("of somebody else")
-    again()
-    left = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
-    assert left == ["download.partial", "run.json"]
-
-
 def test_a_history_that_was_cut_within_a_line_is_read_up_to_it(tmp_path):
     run = Run.begin("ink", tmp_path / "runs", tmp_path / "loras")
     rows = [{"step": step, "epoch": 1, "loss": 0.5, "rate": 0.1} for step in (1, 2, 3)]

@@ -75,7 +75,7 @@ def whole_and_resumed(build, config: OptimizerConfig, folder: Path) -> tuple[dic
     run = Run.begin("ink", folder / "runs", folder / "loras")
     run.save_state(State(STOP, begun.state_dict(), first.state_dict(), {}))
 
-    state = Run.begin("ink", folder / "runs", folder / "loras").load_state()
+    state = Run(run.name, folder / "runs", folder / "loras").load_state()
     resumed = Weights()
     second = build(resumed)
     resumed.load_state_dict(dict(state.adapter))

@@ -262,6 +262,18 @@ def test_rates_are_the_same_where_every_one_of_them_is(schedule, warmup, cycle, 
         assert rates[0] == rates[1]
 
 
+def test_what_a_killed_run_was_writing_goes_when_it_is_opened_again(folders):
+    folders.trained(40)
+    run = Run("ink", folders.runs, folders.loras)
+    before = {p for p in folders.runs.parent.rglob("*") if p.is_file()}
+    for path in (run.folder / "run.json", run.folder / "state" / "state.safetensors", run.lora_folder / "ink-000001.safetensors"):
+        path.with_name(f"{path.name}.0a1b2c3d.partial").write_text("hal")
+    theirs = run.lora_folder / "download.partial"
+    theirs.write_text("of somebody else")
+    folders.name()
+    assert {p for p in folders.runs.parent.rglob("*") if p.is_file()} == before | {theirs}
+
+
 HOLDER = """
 import sys, time
 from types import ModuleType
