@@ -15,6 +15,7 @@ from pathlib import Path
 from ..dataset.captions import MAX_BYTES, caption_path, read_caption, write_caption
 from ..dataset.scan import find
 from ..errors import AtelierError
+from ..files import Unreadable, read_limited
 from .text import appended, parts, replaced, without
 
 NO_FILE = ""
@@ -51,11 +52,13 @@ class Edit:
 
 def version_of(file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(read_limited(file, MAX_BYTES)).hexdigest()[:16]
     except FileNotFoundError:
         return NO_FILE
     except OSError as error:
         raise AtelierError(f"{file}: the caption cannot be read ({error.strerror}).") from error
+    except Unreadable as error:
+        raise AtelierError(f"{file}: the caption cannot be read ({error.why}).") from error
 
 
 def listed(folder: Path, extension: str = ".txt", root: Path | None = None, nested: bool = False) -> list[Listed]:

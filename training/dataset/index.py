@@ -61,7 +61,7 @@ def _digest(file: BinaryIO) -> str:
 
 
 def look_into(path: Path) -> Facts:
-    """Facts of a sound picture, its file opened once; AtelierError naming it if it is none or may not be read, OSError if it is gone."""
+    """Facts of a sound picture, its file opened once; AtelierError if it is none or may not be read, OSError if it is gone."""
     with open_plain(path) as opened:
         file: BinaryIO = io.BytesIO(opened.read()) if os.fstat(opened.fileno()).st_size <= AT_ONCE else opened
         key = _digest(file)
