@@ -144,6 +144,12 @@ class Serialised:
         self._begin = 8 + int.from_bytes(self.plain[:8], "little")
 
     @property
+    def entries(self) -> dict[str, Any]:
+        """Types, shapes and places by name, as the file's header lists them."""
+        values: dict[str, Any] = json.loads(bytes(self.plain[8 : self._begin]))
+        return values
+
+    @property
     def data(self) -> memoryview:
         """What follows the header, the same whatever is in that."""
         return self.plain[self._begin :]

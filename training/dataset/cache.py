@@ -44,9 +44,10 @@ def _data(file: bytes) -> memoryview:
     return memoryview(file)[8 + int.from_bytes(file[:8], "little") :]
 
 
-def _stated(key: str, data: memoryview) -> dict[str, str]:
-    """What the file of ``key`` says of itself: its name, and CRC-32 of its tensor bytes."""
-    return {"key": key, "crc32": f"{zlib.crc32(data):08x}"}
+def _stated(key: str, entries: Mapping[str, Any], data: memoryview) -> dict[str, str]:
+    """What the file of ``key`` says of itself: its name, and CRC-32 of its tensors' bytes and of what lists them."""
+    listed = json.dumps(entries, sort_keys=True).encode()
+    return {"key": key, "crc32": f"{zlib.crc32(data):08x}", "header": f"{zlib.crc32(listed):08x}"}
 
 
 def _read(path: Path, key: str) -> bytes:
@@ -65,7 +66,8 @@ def _read(path: Path, key: str) -> bytes:
             raise ValueError("length")
         file.seek(0)
         whole = file.read()
-    if stated != _stated(key, _data(whole)):
+    expected = _stated(key, header, _data(whole))
+    if stated not in (expected, {name: expected[name] for name in ("key", "crc32")}):  # earlier versions had no third
         raise ValueError("checksum")
     return whole
 
@@ -113,7 +115,7 @@ class TensorCache:
         values = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
         file = Serialised(values)
         try:
-            size = file.write(path, _stated(key, file.data), durable=False)
+            size = file.write(path, _stated(key, file.entries, file.data), durable=False)
         except (OSError, AtelierError) as error:
             reason = error.__cause__ if isinstance(error, AtelierError) else error
             raise AtelierError(

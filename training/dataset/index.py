@@ -64,8 +64,9 @@ def look_into(path: Path) -> Facts:
     """Facts of a sound picture, its file opened once; AtelierError if it is none or may not be read, OSError if it is gone."""
     with open_plain(path) as opened:
         file: BinaryIO = io.BytesIO(opened.read()) if os.fstat(opened.fileno()).st_size <= AT_ONCE else opened
+        (width, height), small = look_at(path, file)  # first, for of what is no picture there may be gigabytes
+        file.seek(0)
         key = _digest(file)
-        (width, height), small = look_at(path, file)
     return Facts(width, height, key, perceptual_hash(small))
 
 
