@@ -15,7 +15,7 @@ from pathlib import Path
 from ..dataset.captions import MAX_BYTES, caption_path, read_caption, write_caption
 from ..dataset.scan import find
 from ..errors import AtelierError
-from ..files import Unreadable, read_limited
+from ..files import Unreadable, is_inside, read_limited
 from .text import appended, parts, replaced, without
 
 NO_FILE = ""
@@ -132,7 +132,7 @@ def _files(folder: Path, extension: str, root: Path | None, nested: bool) -> dic
     for found in find(folder, root, nested):
         for picture in found.pictures:
             file = caption_path(picture, extension)
-            if file.is_symlink() and not file.resolve().is_relative_to(inside):
+            if file.is_symlink() and not is_inside(file, inside):
                 raise AtelierError(f"{file}: this is a link that leads out of {inside}. Copy the file into the folder instead.")
             files[picture.relative_to(folder).as_posix()] = file
     return files
