@@ -144,6 +144,12 @@ class Serialised:
         self._begin = 8 + int.from_bytes(self.plain[:8], "little")
 
     @property
+    def entries(self) -> dict[str, Any]:
+        """Types, shapes and places by name, as the file's header lists them."""
+        values: dict[str, Any] = json.loads(bytes(self.plain[8 : self._begin]))
+        return values
+
+    @property
     def data(self) -> memoryview:
         """What follows the header, the same whatever is in that."""
         return self.plain[self._begin :]
@@ -190,8 +196,8 @@ def open_plain(path: Path) -> BinaryIO:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # ValueError: no system has such a name
-        raise Unreadable(path, f"this cannot be read ({getattr(error, 'strerror', error)})") from error
-    raise Unreadable(path, "this is no file")
+        raise Unreadable(path, str(getattr(error, "strerror", error))) from error
+    raise Unreadable(path, "this is no plain file")
 
 
 def _opened(path: str, flags: int) -> int:
@@ -205,7 +211,7 @@ def read_limited(path: Path, most: int) -> bytes:
         try:
             data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
         except OSError as error:
-            raise Unreadable(path, f"this cannot be read ({error.strerror})") from error
+            raise Unreadable(path, str(error.strerror)) from error
     if data is None or len(data) > most:
         raise Unreadable(path, f"this has more than {most} bytes")
     return data

@@ -21,10 +21,11 @@ from .config.sampling import Sampling
 from .dataset import change_stamps
 from .dataset.captions import caption_path, write_caption
 from .dataset.images import check_picture, to_picture
+from .dataset.png_text import png_text
 from .dataset.samples import counted
 from .dataset.scan import MAX_REPEATS, NUMBERED, find
 from .errors import AtelierError
-from .files import replacing
+from .files import Unreadable, open_plain, parse_json, replacing
 from .protocols import CanvasText
 
 NAME = "reg-{:05d}.png"
@@ -257,18 +258,18 @@ def batches(pictures: Iterable[Planned], size: int) -> Iterator[list[Planned]]:
 def read_facts(path: Path) -> tuple[dict[str, Any] | None, bool]:
     """(the settings that the picture states, whether it is a whole picture); AtelierError if the file may not be read."""
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             file.read(1)
-    except OSError as error:
-        raise AtelierError(f"{path}: this cannot be read ({error.strerror}). Allow it, or take it away.") from error
+    except (OSError, Unreadable) as error:
+        why = error.why if isinstance(error, Unreadable) else error.strerror
+        raise AtelierError(f"{path}: this cannot be read ({why}). Allow it, or take it away.") from error
     try:
         check_picture(path)
     except AtelierError:
         return None, False
-    with Image.open(path) as image:
-        text = image.info.get(KEY)
     try:
-        stated = json.loads(text) if text else None
+        text = png_text(path, KEY)
+        stated = parse_json(text.encode("utf-8", "replace")) if text else None
     except ValueError:
         stated = None
     return (stated if isinstance(stated, dict) else None), True

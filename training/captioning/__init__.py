@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AtelierError
+from ..files import Unreadable, is_file
+from .config_file import config_of
 from .protocol import Check, go_on
 from .settings import GenerationSettings as GenerationSettings
 from .settings import TaggerSettings as TaggerSettings
@@ -36,9 +38,9 @@ def list_captioners(folder: Path) -> list[str]:
 
 def _is_model(folder: Path) -> bool:
     """Hidden folders are downloads under way."""
-    if folder.name.startswith(".") or not folder.is_dir():
+    if folder.name.startswith(".") or not os.path.isdir(folder):
         return False
-    return (folder / "config.json").is_file() or is_tagger(folder)
+    return is_file(folder / "config.json") or is_tagger(folder)
 
 
 def is_tagger(folder: Path) -> bool:
@@ -49,7 +51,10 @@ def model_type(folder: Path) -> str:
     """What the folder's ``config.json`` says the model is; AtelierError naming the file if it cannot be read."""
     path = folder / "config.json"
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
+        kind = config_of(folder)["model_type"]
+        if not isinstance(kind, str):
+            raise KeyError("model_type")
+        return kind
     except FileNotFoundError as error:
         raise AtelierError(
             f"captioner: there is no {path}. Put a model's folder into {folder.parent}, or choose another."
@@ -58,8 +63,8 @@ def model_type(folder: Path) -> str:
         raise AtelierError(
             f"captioner: {path} names no model_type. Only models for transformers can be used, and taggers."
         ) from error
-    except (OSError, ValueError, TypeError) as error:
-        raise AtelierError(f"captioner: {path} cannot be read. Download the model's files again.") from error
+    except Unreadable as error:
+        raise AtelierError(f"captioner: {path} cannot be read ({error.why}). Download the model's files again.") from error
 
 
 def weight_bytes(folder: Path) -> int:

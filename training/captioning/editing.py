@@ -15,6 +15,7 @@ from pathlib import Path
 from ..dataset.captions import MAX_BYTES, caption_path, read_caption, write_caption
 from ..dataset.scan import find
 from ..errors import AtelierError
+from ..files import Unreadable, is_inside, read_limited
 from .text import appended, parts, replaced, without
 
 NO_FILE = ""
@@ -51,11 +52,13 @@ class Edit:
 
 def version_of(file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(read_limited(file, MAX_BYTES)).hexdigest()[:16]
     except FileNotFoundError:
         return NO_FILE
     except OSError as error:
         raise AtelierError(f"{file}: the caption cannot be read ({error.strerror}).") from error
+    except Unreadable as error:
+        raise AtelierError(f"{file}: the caption cannot be read ({error.why}).") from error
 
 
 def listed(folder: Path, extension: str = ".txt", root: Path | None = None, nested: bool = False) -> list[Listed]:
@@ -129,7 +132,7 @@ def _files(folder: Path, extension: str, root: Path | None, nested: bool) -> dic
     for found in find(folder, root, nested):
         for picture in found.pictures:
             file = caption_path(picture, extension)
-            if file.is_symlink() and not file.resolve().is_relative_to(inside):
+            if file.is_symlink() and not is_inside(file, inside):
                 raise AtelierError(f"{file}: this is a link that leads out of {inside}. Copy the file into the folder instead.")
             files[picture.relative_to(folder).as_posix()] = file
     return files

@@ -6,13 +6,13 @@ that needs no code.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ..errors import AtelierError
+from .config_file import config_of
 from .pretrained import generate, in_one_line, load_pretrained, prepared
 from .protocol import Check, Picture
 from .settings import GenerationSettings
@@ -52,8 +52,7 @@ class FlorenceCaptioner:
 
 
 def _refuse_own_code(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    vision = config.get("vision_config")
+    vision = config_of(folder).get("vision_config")
     if isinstance(vision, dict) and vision.get("model_type") == "davit":
         raise AtelierError(
             f"captioner: {folder.name} is Florence-2 in the form that brings its own program code, which is never run here. Take "

@@ -9,6 +9,7 @@ rating; the picture is centred on a white square, scaled bicubically to the mode
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ import torch
 from PIL import Image
 
 from ..errors import AtelierError
+from ..files import read_limited
 from .protocol import Picture
 from .settings import TaggerSettings
 from .text import joined, without
 
 TAG_LIST = "selected_tags.csv"
+LARGEST = 64 * 2**20
+"""Bytes of such a list."""
 GENERAL, CHARACTER, RATING = 0, 4, 9
 
 
@@ -91,8 +95,8 @@ def model_file(folder: Path) -> Path:
 def read_tags(path: Path) -> list[tuple[str, int]]:
     """(name, category) of every output, in order; AtelierError naming the file if it cannot be read."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            tags = [(row["name"].strip(), int(row["category"])) for row in csv.DictReader(file)]
+        file = io.StringIO(read_limited(path, LARGEST).decode("utf-8-sig"), newline="")
+        tags = [(" ".join(row["name"].split()), int(row["category"])) for row in csv.DictReader(file)]
     except FileNotFoundError as error:
         raise AtelierError(f"captioner: there is no {path}. Put it there from the download of the tagger.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:

@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from ..errors import AtelierError
-from ..files import Serialised, remove_longest_unused
+from ..files import Serialised, open_plain, parse_json, remove_longest_unused
+from ..tensors.safetensors_header import LIMIT
 
 CACHE_LIMIT = 20 * 2**30
 """Bytes on disk for latents and text encodings; the longest unused go first."""
@@ -43,14 +44,32 @@ def _data(file: bytes) -> memoryview:
     return memoryview(file)[8 + int.from_bytes(file[:8], "little") :]
 
 
-def _stated(key: str, data: memoryview) -> dict[str, str]:
-    """What the file of ``key`` says of itself: its name, and CRC-32 of its tensor bytes."""
-    return {"key": key, "crc32": f"{zlib.crc32(data):08x}"}
+def _stated(key: str, entries: Mapping[str, Any], data: memoryview) -> dict[str, str]:
+    """What the file of ``key`` says of itself: its name, and CRC-32 of its tensors' bytes and of what lists them."""
+    listed = json.dumps(entries, sort_keys=True).encode()
+    return {"key": key, "crc32": f"{zlib.crc32(data):08x}", "header": f"{zlib.crc32(listed):08x}"}
 
 
-def _metadata(file: bytes) -> dict[str, str]:
-    stored: dict[str, str] = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")]).get("__metadata__", {})
-    return stored
+def _read(path: Path, key: str) -> bytes:
+    """The file of ``key``, if its header names that and accounts for all its bytes; ValueError if not, OSError without one."""
+    with open_plain(path) as file:
+        size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(LIMIT, size - 8):
+            raise ValueError("header")
+        header = parse_json(file.read(length))
+        try:
+            stated = header.pop("__metadata__")
+            end = max((row["data_offsets"][1] for row in header.values()), default=0)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError("header") from error
+        if not isinstance(stated, dict) or stated.get("key") != key or 8 + length + end != size:
+            raise ValueError("length")
+        file.seek(0)
+        whole = file.read()
+    expected = _stated(key, header, _data(whole))
+    if stated not in (expected, {name: expected[name] for name in ("key", "crc32")}):  # earlier versions had no third
+        raise ValueError("checksum")
+    return whole
 
 
 class TensorCache:
@@ -79,14 +98,10 @@ class TensorCache:
         """The tensors stored under ``key`` (on the CPU), or None; a damaged file is removed and counts as None."""
         path = self.path(key)
         try:
-            file = path.read_bytes()
+            tensors: dict[str, torch.Tensor] = load(_read(path, key))
         except OSError:
             return None
-        try:
-            if _metadata(file) != _stated(key, _data(file)):
-                raise ValueError("checksum")
-            tensors: dict[str, torch.Tensor] = load(file)
-        except (SafetensorError, ValueError, AttributeError):
+        except (SafetensorError, ValueError):
             _remove(path)
             return None
         with contextlib.suppress(OSError):
@@ -100,7 +115,7 @@ class TensorCache:
         values = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
         file = Serialised(values)
         try:
-            size = file.write(path, _stated(key, file.data), durable=False)
+            size = file.write(path, _stated(key, file.entries, file.data), durable=False)
         except (OSError, AtelierError) as error:
             reason = error.__cause__ if isinstance(error, AtelierError) else error
             raise AtelierError(

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ..errors import AtelierError
-from ..files import write_text
+from ..files import Unreadable, read_limited, write_text
 
 MAX_BYTES = 1 << 20
 """A larger caption file is taken for a mistake."""
@@ -43,11 +43,13 @@ def read_caption(path: Path) -> tuple[str | None, str | None]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise AtelierError(f"{path}: this is too large for a caption file (more than 1 MB). Take it out of the folder.")
-        data = path.read_bytes()
+        data = read_limited(path, MAX_BYTES)
     except FileNotFoundError:
         return None, None
     except OSError as error:
         raise AtelierError(f"{path}: the caption cannot be read ({error.strerror}).") from error
+    except Unreadable as error:
+        raise AtelierError(f"{path}: the caption cannot be read ({error.why}).") from error
     text, encoding = decode(data)
     warning = None if encoding == "UTF-8" else f"{path.name} was read as {encoding}; save it as UTF-8 to be sure of every letter."
     return one_line(text), warning

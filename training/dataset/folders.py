@@ -85,7 +85,14 @@ def folder_to_fill(name: str, roots: Mapping[str, Path]) -> tuple[str, Path]:
     parts = PurePosixPath(name.strip()).parts
     first = next(iter(roots))
     allowed = " or ".join(f"{root}/" for root in roots)
-    if not name.strip() or _odd(name) or name.strip().startswith("/") or ".." in parts or parts in [(root,) for root in roots]:
+    if (
+        not name.strip()
+        or _odd(name)
+        or name.strip().startswith("/")
+        or ".." in parts
+        or not parts
+        or parts in [(r,) for r in roots]
+    ):
         raise AtelierError(f"folder: {name!r} is not a folder in {allowed}. Write a name such as {first}/reg/1_man.")
     root, *below = parts if parts[0] in roots else (first, *parts)
     for part in below:

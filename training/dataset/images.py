@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from ..errors import AtelierError
+from ..files import Unreadable, is_file, open_plain
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", *((".avif",) if features.check("avif") else ())})
 # Pillow's own limit can be switched off by any other node pack, so it is checked here as well; the number is Pillow's.
@@ -40,19 +40,21 @@ def _naming(path: Path) -> Iterator[None]:
     """What Pillow says while it decodes, as a sentence about the file."""
     try:
         yield
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+    except Exception as error:  # of many kinds, whatever in the file is damaged
         raise _broken(path, error) from error
 
 
 def _open(path: Path, file: BinaryIO | None = None) -> Image.Image:
     """The picture with only its header read, from ``file`` where that is open already; refuses what would not fit into memory."""
+    if file is None and os.path.exists(path) and not is_file(path):  # opening a pipe would wait for ever
+        raise _broken(path, "it is no plain file")
     try:
         image = Image.open(file or path)
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
     except UnidentifiedImageError as error:
         raise _broken(path, "it is no picture in a known format") from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # of many kinds, whatever in the file is damaged
         raise _broken(path, error) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -70,7 +72,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; damaged EXIF data count as upright."""
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
+    except Exception:
         return 1
 
 
@@ -84,8 +86,8 @@ def picture_size(path: Path) -> tuple[int, int]:
 def check_picture(path: Path) -> None:
     """AtelierError naming the file if it is no picture or was cut off; decodes it only where its structure leaves a doubt."""
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below; only opening it may fail here
-    except OSError as error:
+        file = open_plain(path)
+    except (OSError, Unreadable) as error:
         raise _broken(path, error) from error
     with file:
         if not _structure(path, file)[1]:
@@ -100,7 +102,7 @@ def _structure(path: Path, file: BinaryIO) -> tuple[str | None, bool]:
         try:
             if whole:
                 image.verify()
-        except (OSError, ValueError, SyntaxError, EOFError, struct.error):
+        except Exception:
             whole = False
     if kind in ("JPEG", "WEBP"):
         file.seek(0)

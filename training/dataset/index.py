@@ -10,18 +10,22 @@ import hashlib
 import io
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import AtelierError
-from ..files import write_text
+from ..files import Unreadable, open_plain, read_json, write_text
 from .buckets import Size
 from .focus import detector_name, focus_point
 from .images import look_at, open_picture
 from .near_duplicates import perceptual_hash
 
 VERSION = 1
+LARGEST = 2**28
+"""Bytes of an index, of which a picture takes some three hundred."""
+KEY, LOOK = re.compile(r"[0-9a-f]{64}"), re.compile(r"(?:[0-9a-f]{22})?")
 AT_ONCE = 256 * 2**20
 """Bytes: a file of so many is read once and held while it is looked into; a larger one (a photo with a film behind it) is not."""
 _known: dict[Path, tuple[tuple[int, int], Facts]] = {}
@@ -45,7 +49,7 @@ class Facts:
 
 def file_digest(path: Path) -> str:
     """SHA-256 (hex) of the file's bytes."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         return _digest(file)
 
 
@@ -57,11 +61,12 @@ def _digest(file: BinaryIO) -> str:
 
 
 def look_into(path: Path) -> Facts:
-    """Facts of a sound picture, its file opened once; AtelierError naming it if it is none, OSError if it cannot be read."""
-    with open(path, "rb") as opened:
+    """Facts of a sound picture, its file opened once; AtelierError if it is none or may not be read, OSError if it is gone."""
+    with open_plain(path) as opened:
         file: BinaryIO = io.BytesIO(opened.read()) if os.fstat(opened.fileno()).st_size <= AT_ONCE else opened
+        (width, height), small = look_at(path, file)  # first, for of what is no picture there may be gigabytes
+        file.seek(0)
         key = _digest(file)
-        (width, height), small = look_at(path, file)
     return Facts(width, height, key, perceptual_hash(small))
 
 
@@ -82,6 +87,8 @@ class Index:
             entry = next((e for e in (_known.get(path), self._stored.get(str(path))) if e and e[0] == stamp), None)
             if entry is None:
                 entry = (stamp, look_into(path))
+        except Unreadable as error:
+            raise AtelierError(f"{path}: this picture cannot be read ({error.why}). Allow it, or remove it.") from error
         except AtelierError:
             raise
         except OSError as error:
@@ -126,11 +133,32 @@ class Index:
 
 
 def _read(file: Path) -> dict[str, tuple[tuple[int, int], Facts]]:
-    """The stored facts; a missing, damaged or older file counts as empty."""
+    """The stored facts; a missing, damaged or older file counts as empty, and a damaged row is left out."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if values["version"] != VERSION:
-            return {}
-        return {path: ((row[0], row[1]), Facts(**row[2])) for path, row in values["pictures"].items()}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        values = read_json(file, LARGEST)
+    except (Unreadable, FileNotFoundError):
         return {}
+    rows = values.get("pictures") if isinstance(values, dict) and values.get("version") == VERSION else None
+    found = {path: _row(row) for path, row in rows.items()} if isinstance(rows, dict) else {}
+    return {path: row for path, row in found.items() if row is not None}
+
+
+def _row(row: Any) -> tuple[tuple[int, int], Facts] | None:
+    """A stored row as it was kept; None for what was not written here: such facts would be believed."""
+    if not isinstance(row, list) or len(row) != 3 or not isinstance(row[2], dict):
+        return None
+    *stamp, values = row
+    try:
+        facts = Facts(**values)
+    except TypeError:
+        return None
+    sizes = (facts.width, facts.height)
+    sound = all(type(number) is int for number in (*stamp, *sizes)) and min(sizes) > 0
+    sound = sound and all(isinstance(text, str) for text in (facts.key, facts.look)) and isinstance(facts.focus, dict)
+    sound = sound and KEY.fullmatch(facts.key) is not None and LOOK.fullmatch(facts.look) is not None
+    sound = sound and all(map(_is_point, facts.focus.values()))
+    return ((stamp[0], stamp[1]), facts) if sound else None
+
+
+def _is_point(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2 and all(isinstance(at, (int, float)) and 0 <= at <= 1 for at in point)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import AtelierError
+from ..files import Unreadable, read_limited
 from .captions import decode
 
 MAX_BYTES = 1 << 28
@@ -22,9 +23,11 @@ def read_jsonl(file: Path) -> tuple[dict[Path, str], str]:
     try:
         if file.stat().st_size > MAX_BYTES:
             raise AtelierError(f"{file}: this file has more than {MAX_BYTES >> 20} MB. Take it out of the folder.")
-        text, encoding = decode(file.read_bytes())
+        text, encoding = decode(read_limited(file, MAX_BYTES))
     except OSError as error:
         raise AtelierError(f"{file}: this file cannot be read ({error.strerror}).") from error
+    except Unreadable as error:
+        raise AtelierError(f"{file}: this file cannot be read ({error.why}).") from error
     captions = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

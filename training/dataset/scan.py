@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
+from ..files import is_inside
 from . import masks
 from .captions import caption_path, read_caption
 from .change_stamps import files_stamp
@@ -66,7 +67,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _refuse_outside(path: Path, root: Path) -> None:
     """A link in a shared folder must not pull in files from elsewhere on this computer."""
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
+    if path.is_symlink() and not is_inside(path, root):
         raise AtelierError(f"{path}: this is a link that leads out of {root}. Copy the file into the folder instead.")
 
 

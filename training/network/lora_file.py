@@ -32,6 +32,8 @@ PAIRS = (
     ("_lora.down.weight", "_lora.up.weight"),
     (".lora_A", ".lora_B"),
 )
+ODD = (RuntimeError, KeyError, IndexError, AttributeError, TypeError, ZeroDivisionError, OverflowError)
+"""What tensors of shapes that do not belong together, or that are missing, make of the formulas."""
 PREFIXES: Mapping[type[ProductLayer], str] = {LoHaLayer: ".hada_", LoKrLayer: ".lokr_"}
 PART = re.compile(
     r"(\.alpha|\.dora_scale|\.lora_magnitude_vector(\.weight)?|\.lora_mid\.weight|\.hada_[wt][12](_[ab])?|\.lokr_[wt][12](_[ab])?|"
@@ -144,9 +146,9 @@ def read(
 
 def _branch(name: str, parts: Mapping[str, Tensor], module: nn.Module) -> AdapterLayer | None:
     """The branch that the tensors under one name describe, None when they are of a kind that is not known here."""
-    alpha = float(parts[".alpha"]) if ".alpha" in parts else None
     branch: AdapterLayer | None = None
     try:
+        alpha = float(parts[".alpha"]) if ".alpha" in parts else None
         for down, up in PAIRS:
             if down in parts and up in parts:
                 branch = _lora(parts[down], parts[up], parts.get(".lora_mid.weight"), alpha, module)
@@ -156,7 +158,7 @@ def _branch(name: str, parts: Mapping[str, Tensor], module: nn.Module) -> Adapte
                 tensors = {part[len(prefix) :]: t for part, t in parts.items() if part.startswith(prefix)}
                 if tensors:
                     branch = _product(kind, tensors, alpha, module)
-    except (RuntimeError, KeyError, IndexError) as error:
+    except (*ODD, ValueError) as error:
         raise ValueError(f"{name} has other sizes than this model's layer, {tuple(weight_shape(module))}") from error
     if branch is not None:
         _take_magnitude(name, branch, parts, module)
@@ -165,6 +167,15 @@ def _branch(name: str, parts: Mapping[str, Tensor], module: nn.Module) -> Adapte
 
 def _joined(pieces: Sequence[LayerSlice], stems: Mapping[str, Mapping[str, Tensor]], module: nn.Module) -> LoRALayer | None:
     """The LoRA of a layer of which the file has pieces; None when one of them is not a plain LoRA."""
+    try:
+        return _joined_pieces(pieces, stems, module)
+    except ODD as error:
+        raise ValueError(f"{pieces[0]} has other sizes than this model's layer, {tuple(weight_shape(module))}") from error
+
+
+def _joined_pieces(
+    pieces: Sequence[LayerSlice], stems: Mapping[str, Mapping[str, Tensor]], module: nn.Module
+) -> LoRALayer | None:
     pairs = []
     for piece in pieces:
         parts = stems[piece]
@@ -176,10 +187,7 @@ def _joined(pieces: Sequence[LayerSlice], stems: Mapping[str, Mapping[str, Tenso
             raise ValueError(f"{piece} has other sizes than this model's layer, {(piece.rows, *weight_shape(module)[1:])}")
         alpha = float(parts[".alpha"]) if ".alpha" in parts else len(down)
         pairs.append(Pair(down, up * (alpha / len(down)), piece.start))
-    try:
-        return _lora(*join(pairs, weight_shape(module)[0]), None, None, module)
-    except RuntimeError as error:
-        raise ValueError(f"{pieces[0]} has other sizes than this model's layer, {tuple(weight_shape(module))}") from error
+    return _lora(*join(pairs, weight_shape(module)[0]), None, None, module)
 
 
 def _lora(down: Tensor, up: Tensor, mid: Tensor | None, alpha: float | None, module: nn.Module) -> LoRALayer:

@@ -6,6 +6,9 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lora_atelier.tests import fuzz
 from lora_atelier.training.network import lora_file
 from lora_atelier.training.network.adapter import Adapter
 
@@ -143,3 +146,32 @@ def test_half_precision_files_keep_alpha_and_magnitudes_exact():
     assert file["lora_unet_mid_fc.alpha"].item() == 301
     assert file["lora_unet_mid_fc.dora_scale"].dtype == torch.float32
     assert file["lora_unet_mid_fc.lora_up.weight"].dtype == torch.bfloat16
+
+
+ODD_SHAPES = [(), (0,), (1,), (2,), (2, 0), (0, 6), (6, 2), (42, 4), (4, 30), (2, 2, 3, 3), (1,) * 9, (2, 6, 1, 1)]
+
+
+@fuzz.fuzzed(300)
+@given(st.data())
+def test_tensors_of_any_shape_are_a_layer_or_a_sentence(data):
+    """As from a file that somebody else wrote: parts missing, of other shapes and types, or not finite."""
+    n = "lora_unet_mid_fc"
+    pairs = {"lora_down.weight": (4, 30), "lora_up.weight": (42, 4), "lora_mid.weight": (4, 4, 1, 1), "dora_scale": (42, 1)}
+    hada = {"hada_w1_a": (42, 4), "hada_w1_b": (4, 30), "hada_w2_a": (42, 4), "hada_w2_b": (4, 30)}
+    lokr = {"lokr_w1": (6, 6), "lokr_w2_a": (7, 2), "lokr_w2_b": (2, 5), "lokr_t2": (2, 2, 3, 3)}
+    parts = data.draw(st.sampled_from([pairs, hada, lokr])) | {"alpha": ()}
+    tensors = {name: torch.ones(shape) for name, shape in parts.items()}
+    for name in data.draw(st.lists(st.sampled_from(list(tensors)), min_size=1, max_size=3, unique=True)):
+        how = data.draw(st.sampled_from(["drop", "shape", "type", "value"]))
+        if how == "drop":
+            del tensors[name]
+        elif how == "shape":
+            tensors[name] = torch.ones(data.draw(st.sampled_from(ODD_SHAPES)))
+        elif how == "type":
+            tensors[name] = tensors[name].to(data.draw(st.sampled_from([torch.int64, torch.bool, torch.float8_e4m3fn])))
+        else:
+            tensors[name] = tensors[name] * data.draw(st.sampled_from([0.0, -1.0, float("nan"), float("inf"), 1e30]))
+    try:
+        lora_file.read({f"{n}.{name}": tensor for name, tensor in tensors.items()}, layers(), names())
+    except ValueError as error:
+        assert n in str(error)
