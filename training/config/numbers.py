@@ -8,7 +8,6 @@ readings, since a guess would draw a strength of 6 for ``0,6``.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from decimal import Decimal, localcontext
 
@@ -20,14 +19,14 @@ PLACES = Decimal("0.000001")
 """Values are told apart to this much."""
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2053\u301c\uff5e\ufe63\uff0d~"
 """What other keyboards give for a hyphen or a minus sign."""
-LIKE = str.maketrans({**dict.fromkeys(DASHES, "-"), "\u2026": "..", "\u3001": ",", "\u066b": ".", "\u060c": ",", "\u3000": " "})
+LIKE = str.maketrans({**dict.fromkeys(DASHES, "-"), "\u2026": "..", "\u3001": ",", "\u3000": " "})
 NUMBER = r"[+-]?(?:\d{1,20}(?:\.\d{0,12})?|\.\d{1,12})"
 STEP = r"\d{0,12}(?:\.\d{0,12})?"
-STEPPED = re.compile(rf"({NUMBER})\s*(?:-|\.\.)\s*({NUMBER})\s*(?:\(\s*([+-])\s*({STEP})\s*\))?")
-SLICED = re.compile(rf"({NUMBER})\s*:\s*({NUMBER})\s*(?::\s*({NUMBER})\s*)?")
-COUNTED = re.compile(rf"({NUMBER})\s*(?:-|\.\.|:)\s*({NUMBER})\s*\[\s*(\d{{1,9}})\s*\]")
-LIST_OF_BLANKS = re.compile(rf"{NUMBER}(?:\s+{NUMBER})+")
-TIGHT = re.compile(r"(?<=\d),(?=\d)")
+STEPPED = re.compile(rf"({NUMBER})\s*(?:-|\.\.)\s*({NUMBER})\s*(?:\(\s*([+-])\s*({STEP})\s*\))?", re.ASCII)
+SLICED = re.compile(rf"({NUMBER})\s*:\s*({NUMBER})\s*(?::\s*({NUMBER})\s*)?", re.ASCII)
+COUNTED = re.compile(rf"({NUMBER})\s*(?:-|\.\.|:)\s*({NUMBER})\s*\[\s*(\d{{1,9}})\s*\]", re.ASCII)
+LIST_OF_BLANKS = re.compile(rf"{NUMBER}(?:\s+{NUMBER})+", re.ASCII)
+TIGHT = re.compile(r"(?<=\d),(?=\d)", re.ASCII)
 """A comma that may belong to the number around it."""
 IN_BRACKETS = re.compile(r"\([^()]*\)")
 
@@ -36,9 +35,7 @@ def plain(text: str) -> str:
     """``text`` with everyday digits, dashes, dots, commas and brackets in place of their look-alikes."""
     out = []
     for character in text.translate(LIKE):
-        if not character.isascii() and (digit := unicodedata.decimal(character, None)) is not None:
-            out.append(str(digit))
-        elif "\uff01" <= character <= "\uff5e":  # the full-width forms of ASCII
+        if "\uff01" <= character <= "\uff5e":  # the full-width forms of ASCII
             out.append(chr(ord(character) - 0xFEE0))
         else:
             out.append(" " if character == "\u00a0" else character)
@@ -82,7 +79,7 @@ def _without_decimal_commas(clear: str, text: str, widget: str) -> str:
     loose = re.split(r"[;\n\r]|,(?!\d)|(?<!\d),|(?<=\d)\s+(?=[\d+-])", clear)
     items = [item.strip() for item in loose if item.strip()]
     certain = len(items) > 1 and (";" in clear or "\n" in clear or all(len(TIGHT.findall(item)) == 1 for item in items))
-    if certain and all(re.fullmatch(r"[+-]?\d+(?:,\d+)?", item) for item in items):
+    if certain and all(re.fullmatch(r"[+-]?\d+(?:,\d+)?", item, re.ASCII) for item in items):
         return ";".join(item.replace(",", ".") for item in items)
     found = re.search(r"[+-]?\d+,\d+", clear)
     pair = found[0] if found else text.strip()
@@ -128,12 +125,12 @@ def _range(first: Decimal, last: Decimal, step: Decimal, part: str, widget: str)
 
 
 def _number(text: str, part: str, widget: str) -> Decimal:
-    if re.fullmatch(NUMBER, text):
+    if re.fullmatch(NUMBER, text, re.ASCII):
         value = Decimal(text)
         if value != _rounded(value):
             raise AtelierError(f"{widget}: {text} has more than six decimal places; use fewer.")
         return value
-    if re.fullmatch(rf"{NUMBER}\s*%", text):
+    if re.fullmatch(rf"{NUMBER}\s*%", text, re.ASCII):
         share = f"{Decimal(text.rstrip('% ')) / 100:f}"
         raise AtelierError(f"{widget}: {part.strip()!r} is a percentage; write it as {share}.")
     raise AtelierError(f"{widget}: {part.strip()!r} is neither a number nor a range such as 0-1(+0.25), 0:1:0.25 or 0-1[5].")
