@@ -1,8 +1,8 @@
 """Numbers as people type them: one value, or a list with ranges; the same for every widget that takes them as text.
 
-All arithmetic is decimal, so that ``0.6-1.0`` ends at 1. Full-width digits and signs, and the dashes of other keyboards, mean what
-they look like. A comma may be a decimal comma: where the text leaves no doubt it is understood, else it is refused with both
-readings, since a guess would draw a strength of 6 for ``0,6``.
+All arithmetic is decimal, so that ``0.6-1.0`` ends at 1. Full-width digits and signs, and the dashes of other keyboards, mean
+what they look like. A comma may be a decimal comma: where the text leaves no doubt it is understood, else it is refused with
+both readings, since a guess would draw a strength of 6 for ``0,6``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def parts(text: str, widget: str, *, whole: bool = False) -> list[str]:
     clear = IN_BRACKETS.sub(lambda found: found[0].replace(",", "."), plain(text))
     if not whole and TIGHT.search(clear):
         clear = _without_decimal_commas(clear, text, widget)
-    out = []
+    out: list[str] = []
     for part in (part.strip() for part in re.split(r"[,;\n\r]", clear)):
         if re.search(r"\d\s+-\.?\d", part):
             raise AtelierError(f"{widget}: {part!r} can be a range or two numbers; write the range without blanks, or a comma.")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.config import numbers
 from lora_atelier.training.config.numbers import MAX_VALUES
+from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid.axes import parse_epochs, parse_seeds, parse_strengths, prompt_lines
 
 
