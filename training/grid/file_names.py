@@ -3,8 +3,8 @@
 Read are the habits of this pack, kohya's tools and musubi-tuner (``name-000004`` an epoch, ``name-step00000500`` a step, ``ss_*``
 metadata), of ai-toolkit (``name_000001500`` a step, ``training_info`` metadata), OneTrainer
 (``name2024-01-31_12-00-00-save-500-4-100``: steps, whole epochs, steps of the next), and of diffusers, PEFT, SimpleTuner and
-diffusion-pipe, whose files all have one name in folders called ``checkpoint-500`` or ``epoch4``. A number of which nobody says what
-it counts stays a part of a name.
+diffusion-pipe, whose files all have one name in folders called ``checkpoint-500`` or ``epoch4``. A number of which nobody says
+what it counts stays a part of a name.
 """
 
 from __future__ import annotations
