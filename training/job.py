@@ -38,13 +38,14 @@ from .network.warm_start import start_from
 from .objective.loss import check_weighting
 from .objective.noise import NoiseLevelSampler
 from .optim import optimizers
+from .optim.remarks import remarks
 from .protocols import CanvasText
 from .recorder import Callbacks, Progress
 from .runs import live
 from .runs.metadata import describe
 from .runs.run import Epochs, Run, SaveKind
 from .session import Session, total_steps
-from .tensors.precision import DTYPES, compute_dtype
+from .tensors.precision import DTYPE_NAMES, DTYPES, compute_dtype
 
 log = logging.getLogger("lora-atelier")
 EVENT = "lora_atelier.run"
@@ -274,7 +275,8 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
     )  # fmt: skip
     if unknown := remark(job.model.family):
         log.info("%s: %s", run.name, unknown)
-    for note in optimizers.notes(job.config.optimizer, [group["rate"] for group in adapter.parameter_groups()]):
+    rates = [group["rate"] for group in adapter.parameter_groups()]
+    for note in remarks(job.config.optimizer, job.total, job.plan.epochs_for(job.total), rates):
         log.info("%s: %s", run.name, note)
     levels = NoiseLevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, family_named(job.model.family))
     advance = host.progress(job.total)
@@ -347,7 +349,8 @@ class _Saver:
         tensors = lora_file.to_file(self.adapter, job.names, job.model.family, DTYPES[config.save_precision], self.layers)
         metadata = describe(
             config, job.dataset, job.plan, family=job.model.family, prediction=job.model.prediction, epoch=epoch,
-            step=step, total_steps=job.total, graph=job.graph,
+            step=step, total_steps=job.total, graph=job.graph, sizes=self.adapter.sizes(),
+            precision=DTYPE_NAMES.get(job.model.compute_dtype, ""),
         )  # fmt: skip
         saved = self.run.save_lora(tensors, metadata, epoch=epoch, step=step, kind=kind)
         log.info("model saved: %s", saved.path)
