@@ -73,7 +73,7 @@ class Gallery extends Dialog {
   /** The cell in words. */
   words(place) {
     const { epoch, strength, clip, score, favourite, failed } = this.facts(place);
-    const parts = [epoch ? text("cellOf", { epoch: epoch.label, step: epoch.step, strength: number(strength) }) : text("noLora")];
+    const parts = [epoch ? text(epoch.step ? "cellOf" : "cellWithoutStep", { epoch: epoch.label, step: epoch.step, strength: number(strength) }) : text("noLora")];
     if (epoch && clip !== strength) parts.push(text("textStrength", { strength: number(clip) }));
     if (score) parts.push(text("scoresOf", { likeness: score.likeness.toFixed(2), nearest: score.nearest.toFixed(2), agreement: score.agreement.toFixed(2) }));
     if (failed) parts.push(failed);

@@ -20,13 +20,20 @@ class Outlook {
     this.facts = make("div", { class: "atelier-row" });
     this.axis = make("div", { class: "atelier-row atelier-axis" });
     this.bad = make("p", { class: "atelier-note atelier-bad", role: "status" });
+    this.notes = make("p", { class: "atelier-note", role: "status" });
     this.family = make("p", { class: "atelier-note", role: "status" });
     const drawing = make("div", { class: "atelier-plot" }, this.svg);
-    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.family);
-    this.panel = addPanel(node, "outlook", this.element, () => HEIGHT + 34 * [this.bad, this.family].filter((p) => p.textContent).length);
+    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.notes, this.family);
+    this.panel = addPanel(node, "outlook", this.element, () => HEIGHT + this.room());
     this.panel.fit();
     this.seen = this.asked = "";
     this.number = 0;
+  }
+
+  /** Pixels of the sentences below the drawing, by about how many lines they take. */
+  room() {
+    const lines = (place) => (place.textContent ? Math.max(2, Math.ceil(place.textContent.length / 60)) : 0);
+    return 17 * [this.bad, this.notes, this.family].reduce((sum, place) => sum + lines(place), 0);
   }
 
   question() {
@@ -63,8 +70,9 @@ class Outlook {
     this.panel.fit();
   }
 
-  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, sentence }) {
+  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, notes, sentence }) {
     this.say(this.bad, sentence ?? "");
+    this.say(this.notes, (notes ?? []).join(" "));
     this.svg.style.opacity = points ? 1 : 0.2;
     if (!points) return;
     const high = Math.max(...points.map(([, rate]) => rate));

@@ -109,9 +109,10 @@ class EpochWeightGrid(io.ComfyNode):
         from ..training.grid import origin, plan, render
 
         runs = [*([epochs] if epochs is not None else []), *_named_runs(lora_files)]
+        choice = typed.parse_epochs(which_epochs)
         axes = plan.Axes(
             tuple(dict.fromkeys(typed.prompt_lines(prompts))),
-            plan.columns_of(runs, typed.parse_epochs(which_epochs)),
+            plan.columns_of(runs, choice),
             typed.parse_strengths(strengths),
             typed.parse_seeds(seed, more_seeds),
             text_encoder_strength if text_encoder == "separate" else None,
@@ -132,6 +133,7 @@ class EpochWeightGrid(io.ComfyNode):
             together=cells_at_once,
             judge=_judge(runs, dataset, clip_vision) if scores else None,
             losses=_losses(runs),
+            remarks=plan.remarks(runs, choice, axes.strengths),
             show=host.status_of(hidden.unique_id) if hidden else lambda _line: None,
         )
         grid.check()
@@ -155,10 +157,11 @@ def _named_runs(lora_files: str) -> list[Any]:
 
 
 def _losses(runs: list[Any]) -> dict[str, Any]:
-    """What the runs of these names have measured, if they were trained here."""
+    """What the runs have measured that were trained here; a file of the same name from elsewhere is none of theirs."""
     from ..training import host
 
-    return {run.name: reader.measured(host.runs_folder() / run.name) for run in runs}
+    own = [run for run in runs if all(file.path.parent == host.loras_folder() / run.name for file in run.files)]
+    return {run.name: reader.measured(host.runs_folder() / run.name) for run in own}
 
 
 def _judge(runs: list[Any], dataset: Any, clip_vision: Any) -> Any:

@@ -99,6 +99,7 @@ FLUX = Family("shifted", BySize(), guidance=1.0, key_format=KOHYA, text=Text(256
 T5 = Text(256, 4096)
 # The text's stream ends with the last block: there only its keys and values are heard by the picture.
 TEXT_ENDS = r"^(transformer|double)_blocks\.LAST\.(txt_mlp\.|attn\.(to_add_out|add_q_proj|txt_attn_proj)$)"
+VISION = r"^vision_in\."  # reads what a vision model sees in the picture to begin with
 REFERENCE = r"^ref_image_"  # read a picture to be edited, which training does not give
 REFUSED_BESIDE, REFUSED_MOTION, REFUSED_OTHER = (Family(refused=why) for why in (BESIDE, MOTION, NO_PICTURE))
 
@@ -122,7 +123,8 @@ def _table() -> dict[str, Family]:
         "ChromaRadiance": Family(text=T5),
         "HunyuanImage21": Family("shifted", 5.0, guidance=1.0, text=Text(128, 3584)),
         "HunyuanVideo": Family("shifted", 7.0, guidance=1.0),
-        "HunyuanVideo15": Family(refused=MOTION),
+        # Its text-to-video form reads a picture to begin with as well, empty where there is none.
+        "HunyuanVideo15": Family("shifted", 2.0, guidance=1.0, untrainable=VISION, blank_beside=True),
         "QwenImage": Family("shifted", BySize(high=0.9, most=8192), untrainable=TEXT_ENDS, text=Text(128, 3584)),
         "MageFlow": Family("shifted", 6.0, untrainable=TEXT_ENDS),
         "JoyImage": Family("shifted", 1.5, untrainable=TEXT_ENDS),

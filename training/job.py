@@ -39,6 +39,7 @@ from .network.warm_start import start_from
 from .objective.loss import check_weighting
 from .objective.noise import NoiseLevelSampler
 from .optim import optimizers, schedules
+from .optim.remarks import remarks
 from .protocols import CanvasText
 from .recorder import Callbacks, Progress
 from .runs import live
@@ -48,7 +49,7 @@ from .runs.opening import Opened, open_run
 from .runs.record import SaveKind
 from .runs.run import Epochs, Run
 from .session import Session, total_steps
-from .tensors.precision import DTYPES, compute_dtype
+from .tensors.precision import DTYPE_NAMES, DTYPES, compute_dtype
 
 log = logging.getLogger("lora-atelier")
 EVENT = "lora_atelier.run"
@@ -310,7 +311,8 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
     )  # fmt: skip
     if unknown := remark(job.model.family):
         log.info("%s: %s", run.name, unknown)
-    for note in optimizers.notes(job.config.optimizer, [group["rate"] for group in adapter.parameter_groups()]):
+    rates = [group["rate"] for group in adapter.parameter_groups()]
+    for note in remarks(job.config.optimizer, job.total, job.plan.epochs_for(job.total), rates):
         log.info("%s: %s", run.name, note)
     levels = NoiseLevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, family_named(job.model.family))
     advance = host.progress(job.total)
@@ -383,7 +385,8 @@ class _Saver:
         tensors = lora_file.to_file(self.adapter, job.names, job.model.family, DTYPES[config.save_precision], self.layers)
         metadata = describe(
             config, job.dataset, job.plan, family=job.model.family, prediction=job.model.prediction, epoch=epoch,
-            step=step, total_steps=job.total, graph=job.graph,
+            step=step, total_steps=job.total, graph=job.graph, sizes=self.adapter.sizes(),
+            precision=DTYPE_NAMES.get(job.model.compute_dtype, ""),
         )  # fmt: skip
         if changes := self.run.record().changes:
             metadata["lora_atelier.changes"] = json.dumps(changes)

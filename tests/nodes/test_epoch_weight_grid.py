@@ -107,6 +107,8 @@ def test_files_of_any_origin_are_shown_with_the_unnumbered_one_last(node, loras,
         facts = json.loads(picture.text["lora_atelier.grid"])
         assert (grid.shape[2], grid.shape[1]) == picture.size
     assert [(e["file"], e["epoch"]) for e in facts["epochs"]] == [
-        (str(Path("old") / f"{name}.safetensors"), epoch) for name, epoch in (("ink-000002", 2), ("ink-000004", 4), ("ink", 5))
+        (str(Path("old") / f"{name}.safetensors"), epoch) for name, epoch in (("ink-000002", 2), ("ink-000004", 4), ("ink", None))
     ]  # fmt: skip
+    assert [e["label"] for e in facts["epochs"]] == ["epoch 2", "epoch 4", "unnumbered"]
+    assert "An unnumbered file stands last" in notes
     assert page["subfolder"] == "lora-atelier/ink/grids"

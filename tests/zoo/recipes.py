@@ -246,6 +246,14 @@ RECIPES = (
         ),
         cond(64, pooled_output=(1, 768)),
     ),
+    Recipe(
+        "HunyuanVideo 1.5, one frame", "HunyuanVideo15",
+        hunyuan(
+            in_channels=65, out_channels=32, patch_size=[1, 1, 1], axes_dim=[16, 56, 56], vision_in_dim=1152, meanflow_sum=True,
+            use_cond_type_embedding=True,
+        ),
+        cond(64),
+    ),
     Recipe("Wan 2.1, one frame", "WAN21_T2V", wan(), cond(4096)),
     Recipe("Wan 2.2 5B, one frame", "WAN22_T2V", wan(in_dim=48, out_dim=48), cond(4096)),
     Recipe(

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import AtelierError
+from . import numbers
 
 NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+NUMBER = re.compile(r"[+-]?(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,4})?|nan|[+-]?inf", re.ASCII)
 LARGEST = 9999
 
 
@@ -76,6 +78,8 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
     """(1-based number, content) of the lines that say something."""
     for number, line in enumerate(text.splitlines(), start=1):
         content = line.strip()
+        if not content.startswith("re:"):
+            content = numbers.plain(content).strip()
         if content and not content.startswith("#"):
             yield number, content
 
@@ -83,10 +87,10 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 def _number(where: str, key: str, text: str | None, low: float, high: float) -> float | None:
     if text is None:
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        raise AtelierError(f"{where}: {key}={text} is not a number.") from None
+    plain = text.replace(",", ".")  # one number is wanted, so a comma can only be a decimal one
+    if not NUMBER.fullmatch(plain):
+        raise AtelierError(f"{where}: {key}={text} is not a number.")
+    value = float(plain)
     if not low <= value <= high:  # also true for nan
         advice = "; to leave layers out, use exclude" if key == "rate" and value <= 0 else ""
         raise AtelierError(f"{where}: {key}={text} is outside {low:g} to {high:g}{advice}.")

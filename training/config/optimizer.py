@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -59,7 +60,10 @@ class OptimizerConfig:
             f"learning rate: {self.peak:g} must be above 0 and at most 10 (1e-4 is usual for AdamW).",
         )
         refuse(not 0 <= self.decay < 1, f"weight decay: {self.decay:g} is outside 0 to 1.")
-        refuse(self.max_grad_norm < 0, f"gradient clipping: {self.max_grad_norm} is below 0; 0 switches it off.")
+        refuse(
+            not 0 <= self.max_grad_norm < math.inf,
+            f"gradient clipping: {self.max_grad_norm} is no number from 0 on; 0 switches it off.",
+        )
         refuse(not 1 <= self.accumulate <= 10_000, f"accumulate: {self.accumulate} batches are outside 1 to 10000.")
         self._check_schedule()
         self._check_optimizer()
@@ -71,7 +75,7 @@ class OptimizerConfig:
             self.warmup_steps > 0 and self.warmup_share > 0,
             f"warmup: {self.warmup_steps} steps and a share of {self.warmup_share} contradict each other; set one of them to 0.",
         )
-        refuse(not self.min_rate >= 0, f"min rate: {self.min_rate} is below 0.")
+        refuse(not 0 <= self.min_rate < math.inf, f"min rate: {self.min_rate} is no number from 0 on.")
         refuse(not 0 <= self.min_share <= 1, f"min rate: a share of {self.min_share} is outside 0 to 1.")
         refuse(
             self.min_rate > 0 and self.min_share > 0,
@@ -86,7 +90,7 @@ class OptimizerConfig:
         refuse(not 0 < self.power <= 10, f"power: {self.power} is outside 0.01 to 10.")
 
     def _check_optimizer(self) -> None:
-        fixed = self.schedule == "constant" and self.warmup_steps == 0 and self.warmup_share == 0
+        fixed = self.schedule == "constant" and not self.warms_up
         refuse(
             self.adaptive and self.peak < 0.01,
             f"learning rate: {self.name} finds the rate itself and multiplies it by this one, so {self.peak} would learn "
@@ -133,6 +137,11 @@ class OptimizerConfig:
     def adaptive(self) -> bool:
         """Whether the optimizer estimates a rate that ``peak`` only multiplies."""
         return self.name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW")
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the rate rises at first."""
+        return self.warmup_steps > 0 or self.warmup_share > 0
 
     @property
     def own_rate(self) -> bool:

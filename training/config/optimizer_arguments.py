@@ -6,11 +6,13 @@ Nothing is evaluated: a value is a number, true, false, none, or numbers with co
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Union
 
 from ..errors import AtelierError
+from . import numbers
 
 Value = Union[bool, int, float, tuple[float, ...], None]  # noqa: UP007 - evaluated at run time, also by Python 3.10
 
@@ -32,7 +34,7 @@ def parse(text: str) -> dict[str, Value]:
 
     Raises AtelierError for what is no pair, no value, or named twice.
     """
-    plain = text.replace('"', " ").replace("'", " ").strip()
+    plain = numbers.plain(text).replace('"', " ").replace("'", " ").strip()
     found = list(PAIR.finditer(plain))
     before = plain[: found[0].start()] if found else plain
     if before.strip(" \t\r\n,;"):
@@ -54,8 +56,8 @@ def _value(key: str, text: str) -> Value:
     parts = [part.strip() for part in bare.strip().rstrip(",").split(",")]
     if not all(INTEGER.fullmatch(part) or NUMBER.fullmatch(part) for part in parts):
         raise AtelierError(f"{WIDGET}: {key}={text}: use a number, true, false, none, or numbers with commas such as 0.9,0.999.")
-    numbers = [int(part) if INTEGER.fullmatch(part) else float(part) for part in parts]
-    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+    values = [int(part) if INTEGER.fullmatch(part) else float(part) for part in parts]
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def write(values: Mapping[str, Value]) -> str:
@@ -99,7 +101,11 @@ def _fitting(name: str, key: str, value: Value, default: Any) -> Value:
         fits, wanted = number, "a number"
     if value is None and (default is None or key in SWITCHES):
         return None
-    if not fits:
+    if isinstance(value, float) and math.isinf(value) and default != value:
+        raise AtelierError(f"{WIDGET}: {key} of {name} has to be a number, not {_text(value)}.")
+    commas = isinstance(value, tuple) and all(isinstance(part, int) for part in value) and any(value)
+    if not fits or (commas and not all(isinstance(part, int) for part in default)):
+        point = "; decimals are written with a point" if commas else ""
         example = "" if default in (None, inspect.Parameter.empty) else f" such as {_text(default)}"
-        raise AtelierError(f"{WIDGET}: {key} of {name} has to be {wanted}{example}, not {_text(value)}.")
+        raise AtelierError(f"{WIDGET}: {key} of {name} has to be {wanted}{example}, not {_text(value)}{point}.")
     return float(value) if isinstance(default, float) and isinstance(value, int) else value

@@ -13,6 +13,7 @@ from ..network.scope import trained_layers
 from ..network.size import adapter_bytes, adapter_shapes
 from ..optim import schedules
 from ..optim.curve import curve, summary
+from ..optim.remarks import remarks
 from ..performance.memory import adapter_needs
 from ..tensors.precision import DTYPES
 
@@ -38,6 +39,8 @@ class Outlook:
     """Epochs that are begun."""
     summary: str
     """The schedule in a line."""
+    notes: tuple[str, ...] = ()
+    """What of the optimizer and its schedule one may not expect, a sentence each."""
 
 
 def look_ahead(config: TrainingConfig, steps_per_epoch: int | None) -> Outlook:
@@ -56,7 +59,8 @@ def look_ahead(config: TrainingConfig, steps_per_epoch: int | None) -> Outlook:
     updates = optimizer.updates(total)
     points = tuple((min(step * optimizer.accumulate, total - 1), rate) for step, rate in curve(optimizer, updates))
     epochs = math.ceil(total / steps_per_epoch) if steps_per_epoch and known else None
-    return Outlook(points, total, known, steps_per_epoch, epochs, summary(optimizer, updates))
+    notes = tuple(remarks(optimizer, total if known else None, epochs))
+    return Outlook(points, total, known, steps_per_epoch, epochs, summary(optimizer, updates), notes)
 
 
 def sizes(

@@ -1,4 +1,4 @@
-"""Recommended epoch by the numbers, and why: a hint beside the pictures, never more.
+"""Recommended epoch by the numbers, and why: a hint beside the pictures, never more, and worded as one.
 
 The rule is that of the published recipes: the best epoch is one that is good at a full 1.0. One that is good at 0.8 and
 over-fitted at 1.0 is worse than it looks.
@@ -60,7 +60,8 @@ def recommend(epochs: Sequence[Judged], scale: Scale | None) -> Advice:
     if best_gain <= 0:
         return Advice(
             None,
-            "At strength 1 no epoch is closer to the dataset than the pictures without a LoRA: train longer or at a higher rate.",
+            "At strength 1 no epoch is closer to the dataset than the pictures without a LoRA. If the pictures say so too, train "
+            "longer or at a higher rate.",
         )
     margin = CLOSE * best_gain
     too_strong = [epoch for epoch in full if _best_strength(merits[epoch.label], margin) < FULL]
@@ -68,8 +69,8 @@ def recommend(epochs: Sequence[Judged], scale: Scale | None) -> Advice:
     if not sound:
         return Advice(
             None,
-            "Every epoch is better at less than 1, so all are over-fitted at full strength: take an earlier epoch, or train with "
-            "a lower rate or fewer repeats.",
+            "Every epoch is better at less than 1, which speaks for over-fitting at full strength. If the pictures say so too, "
+            "take an earlier epoch, or train with a lower rate or fewer repeats.",
         )
     top = max(merits[epoch.label][FULL] for epoch in sound)
     alike = [epoch for epoch in sound if merits[epoch.label][FULL] >= top - margin]
@@ -103,19 +104,19 @@ def _reasons(
     over = score.nearest - scale.usual_nearest
     nearness = f"but {over:.2f} nearer to one of them" if over > 0 else "no nearer to any one of them"
     out = [
-        f"{chosen.label} is good at a full 1: its pictures are {gain:.2f} closer to the dataset than those without a LoRA, and "
-        f"{nearness} than the training pictures are to each other."
+        f"{chosen.label} seems good at a full 1: its pictures are {gain:.2f} closer to the dataset than those without a LoRA, "
+        f"and {nearness} than the training pictures are to each other."
     ]
     if others := [epoch.label for epoch in alike if epoch is not chosen]:
         measured = all(epoch.held_out is not None for epoch in alike)
-        because = "the held-out loss is lower" if measured else "it was trained less, and so keeps more of the model"
+        because = "the held-out loss is lower" if measured else "it was trained less, which usually keeps more of the model"
         out.append(f"{_list(others)} {'is' if len(others) == 1 else 'are'} about as good; {because}.")
     if too_strong:
         best = _best_strength(merits[too_strong[-1].label], margin)
-        out.append(f"{_list([e.label for e in too_strong])}: better at {best:g} than at 1, so over-fitted at full strength.")
+        out.append(f"{_list([e.label for e in too_strong])}: better at {best:g} than at 1, so perhaps over-fitted.")
     usual = max(epoch.scores[FULL].agreement for epoch in alike)
     if score.agreement < KEPT * usual:
-        out.append("It leaves little of what the model would draw without it; look at prompts outside the dataset.")
+        out.append("It seems to leave little of what the model would draw without it; look at prompts outside the dataset.")
     return out
 
 
@@ -125,7 +126,8 @@ def _by_loss(epochs: Sequence[Judged]) -> Advice:
         lowest = min(held, key=lambda pair: pair[0])
         return Advice(
             lowest[1].label,
-            f"{lowest[1].label} has the lowest loss on pictures that were held out ({lowest[0]:.4f}). No pictures were compared.",
+            f"{lowest[1].label} has the lowest loss on pictures that were held out ({lowest[0]:.4f}), which says "
+            "nothing of how it looks. No pictures were compared.",
         )
     return Advice(
         None,

@@ -27,6 +27,17 @@ class CellRenderer:
         cell = self.codec.downscale
         return self.sampling.height // cell, self.sampling.width // cell
 
+    def remarks(self) -> list[str]:
+        """Where a cell is not of the size that was asked for."""
+        asked, cell = (self.sampling.width, self.sampling.height), self.codec.downscale
+        drawn = tuple(side // cell * cell for side in asked)
+        if drawn == asked:
+            return []
+        return [
+            f"width, height: {asked[0]} x {asked[1]} is drawn at {drawn[0]} x {drawn[1]}, since this model's pictures consist of "
+            f"squares of {cell} pixels."
+        ]
+
     def check(self) -> None:
         """AtelierError if the model cannot read what the text encoder gives."""
         compatibility.check_conditioning(self.model, self._encode(self.sampling.negative))

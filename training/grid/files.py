@@ -1,21 +1,22 @@
-"""LoRA files as runs: files of one name with a number each are the epochs of one LoRA."""
+"""LoRA files as runs: which files are those of one training, what each is called, and in which order they stand."""
 
 from __future__ import annotations
 
 import difflib
-import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from ..errors import AtelierError
-from ..runs.record import SavedLoRA
+from ..runs.record import SavedLoRA, SaveKind
 from ..runs.run import Epochs
 from ..tensors.safetensors_header import read_header
+from .file_names import Told, natural, tell
 
-# As this pack and kohya's tools number their files, six digits for an epoch; others count steps, nine digits.
-EPOCH = re.compile(r"(?P<stem>.+?)-(?P<number>\d{6})")
-STEP = re.compile(r"(?P<stem>.+?)(?:-step|_(?=\d{9}\Z))(?P<number>\d{2,10})")
+KINDS: Mapping[str, SaveKind] = {"epoch": "epoch", "step": "step", "folder": "step", "number": "step", "nothing": "last"}
+"""What a file counts as, by what the number in its name counts."""
 
 
 def choose_files(text: str, known: Sequence[str]) -> list[str]:
@@ -37,35 +38,86 @@ def choose_files(text: str, known: Sequence[str]) -> list[str]:
             near = difflib.get_close_matches(wanted.removesuffix(".safetensors"), list(bare), 1)
             hint = f"; did you mean {bare[near[0]]}?" if near else "; put it into models/loras and refresh the page."
             raise AtelierError(f"lora_files: there is no LoRA called {line}{hint}")
-        out |= dict.fromkeys(plain[name] for name in fits)
+        out |= dict.fromkeys(plain[name] for name in sorted(fits, key=lambda name: natural(name.rpartition(".")[0])))
     return list(out)
+
+
+@dataclass(frozen=True)
+class FoundLoRA(SavedLoRA):
+    """A file of any origin; its epoch and step are 0 where nothing tells them."""
+
+    title: str = ""
+    """What stands above its column beside other files of its series; empty for one that stands alone."""
+
+    @property
+    def label(self) -> str:
+        return self.title
 
 
 def as_runs(names: Sequence[str], path_of: Callable[[str], Path], metadata: Callable[[Path], Mapping[str, str]]) -> list[Epochs]:
     """Runs in the order in which their first file is named, their files first to last.
 
-    The unnumbered file beside numbered ones is the last epoch, as the usual trainers save it.
+    Names and order come from what the files say of themselves (``file_names``). A file without a number whose metadata tell
+    nothing stands last among the others of its name, as all trainers save it, and is called ``unnumbered``.
     """
-    groups: dict[str, list[tuple[tuple[int, float], SavedLoRA]]] = {}
-    base: dict[str, str] = {}
-    numbered = {stem for name in names if (stem := _stem(name)) != _bare(name)}
-    for name in names:
-        path, bare, stem = path_of(name), _bare(name), _stem(name)
-        facts = metadata(path)
-        step = _whole(facts.get("ss_steps"))
-        if match := STEP.fullmatch(bare):
-            saved = SavedLoRA(path, _whole(facts.get("ss_epoch")), int(match["number"]), "step")
-            place = (0, float(step or int(match["number"])))
-        elif match := EPOCH.fullmatch(bare):
-            saved = SavedLoRA(path, int(match["number"]), step, "epoch")
-            place = (0, float(step or int(match["number"])))
-        else:
-            saved = SavedLoRA(path, _whole(facts.get("ss_epoch")), step, "last")
-            place = (1, 0.0)
-            stem = bare if bare in numbered else stem
-        groups.setdefault(stem, []).append((place, saved))
-        base.setdefault(stem, _family(facts))
-    return [Epochs(PurePosixPath(stem).name, base[stem], _last_numbered(rows)) for stem, rows in groups.items()]
+    read = {name: (path_of(name), metadata(path_of(name))) for name in names}
+    told = _in_series({name: tell(name, facts) for name, (_, facts) in read.items()})
+    groups: dict[str, list[str]] = {}
+    for name, one in told.items():
+        groups.setdefault(one.series, []).append(name)
+    titles = _titles(list(groups))
+    runs = []
+    for series, members in groups.items():
+        ordered = _ordered(members, told)
+        found = [
+            FoundLoRA(
+                read[name][0], told[name].epoch, told[name].step, KINDS[told[name].counts],
+                "" if len(members) == 1 and told[name].counts == "nothing" else told[name].label or "unnumbered",
+            )
+            for name in ordered
+        ]  # fmt: skip
+        base = next((family for name in ordered if (family := read[name][1].get("ss_base_model_version", ""))), "")
+        runs.append(Epochs(titles[series], base, tuple(found)))
+    return runs
+
+
+def _in_series(told: dict[str, Told]) -> dict[str, Told]:
+    """A number that says nothing belongs to the name, unless it is what tells several files of one name apart."""
+    count = Counter(one.series for one in told.values())
+    out = {}
+    for name, one in told.items():
+        if one.counts == "number" and count[one.series] == 1:
+            path = PurePosixPath(name.replace("\\", "/"))
+            bare = str(path.with_name(path.name.rpartition(".")[0] or path.name))
+            one = replace(one, series=bare, part="", counts="nothing")
+        out[name] = one
+    return out
+
+
+def _ordered(members: Sequence[str], told: Mapping[str, Told]) -> list[str]:
+    """First to last: by steps if all tell them, else by epochs, else by the numbers in their names."""
+    numbered = [told[name] for name in members if told[name].counts != "nothing"] or [told[name] for name in members]
+    if all(one.step for one in numbered):
+        place = {name: told[name].step for name in members}
+    elif all(one.epoch for one in numbered):
+        place = {name: told[name].epoch for name in members}
+    else:
+        place = {name: told[name].number for name in members}
+    # One without a number is the last of its training, unless it says when it was saved.
+    return sorted(members, key=lambda name: (place[name] or float("inf"), told[name].counts == "nothing", natural(name)))
+
+
+def _titles(series: Sequence[str]) -> dict[str, str]:
+    """The last part of every path, with as much before it as tells it from the others."""
+    out = {}
+    for one in series:
+        parts = PurePosixPath(one).parts
+        for length in range(1, len(parts) + 1):
+            tail = parts[-length:]
+            if sum(PurePosixPath(other).parts[-length:] == tail for other in series) == 1:
+                break
+        out[one] = tail[-1] if length == 1 else f"{tail[-1]} ({' '.join(tail[:-1])})"
+    return out
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -74,31 +126,3 @@ def read_metadata(path: Path) -> dict[str, str]:
         return read_header(path).metadata
     except AtelierError:
         return {}
-
-
-def _last_numbered(rows: list[tuple[tuple[int, float], SavedLoRA]]) -> tuple[SavedLoRA, ...]:
-    files = [saved for _, saved in sorted(rows, key=lambda row: row[0])]
-    last = files[-1]
-    if last.kind == "last" and len(files) > 1:
-        before = max(saved.epoch for saved in files[:-1])
-        files[-1] = SavedLoRA(last.path, max(last.epoch, before + 1), last.step, "last")
-    return tuple(files)
-
-
-def _bare(name: str) -> str:
-    """Path without the ending, with forward slashes."""
-    return name.replace("\\", "/").rpartition(".")[0]
-
-
-def _stem(name: str) -> str:
-    bare = _bare(name)
-    match = STEP.fullmatch(bare) or EPOCH.fullmatch(bare)
-    return match["stem"] if match else bare
-
-
-def _whole(text: str | None) -> int:
-    return int(text) if text and re.fullmatch(r"\d{1,12}", text) else 0
-
-
-def _family(facts: Mapping[str, str]) -> str:
-    return facts.get("ss_base_model_version", "")

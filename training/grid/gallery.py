@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check_run_name
+from ..config.numbers import MAX_VALUES
 from ..config.sampling import Sampling
 from ..dataset.png_text import png_text
 from ..errors import AtelierError
@@ -22,7 +23,6 @@ from ..files import Unreadable, is_file, is_inside, parse_json, read_json, repla
 from ..runs.layout import CELLS_FOLDER, GRIDS_FOLDER
 from ..runs.reader import number
 from .advice import Advice
-from .axes import MAX_VALUES
 from .pages import KEY
 from .score import Score
 

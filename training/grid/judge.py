@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .advice import Advice, Judged, recommend
-from .features import Embedder, embed_files, embed_pictures
+from .features import MOST_PICTURES, Embedder, embed_files, embed_pictures
 from .plan import Axes
 from .score import Scale, Score, mean_score, mean_scores, score, usual_nearest
 
@@ -45,9 +46,10 @@ class Judge:
         if page in self._controls and bool(torch.isfinite(seen).all()):
             self.scores.setdefault(page, {})[place] = score(seen, self._controls[page], self.dataset)
 
-    def scale(self) -> Scale | None:
-        """None as long as nothing can be compared."""
-        controls = [scores[0, 0] for scores in self.scores.values() if (0, 0) in scores]
+    def scale(self, page: int | None = None) -> Scale | None:
+        """Of all pages or of one; None as long as nothing can be compared."""
+        pages = self.scores.values() if page is None else [self.scores.get(page, {})]
+        controls = [scores[0, 0] for scores in pages if (0, 0) in scores]
         return Scale(usual_nearest(self.dataset), mean_score(controls)) if controls else None
 
     def caption(self, page: int, place: Place) -> str:
@@ -60,9 +62,10 @@ Losses = Mapping[int, tuple[float | None, float]]
 """Step -> (held-out loss, loss of the trained share)."""
 
 
-def judged(axes: Axes, losses: Mapping[str, Losses], judge: Judge | None) -> list[Judged]:
-    """What is known of every column; ``losses`` by the run's name."""
-    means = mean_scores(list(judge.scores.values())) if judge is not None else {}
+def judged(axes: Axes, losses: Mapping[str, Losses], judge: Judge | None, page: int | None = None) -> list[Judged]:
+    """What is known of every column, on all pages or on one; ``losses`` by the run's name."""
+    pages = [] if judge is None else list(judge.scores.values()) if page is None else [judge.scores.get(page, {})]
+    means = mean_scores(pages)
     out = []
     for number, column in enumerate(axes.columns, 1):
         held_out, training = losses.get(column.run, {}).get(column.file.step, (None, None))
@@ -72,8 +75,38 @@ def judged(axes: Axes, losses: Mapping[str, Losses], judge: Judge | None) -> lis
 
 
 def advise(axes: Axes, losses: Mapping[str, Losses], judge: Judge | None) -> Advice:
-    """The recommendation for the whole grid, as far as it is drawn."""
-    return recommend(judged(axes, losses, judge), judge.scale() if judge is not None else None)
+    """The recommendation for the whole grid, as far as it is drawn; its reason begins with what it is taken from."""
+    found = recommend(judged(axes, losses, judge), judge.scale() if judge is not None else None)
+    return replace(found, reason=_source(axes, judge) + found.reason)
+
+
+def advise_page(axes: Axes, losses: Mapping[str, Losses], judge: Judge | None, page: int) -> str:
+    """What the numbers of one page alone say, where that is not what all pages together do; else nothing."""
+    if judge is None or len(axes.pages) < 2 or not judge.scores.get(page):
+        return ""
+    own = recommend(judged(axes, losses, judge, page), judge.scale(page))
+    if own.epoch == advise(axes, losses, judge).epoch:
+        return ""
+    return f"This page alone: {own.reason}"
+
+
+def _source(axes: Axes, judge: Judge | None) -> str:
+    """``By colours and edges, all 4 pages together: ``."""
+    if judge is None or not judge.scores:
+        return ""
+    pages = len(axes.pages)
+    there = sum(len(scores) for scores in judge.scores.values())
+    part = ", as far as it is drawn" if there < axes.cells else ""
+    return f"By {judge.embedder.name}{f', all {pages} pages together' if pages > 1 else ''}{part}: "
+
+
+def compared(judge: Judge | None) -> list[str]:
+    """Where not all pictures of the dataset were compared, how many were."""
+    if judge is None or not judge.scores or len(judge.dataset) == len(judge.pictures):
+        return []
+    many = len(judge.pictures) > MOST_PICTURES
+    why = "an even share of them" if many else "the others are gone or cannot be opened"
+    return [f"Compared were {len(judge.dataset)} of the dataset's {len(judge.pictures)} pictures: {why}."]
 
 
 def table(axes: Axes, epochs: Sequence[Judged], scale: Scale | None) -> list[str]:

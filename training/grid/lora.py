@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .. import host
@@ -109,7 +110,11 @@ class Lora:
             model, clip = self.model.with_lora(self.text.clip, self.tensors, strength, text_strength)
         changed = host.patched(self.model.patcher, model) + host.patched(self.text.clip.patcher, clip.patcher)
         if not changed:
-            raise AtelierError(f"{self.path.name}: none of its layers belong to this model ({self.model.family}).")
+            count = len({key[: part.start()] if (part := lora_file.PART.search(key)) else key for key in self.tensors})
+            raise AtelierError(
+                f"{self.path.name}: none of its {count} layers belongs to this model ({self.model.family}); it was "
+                "made for another."
+            )
         return host.Model(model), host.TextEncoder(clip)
 
 
@@ -174,6 +179,32 @@ def _plain(path: Path, tensors: Mapping[str, Tensor], layers: Layers, names: Nam
         log.info("%s: it has %s; the host applies it, one strength at a time", path.name, what)
         return {}, False
     return branches, True
+
+
+def passed_over(path: Path, names: Names) -> str:
+    """Which parts of a file belong to no layer of the model or text encoder, in words; empty where all do.
+
+    Also empty where none does: either the host knows the file in another form, or ``merged`` says that it is another model's.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+    except (OSError, SafetensorError):
+        return ""  # which opening it will tell
+    known = {name for those in names.values() for name in map(str, those)}
+    stems: dict[str, bool] = {}
+    for key in keys:
+        dots = [place for place, character in enumerate(key) if character == "."]
+        stem = next((key[:place] for place in reversed([*dots, len(key)]) if key[:place] in known), None)
+        part = lora_file.PART.search(key)
+        stems[stem or (key[: part.start()] if part else key)] = stem is not None
+    unknown = [stem for stem, is_known in stems.items() if not is_known]
+    if not unknown or len(unknown) == len(stems):
+        return ""
+    return (
+        f"{len(unknown)} of the {len(stems)} layers in the file, such as {unknown[0]}, are not in this model or text encoder; "
+        "they are not shown, and the file may have been made for another model."
+    )
 
 
 @contextmanager

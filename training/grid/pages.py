@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from ..dataset.images import open_picture
 from ..errors import AtelierError
 from ..files import replacing
 from .advice import Advice
+from .alike import Looks
 from .cells import png_info
 from .judge import Judge, Place
 from .plan import Axes, spread
@@ -34,6 +36,8 @@ class Pages:
     def __init__(self, axes: Axes, sampling: Sampling, base: str, judge: Judge | None = None):
         self.axes, self.sampling, self.base, self.judge = axes, sampling, base, judge
         self.cells: list[dict[Place, Path | Failed]] = [{} for _ in axes.pages]
+        self.looks: list[Looks] = [{} for _ in axes.pages]
+        """By page; what two equal pictures have in common."""
         self._previews: dict[int, Image.Image] = {}
         share = PREVIEW / max(sampling.width * (1 + len(axes.columns)), sampling.height * len(axes.strengths))
         scale = min(1.0, max(share, 24 / min(sampling.width, sampling.height)))
@@ -42,7 +46,10 @@ class Pages:
     def put(self, page: int, place: Place, cell: Path | Failed) -> None:
         """Keeps a cell, looks at it, and draws it on the preview; the control goes into every row."""
         self.cells[page][place] = cell
+        self.looks[page].pop(place, None)
         picture: Cell = cell if isinstance(cell, Failed) else _open(cell)
+        if isinstance(picture, Image.Image):
+            self.looks[page][place] = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
         if self.judge is not None and isinstance(picture, Image.Image):
             self.judge.see(page, place, picture)
         sheet = self._sheet(page, range(len(self.axes.columns)), range(len(self.axes.strengths)), self._small)
@@ -55,13 +62,16 @@ class Pages:
         """The page as far as it is drawn, in small."""
         return self._previews[page]
 
-    def save(self, folder: Path, graph: Mapping[str, str], notes: Sequence[str], advice: Advice) -> list[Path]:
-        """Writes every page as PNG, large ones as several, with metadata from which the axes can be restored."""
+    def save(self, folder: Path, graph: Mapping[str, str], advice: Sequence[Advice], remarks: Sequence[str] = ()) -> list[Path]:
+        """Writes every page as PNG, large ones as several, with metadata from which the axes can be restored.
+
+        ``advice`` is one a page; ``remarks`` stand on all of them.
+        """
         out = []
         for page in range(len(self.cells)):
-            facts = self.facts(page)
+            facts, notes = self.facts(page), [f"Hint: {advice[page].reason}", *remarks]
             name = "grid-" + cache_key(self.base, facts)[:12]
-            info = png_info({**graph, KEY: json.dumps({**facts, **self.findings(page, advice)}, ensure_ascii=True)})
+            info = png_info({**graph, KEY: json.dumps({**facts, **self.findings(page, advice[page])}, ensure_ascii=True)})
             size = self.sampling.width, self.sampling.height
             parts = spread(len(self.axes.columns), len(self.axes.strengths), *size)
             for number, (columns, rows) in enumerate(parts, 1):
@@ -77,7 +87,12 @@ class Pages:
         return {
             "prompt": shown.prompt,
             "epochs": [
-                {"file": host.lora_name(c.file.path), "label": c.label, "epoch": c.file.epoch, "step": c.file.step}
+                {
+                    "file": host.lora_name(c.file.path),
+                    "label": c.label,
+                    "epoch": c.file.epoch or None,
+                    "step": c.file.step or None,
+                }
                 for c in self.axes.columns
             ],
             "strengths": list(self.axes.strengths),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ..errors import AtelierError
 from ..runs.record import SavedLoRA
@@ -62,21 +64,63 @@ class Axes:
 
 
 def columns_of(runs: Sequence[Epochs], choice: EpochChoice) -> tuple[Column, ...]:
-    """The chosen files of every run, in order; AtelierError when there are none."""
+    """The chosen files of every run, in order, each once and each with a name of its own; AtelierError when there are none."""
     chosen = [(run, choice.of(run.files)) for run in runs]
     if not any(files for _, files in chosen):
         if not any(run.files for run in runs):
             raise AtelierError("epochs: there is no saved LoRA to show; train first, or name files in lora_files.")
-        there = ", ".join(str(file.epoch) for run in runs for file in run.files)
-        raise AtelierError(f"which_epochs: none of {choice.text!r} was saved; there are {there}.")
+        raise AtelierError(f"which_epochs: none of {choice.text!r} was saved; there are {_there(runs)}.")
     several = sum(bool(files) for _, files in chosen) > 1
-    out = []
+    out: dict[Path, Column] = {}
     for run, files in chosen:
         for file in files:
-            numbered = len(run.files) > 1 or file.kind != "last"
+            numbered = bool(file.label) and (len(run.files) > 1 or file.kind != "last")
             label = file.label if numbered and not several else f"{run.name} {file.label}" if numbered else run.name
-            out.append(Column(file, run.name, label))
+            out.setdefault(file.path, Column(file, run.name, label))
+    return _told_apart(list(out.values()))
+
+
+def _told_apart(columns: Sequence[Column]) -> tuple[Column, ...]:
+    """With the files' names behind labels that several have, and with numbers where even these are the same."""
+    count = Counter(column.label for column in columns)
+    named = [replace(c, label=f"{c.label} ({c.file.path.stem})") if count[c.label] > 1 else c for c in columns]
+    seen: Counter[str] = Counter()
+    out = []
+    for column in named:
+        seen[column.label] += 1
+        again = seen[column.label]
+        out.append(replace(column, label=f"{column.label} #{again}") if again > 1 else column)
     return tuple(out)
+
+
+def remarks(runs: Sequence[Epochs], choice: EpochChoice, strengths: Sequence[float]) -> list[str]:
+    """What of the axes is otherwise than one may think, in sentences."""
+    out = []
+    if any(run.files for run in runs) and (
+        missing := [n for n in choice.single if all(n in choice.missing(r.files) for r in runs)]
+    ):
+        out.append(
+            f"which_epochs: {_list(missing)} {'was' if len(missing) == 1 else 'were'} not saved; there are {_there(runs)}."
+        )
+    twice = Counter(file.path for run in runs for file in choice.of(run.files))
+    out += [f"{path.name} is named twice and shown once." for path, count in twice.items() if count > 1]
+    if any(file.label == "unnumbered" for run in runs for file in run.files):
+        out.append("An unnumbered file stands last, as trainers save it; it does not say after which epoch that was.")
+    if 0 in strengths:
+        out.append("strengths: at 0 a LoRA changes nothing, so that this row shows the picture without it.")
+    return out
+
+
+def _there(runs: Sequence[Epochs]) -> str:
+    """The saved files' epochs, or their steps where no epoch is known, or how many there are."""
+    numbers = [file.epoch or file.step for run in runs for file in run.files]
+    return (
+        ", ".join(map(str, numbers)) if all(numbers) else _list([file.label or file.path.stem for r in runs for file in r.files])
+    )
+
+
+def _list(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items))
 
 
 def check_size(cells: int, width: int, height: int) -> None:

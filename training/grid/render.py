@@ -19,10 +19,11 @@ from ..errors import AtelierError
 from ..network.scope import adaptable_layers
 from ..runs.layout import CELLS_FOLDER
 from .advice import Advice
+from .alike import repeats
 from .cell_renderer import CellRenderer
 from .cells import CellFacts, CellStore, contents
-from .judge import Judge, Losses, advise, judged, table
-from .lora import Lora, UnusedLayers
+from .judge import Judge, Losses, advise, advise_page, compared, judged, table
+from .lora import Lora, UnusedLayers, passed_over
 from .pages import Pages
 from .pixels import to_batch
 from .plan import Axes, Column, describe_size
@@ -55,9 +56,11 @@ class Grid:
         together: int = 0,
         judge: Judge | None = None,
         losses: Mapping[str, Losses] | None = None,
+        remarks: Sequence[str] = (),
         show: Callable[[str], None] = lambda _line: None,
     ):
-        """``base`` names the model in the title; ``together`` cells share a batch at most, 0 for as many as fit."""
+        """``base`` names the model in the title; ``together`` cells share a batch at most, 0 for as many as fit; ``remarks`` are
+        what is known of the axes before anything is drawn."""
         self.model, self.text, self.axes, self.sampling, self.folder, self.graph = model, text, axes, sampling, folder, graph
         self.judge, self.losses, self.show = judge, losses or {}, show
         compatibility.check(model, text, codec)
@@ -67,6 +70,8 @@ class Grid:
         self.book = Pages(axes, sampling, base or model.family, judge)
         self.together = together or model.pictures_that_fit(min(AT_ONCE, len(axes.strengths)), self.brush.latent_size)
         self._layers, self._names = adaptable_layers(model, text)
+        self._remarks = [*remarks, *self.brush.remarks()]
+        self._of_files: dict[int, str] = {}
         self._done = self._drawn = 0
         self._seconds = 0.0
         self._advance: Callable[..., None] = lambda _done, _picture: None
@@ -90,15 +95,25 @@ class Grid:
 
     def save_pages(self) -> list[Path]:
         """Writes every page as far as it is drawn."""
-        return self.book.save(self.folder, self.graph, [f"Hint: {self.advice().reason}"], self.advice())
+        advice = []
+        for page in range(len(self.axes.pages)):
+            own = advise_page(self.axes, self.losses, self.judge, page)
+            advice.append(replace(self.advice(), reason=" ".join(filter(None, [self.advice().reason, own]))))
+        return self.book.save(self.folder, self.graph, advice, self.remarks())
 
     def advice(self) -> Advice:
         return advise(self.axes, self.losses, self.judge)
 
+    def remarks(self) -> list[str]:
+        """What is otherwise than one may think: of the axes, of the files, and pictures that are one and the same."""
+        same = repeats(self.axes, self.book.looks)
+        return [*self._remarks, *self._of_files.values(), *same, *compared(self.judge)]
+
     def notes(self) -> list[str]:
-        """The numbers and the recommendation in words."""
+        """The numbers, the recommendation and the remarks in words."""
         found = judged(self.axes, self.losses, self.judge)
-        return [*table(self.axes, found, self.judge.scale() if self.judge is not None else None), f"Hint: {self.advice().reason}"]
+        scale = self.judge.scale() if self.judge is not None else None
+        return [*table(self.axes, found, scale), f"Hint: {self.advice().reason}", *self.remarks()]
 
     def _column(self, number: int, column: Column | None) -> None:
         """One file on every page; a file that cannot be read costs its own cells only."""
@@ -110,6 +125,8 @@ class Grid:
         try:
             if not column.file.path.is_file():
                 raise AtelierError(f"{column.file.path.name} is gone; train again, or choose other epochs.")
+            if said := passed_over(column.file.path, self._names):
+                self._of_files[number] = f"{column.label}: {said}"
             missing = self._take_known(number, column, rows)
             if not missing:
                 return

@@ -107,6 +107,10 @@ class Adapter(nn.Module):
             branch.mask = None
             branch.clear_cache()
 
+    def sizes(self) -> list[tuple[int, float]]:
+        """(rank, alpha) of every layer: D is scaled by alpha / rank."""
+        return [(branch.rank, branch.scale * branch.rank) for branch in self.branches.values()]
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """``{"params": [...], "rate": factor}`` for an optimizer; the factor holds the layers' own rates and LoRA+'s ratio."""
         groups: dict[float, list[nn.Parameter]] = {}

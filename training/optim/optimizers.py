@@ -34,6 +34,19 @@ class OptimizerSource:
     """Arguments that other widgets stand for, or that do nothing."""
 
 
+WARM: dict[str, dict[str, optimizer_arguments.Value]] = {
+    "Prodigy": {"safeguard_warmup": True, "betas": (0.9, 0.99), "d0": 1e-4},
+    "DAdaptAdam": {"d0": 1e-4},
+    "DAdaptAdamW": {"d0": 1e-4},
+}
+"""Settings where there is a warmup, unless the optimizer arguments name them.
+
+These optimizers begin with a rate d0 of 1e-6 and raise it by how far the weights have come, for which a warmup keeps them from
+moving: the factor of the rate goes once into the distance and once more into its weight, so that d stays where it is until the
+warmup is over and far beyond (Prodigy with the safeguard and bias correction: hundreds of steps at betas of 0.9 and 0.999). So
+d begins at the usual rate of a LoRA, and the warmup leads up to that. The rest is what Prodigy's authors advise for diffusion
+models: the safeguard, without which d may come out too high after a warmup, and the second beta.
+"""
 PLAIN = "AdamW with a learning rate such as 1e-4"
 SOURCES: dict[str, OptimizerSource] = {
     "AdamW": OptimizerSource("torch.optim", "AdamW", ""),
@@ -112,10 +125,13 @@ def _settings(config: OptimizerConfig) -> dict[str, Any]:
     given.pop("lr", None)  # in the groups, through config.peak
     if config.name == "AdamWScheduleFree" and given.get("betas", (1.0,))[0] == 0:
         raise AtelierError("optimizer arguments: AdamWScheduleFree needs a first beta above 0, such as betas=0.9,0.999.")
-    settings = {**source.defaults, "weight_decay": config.decay}
-    if config.name == "Prodigy" and (config.warmup_steps or config.warmup_share):
-        settings["safeguard_warmup"] = True
-    return {**settings, **given}
+    return {**_chosen(config), **given}
+
+
+def _chosen(config: OptimizerConfig) -> dict[str, optimizer_arguments.Value]:
+    """What this pack and the widgets set, before the optimizer arguments."""
+    warm = WARM.get(config.name, {}) if config.warms_up else {}
+    return {**SOURCES[config.name].defaults, **warm, "weight_decay": config.decay}
 
 
 def _groups(config: OptimizerConfig, parts: list[tuple[list[nn.Parameter], float]]) -> list[dict[str, Any]]:
@@ -182,7 +198,7 @@ def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def title(config: OptimizerConfig) -> str:
     """The optimizer with its settings as the metadata of LoRA files names it: ``torch.optim.AdamW(weight_decay=0.01)``."""
     source = SOURCES[config.name]
-    values = {**source.defaults, "weight_decay": config.decay, **{k: v for k, v in config.args.items() if k != "lr"}}
+    values = {**_chosen(config), **{k: v for k, v in config.args.items() if k != "lr"}}
     return f"{source.module}.{source.attribute}({optimizer_arguments.write(values).replace(' ', ', ')})"
 
 
@@ -199,8 +215,14 @@ def notes(config: OptimizerConfig, rates: Sequence[float] = ()) -> list[str]:
         out.append("learning rate: Adafactor sets its own, because of relative_step=True; the widget's is not used.")
         if config.max_grad_norm > 0:
             out.append("gradient clipping: off, since Adafactor clips its updates itself.")
-    if config.name == "Prodigy" and (config.warmup_steps or config.warmup_share) and "safeguard_warmup" not in config.args:
-        out.append("optimizer: Prodigy runs with safeguard_warmup=True because there is a warmup.")
+    warm = {k: v for k, v in WARM.get(config.name, {}).items() if k not in config.args} if config.warms_up else {}
+    if warm:
+        out.append(
+            f"optimizer: because of the warmup {config.name} runs with {optimizer_arguments.write(warm)}; optimizer arguments of "
+            "these names win. It finds its rate by itself and needs no warmup."
+        )
+    if config.warms_up and (start := config.args.get("d0")) is not None and config.adaptive and float(start) < 1e-5:  # type: ignore[arg-type]
+        out.append(f"optimizer arguments: with a warmup d0={start} keeps {config.name} from learning for as long as that lasts.")
     if config.adaptive and len({rate for rate in rates if rate > 0}) > 1:
         out.append(f"learning rate: {config.name} estimates one rate for all parts; yours count as ratios to the highest.")
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -95,6 +95,14 @@ def test_a_wrong_rule_names_its_line(text, said):
     assert said in str(caught.value)
 
 
+def test_numbers_of_other_keyboards_are_read():
+    rules = parse_rules("a.0–9.* rate=0,5 alpha=.5 rank=８")
+    assert (rules[0].rank, rules[0].alpha, rules[0].rate) == (8, 0.5, 0.5) and rules[0].pattern.matches("a.7.x")
+    for wrong in ("rate=0,5,1", "rate=1_0", "rate=1.000,5"):
+        with pytest.raises(AtelierError, match="is not a number"):
+            parse_rules(f"a.* {wrong}")
+
+
 def test_include_and_exclude_are_checked_when_set():
     for widget in ("include", "exclude"):
         with pytest.raises(AtelierError, match=rf"{widget}, line 2: 're:\[' is no regular expression"):

@@ -88,12 +88,20 @@ def test_any_text_is_read_or_refused_with_a_sentence(text):
         ("eps=none", "eps of AdamW has to be a number"),
         ("amsgrad=1", "amsgrad of AdamW has to be true or false such as False, not 1"),
         ("fused=1", "fused of AdamW has to be true or false, not 1"),
+        ("betas=0,9", "2 numbers with commas such as 0.9,0.999, not 0,9; decimals are written with a point"),
+        ("betas=0,9,0,999", "not 0,9,0,999; decimals are written with a point"),
+        ("weight_decay=0,01", "a number such as 0.01, not 0,1; decimals are written with a point"),
+        ("eps=inf", "eps of AdamW has to be a number, not inf"),
     ],
 )
 def test_the_signature_decides(text, said):
     with pytest.raises(AtelierError) as caught:
         check("AdamW", torch.optim.AdamW, parse(text))
     assert said in str(caught.value)
+
+
+def test_full_width_signs_are_what_they_look_like():
+    assert parse("ｂｅｔａｓ＝０．９，０．９９９　eps＝1e−8") == {"betas": (0.9, 0.999), "eps": 1e-8}
 
 
 def test_whole_numbers_become_what_the_library_counts_in():

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lora_atelier.training.config import numbers
+from lora_atelier.training.config.numbers import MAX_VALUES
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.grid.axes import (
-    MAX_VALUES,
-    parse_epochs,
-    parse_numbers,
-    parse_seeds,
-    parse_strengths,
-    prompt_lines,
-)
+from lora_atelier.training.grid.axes import parse_epochs, parse_seeds, parse_strengths, prompt_lines
 
 
 @dataclass(frozen=True)
 class Saved:
     epoch: int
+    step: int = 0
+
+
+def parse_numbers(text: str, widget: str, default_step: float) -> list[float]:
+    return [float(value) for value in numbers.numbers(text, widget, (str(default_step),))]
 
 
 def chosen(text: str, *numbers: int) -> list[int]:
@@ -54,7 +54,7 @@ def test_ranges_mean_what_they_mean_in_the_known_plot(text, expected):
 @pytest.mark.parametrize(
     "text",
     [
-        "", " , ", "one", "1-0(+0.1)", "0-1(-0.1)", "0-1(+0)", "0-1[0]", "0-1[9999]", "0-9999(+0.001)", "1;2", "1[1]",
+        "", " , ", "one", "1-0(+0.1)", "0-1(-0.1)", "0-1(+0)", "0-1[0]", "0-1[9999]", "0-9999(+0.001)", "1/2", "1[1]",
         "__import__",
         "9" * 400, "0-1[" + "9" * 400 + "]", "1e3", "nan", "inf", "0x1", "1-", "-", "0-1(+0.25", ",".join(map(str, range(2000))),
     ],
@@ -64,7 +64,101 @@ def test_nonsense_is_refused_by_name(text):
         parse_numbers(text, "strengths", 0.25)
 
 
-@given(st.text(alphabet="0123456789.-+()[], aelvry", max_size=30))
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.6-1.0", [0.6, 0.8, 1.0]),
+        ("0.7-1", [0.7, 0.8, 0.9, 1.0]),
+        ("0-1", [0, 0.25, 0.5, 0.75, 1]),
+        ("0-0.33", [0, *(i / 100 for i in range(1, 34))]),
+        ("0-0.333", [0, 0.25, 0.333]),
+        ("1-0", [1, 0.75, 0.5, 0.25, 0]),
+        ("0.6–1.0", [0.6, 0.8, 1.0]),
+        ("0.6—1.0", [0.6, 0.8, 1.0]),
+        ("0.6~1.0", [0.6, 0.8, 1.0]),
+        ("−0.5", [-0.5]),
+        ("−0.5–0.5(+0.5)", [-0.5, 0, 0.5]),
+        ("-0.5..-0.25", [-0.5, -0.25]),
+        ("0.2:1.0:0.2", [0.2, 0.4, 0.6, 0.8, 1.0]),
+        ("1:0:-0.5", [1, 0.5, 0]),
+        ("0:1", [0, 0.25, 0.5, 0.75, 1]),
+        ("0:1[3]", [0, 0.5, 1]),
+        ("0..1", [0, 0.25, 0.5, 0.75, 1]),
+        ("0…1(+0.5)", [0, 0.5, 1]),
+        (".5", [0.5]),
+        ("1.", [1]),
+        ("+.5, -.5", [0.5, -0.5]),
+        (".5-1.", [0.5, 0.75, 1]),
+        ("0-1(+.5)", [0, 0.5, 1]),
+        ("0.6;0.8", [0.6, 0.8]),
+        ("0.6\n0.8", [0.6, 0.8]),
+        ("0.6 0.8  1", [0.6, 0.8, 1]),
+        ("0.6,0.8,1", [0.6, 0.8, 1]),
+        ("0,6; 0,8; 1", [0.6, 0.8, 1]),
+        ("0,6, 0,8, 1,0", [0.6, 0.8, 1]),
+        ("0,6 0,8 1,0", [0.6, 0.8, 1]),
+        ("0-1(+0,5)", [0, 0.5, 1]),
+        ("０．６，０．８、１．０", [0.6, 0.8, 1]),
+        ("０.６－１.０", [0.6, 0.8, 1]),
+        ("1, 1.0, 1.00, +1", [1]),
+        ("-0, 0", [0]),
+        ("0-1(+0.1)", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
+    ],
+)
+def test_numbers_are_read_as_people_type_them(text, expected):
+    assert list(parse_strengths(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0,6", "can be 0.6 or 0 and 6"),
+        ("0,6,0,8", "decimals with a point"),
+        ("0,5-1", "decimals with a point"),
+        ("1,2,3", "a blank behind a comma"),
+        ("1 -0.5", "a range or two numbers"),
+        ("60%, 80%", "write it as 0.6"),
+        ("NaN", "neither a number"),
+        ("inf", "neither a number"),
+        ("1e9", "neither a number"),
+        ("1000000000", "beyond 100"),
+        ("0-1e9", "neither a number"),
+        ("0.0000001", "six decimal places"),
+        ("1²", "neither a number"),
+        ("٠.٥", "neither a number"),
+        ("½", "neither a number"),
+        ("0.6.8", "neither a number"),
+        ("0:1:0", "leads nowhere"),
+        ("0:1:-0.5", "leads nowhere"),
+    ],
+)
+def test_what_has_two_readings_or_none_is_refused_with_the_way_out(text, said):
+    with pytest.raises(AtelierError, match="strengths: ") as told:
+        parse_strengths(text)
+    assert said in str(told.value)
+
+
+@given(st.integers(-300, 300), st.integers(0, 300), st.integers(1, 60), st.sampled_from("-–—−~"))
+def test_a_range_of_hundredths_ends_where_it_says(first, steps, step, dash):
+    """The reference counts in whole hundredths, where nothing is rounded."""
+    last = first + steps * step
+    typed = f"{first / 100:.2f}{dash}{last / 100:.2f}(+{step / 100:.2f})"
+    assert parse_numbers(typed, "strengths", 1) == [(first + i * step) / 100 for i in range(steps + 1)]
+    open_end = parse_numbers(typed.partition("(")[0], "strengths", 0.25)
+    assert open_end[0] == first / 100 and open_end[-1] == last / 100
+
+
+@given(st.text(max_size=40))
+def test_any_characters_give_finite_strengths_or_one_sentence(text):
+    try:
+        found = parse_strengths(text)
+    except AtelierError as error:
+        assert str(error).startswith("strengths: ")
+    else:
+        assert all(abs(value) <= 100 for value in found)
+
+
+@given(st.text(alphabet="0123456789.-+()[], aelvry:;", max_size=30))
 def test_any_text_gives_numbers_or_one_sentence(text):
     for parse in (parse_strengths, parse_epochs, lambda t: parse_seeds(0, t)):
         try:
@@ -118,6 +212,19 @@ def test_epochs_are_chosen_and_the_last_is_never_missed():
     assert chosen("2, last", *saved) == [2, 9]
     assert chosen("last", *saved) == [9]
     assert chosen("3", *saved) == []
+    assert chosen("2,4,6", *saved) == chosen("2 4 6", *saved) == chosen("２，４、６", *saved) == [2, 4, 6]
+    assert chosen("2–6", *saved) == chosen("2..6", *saved) == chosen("2:6", *saved) == [2, 4, 6]
+    assert chosen("every2", *saved) == chosen("every 2nd", *saved) == [4, 8, 9]
+
+
+def test_epochs_that_are_not_there_are_told():
+    choice = parse_epochs("2, 3, 8-20, last")
+    assert choice.missing([Saved(2), Saved(8)]) == [3]
+    assert parse_epochs("all").missing([Saved(1)]) == []
+
+
+def test_where_no_epoch_is_known_the_steps_are_chosen_by():
+    assert parse_epochs("500").of([Saved(0, 250), Saved(0, 500)]) == [Saved(0, 500)]
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=30, unique=True).map(sorted), st.integers(1, 40))
@@ -137,6 +244,7 @@ def test_seeds_come_once_and_exact():
     assert parse_seeds(7, "") == (7,)
     assert parse_seeds(7, "1-3, 7, 9") == (7, 1, 2, 3, 9)
     assert parse_seeds(0, "18446744073709551615") == (0, 2**64 - 1)
+    assert parse_seeds(0, "1,2,3") == parse_seeds(0, "1 2 3") == parse_seeds(0, "１–３") == parse_seeds(0, "1:3") == (0, 1, 2, 3)
     for text in ("-1", "1.5", "18446744073709551616", "0-1[5]", "x"):
         with pytest.raises(AtelierError, match="more_seeds"):
             parse_seeds(0, text)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid.axes import parse_epochs
-from lora_atelier.training.grid.plan import PAGE_PIXELS, PAGE_SIDE, Axes, check_size, columns_of, describe_size, spread
+from lora_atelier.training.grid.files import as_runs
+from lora_atelier.training.grid.plan import PAGE_PIXELS, PAGE_SIDE, Axes, check_size, columns_of, describe_size, remarks, spread
 from lora_atelier.training.runs.record import SavedLoRA
 from lora_atelier.training.runs.run import Epochs
 
@@ -28,6 +29,31 @@ def test_columns_are_the_chosen_epochs():
     alone = Epochs("ink", "", (SavedLoRA(Path("ink.safetensors"), 0, 0, "last"),))
     assert labels([alone], "all") == ["ink"]
     assert Axes(("a",), columns_of([run("ink", 1), run("wash", 1)], parse_epochs("all")), (1.0,), (0,)).title == "ink, wash"
+
+
+def test_every_column_has_a_name_of_its_own():
+    def files(*paths):
+        return as_runs([str(path) for path in paths], Path, lambda _path: {})
+
+    same = [f"{folder}/checkpoint-{n}/adapter_model.safetensors" for folder in ("a", "b") for n in (1, 10, 2)]
+    assert labels(files(*same), "all") == [f"{folder} checkpoint-{n}" for folder in ("a", "b") for n in (1, 2, 10)]
+    assert labels(files("a/ink.safetensors", "b/ink.safetensors"), "all") == ["ink (a)", "ink (b)"]
+    wired = run("ink", 1, 2)
+    assert labels([wired, wired], "all") == ["ink epoch 1", "ink epoch 2"]
+    twins = Epochs("ink", "", (SavedLoRA(Path("a/x.safetensors"), 3, 1), SavedLoRA(Path("b/x.safetensors"), 3, 2)))
+    assert labels([twins], "all") == ["epoch 3 (x)", "epoch 3 (x) #2"]
+
+
+def test_what_was_asked_for_and_is_not_there_is_told():
+    assert remarks([run("ink", 2, 4)], parse_epochs("2, 3, 4-9"), (1.0,)) == ["which_epochs: 3 was not saved; there are 2, 4."]
+    assert remarks([run("ink", 2), run("wash", 3)], parse_epochs("2, 3"), (1.0,)) == []
+    assert remarks([run("ink", 2, 4)], parse_epochs("all"), (0.5, 1.0)) == []
+    wired = run("ink", 1)
+    assert remarks([wired, wired], parse_epochs("all"), (1.0,)) == ["ink1.safetensors is named twice and shown once."]
+    (zero,) = remarks([wired], parse_epochs("all"), (0.0, 1.0))
+    assert "at 0 a LoRA changes nothing" in zero
+    series = as_runs(["ink.safetensors", "ink-000001.safetensors"], Path, lambda _path: {})
+    assert "does not say after which epoch" in remarks(series, parse_epochs("all"), (1.0,))[0]
 
 
 def test_nothing_to_show_is_told():

@@ -23,6 +23,7 @@ from lora_atelier.training.network.scope import TEXT, adaptable_layers, text_lay
 from lora_atelier.training.network.targets import choose
 from lora_atelier.training.runs.record import SavedLoRA
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 STRENGTHS = (0.4, 1.0, -0.7)
@@ -356,13 +357,59 @@ def test_pages_say_what_they_show_and_what_was_measured(tiny, tmp_path):
     assert [e["epoch"] for e in facts["epochs"]] == [1, 2]
     assert set(facts["cells"]) == {"0,0", "1,0", "1,1", "2,0", "2,1"} == set(facts["scores"])
     assert (pages[1].parent / facts["cells"]["2,1"]["file"]).is_file()
-    assert facts["advice"]["reason"] and grid.notes()[-1] == f"Hint: {facts['advice']['reason']}"
+    (hint,) = [line for line in grid.notes() if line.startswith("Hint: ")]
+    assert hint.startswith("Hint: By colours and edges, all 2 pages together: ")
+    assert f"Hint: {facts['advice']['reason']}".startswith(hint)
     assert "held out 0.1000" in grid.notes()[1] and "at 0.5: like the dataset" in grid.notes()[1]
     assert lines[0] == "10 cells of 64 x 64 px on 2 pages" and "s a cell" in lines[1] and lines[-1].startswith("cell 10 of 10")
     with Image.open(grid.book.cells[1][2, 1]) as cell:
         known = json.loads(cell.text[cells.KEY])
         assert (known["epoch"], known["strength"], known["seed"], known["prompt_text"]) == (2, 1.0, 4, "a fox")
         assert known["lora_content"] == cells.Contents().of(paths[1])
+
+
+def test_pictures_that_cannot_differ_are_told(tiny, tmp_path):
+    """Two files of one content, and strengths that reach nothing."""
+    t = tiny("sd3")
+    one = write_lora(t, tmp_path / "1.safetensors")
+    other = write_lora(t, tmp_path / "2.safetensors")
+    silent = write_lora(t, tmp_path / "3.safetensors", change=lambda tensors: {k: v * 0 for k, v in tensors.items()})
+    grid = drawn(grid_of(t, tmp_path, one, other, silent, strengths=(0.0, 0.5, 1.0), together=1))
+    assert grid.remarks() == [
+        "epoch 2 gives the same pictures as epoch 1.",
+        "epoch 3 changes nothing here at strength 0.5 and 1: the picture is the one without a LoRA.",
+    ]
+    assert grid.notes()[-2:] == grid.remarks()
+
+
+def test_layers_of_another_model_are_counted_and_named(tiny, tmp_path):
+    t = tiny("sd3")
+    _, names = adaptable_layers(t.model, t.text)
+    known = next(name for those in names.values() for name in those)
+    stranger = {f"lora_unet_foreign_{i}.lora_{part}.weight": torch.zeros(2, 2) for i in range(3) for part in ("up", "down")}
+    mixed = write_lora(t, tmp_path / "mixed.safetensors", change=lambda tensors: tensors | stranger)
+    count = len(safe_open(mixed, framework="pt").keys()) // 3 - 2  # up, down and alpha of each, the strangers without alpha
+    grid = drawn(grid_of(t, tmp_path, mixed, strengths=(1.0,)))
+    assert any(
+        line.startswith(f"epoch 1: 3 of the {count + 3} layers in the file, such as lora_unet_foreign_0,")
+        for line in grid.notes()
+    )
+    again = drawn(grid_of(t, tmp_path, mixed, strengths=(1.0,)))
+    assert again.remarks() == grid.remarks(), "also when every cell was drawn before"
+    whole = write_lora(t, tmp_path / "whole.safetensors", change=lambda tensors: tensors | {f"{known}.diff_b": torch.zeros(2)})
+    assert lora.passed_over(whole, names) == ""
+    save_file(stranger, tmp_path / "other.safetensors")
+    assert lora.passed_over(tmp_path / "other.safetensors", names) == ""
+    failed = drawn(grid_of(t, tmp_path, tmp_path / "other.safetensors", strengths=(1.0,))).book.cells[0][1, 0]
+    assert isinstance(failed, Failed) and "none of its 3 layers belongs to this model (SD3)" in failed.reason
+    (tmp_path / "none.safetensors").write_bytes(b"nothing")
+    assert lora.passed_over(tmp_path / "none.safetensors", names) == ""
+
+
+def test_a_cell_of_another_size_than_asked_is_told(tiny, tmp_path):
+    t = tiny("sd3")
+    (said,) = grid_of(t, tmp_path, how={"width": 76}).remarks()
+    assert said.startswith("width, height: 76 x 64 is drawn at 72 x 64")
 
 
 def test_a_cell_is_another_when_anything_that_counts_is_another():

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.tests.noise_pictures import noise_picture
-from lora_atelier.training.grid import features
+from lora_atelier.training.grid import features, plan
+from lora_atelier.training.grid import judge as judging
 from lora_atelier.training.grid.judge import Judge
 from lora_atelier.training.grid.score import Score, mean_score, mean_scores, score, usual_nearest
+from lora_atelier.training.runs.run import SavedLoRA
 from PIL import Image
 
 
@@ -114,3 +116,38 @@ def test_a_judge_compares_with_the_control_of_the_same_page(tmp_path):
     scale = judge.scale()
     assert scale is not None and scale.control == found[0, 0] and scale.usual_nearest == usual_nearest(directions)
     assert judge.caption(0, (1, 0)).count("/") == 2 and judge.caption(0, (0, 4)) == judge.caption(0, (0, 0))
+
+
+class Brightness:
+    """An embedding that everybody can reckon: (light, dark) as a direction."""
+
+    name = "brightness"
+
+    def embed(self, pixels):
+        light = pixels.mean(dim=(1, 2, 3))
+        return torch.stack([light, 1 - light], 1)
+
+
+def grey(level: int) -> Image.Image:
+    return Image.new("RGB", (8, 8), (level,) * 3)
+
+
+def test_the_hint_says_what_it_is_taken_from_and_what_a_page_says_otherwise(tmp_path):
+    """Over both pages nothing was gained; on the second page alone it was, and that page says so."""
+    grey(250).save(tmp_path / "a.png")
+    grey(230).save(tmp_path / "b.png")
+    axes = plan.Axes(("x", "y"), (plan.Column(SavedLoRA(tmp_path / "1", 1, 10), "ink", "epoch 1"),), (1.0,), (0,))
+    found = judging.Judge(Brightness(), [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "gone.png"])
+    assert judging.advise(axes, {}, found).reason.startswith("Nothing was measured")
+    for page, control, cell in ((0, 200, 20), (1, 100, 130)):
+        found.see(page, (0, 0), grey(control))
+        if page == 1:
+            assert "all 2 pages together, as far as it is drawn: " in judging.advise(axes, {}, found).reason
+        found.see(page, (1, 0), grey(cell))
+    whole = judging.advise(axes, {}, found)
+    assert whole.epoch is None and whole.reason.startswith(
+        "By brightness, all 2 pages together: At strength 1 no epoch is closer"
+    )
+    assert judging.advise_page(axes, {}, found, 0) == ""
+    assert judging.advise_page(axes, {}, found, 1).startswith("This page alone: epoch 1 seems good at a full 1")
+    assert judging.compared(found) == ["Compared were 2 of the dataset's 3 pictures: the others are gone or cannot be opened."]

@@ -359,6 +359,69 @@ def test_prodigy_is_guarded_during_warmup():
         assert any("safeguard" in note for note in optimizers.notes(config)) is guarded
 
 
+def lora_problem(make, warmup: int, steps: int) -> tuple[list[float], float]:
+    """d after every step, and the share of the change that is still missing at the end, of a rank-4 LoRA that learns a small
+    change of a layer from noisy targets; ``make`` gives an optimizer of its two factors, whose rate rises over ``warmup``."""
+    stream = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=stream)
+
+    change = normal(64, 3) @ normal(3, 64) * 0.05
+    down, up = torch.nn.Parameter(normal(4, 64) / 14), torch.nn.Parameter(torch.zeros(64, 4))
+    optimizer, found = make([down, up]), []
+    for step in range(steps):
+        x = normal(4, 64)
+        loss = (x @ (up @ down - change).T + 0.5 * normal(4, 64)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([down, up], 1.0)
+        optimizers.set_rate(optimizer, min(1.0, (step + 1) / warmup) if warmup else 1.0)
+        optimizer.step()
+        found.append(optimizer.param_groups[0]["d"])
+    with torch.no_grad():
+        return found, ((up @ down - change).square().mean() / change.square().mean()).item()
+
+
+@pytest.mark.parametrize(("name", "module"), [("Prodigy", "prodigyopt"), ("DAdaptAdam", "dadaptation")])
+def test_a_warmup_does_not_keep_a_rate_that_is_found_from_being_found(name, module):
+    """The library's own settings, safeguarded as its README asks for, learn nothing in 150 steps of which 60 warm up."""
+    library = getattr(pytest.importorskip(module), name)
+    config = OptimizerConfig(name, 1.0, warmup_steps=60)
+    ours, left = lora_problem(lambda p: optimizers.build(config, [(p, 1.0)]), 60, 150)
+    assert min(ours) >= 1e-4 and ours[-1] > 3e-4
+    if name == "Prodigy":
+
+        def theirs(p):
+            groups = [{"params": p, "initial_lr": 1.0}]
+            return library(groups, lr=1.0, use_bias_correction=True, safeguard_warmup=True, weight_decay=0.01)
+
+        starved, missing = lora_problem(theirs, 60, 150)
+        assert starved[59] == 1e-6 and starved[-1] < 1e-4 and missing > 0.95 and left < 0.8
+    plain, _ = lora_problem(lambda p: optimizers.build(OptimizerConfig(name, 1.0), [(p, 1.0)]), 0, 2)
+    assert plain[0] < 1e-5, "without a warmup the library's own beginning stays"
+
+
+def test_settings_for_a_warmup_are_the_librarys_own_ones_by_name_and_are_said():
+    library = pytest.importorskip("prodigyopt")
+    config = OptimizerConfig("Prodigy", 1.0, warmup_share=0.1)
+    settings = {"safeguard_warmup": True, "betas": (0.9, 0.99), "d0": 1e-4, "use_bias_correction": True, "weight_decay": 0.01}
+    built = optimizers.build(config, [(quadratic()[0], 1.0)]).param_groups[0]
+    expected = library.Prodigy(quadratic()[0], lr=1.0, **settings).param_groups[0]
+    assert {k: v for k, v in built.items() if k in expected and k != "params"} == {
+        k: v for k, v in expected.items() if k != "params"
+    }
+    (said,) = optimizers.notes(config)
+    assert "because of the warmup Prodigy runs with safeguard_warmup=True betas=0.9,0.99 d0=0.0001" in said
+    assert "d0=0.0001" in optimizers.title(config) and "safeguard_warmup=True" in optimizers.title(config)
+    own = OptimizerConfig("Prodigy", 1.0, warmup_steps=9, optimizer_args="betas=0.9,0.999 d0=1e-6 safeguard_warmup=false")
+    group = optimizers.build(own, [(quadratic()[0], 1.0)]).param_groups[0]
+    assert (group["betas"], group["d0"], group["safeguard_warmup"]) == ((0.9, 0.999), 1e-6, False)
+    assert optimizers.notes(own) == [
+        "optimizer arguments: with a warmup d0=1e-06 keeps Prodigy from learning for as long as that lasts."
+    ]
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
