@@ -16,6 +16,8 @@ SavePrecision = Literal["fp16", "bf16", "fp32"]
 WhenEnough = Literal["off", "say", "stop"]
 OnDivergence = Literal["warn", "stop"]
 TextEncoders = Literal["none", "clip", "all"]
+Syntax = Literal["plain", "ComfyUI"]
+"""What captions and prompts are: text as it stands, or text with weights in brackets and ``embedding:`` names."""
 RUN_NAME = re.compile(r"[^\W_][\w .+-]*", re.UNICODE)
 # Device names that Windows reserves, whatever the extension.
 RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
@@ -75,15 +77,19 @@ class LengthConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Training of the text encoder beside the model."""
+    """How captions are read, and training of the text encoder beside the model."""
 
     encoders: TextEncoders = "none"
     """``clip`` trains CLIP-L and CLIP-G only, ``all`` whatever the loaded CLIP holds, T5 and language models included."""
     learning_rate: float = 0.0
     """Its own peak rate; 0 takes the optimizer's. A half to a tenth of that is usual."""
 
+    syntax: Syntax = "plain"
+    """Of captions, samples' prompts and the preservation prompt alike."""
+
     def __post_init__(self) -> None:
         choice("text encoder", self.encoders, TextEncoders)
+        choice("prompt syntax", self.syntax, Syntax)
         refuse(not 0 <= self.learning_rate <= 10, f"text encoder rate: {self.learning_rate} is outside 0 to 10.")
 
 
