@@ -155,6 +155,7 @@ def run_training(
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
     dataset = refresh_captions(dataset)
+    text = text.reading(config.text.syntax)
     model.check()
     compatibility.check(model, text, codec)
     check_dataset(dataset, config)

@@ -30,6 +30,8 @@ from .protocols import CanvasText
 NAME = "reg-{:05d}.png"
 KEY = "lora_atelier.regularisation"
 """Name of the PNG text that holds a picture's settings as JSON."""
+SYNTAX = "prompt_syntax"
+"""What says how the prompts were read, where that is more than their words; without it they were read in ComfyUI's syntax."""
 MAX_COUNT = 100_000
 IN_WORDS = {
     "prompt_text": "prompts", "sampler": "sampler_name", "model": "another model", "clip": "another text encoder",
@@ -126,7 +128,9 @@ class RegularisationSet:
     def facts(self, picture: Planned) -> dict[str, Any]:
         """Everything that a picture depends on, as it is stored in the file."""
         sampling = asdict(replace(self.order.sampling, seed=picture.seed))
-        return {"index": picture.index, "prompt_text": picture.prompt, **sampling, **self._models}
+        reading = self.text.reading_of(f"{picture.prompt}\n{self.order.sampling.negative}")
+        syntax = {SYNTAX: reading[0]} if reading else {}
+        return {"index": picture.index, "prompt_text": picture.prompt, **sampling, **self._models, **syntax}
 
     def look(self) -> SetState:
         """What is there; AtelierError naming the first picture whose place is taken by one with other settings."""
@@ -279,7 +283,7 @@ def differences(stated: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> 
     if stated is None:
         return "does not say with which settings it was made"
     said = []
-    for key in (key for key in wanted if key not in stated or stated[key] != wanted[key]):
+    for key in (key for key in (*wanted, *({SYNTAX} - wanted.keys())) if stated.get(key) != wanted.get(key)):
         values = "" if key in ("model", "clip", "vae") else f" {_short(stated.get(key))} in place of {_short(wanted[key])}"
         said.append(IN_WORDS.get(key, key) + values)
     return f"was made with other settings ({', '.join(said)})" if said else ""

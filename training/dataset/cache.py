@@ -35,7 +35,8 @@ STALE = 3600.0
 
 def cache_key(*parts: Any) -> str:
     """SHA-256 (hex) of JSON values (texts, numbers, None, and tuples, lists or dicts of them)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _data(file: bytes) -> memoryview:

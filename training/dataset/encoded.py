@@ -150,7 +150,7 @@ class EncodedDataset:
         return found
 
     def _text_key(self, caption: str) -> str:
-        return cache_key("text", self.text_identity, caption)
+        return cache_key("text", self.text_identity, caption, *self._texts.reading_of(caption))
 
     def _key(self, sample: Sample, shown: View) -> str:
         masked = (sample.mask_key, "alpha" if sample.mask == sample.path else "file") if sample.mask else ()

@@ -110,7 +110,7 @@ class Lora:
         changed = host.patched(self.model.patcher, model) + host.patched(self.text.clip.patcher, clip.patcher)
         if not changed:
             raise AtelierError(f"{self.path.name}: none of its layers belong to this model ({self.model.family}).")
-        return host.Model(model), host.TextEncoder(clip)
+        return host.Model(model), host.TextEncoder(clip, self.text.syntax)
 
 
 class Strengths:

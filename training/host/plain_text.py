@@ -1,9 +1,10 @@
 """Plain text for the host's tokenizers: every character is what it is, never a weight, an embedding or a control word.
 
 The host reads ``(a cat:1.2)`` as a weight and ``embedding:name`` as a file, and a caption that begins like a chat as one. Which
-of these a tokenizer does, and where it can be switched off, differs between encoders and versions. So nothing is switched off: the
-characters that could mean something travel under other names, noncharacters of Unicode that no text has, through all that the host
-does, and get their own back at the last door, in front of the vocabulary. The tokenizers that the graph holds stay as they are.
+of these a tokenizer does, and where it can be switched off, differs between encoders and versions. So nothing is switched off:
+the characters that could mean something travel under other names, noncharacters of Unicode that no text has, through all that the
+host does, and get their own back at the last door, in front of the vocabulary. The tokenizers that the graph holds stay as they
+are.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class LastDoor:
 
     def __call__(self, text: Any, *more: Any, **named: Any) -> Any:
         if isinstance(text, str):
-            while self._words is not None and (parted := self._words.sub(lambda word: f"{word[0][0]} {word[0][1:]}", text)) != text:
+            while (
+                self._words is not None and (parted := self._words.sub(lambda word: f"{word[0][0]} {word[0][1:]}", text)) != text
+            ):
                 text = parted
             text = text.translate(BACK)
         return self._vocabulary(text, *more, **named)
@@ -78,7 +81,7 @@ def control_words(vocabulary: Any) -> set[str]:
     words: set[str] = {str(word) for word in getattr(vocabulary, "special_tokens", None) or ()}
     if hasattr(vocabulary, "added_tokens_decoder"):
         words |= {str(token) for token in vocabulary.added_tokens_decoder.values()}
-    elif hasattr(inner, "get_added_tokens_decoder"):
+    elif inner is not None and hasattr(inner, "get_added_tokens_decoder"):
         words |= {token.content for token in inner.get_added_tokens_decoder().values()}
     else:  # pieces: what a person has defined is told from what was learnt by trying it
         words |= _read_as_one(vocabulary)

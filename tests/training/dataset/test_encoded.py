@@ -50,6 +50,9 @@ class Lengths:
     def identity(self):
         return "lengths"
 
+    def reading_of(self, text):
+        return ()
+
 
 @pytest.fixture
 def folder(tmp_path):
