@@ -8,6 +8,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..training.config import Syntax, sampling
+from ..training.config.refusal import text_of
 from ..training.dataset.augment import trained_pictures
 from ..training.errors import AtelierError
 from ..training.runs import reader
@@ -112,6 +113,11 @@ class EpochWeightGrid(io.ComfyNode):
         from ..training.grid import origin, plan, render
         from ..training.grid.files import read_metadata
 
+        for widget, value in (
+            ("prompts", prompts), ("which_epochs", which_epochs), ("strengths", strengths), ("more_seeds", more_seeds),
+            ("lora_files", lora_files),
+        ):  # fmt: skip
+            text_of(widget, value)
         runs = [*([epochs] if epochs is not None else []), *_named_runs(lora_files)]
         axes = plan.Axes(
             tuple(dict.fromkeys(typed.prompt_lines(prompts))),

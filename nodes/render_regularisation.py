@@ -7,6 +7,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..training.config import SubsetConfig, Syntax
+from ..training.config.refusal import text_of
 from ..training.config.sampling import Sampling
 from ..training.dataset.folders import folder_to_fill
 from ..training.dataset.samples import Dataset, counted
@@ -92,7 +93,7 @@ class RenderRegularisation(io.ComfyNode):
         from ..training import host, regularisation
         from ..training.grid.axes import prompt_lines
 
-        name, path = folder_to_fill(folder, host.dataset_roots())
+        name, path = folder_to_fill(text_of("folder", folder), host.dataset_roots())
         regularisation.check_repeats(path)
         config = SubsetConfig(
             name, resolution, batch_size, role="regularisation", loss_weight=loss_weight, class_caption=class_caption

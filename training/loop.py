@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .config import TrainingConfig
 from .dataset.plan import Plan
-from .errors import AtelierError, is_out_of_memory
+from .errors import AtelierError, NotFinite, is_out_of_memory
 from .evaluation.validation import validate
 from .optim import optimizers, schedules
 from .optim.ema import Average
@@ -139,11 +139,12 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
         if out_of_memory:
             traceback.clear_frames(error.__traceback__)  # the failed step's tensors: saving needs a little room as well
         if step and sound and recorder.sound():
-            snapshot()
-            saved = run.saved()
-            if not saved or saved[-1].step != step:
-                with best_weights():
-                    callbacks.save("moment", plan.epoch_of(step - 1) + 1, step)
+            with suppress(NotFinite):  # in averages, or in what the optimizer keeps: the state before that stays
+                snapshot()
+                saved = run.saved()
+                if not saved or saved[-1].step != step:
+                    with best_weights():
+                        callbacks.save("moment", plan.epoch_of(step - 1) + 1, step)
         if out_of_memory:
             advice = what_helps(steps.config, max(len(batch.samples) for batch in plan.epoch_batches(0)), model.device)
             raise AtelierError(no_memory(step, due, advice)) from error

@@ -5,6 +5,7 @@ Losses stay on the device until a report, because reading one waits for the devi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -147,6 +148,12 @@ class Recorder:
 
     def judged(self, validation: Validation, step: int) -> bool:
         """Writes the fixed losses of an epoch down; True if it is enough, and the run shall end then."""
+        if not all(math.isfinite(loss) for loss in (validation.training, validation.held_out or 0.0)):
+            self._callbacks.warn(
+                f"epoch {validation.epoch}: the fixed loss is NaN or infinite, so it is not counted. Set precision to bf16 or "
+                "fp32."
+            )
+            return False
         self._measured.append(validation)
         self._run.append_measured(validation.epoch, step, validation.held_out, validation.training)
         verdict = judge(self._measured)

@@ -23,7 +23,7 @@ from .dataset.captions import caption_path, write_caption
 from .dataset.images import check_picture, to_picture
 from .dataset.samples import counted
 from .dataset.scan import MAX_REPEATS, NUMBERED, find
-from .errors import AtelierError
+from .errors import AtelierError, NotFinite
 from .files import replacing
 from .protocols import CanvasText
 
@@ -211,11 +211,10 @@ class RegularisationSet:
             if (said := compatibility.told(error, self.model)) is not None:
                 raise said from error
             raise
-        if not pixels.isfinite().all():
-            raise AtelierError(
-                f"{group[0].name}: the picture has values that are no numbers. Nothing of it was saved; start ComfyUI with "
-                "--fp32-vae, or load a VAE and a model that work in this number format."
-            )
+        try:
+            compatibility.check_picture(self.model, latent, pixels)
+        except NotFinite as error:
+            raise NotFinite(f"{group[0].name}: it was not saved. {error}") from None
         return [to_picture(one) for one in pixels]
 
     def _conditioning(self, text: str) -> CanvasText:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .refusal import choice, refuse
+from .refusal import choice, only_text, refuse
 
 Levels = Literal["auto", "uniform", "logit-normal", "shifted", "sigmoid"]
 LossKind = Literal["mse", "huber", "smooth-l1"]
@@ -88,6 +88,7 @@ class LossConfig:
     """What it is held at: a class such as ``a woman``; empty: the captions of the regularisation pictures."""
 
     def __post_init__(self) -> None:
+        only_text(self)
         choice("loss", self.kind, LossKind)
         choice("huber schedule", self.huber_schedule, HuberSchedule)
         choice("weighting", self.weighting, Weighting)

@@ -9,7 +9,7 @@ from typing import Literal
 from .network import NetworkConfig
 from .noise import LossConfig, NoiseConfig
 from .optimizer import OptimizerConfig
-from .refusal import choice, refuse
+from .refusal import choice, only_text, refuse, text_of
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SavePrecision = Literal["fp16", "bf16", "fp32"]
@@ -25,7 +25,7 @@ RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"
 
 def check_run_name(name: str) -> str:
     """``name`` without surrounding blanks, if it is safe as a file name on every system."""
-    name = name.strip()
+    name = text_of("name", name).strip()
     refuse(not name, "name: give the LoRA a name; it becomes the file's name.")
     refuse(
         not RUN_NAME.fullmatch(name) or ".." in name or name.endswith(".") or len(name) > 100,
@@ -125,6 +125,7 @@ class TrainingConfig:
     """Free text for the LoRA's metadata (``ss_training_comment``)."""
 
     def __post_init__(self) -> None:
+        only_text(self)
         object.__setattr__(self, "name", check_run_name(self.name))
         choice("precision", self.precision, Precision)
         choice("save precision", self.save_precision, SavePrecision)

@@ -1,7 +1,7 @@
 """Tensors on the disk, found by what they were made from.
 
 One safetensors file per key, so that two runs can share a folder: a file appears whole or not at all, and a file that was
-damaged or removed meanwhile is simply made again.
+damaged or removed meanwhile is simply made again. Nothing that is NaN or infinite is kept.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from ..errors import AtelierError
+from ..errors import AtelierError, NotFinite
 from ..files import Serialised, remove_longest_unused
+from ..tensors.finite import first_lost
 
 CACHE_LIMIT = 20 * 2**30
 """Bytes on disk for latents and text encodings; the longest unused go first."""
 KEY = re.compile(r"[0-9a-f]{16,128}")
 # After a clean-up the cache has this share of its limit, so that the next file doesn't start another one.
 KEPT_SHARE = 0.9
+MOST_HEADER = 1 << 20
 # A temporary file this old (seconds) belongs to a run that died.
 STALE = 3600.0
 
@@ -49,9 +51,17 @@ def _stated(key: str, data: memoryview) -> dict[str, str]:
     return {"key": key, "crc32": f"{zlib.crc32(data):08x}"}
 
 
-def _metadata(file: bytes) -> dict[str, str]:
-    stored: dict[str, str] = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")]).get("__metadata__", {})
+FINITE = {"finite": "yes"}
+"""What a file says as well whose numbers were looked at before they were stored; earlier versions did not look."""
+
+
+def _metadata(header: bytes) -> dict[str, str]:
+    stored: dict[str, str] = json.loads(header).get("__metadata__", {})
     return stored
+
+
+def _header(file: bytes) -> bytes:
+    return file[8 : 8 + int.from_bytes(file[:8], "little")]
 
 
 class TensorCache:
@@ -69,24 +79,44 @@ class TensorCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def has(self, key: str) -> bool:
-        """Whether tensors are stored under ``key``; notes that they are needed, and doesn't read them."""
+        """Whether tensors are stored under ``key``; notes that they are needed, and doesn't read them.
+
+        But once those of an earlier version, whose numbers nobody has looked at.
+        """
+        path = self.path(key)
         try:
-            os.utime(self.path(key))
-        except OSError:
+            with open(path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                looked_at = size <= MOST_HEADER and FINITE.items() <= _metadata(file.read(size)).items()
+            if looked_at:
+                os.utime(path)
+                return True
+        except (OSError, ValueError, AttributeError):
+            pass
+        tensors = self.get(key)
+        if tensors is None:
             return False
+        with contextlib.suppress(AtelierError):  # where nothing can be written it is looked at again next time
+            self.put(key, tensors)
         return True
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
-        """The tensors stored under ``key`` (on the CPU), or None; a damaged file is removed and counts as None."""
+        """The tensors stored under ``key`` (on the CPU), or None.
+
+        A file that is damaged, or holds what is no number, is removed and counts as None.
+        """
         path = self.path(key)
         try:
             file = path.read_bytes()
         except OSError:
             return None
         try:
-            if _metadata(file) != _stated(key, _data(file)):
+            said = _metadata(_header(file))
+            if not _stated(key, _data(file)).items() <= said.items():
                 raise ValueError("checksum")
             tensors: dict[str, torch.Tensor] = load(file)
+            if not FINITE.items() <= said.items() and first_lost(tensors) is not None:
+                raise ValueError("numbers")
         except (SafetensorError, ValueError, AttributeError):
             _remove(path)
             return None
@@ -95,13 +125,15 @@ class TensorCache:
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Store ``tensors``; AtelierError naming the folder if it cannot be written."""
+        """Store ``tensors``; AtelierError naming the folder if it cannot be written. NotFinite for what is no number."""
         path = self.path(key)
         # The clone parts tensors that share memory, which safetensors refuses.
         values = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+        if (lost := first_lost(values)) is not None:
+            raise NotFinite(f"cache: {lost} holds NaN or infinite numbers, which are not kept. Encode it anew.")
         file = Serialised(values)
         try:
-            size = file.write(path, _stated(key, file.data), durable=False)
+            size = file.write(path, {**_stated(key, file.data), **FINITE}, durable=False)
         except (OSError, AtelierError) as error:
             reason = error.__cause__ if isinstance(error, AtelierError) else error
             raise AtelierError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import AtelierError
 from ..protocols import CanvasText
+from ..tensors.finite import first_lost
 from .cache import TensorCache
 from .samples import Dataset, Ready, Sample, counted
 
@@ -90,9 +91,12 @@ def packed(text: Text, number: int) -> dict[str, Tensor]:
                 f"conditioning: number {number} carries {name!r} ({type(value).__name__}), which cannot be trained on. Take it "
                 "from before the node that adds this."
             )
-    for name, tensor in values.items():
-        if tensor.ndim and name in ("cond", "pooled_output") and not tensor.isfinite().all():
-            raise AtelierError(f"conditioning: number {number} holds NaN or infinite numbers. Encode the text anew.")
+    if (lost := first_lost(values)) is not None:
+        where = "" if lost == "cond" else f" in {lost!r}"
+        raise AtelierError(
+            f"conditioning: number {number} holds NaN or infinite numbers{where}. Encode the text anew, with another CLIP or "
+            "with --fp32-text-enc."
+        )
     return values
 
 

@@ -32,7 +32,8 @@ class Judge:
     def dataset(self) -> Tensor:
         """(N, D); read when the first cell is looked at."""
         if self._dataset is None:
-            self._dataset = embed_files(self.embedder, self.pictures)
+            found = embed_files(self.embedder, self.pictures)
+            self._dataset = found[found.isfinite().all(dim=1)] if len(found) else found
         return self._dataset
 
     def see(self, page: int, place: Place, picture: Image.Image) -> None:

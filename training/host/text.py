@@ -13,11 +13,12 @@ from comfy import lora as comfy_lora
 from torch import Tensor, nn
 
 from ..config import Syntax
-from ..errors import AtelierError
+from ..errors import AtelierError, NotFinite
 from ..network.base_layer import is_linear, refusal
 from ..performance.checkpointing import blocks_of
 from ..performance.out_of_place import OutOfPlace
 from ..protocols import CanvasText
+from ..tensors.finite import first_lost
 from .batched_text import BatchedEncoders
 from .plain_text import named, plain
 from .weights import identity_of, mended, names_of_layers, put_twin_aside, resident
@@ -143,6 +144,11 @@ class TextEncoder:
         """CONDITIONING as CLIPTextEncode makes it of ``text``, in its syntax."""
         with torch.inference_mode():
             encoded: CanvasText = self.clip.encode_from_tokens_scheduled(self.tokenize(text))
+        if any(first_lost({"cond": cond, **extras}) is not None for cond, extras in encoded):
+            raise NotFinite(
+                f"clip: it gives NaN or infinite numbers for the prompt {text[:80]!r}. Start ComfyUI with --fp32-text-enc or "
+                "--bf16-text-enc, or connect another CLIP."
+            )
         return encoded
 
 
