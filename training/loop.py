@@ -129,10 +129,7 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                 due = False
                 snapshot()
     except LostNumbers as lost:
-        raise AtelierError(
-            f"The numbers became NaN or infinite at step {lost.step}. The files and the state saved before that are intact. "
-            "Lower the learning rate, or set precision to bf16 or fp32, and queue again."
-        ) from lost
+        raise AtelierError(lost_numbers(lost.step, lost.step <= width and not config.network.start_from)) from lost
     except BaseException as error:
         # Cancel, out of memory, a vanished file: what was learnt so far is sound, so it is kept.
         out_of_memory = is_out_of_memory(error)
@@ -149,6 +146,19 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
             advice = what_helps(steps.config, max(len(batch.samples) for batch in plan.epoch_batches(0)), model.device)
             raise AtelierError(no_memory(step, due, advice)) from error
         raise
+
+
+def lost_numbers(step: int, untrained: bool) -> str:
+    """What to do when a loss or a weight was no number after ``step``; ``untrained``: nothing had been learnt before."""
+    if untrained:
+        return (
+            f"The numbers were NaN or infinite at step {step}, before anything was learnt, so the learning rate is not the cause. "
+            "What was encoded is sound; it is the model in its number format. Set precision to bf16 or fp32, or load it in another."
+        )
+    return (
+        f"The numbers became NaN or infinite at step {step}. The files and the state saved before that are intact. Lower the "
+        "learning rate, or set precision to bf16 or fp32, and queue again."
+    )
 
 
 def no_memory(step: int, due: bool, advice: str) -> str:
