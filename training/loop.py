@@ -152,8 +152,8 @@ def lost_numbers(step: int, untrained: bool) -> str:
     """What to do when a loss or a weight was no number after ``step``; ``untrained``: nothing had been learnt before."""
     if untrained:
         return (
-            f"The numbers were NaN or infinite at step {step}, before anything was learnt, so the learning rate is not the cause, "
-            "and what was encoded is sound: it is the model in its number format. Set precision to bf16 or fp32."
+            f"The numbers were NaN or infinite at step {step}, before anything was learnt, so the learning rate is not "
+            "the cause, and what was encoded is sound: it is the model in its number format. Set precision to bf16 or fp32."
         )
     return (
         f"The numbers became NaN or infinite at step {step}. The files and the state saved before that are intact. Lower the "
