@@ -113,7 +113,7 @@ class Recorder:
             {"step": s, "epoch": self._plan.epoch_of(s - 1) + 1, "loss": value, "rate": rate}
             for s, (value, (_, rate)) in enumerate(zip(values, self._pending, strict=True), start=first)
         ]
-        bad = next((row for row in rows if not abs(row["loss"]) < float("inf")), None)
+        bad = next((row for row in rows if not (math.isfinite(row["loss"]) and math.isfinite(row["rate"]))), None)
         if bad is not None or not finite(self._adapter.state()):
             raise LostNumbers(bad["step"] if bad else self._step)
         self._run.append_history(rows)

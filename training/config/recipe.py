@@ -9,7 +9,7 @@ from typing import Literal
 from .network import NetworkConfig
 from .noise import LossConfig, NoiseConfig
 from .optimizer import OptimizerConfig
-from .refusal import choice, only_text, refuse, text_of
+from .refusal import check_kinds, choice, refuse, text_of
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SavePrecision = Literal["fp16", "bf16", "fp32"]
@@ -60,6 +60,7 @@ class LengthConfig:
     """What happens when the loss rises to several times its best."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         refuse(self.max_steps < 0, f"steps: {self.max_steps} is below 0; 0 means the epochs decide.")
         refuse(
             self.max_steps == 0 and self.epochs < 1,
@@ -88,6 +89,7 @@ class TextConfig:
     """Of captions, samples' prompts and the preservation prompt alike."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         choice("text encoder", self.encoders, TextEncoders)
         choice("prompt syntax", self.syntax, Syntax)
         refuse(not 0 <= self.learning_rate <= 10, f"text encoder rate: {self.learning_rate} is outside 0 to 10.")
@@ -125,7 +127,7 @@ class TrainingConfig:
     """Free text for the LoRA's metadata (``ss_training_comment``)."""
 
     def __post_init__(self) -> None:
-        only_text(self)
+        check_kinds(self)
         object.__setattr__(self, "name", check_run_name(self.name))
         choice("precision", self.precision, Precision)
         choice("save precision", self.save_precision, SavePrecision)

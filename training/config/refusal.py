@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
+from numbers import Real
 from typing import Any, get_args
 
 from ..errors import AtelierError
@@ -23,11 +25,18 @@ def text_of(widget: str, value: object) -> str:
     return value
 
 
-def only_text(settings: Any) -> None:
-    """Refuses what is no text in the fields of a dataclass that are declared as text."""
+def check_kinds(settings: Any) -> None:
+    """Refuses what is no text in the fields of a dataclass that are declared as text, and what is no number in those of numbers.
+
+    NaN and infinity are no numbers here: no setting means them, and they would get into files.
+    """
     for one in fields(settings):
+        widget, value = one.name.replace("_", " "), getattr(settings, one.name)
         if one.type in ("str", str):
-            text_of(one.name.replace("_", " "), getattr(settings, one.name))
+            text_of(widget, value)
+        elif one.type in ("int", "float", int, float):
+            sound = isinstance(value, Real) and math.isfinite(value)
+            refuse(not sound, f"{widget}: {value!r} is no number that can be used. Connect a node that gives one, or write it.")
 
 
 def choice(widget: str, value: str, allowed: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .refusal import only_text
+from .refusal import check_kinds
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sampling:
     seed: int
 
     def __post_init__(self) -> None:
-        only_text(self)
+        check_kinds(self)
 
     @property
     def settings(self) -> SamplerSettings:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
+from ..tensors.finite import is_finite
 from .advice import Advice, Judged, recommend
 from .features import Embedder, embed_files, embed_pictures
 from .plan import Axes
@@ -41,9 +41,11 @@ class Judge:
         if not len(self.dataset):
             return
         seen = embed_pictures(self.embedder, [picture])[0]
+        if not is_finite(seen):
+            return
         if place[0] == 0:
             self._controls[page] = seen
-        if page in self._controls and bool(torch.isfinite(seen).all()):
+        if page in self._controls:
             self.scores.setdefault(page, {})[place] = score(seen, self._controls[page], self.dataset)
 
     def scale(self) -> Scale | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -23,6 +24,8 @@ NOTHING = re.compile(r"[\ud800-\udfff\ufdd0-\ufdef]")
 """What is no text: halves of characters, and noncharacters. A vocabulary could not take the former."""
 MARKED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 OPENERS = {ord(character): chr(NAMES[ord(character)]) for character in "<["}
+
+_patterns: WeakKeyDictionary[Any, re.Pattern[str] | None] = WeakKeyDictionary()
 
 
 def unescaped(text: str) -> str:
@@ -59,8 +62,7 @@ class LastDoor:
 
     def __init__(self, vocabulary: Any):
         self._vocabulary = vocabulary
-        found = sorted((re.escape(word.translate(OPENERS)) for word in control_words(vocabulary)), key=len, reverse=True)
-        self._words = re.compile("|".join(found), re.IGNORECASE) if found else None
+        self._words = _pattern(vocabulary)
 
     def __call__(self, text: Any, *more: Any, **named: Any) -> Any:
         if isinstance(text, str):
@@ -73,6 +75,14 @@ class LastDoor:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_vocabulary"], name)
+
+
+def _pattern(vocabulary: Any) -> re.Pattern[str] | None:
+    """Its control words with their ``named`` openers, the longest first; made once a vocabulary, since large ones take long."""
+    if vocabulary not in _patterns:
+        found = sorted((re.escape(word.translate(OPENERS)) for word in control_words(vocabulary)), key=len, reverse=True)
+        _patterns[vocabulary] = re.compile("|".join(found), re.IGNORECASE) if found else None
+    return _patterns[vocabulary]
 
 
 def control_words(vocabulary: Any) -> set[str]:

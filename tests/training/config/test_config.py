@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from lora_atelier.training.config import (
     NoiseConfig,
     OptimizerConfig,
     SubsetConfig,
+    TextConfig,
     TrainingConfig,
     check_run_name,
     from_dict,
@@ -168,3 +170,13 @@ def test_what_is_no_text_names_its_widget(value):
     ):
         with pytest.raises(AtelierError, match=f"{widget}: it was given {type(value).__name__} and no text"):
             make()
+
+
+@pytest.mark.parametrize("kind", [NoiseConfig, LossConfig, LengthConfig, NetworkConfig, OptimizerConfig, TextConfig])
+@pytest.mark.parametrize("value", [None, "3", float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_names_its_widget(kind, value):
+    numbers = [f.name for f in dataclasses.fields(kind) if f.type in ("int", "float")]
+    assert numbers
+    for name in numbers:
+        with pytest.raises(AtelierError, match=f"{name.replace('_', ' ')}: {value!r} is no number"):
+            kind(**{name: value})
