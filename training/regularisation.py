@@ -282,7 +282,8 @@ def differences(stated: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> 
     if stated is None:
         return "does not say with which settings it was made"
     said = []
-    for key in (key for key in (*wanted, *({SYNTAX} - wanted.keys())) if stated.get(key) != wanted.get(key)):
+    stated, wanted = ({SYNTAX: "ComfyUI", **facts} for facts in (stated, wanted))
+    for key in (key for key in wanted if key not in stated or stated[key] != wanted[key]):
         values = "" if key in ("model", "clip", "vae") else f" {_short(stated.get(key))} in place of {_short(wanted[key])}"
         said.append(IN_WORDS.get(key, key) + values)
     return f"was made with other settings ({', '.join(said)})" if said else ""

@@ -148,13 +148,14 @@ def _flat_texts(conditioning: Sequence[CanvasText]) -> list[Text]:
     """(cond (1, tokens, width), extras) in order."""
     out: list[Text] = []
     for entry in conditioning:
-        for text in entry:
-            if not isinstance(text[0], Tensor) or text[0].ndim != 3 or len(text[0]) != 1:
+        for text in entry if isinstance(entry, (list, tuple)) else [entry]:
+            cond = text[0] if isinstance(text, (list, tuple)) and len(text) == 2 and isinstance(text[1], Mapping) else None
+            if not isinstance(cond, Tensor) or cond.ndim != 3 or len(cond) != 1:
                 raise AtelierError(
                     f"conditioning: number {len(out) + 1} is not the encoding of one text. Connect what a CLIP Text Encode "
                     "node gives."
                 )
-            out.append((text[0], text[1]))
+            out.append((cond, text[1]))
     if not out:
         raise AtelierError("conditioning: the list is empty. Connect one for all latents, or one for each.")
     first = out[0][0].shape[-1]
