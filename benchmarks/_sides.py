@@ -76,6 +76,9 @@ def ours(case: Case) -> tuple[Train, Forward]:
         def identity(self) -> str:
             return ""
 
+        def reading_of(self, _text: str) -> tuple[str, ...]:
+            return ()
+
     def run(now: Case, found: Found) -> None:
         network = NetworkConfig(rank=case.rank, alpha=case.rank, **chosen)  # type: ignore[arg-type]
         config = TrainingConfig("bench", network=network, length=LengthConfig(max_steps=now.steps + 1))

@@ -136,6 +136,9 @@ def train_ours(patcher: Any, data: Pictures, steps: int, rate: float, every: int
         def identity(self) -> str:
             return ""
 
+        def reading_of(self, _text: str) -> tuple[str, ...]:
+            return ()
+
     network = NetworkConfig(rank=RANK, alpha=RANK, include="*")
     config = TrainingConfig(
         "bench", network=network, optimizer=OptimizerConfig(learning_rate=rate), length=LengthConfig(max_steps=steps)

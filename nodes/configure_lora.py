@@ -34,7 +34,7 @@ WIDGETS: dict[str, tuple[str, str]] = {
         "lokr_factor", "dropout", "rank_dropout", "module_dropout", "scale_weight_norms", "lora_plus_ratio", "include", "exclude",
         "rules", "start_from",
     ),
-    **_under("text", text_encoder="encoders", text_encoder_rate="learning_rate"),
+    **_under("text", text_encoder="encoders", text_encoder_rate="learning_rate", prompt_syntax="syntax"),
     **_under(
         "optimizer", "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "optimizer_args",
         "warmup_share", "min_rate", "min_share", "cycles", "cycle_steps", "power", "accumulate", optimizer="name",
@@ -153,6 +153,11 @@ class ConfigureLoRA(io.ComfyNode):
                     tooltip="Free text for the LoRA's metadata, for example its trigger word.",
                 ),
                 *_network(), *_text(), *_optimizer(), *_noise(), *_loss(), *_length(), *_memory(),
+                _choice(
+                    "prompt_syntax", settings.Syntax,
+                    "plain: captions and prompts are text as it stands, brackets and all. ComfyUI: (weights:1.2) and "
+                    "embedding:names in them count.",
+                ),
             ], ADVANCED),
             outputs=[CONFIG.Output(display_name="config", tooltip="Connect to Train LoRA.")],
         )  # fmt: skip

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..training.config import sampling
+from ..training.config import Syntax, sampling
+from ..training.config.refusal import text_of
 from ..training.dataset.augment import trained_pictures
 from ..training.errors import AtelierError
 from ..training.runs import reader
 from ..training.runs.layout import GRIDS_FOLDER
 from .io_types import CATEGORY, DATASET, EPOCHS, folded
 from .train_lora import graph_of
+
+AS_TRAINED = "as trained"
 
 
 class EpochWeightGrid(io.ComfyNode):
@@ -103,11 +106,18 @@ class EpochWeightGrid(io.ComfyNode):
         scores: bool = True,
         dataset: Any = None,
         clip_vision: Any = None,
+        prompt_syntax: Any = AS_TRAINED,
     ) -> io.NodeOutput:
         from ..training import host
         from ..training.grid import axes as typed
         from ..training.grid import origin, plan, render
+        from ..training.grid.files import read_metadata
 
+        for widget, value in (
+            ("prompts", prompts), ("which_epochs", which_epochs), ("strengths", strengths), ("more_seeds", more_seeds),
+            ("lora_files", lora_files),
+        ):  # fmt: skip
+            text_of(widget, value)
         runs = [*([epochs] if epochs is not None else []), *_named_runs(lora_files)]
         choice = typed.parse_epochs(which_epochs)
         axes = plan.Axes(
@@ -118,12 +128,14 @@ class EpochWeightGrid(io.ComfyNode):
             text_encoder_strength if text_encoder == "separate" else None,
         )
         plan.check_size(axes.cells, width, height)
+        files = [saved.path for run in runs for saved in run.files]
+        syntax = origin.prompt_syntax(map(read_metadata, files)) if prompt_syntax == AS_TRAINED else prompt_syntax
         wrapped = host.Model(model)
         hidden = cls.hidden
         name = origin.model_name(hidden.prompt, hidden.unique_id) if hidden else ""
         grid = render.Grid(
             wrapped,
-            host.TextEncoder(clip),
+            host.TextEncoder(clip, syntax),
             host.PictureCodec(vae),
             axes,
             sampling.Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed),
@@ -226,6 +238,12 @@ def _more_inputs() -> list[Any]:
         io.Boolean.Input(
             "scores", default=True, optional=True,
             tooltip="Measure each cell: like the dataset, like a single training picture, like the picture without a LoRA.",
+        ),
+        io.Combo.Input(
+            "prompt_syntax", options=[AS_TRAINED, *get_args(Syntax)], default=AS_TRAINED, optional=True,
+            tooltip="plain: prompts are text as it stands, brackets and all. ComfyUI: (weights:1.2) and embedding:names in them "
+            "count. "
+            "as trained: what the LoRA's recipe says.",
         ),
     ]  # fmt: skip
     return [

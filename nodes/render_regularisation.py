@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..training.config import SubsetConfig
+from ..training.config import SubsetConfig, Syntax
+from ..training.config.refusal import text_of
 from ..training.config.sampling import Sampling
 from ..training.dataset.folders import folder_to_fill
 from ..training.dataset.samples import Dataset, counted
@@ -87,18 +88,19 @@ class RenderRegularisation(io.ComfyNode):
         class_caption: str = "",
         write_captions: bool = False,
         dataset: Any = None,
+        prompt_syntax: Any = "plain",
     ) -> io.NodeOutput:
         from ..training import host, regularisation
         from ..training.grid.axes import prompt_lines
 
-        name, path = folder_to_fill(folder, host.dataset_roots())
+        name, path = folder_to_fill(text_of("folder", folder), host.dataset_roots())
         regularisation.check_repeats(path)
         config = SubsetConfig(
             name, resolution, batch_size, role="regularisation", loss_weight=loss_weight, class_caption=class_caption
         )
         sampling = Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed)
         order = regularisation.Order(tuple(prompt_lines(prompts)), count, sampling)
-        models = host.Model(model), host.TextEncoder(clip), host.PictureCodec(vae)
+        models = host.Model(model), host.TextEncoder(clip, prompt_syntax), host.PictureCodec(vae)
         pictures = regularisation.RegularisationSet(*models, order, path, graph_of(cls.hidden) if cls.hidden else {})
         show = host.status_of(cls.hidden.unique_id) if cls.hidden else lambda line: None
         state = pictures.render(render_batch_size, host.progress(count), show, write_captions)
@@ -174,6 +176,11 @@ def _more_inputs() -> list[Any]:
             "write_captions", default=False, optional=True,
             tooltip="On: the prompt is written into a .txt file beside each picture that has none. Not needed for a set that is "
             "named by its class.",
+        ),
+        io.Combo.Input(
+            "prompt_syntax", options=list(get_args(Syntax)), default="plain", optional=True,
+            tooltip="plain: prompts are text as it stands, brackets and all. ComfyUI: (weights:1.2) and embedding:names in them "
+            "count.",
         ),
         DATASET.Input(
             "dataset", optional=True,

@@ -96,7 +96,7 @@ class TrainLoRA(io.ComfyNode):
         from ..training import host, job
 
         preview = job.Preview(
-            preview_prompt.strip(), preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler,
+            preview_prompt, preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler,
             preview_seed, preview_width, preview_height,
         )  # fmt: skip
         wrapped = host.Model(model)

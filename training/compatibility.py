@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from . import host
-from .errors import AtelierError, is_out_of_memory
+from .errors import AtelierError, NotFinite, is_out_of_memory
 from .estimate.activations import Shapes
 from .protocols import CanvasText, EncodedText
+from .tensors.finite import is_finite
 
 SIDES = (256, 512)
 """Pixels of the squares that are asked about, the second where the network cannot do with the first; without numbers a size costs
@@ -208,6 +209,21 @@ def _lacks_pooled(text: EncodedText, error: Exception | None) -> bool:
 
 def _width(part: object) -> int:
     return part.shape[-1] if isinstance(part, Tensor) else 0
+
+
+def check_picture(model: host.Model, latents: Tensor, pixels: Tensor) -> None:
+    """NotFinite, with the likely cause, where what was sampled or decoded is NaN or infinite: as a picture it would be black."""
+    if not is_finite(latents):
+        raise NotFinite(
+            f"model: what this {model.family} model drew is NaN or infinite, not a picture. Where that is so with a LoRA only, "
+            "its strength or the learning rate is too high; else load the model in another number format (--bf16-unet or "
+            "--fp32-unet)."
+        )
+    if not is_finite(pixels):
+        raise NotFinite(
+            "vae: what it makes of the drawn latent is NaN or infinite, not a picture. Start ComfyUI with --fp32-vae or "
+            "--bf16-vae, or connect another VAE."
+        )
 
 
 def told(error: Exception, model: host.Model) -> AtelierError | None:

@@ -10,6 +10,10 @@ class AtelierError(ValueError):
     """Something the person can mend. The message names the file or the widget and says what to do."""
 
 
+class NotFinite(AtelierError):
+    """A number that was to be kept or shown is NaN or infinite."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the computer, had no memory left. Known by name, since versions of torch keep the class elsewhere."""
     if {kind.__name__ for kind in type(error).__mro__} & {"OutOfMemoryError", "MemoryError"}:

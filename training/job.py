@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import compatibility, host
 from .config import TrainingConfig, to_dict
+from .config.refusal import text_of
 from .config.sampling import SamplerSettings
 from .dataset import precomputed
 from .dataset.augment import trained_captions, trained_pictures
@@ -26,7 +27,7 @@ from .dataset.index import file_digest
 from .dataset.plan import Plan
 from .dataset.samples import Dataset
 from .dataset.scan import refresh_captions
-from .errors import AtelierError
+from .errors import AtelierError, NotFinite
 from .estimate import preflight
 from .evaluation.early_stopping import Verdict
 from .evaluation.validation import Validation
@@ -72,6 +73,10 @@ class Preview:
     width: int = 0
     """Pixels; 0 takes the size that most of the dataset has."""
     height: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("prompt", "negative"):
+            text_of(f"preview_{field}", getattr(self, field))
 
     @property
     def settings(self) -> SamplerSettings:
@@ -170,6 +175,7 @@ def run_training(
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
     dataset = refresh_captions(dataset)
+    text = text.reading(config.text.syntax)
     model.check()
     compatibility.check(model, text, codec)
     check_dataset(dataset, config)
@@ -316,13 +322,14 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         log.info("%s: %s", run.name, note)
     levels = NoiseLevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, family_named(job.model.family))
     advance = host.progress(job.total)
-    saver = _Saver(job, run, adapter, layers, told, advance, now)
 
     def say(line: str, step: int | None = None) -> None:
         if step is not None:
             advance(step)
         job.show(line)
         log.info("%s: %s", run.name, line)
+
+    saver = _Saver(job, run, adapter, layers, told, advance, now, say)
 
     def measured(found: Validation, verdict: Verdict) -> None:
         held = f"held out {found.held_out:.4f}, " if found.held_out is not None else ""
@@ -376,9 +383,10 @@ class _Saver:
         told: Callable[[str], CanvasText],
         advance: Callable[..., None],
         now: live.Live,
+        say: Callable[[str], None],
     ):
         self.job, self.run, self.adapter, self.layers, self.told = job, run, adapter, layers, told
-        self.advance, self.now = advance, now
+        self.advance, self.now, self._say, self._said_lost = advance, now, say, False
 
     def save(self, kind: SaveKind, epoch: int, step: int) -> None:
         job, config = self.job, self.job.config
@@ -396,10 +404,15 @@ class _Saver:
             self.run.keep_last(config.length.keep_last)
 
     def sample(self, epoch: int, step: int) -> None:
-        """One picture a prompt."""
+        """One picture a prompt; that one is none is said once."""
         self.now.update(phase="sampling")
         for number, prompt in enumerate(self.job.preview.prompts(self.job.dataset)):
-            self._draw(prompt, number, epoch, step)
+            try:
+                self._draw(prompt, number, epoch, step)
+            except NotFinite as lost:
+                if not self._said_lost:
+                    self._say(f"preview at step {step}: no picture was saved. {lost}")
+                self._said_lost = True
 
     def _draw(self, prompt: str, number: int, epoch: int, step: int) -> None:
         from PIL.PngImagePlugin import PngInfo
@@ -412,7 +425,9 @@ class _Saver:
             latent = job.model.sample(
                 self.told(prompt), self.told(p.negative), p.settings, latent_size=(height // cells, width // cells), seed=p.seed
             )
-        picture = to_picture(job.codec.decode(latent)[0])
+        pixels = job.codec.decode(latent)[0]
+        compatibility.check_picture(job.model, latent, pixels)
+        picture = to_picture(pixels)
         facts = {"prompt": prompt, "negative": p.negative, "epoch": epoch, "step": step, "seed": p.seed}
         info = PngInfo()
         info.add_text("parameters", json.dumps(facts))

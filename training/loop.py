@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .config import TrainingConfig
 from .dataset.plan import Plan
-from .errors import AtelierError, is_out_of_memory
+from .errors import AtelierError, NotFinite, is_out_of_memory
 from .evaluation.validation import validate
 from .network.adapter import Adapter
 from .optim import optimizers, schedules
@@ -128,21 +128,19 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                 due = False
                 snapshot()
     except LostNumbers as lost:
-        raise AtelierError(
-            f"The numbers became NaN or infinite at step {lost.step}. The files and the state saved before that are intact. "
-            "Lower the learning rate, or set precision to bf16 or fp32, and queue again."
-        ) from lost
+        raise AtelierError(lost_numbers(lost.step, lost.step <= width and not config.network.start_from)) from lost
     except BaseException as error:
         # Cancel, out of memory, a vanished file: what was learnt so far is sound, so it is kept.
         out_of_memory = is_out_of_memory(error)
         if out_of_memory:
             traceback.clear_frames(error.__traceback__)  # the failed step's tensors: saving needs a little room as well
         if step and sound and recorder.sound():
-            snapshot()
-            saved = run.saved()
-            if not saved or saved[-1].step != step:
-                with best_weights():
-                    callbacks.save("moment", plan.epoch_of(step - 1) + 1, step)
+            with suppress(NotFinite):  # in averages, or in what the optimizer keeps: the state before that stays
+                snapshot()
+                saved = run.saved()
+                if not saved or saved[-1].step != step:
+                    with best_weights():
+                        callbacks.save("moment", plan.epoch_of(step - 1) + 1, step)
         if out_of_memory:
             advice = what_helps(steps.config, max(len(batch.samples) for batch in plan.epoch_batches(0)), model.device)
             raise AtelierError(no_memory(step, due, advice)) from error
@@ -166,6 +164,19 @@ def go_on(
         ) from error
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["initial_lr"] = rate
+
+
+def lost_numbers(step: int, untrained: bool) -> str:
+    """What to do when a loss or a weight was no number after ``step``; ``untrained``: nothing had been learnt before."""
+    if untrained:
+        return (
+            f"The numbers were NaN or infinite at step {step}, before anything was learnt, so the learning rate is not "
+            "the cause, and what was encoded is sound: it is the model in its number format. Set precision to bf16 or fp32."
+        )
+    return (
+        f"The numbers became NaN or infinite at step {step}. The files and the state saved before that are intact. Lower the "
+        "learning rate, or set precision to bf16 or fp32, and queue again."
+    )
 
 
 def no_memory(step: int, due: bool, advice: str) -> str:

@@ -5,6 +5,7 @@ Losses stay on the device until a report, because reading one waits for the devi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ class Recorder:
             {"step": s, "epoch": self._plan.epoch_of(s - 1) + 1, "loss": value, "rate": rate}
             for s, (value, (_, rate)) in enumerate(zip(values, self._pending, strict=True), start=first)
         ]
-        bad = next((row for row in rows if not abs(row["loss"]) < float("inf")), None)
+        bad = next((row for row in rows if not (math.isfinite(row["loss"]) and math.isfinite(row["rate"]))), None)
         if bad is not None or not finite(self._adapter.state()):
             raise LostNumbers(bad["step"] if bad else self._step)
         self._run.append_history(rows)
@@ -148,6 +149,12 @@ class Recorder:
 
     def judged(self, validation: Validation, step: int) -> bool:
         """Writes the fixed losses of an epoch down; True if it is enough, and the run shall end then."""
+        if not all(math.isfinite(loss) for loss in (validation.training, validation.held_out or 0.0)):
+            self._callbacks.warn(
+                f"epoch {validation.epoch}: the fixed loss is NaN or infinite, so it is not counted. Set precision to bf16 or "
+                "fp32."
+            )
+            return False
         self._measured.append(validation)
         self._run.append_measured(validation.epoch, step, validation.held_out, validation.training)
         verdict = judge(self._measured)

@@ -24,13 +24,15 @@ from .dataset.images import check_picture, to_picture
 from .dataset.png_text import png_text
 from .dataset.samples import counted
 from .dataset.scan import MAX_REPEATS, NUMBERED, find
-from .errors import AtelierError
+from .errors import AtelierError, NotFinite
 from .files import Unreadable, open_plain, parse_json, replacing
 from .protocols import CanvasText
 
 NAME = "reg-{:05d}.png"
 KEY = "lora_atelier.regularisation"
 """Name of the PNG text that holds a picture's settings as JSON."""
+SYNTAX = "prompt_syntax"
+"""What says how the prompts were read, where that is more than their words; without it they were read in ComfyUI's syntax."""
 MAX_COUNT = 100_000
 IN_WORDS = {
     "prompt_text": "prompts", "sampler": "sampler_name", "model": "another model", "clip": "another text encoder",
@@ -127,7 +129,9 @@ class RegularisationSet:
     def facts(self, picture: Planned) -> dict[str, Any]:
         """Everything that a picture depends on, as it is stored in the file."""
         sampling = asdict(replace(self.order.sampling, seed=picture.seed))
-        return {"index": picture.index, "prompt_text": picture.prompt, **sampling, **self._models}
+        reading = self.text.reading_of(f"{picture.prompt}\n{self.order.sampling.negative}")
+        syntax = {SYNTAX: reading[0]} if reading else {}
+        return {"index": picture.index, "prompt_text": picture.prompt, **sampling, **self._models, **syntax}
 
     def look(self) -> SetState:
         """What is there; AtelierError naming the first picture whose place is taken by one with other settings."""
@@ -208,11 +212,10 @@ class RegularisationSet:
             if (said := compatibility.told(error, self.model)) is not None:
                 raise said from error
             raise
-        if not pixels.isfinite().all():
-            raise AtelierError(
-                f"{group[0].name}: the picture has values that are no numbers. Nothing of it was saved; start ComfyUI with "
-                "--fp32-vae, or load a VAE and a model that work in this number format."
-            )
+        try:
+            compatibility.check_picture(self.model, latent, pixels)
+        except NotFinite as error:
+            raise NotFinite(f"{group[0].name}: it was not saved. {error}") from None
         return [to_picture(one) for one in pixels]
 
     def _conditioning(self, text: str) -> CanvasText:
@@ -280,6 +283,7 @@ def differences(stated: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> 
     if stated is None:
         return "does not say with which settings it was made"
     said = []
+    stated, wanted = ({SYNTAX: "ComfyUI", **facts} for facts in (stated, wanted))
     for key in (key for key in wanted if key not in stated or stated[key] != wanted[key]):
         values = "" if key in ("model", "clip", "vae") else f" {_short(stated.get(key))} in place of {_short(wanted[key])}"
         said.append(IN_WORDS.get(key, key) + values)

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -271,7 +272,7 @@ def test_a_folder_that_cannot_be_made_or_written_is_named(tiny, folder, monkeypa
 def test_lost_numbers_are_not_saved_as_black_pictures(tiny, folder, monkeypatch):
     real = host.PictureCodec.decode
     monkeypatch.setattr(host.PictureCodec, "decode", lambda self, latents: real(self, latents * float("nan")))
-    with pytest.raises(AtelierError, match=r"reg-00000\.png: the picture has values that are no numbers"):
+    with pytest.raises(AtelierError, match=r"reg-00000\.png: it was not saved\. vae: .* NaN or infinite.*--fp32-vae"):
         render(tiny("sd3"), folder, order(1))
     assert names(folder) == []
 
@@ -354,3 +355,30 @@ def test_the_set_is_seen_as_often_as_the_training_pictures(tiny, folder, tmp_pat
     assert {s.caption for s in prior[0].samples} == {"man"} and prior[0].repeats == 1
     seen = [i for batch in plan.epoch_batches(0) if batch.subset == 1 for i in batch.samples]
     assert sorted(seen.count(i) for i in range(3)) == [3, 3, 4]
+
+
+def test_prompts_are_plain_text_and_another_reading_is_another_picture(tiny, folder):
+    t = tiny("sd15")
+    plain, meant = t, SimpleNamespace(**{**vars(t), "text": t.text.reading("ComfyUI")})
+    render(meant, folder, order(2, ["a (tall:9) man", "a man"]))
+    assert np.array_equal(drawn_by_the_host(t, "a (tall:9) man", 40), pixels(folder / "reg-00000.png"))
+    with pytest.raises(
+        AtelierError, match=r"reg-00000\.png: this picture is there already and .*prompt_syntax 'ComfyUI' in place of 'plain'"
+    ):
+        render(plain, folder, order(2, ["a (tall:9) man", "a man"]))
+    other = folder.parent / "1_other"
+    render(plain, other, order(2, ["a (tall:9) man", "a man"]))
+    assert np.array_equal(drawn_by_the_host(t, "a \\(tall:9\\) man", 40), pixels(other / "reg-00000.png"))
+    assert np.array_equal(pixels(other / "reg-00001.png"), pixels(folder / "reg-00001.png")), "no sign, no difference"
+    with pytest.raises(
+        AtelierError, match=r"reg-00000\.png: this picture is there already and .*prompt_syntax 'plain' in place of 'ComfyUI'"
+    ):
+        render(meant, other, order(2, ["a (tall:9) man", "a man"]))
+
+
+def test_prompts_without_signs_are_the_same_pictures_in_both(tiny, folder):
+    t = tiny("sd15")
+    render(SimpleNamespace(**{**vars(t), "text": t.text.reading("ComfyUI")}), folder, order(2))
+    before = contents(folder)
+    state = render(t, folder, order(2))
+    assert len(state.kept) == 2 and contents(folder) == before

@@ -15,6 +15,7 @@ from .recipe import (
     OnDivergence,
     Precision,
     SavePrecision,
+    Syntax,
     TextConfig,
     TextEncoders,
     TrainingConfig,
@@ -27,6 +28,6 @@ from .subset import NO_CAPTIONS, Broken, Crop, Masks, Role, SubsetConfig
 __all__ = [
     "NO_CAPTIONS", "RESERVED", "Algorithm", "Broken", "Crop", "HuberSchedule", "LengthConfig", "Levels", "LossConfig",
     "LossKind", "Masks", "NetworkConfig", "NoiseConfig", "OnDivergence", "OptimizerConfig", "OptimizerName",
-    "Precision", "Role", "SavePrecision", "ScheduleName", "SubsetConfig", "Targets", "TextConfig", "TextEncoders",
+    "Precision", "Role", "SavePrecision", "ScheduleName", "SubsetConfig", "Syntax", "Targets", "TextConfig", "TextEncoders",
     "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict", "to_dict",
 ]  # fmt: skip

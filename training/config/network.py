@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .layer_rules import parse_patterns, parse_rules
-from .refusal import choice, refuse
+from .refusal import check_kinds, choice, refuse
 
 Targets = Literal["attention", "attention + feed-forward", "all linear", "all", "none"]
 Algorithm = Literal["LoRA", "LoHa", "LoKr"]
@@ -54,6 +54,7 @@ class NetworkConfig:
     """A LoRA file to go on from, as the host lists it; its layers and ranks are taken over."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         refuse(not 1 <= self.rank <= 1024, f"rank: {self.rank} is outside 1 to 1024.")
         refuse(not 0 <= self.alpha <= 1024, f"alpha: {self.alpha} is outside 0 to 1024.")
         choice("targets", self.targets, Targets)

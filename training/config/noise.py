@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .refusal import choice, refuse
+from .refusal import check_kinds, choice, refuse
 
 Levels = Literal["auto", "uniform", "logit-normal", "shifted", "sigmoid"]
 LossKind = Literal["mse", "huber", "smooth-l1"]
@@ -45,6 +45,7 @@ class NoiseConfig:
     """Input perturbation: share of noise that the model sees but is not asked for; 0 is off, 0.1 is usual."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         choice("noise levels", self.levels, Levels)
         refuse(not -10 <= self.logit_mean <= 10, f"logit mean: {self.logit_mean} is outside -10 to 10; 0 is usual.")
         refuse(not 0.01 <= self.logit_std <= 10, f"logit std: {self.logit_std} is outside 0.01 to 10; 1 is usual.")
@@ -88,6 +89,7 @@ class LossConfig:
     """What it is held at: a class such as ``a woman``; empty: the captions of the regularisation pictures."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         choice("loss", self.kind, LossKind)
         choice("huber schedule", self.huber_schedule, HuberSchedule)
         choice("weighting", self.weighting, Weighting)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 from . import optimizer_arguments
-from .refusal import choice, refuse
+from .refusal import check_kinds, choice, refuse
 
 OptimizerName = Literal[
     "AdamW", "AdamW8bit", "Lion", "Prodigy", "DAdaptAdam", "DAdaptAdamW", "Adafactor", "AdamWScheduleFree", "CAME", "SGD",
@@ -47,6 +47,7 @@ class OptimizerConfig:
     """Batches whose gradients are averaged into one step of the optimizer."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         choice("optimizer", self.name, OptimizerName)
         choice("schedule", self.schedule, ScheduleName)
         for key in ("lr", "weight_decay"):

@@ -9,13 +9,15 @@ from typing import Literal
 from .network import NetworkConfig
 from .noise import LossConfig, NoiseConfig
 from .optimizer import OptimizerConfig
-from .refusal import choice, refuse
+from .refusal import check_kinds, choice, refuse, text_of
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SavePrecision = Literal["fp16", "bf16", "fp32"]
 WhenEnough = Literal["off", "say", "stop"]
 OnDivergence = Literal["warn", "stop"]
 TextEncoders = Literal["none", "clip", "all"]
+Syntax = Literal["plain", "ComfyUI"]
+"""What captions and prompts are: text as it stands, or text with weights in brackets and ``embedding:`` names."""
 RUN_NAME = re.compile(r"[^\W_][\w .+-]*", re.UNICODE)
 LONGEST_NAME = 200
 """Bytes; file systems know names of 255, and a step's number, an ending and that of a file being written come behind it."""
@@ -25,7 +27,7 @@ RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"
 
 def check_run_name(name: str) -> str:
     """``name`` without surrounding blanks, if it is safe as a file name on every system."""
-    name = name.strip()
+    name = text_of("name", name).strip()
     refuse(not name, "name: give the LoRA a name; it becomes the file's name.")
     refuse(
         not RUN_NAME.fullmatch(name) or ".." in name or name.endswith(".") or len(name) > 100,
@@ -64,6 +66,7 @@ class LengthConfig:
     """What happens when the loss rises to several times its best."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         refuse(self.max_steps < 0, f"steps: {self.max_steps} is below 0; 0 means the epochs decide.")
         refuse(
             self.max_steps == 0 and self.epochs < 1,
@@ -81,15 +84,20 @@ class LengthConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Training of the text encoder beside the model."""
+    """How captions are read, and training of the text encoder beside the model."""
 
     encoders: TextEncoders = "none"
     """``clip`` trains CLIP-L and CLIP-G only, ``all`` whatever the loaded CLIP holds, T5 and language models included."""
     learning_rate: float = 0.0
     """Its own peak rate; 0 takes the optimizer's. A half to a tenth of that is usual."""
 
+    syntax: Syntax = "plain"
+    """Of captions, samples' prompts and the preservation prompt alike."""
+
     def __post_init__(self) -> None:
+        check_kinds(self)
         choice("text encoder", self.encoders, TextEncoders)
+        choice("prompt syntax", self.syntax, Syntax)
         refuse(not 0 <= self.learning_rate <= 10, f"text encoder rate: {self.learning_rate} is outside 0 to 10.")
 
 
@@ -125,6 +133,7 @@ class TrainingConfig:
     """Free text for the LoRA's metadata (``ss_training_comment``)."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         object.__setattr__(self, "name", check_run_name(self.name))
         choice("precision", self.precision, Precision)
         choice("save precision", self.save_precision, SavePrecision)

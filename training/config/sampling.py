@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .refusal import check_kinds
+
 
 @dataclass(frozen=True)
 class SamplerSettings:
@@ -27,6 +29,9 @@ class Sampling:
     width: int
     height: int
     seed: int
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
 
     @property
     def settings(self) -> SamplerSettings:

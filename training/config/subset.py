@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from .refusal import choice, refuse
+from .refusal import check_kinds, choice, refuse
 
 Crop = Literal["center", "random", "none", "focus"]
 Role = Literal["training", "regularisation", "validation"]
@@ -78,6 +78,7 @@ class SubsetConfig:
     """How many places of a random crop are cached per picture; 0 encodes every sighting in its step and caches no picture."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         refuse(not self.folder, "folder: choose a folder with pictures.")
         refuse(not 64 <= self.resolution <= 4096, f"resolution: {self.resolution} is outside 64 to 4096 pixels.")
         refuse(not 1 <= self.batch_size <= 1024, f"batch size: {self.batch_size} is outside 1 to 1024.")

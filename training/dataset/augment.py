@@ -10,6 +10,7 @@ from pathlib import Path
 from ..config import SubsetConfig
 from ..seeding import picture_random
 from .samples import Dataset
+from .tags import parts_of
 
 FIXED = -1
 """Number of a sighting in which nothing is left to chance: for pictures that are only looked at, never trained on."""
@@ -31,13 +32,13 @@ def varied(config: SubsetConfig) -> bool:
 def caption_variant(caption: str | None, config: SubsetConfig, seed: int, key: str, variant: int) -> str:
     """One order of a caption's comma-separated parts.
 
-    After prefix and suffix: split on ",", the first ``keep_tokens`` parts stay, the rest is shuffled, then each of the rest is
-    dropped with probability ``tag_dropout``; joined with ", ".
+    After prefix and suffix: split on "," outside brackets, the first ``keep_tokens`` parts stay, the rest is shuffled, then each
+    of the rest is dropped with probability ``tag_dropout``; joined with ", ".
     """
     text = plain_caption(caption, config)
     if not varied(config):
         return text
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+    parts = parts_of(text)
     kept, rest = parts[: config.keep_tokens], parts[config.keep_tokens :]
     draw = picture_random("caption", seed, key, variant)
     if config.shuffle_captions:

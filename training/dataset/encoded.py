@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import NotFinite
 from ..protocols import CaptionEncoder, EncodedText, PictureEncoder
+from ..tensors.finite import first_lost, is_finite
 from . import masks, precomputed
 from .augment import FIXED, caption_variants, plain_caption, sighted_caption
 from .buckets import Size
@@ -95,6 +97,7 @@ class EncodedDataset:
             else:
                 unread.append(text)
         for text, found in zip(unread, self._texts.encode_all(unread), strict=True):
+            check_text(text, found)
             self._cache.put(self._text_key(text), found)  # not held in memory: how many there are must not count here
             advance(done := done + 1)
 
@@ -146,11 +149,12 @@ class EncodedDataset:
 
     def _encode_text(self, caption: str) -> Tensors:
         found = self._texts.encode(caption)
+        check_text(caption, found)
         self._cache.put(self._text_key(caption), found)
         return found
 
     def _text_key(self, caption: str) -> str:
-        return cache_key("text", self.text_identity, caption)
+        return cache_key("text", self.text_identity, caption, *self._texts.reading_of(caption))
 
     def _key(self, sample: Sample, shown: View) -> str:
         masked = (sample.mask_key, "alpha" if sample.mask == sample.path else "file") if sample.mask else ()
@@ -183,6 +187,7 @@ class EncodedDataset:
             latents = torch.cat([self._pictures.encode(one[None]) for one in pixels])
         out = []
         for (sample, shown), latent in zip(chunk, latents, strict=True):
+            check_latent(sample, latent)
             tensors = {"latent": latent}
             if sample.mask:
                 tensors["mask"] = masks.to_latent_size(shown.mask(sample), (latent.shape[-2], latent.shape[-1]))
@@ -247,6 +252,25 @@ def _read_all(chunks: Sequence[Chunk], ahead: bool) -> Iterator[Tensor]:
 def _read(chunk: Chunk) -> Tensor:
     """(B, H, W, 3) in 0..1."""
     return torch.stack([shown.pixels(sample.path) for sample, shown in chunk])
+
+
+def check_latent(sample: Sample, latent: Tensor) -> None:
+    """NotFinite naming the picture and the wire where the VAE has given what is no number."""
+    if not is_finite(latent):
+        raise NotFinite(
+            f"vae: it gives NaN or infinite numbers for {sample.path}, so nothing of that was kept. Start ComfyUI with "
+            "--fp32-vae or --bf16-vae, or connect another VAE."
+        )
+
+
+def check_text(text: str, found: Tensors) -> None:
+    """NotFinite naming the caption and the wire where the text encoder has given what is no number."""
+    if first_lost(found) is not None:
+        said = text if len(text) <= 80 else f"{text[:79]}…"
+        raise NotFinite(
+            f"clip: it gives NaN or infinite numbers for the text {said!r}, so nothing of that was kept. Start ComfyUI with "
+            "--fp32-text-enc or --bf16-text-enc, or connect another CLIP."
+        )
 
 
 def size_conditioning(shown: View) -> dict[str, int]:

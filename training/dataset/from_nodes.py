@@ -48,6 +48,9 @@ def subset_of(
         raise AtelierError(
             f"texts: there are {len(texts)} for {counted(len(pictures), 'picture')}. Connect one for all, or one for each."
         )
+    for number, given in enumerate(texts or (), start=1):
+        if not isinstance(given, str):
+            raise AtelierError(f"texts: number {number} is {type(given).__name__} and no text. Connect a node that gives texts.")
     captions = [None] * len(pictures) if texts is None else [one_line(texts[i % len(texts)]) for i in range(len(pictures))]
     memory = Index(index)
 

@@ -17,8 +17,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from ..errors import AtelierError
+from ..errors import AtelierError, NotFinite
 from ..files import Unreadable, is_file, open_plain
+from ..tensors.finite import is_finite
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", *((".avif",) if features.check("avif") else ())})
 # Pillow's own limit can be switched off by any other node pack, so it is checked here as well; the number is Pillow's.
@@ -228,5 +229,7 @@ def to_tensor(image: Image.Image, scaled: tuple[int, int], box: tuple[int, int, 
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """(H, W, 3) in 0..1 -> an 8-bit picture, rounded as the stock SaveImage does."""
+    """(H, W, 3) in 0..1 -> an 8-bit picture, rounded as the stock SaveImage does; NotFinite for what is no picture."""
+    if not is_finite(pixels):
+        raise NotFinite("vae: the picture has values that are NaN or infinite. Start ComfyUI with --fp32-vae.")
     return Image.fromarray(np.clip(255.0 * pixels.float().cpu().numpy(), 0, 255).astype(np.uint8))

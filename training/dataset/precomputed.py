@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import AtelierError
 from ..protocols import CanvasText
+from ..tensors.finite import first_lost
 from .cache import TensorCache
 from .samples import Dataset, Ready, Sample, counted
 
@@ -90,9 +91,12 @@ def packed(text: Text, number: int) -> dict[str, Tensor]:
                 f"conditioning: number {number} carries {name!r} ({type(value).__name__}), which cannot be trained on. Take it "
                 "from before the node that adds this."
             )
-    for name, tensor in values.items():
-        if tensor.ndim and name in ("cond", "pooled_output") and not tensor.isfinite().all():
-            raise AtelierError(f"conditioning: number {number} holds NaN or infinite numbers. Encode the text anew.")
+    if (lost := first_lost(values)) is not None:
+        where = "" if lost == "cond" else f" in {lost!r}"
+        raise AtelierError(
+            f"conditioning: number {number} holds NaN or infinite numbers{where}. Encode the text anew, with another CLIP or "
+            "with --fp32-text-enc."
+        )
     return values
 
 
@@ -144,13 +148,14 @@ def _flat_texts(conditioning: Sequence[CanvasText]) -> list[Text]:
     """(cond (1, tokens, width), extras) in order."""
     out: list[Text] = []
     for entry in conditioning:
-        for text in entry:
-            if not isinstance(text[0], Tensor) or text[0].ndim != 3 or len(text[0]) != 1:
+        for text in entry if isinstance(entry, (list, tuple)) else [entry]:
+            cond = text[0] if isinstance(text, (list, tuple)) and len(text) == 2 and isinstance(text[1], Mapping) else None
+            if not isinstance(cond, Tensor) or cond.ndim != 3 or len(cond) != 1:
                 raise AtelierError(
                     f"conditioning: number {len(out) + 1} is not the encoding of one text. Connect what a CLIP Text Encode "
                     "node gives."
                 )
-            out.append((text[0], text[1]))
+            out.append((cond, text[1]))
     if not out:
         raise AtelierError("conditioning: the list is empty. Connect one for all latents, or one for each.")
     first = out[0][0].shape[-1]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from ..config import numbers
+from ..config.refusal import text_of
 from ..errors import AtelierError
 
 MAX_STRENGTH = 100
@@ -58,7 +59,7 @@ def parse_seeds(first: int, more: str) -> tuple[int, ...]:
 
 def prompt_lines(text: str) -> list[str]:
     """One prompt a line; blank lines are left out."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text_of("prompts", text).splitlines() if line.strip()]
     if not lines:
         raise AtelierError("prompts: write at least one prompt, one a line.")
     return lines

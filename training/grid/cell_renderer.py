@@ -89,8 +89,7 @@ class CellRenderer:
         return model.sample(positive, negative, self.sampling.settings, latent_size=self.latent_size, seed=seed)
 
     def _pictures(self, latents: Tensor, count: int) -> list[Image.Image]:
-        """ValueError when the VAE gives something that is no picture."""
+        """NotFinite when the model or the VAE gives something that is no picture."""
         pixels = self.codec.decode(latents)
-        if not pixels.isfinite().all():
-            raise ValueError("the picture has values that are no numbers; try --fp32-vae, or a lower strength")
+        compatibility.check_picture(self.model, latents, pixels)
         return [to_picture(one) for one in pixels[:: max(1, len(pixels) // count)]]

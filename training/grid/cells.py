@@ -33,10 +33,12 @@ class CellFacts:
     strength: float
     text_strength: float
     sampling: Sampling
+    reading: tuple[str, ...] = ()
+    """How the text encoder reads the prompts, where that is more than their words."""
 
     def key(self, base: str) -> str:
         """The same for the same picture, on models with the fingerprint ``base``."""
-        counts = (self.prompt_text, self.lora_content, self.strength, self.text_strength, asdict(self.sampling))
+        counts = (self.prompt_text, self.lora_content, self.strength, self.text_strength, asdict(self.sampling), *self.reading)
         return cache_key("cell", base, *counts)[:24]
 
     def as_dict(self) -> dict[str, Any]:

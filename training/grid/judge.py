@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
+from ..tensors.finite import is_finite
 from .advice import Advice, Judged, recommend
 from .features import MOST_PICTURES, Embedder, embed_files, embed_pictures
 from .plan import Axes
@@ -33,7 +33,8 @@ class Judge:
     def dataset(self) -> Tensor:
         """(N, D); read when the first cell is looked at."""
         if self._dataset is None:
-            self._dataset = embed_files(self.embedder, self.pictures)
+            found = embed_files(self.embedder, self.pictures)
+            self._dataset = found[found.isfinite().all(dim=1)] if len(found) else found
         return self._dataset
 
     def see(self, page: int, place: Place, picture: Image.Image) -> None:
@@ -41,9 +42,11 @@ class Judge:
         if not len(self.dataset):
             return
         seen = embed_pictures(self.embedder, [picture])[0]
+        if not is_finite(seen):
+            return
         if place[0] == 0:
             self._controls[page] = seen
-        if page in self._controls and bool(torch.isfinite(seen).all()):
+        if page in self._controls:
             self.scores.setdefault(page, {})[place] = score(seen, self._controls[page], self.dataset)
 
     def scale(self, page: int | None = None) -> Scale | None:

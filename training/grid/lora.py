@@ -115,7 +115,7 @@ class Lora:
                 f"{self.path.name}: none of its {count} layers belongs to this model ({self.model.family}); it was "
                 "made for another."
             )
-        return host.Model(model), host.TextEncoder(clip)
+        return host.Model(model), host.TextEncoder(clip, self.text.syntax)
 
 
 class Strengths:

@@ -1,10 +1,13 @@
-"""Model name from the graph, for the title."""
+"""Where a grid's models come from: the model's name, from the graph, and how the LoRAs' captions were read, from their files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import PureWindowsPath
 from typing import Any
+
+from ..config import Syntax
 
 NAMES = ("ckpt_name", "unet_name", "model_name", "base_ckpt_name", "model_path")
 """Widgets by which loaders name their file."""
@@ -27,3 +30,23 @@ def model_name(prompt: Mapping[str, Any] | None, node_id: str | None) -> str:
             return ""
         key = str(up[0])
     return ""
+
+
+def prompt_syntax(files: Iterable[Mapping[str, str]]) -> Syntax:
+    """How prompts are read for LoRA files with this metadata: as their captions were.
+
+    A recipe of this pack that doesn't say was trained when all was read in ComfyUI's syntax; other trainers' captions are plain
+    text. Where files disagree, or say nothing, it is plain.
+    """
+    found: set[Syntax] = {_syntax(facts.get("lora_atelier.config")) for facts in files}
+    return "ComfyUI" if found == {"ComfyUI"} else "plain"
+
+
+def _syntax(recipe: str | None) -> Syntax:
+    if recipe is None:
+        return "plain"
+    try:
+        text = json.loads(recipe)["text"]
+        return "plain" if text.get("syntax", "ComfyUI") == "plain" else "ComfyUI"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "plain"

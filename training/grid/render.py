@@ -259,12 +259,13 @@ class Grid:
     def _facts(self, column: Column | None, page: int, row: int) -> CellFacts:
         shown = self.axes.pages[page]
         sampling = replace(self.sampling, seed=shown.seed)
+        reading = self.text.reading_of(f"{shown.prompt}\n{sampling.negative}")
         if column is None:
-            return CellFacts(shown.prompt, None, None, None, 0, 0, sampling)
+            return CellFacts(shown.prompt, None, None, None, 0, 0, sampling, reading)
         path, strength = column.file.path, self.axes.strengths[row]
         return CellFacts(
             shown.prompt, host.lora_name(path), contents.of(path), column.file.epoch, strength, self._text_strength(strength),
-            sampling,
+            sampling, reading,
         )  # fmt: skip
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from comfy import lora as comfy_lora
 from torch import Tensor, nn
 
-from ..errors import AtelierError
+from ..config import Syntax
+from ..errors import AtelierError, NotFinite
 from ..network.base_layer import is_linear, refusal
 from ..performance.checkpointing import blocks_of
 from ..performance.out_of_place import OutOfPlace
 from ..protocols import CanvasText
+from ..tensors.finite import first_lost
 from . import alterations
 from .batched_text import BatchedEncoders
+from .plain_text import named, plain
 from .weights import identity_of, mended, names_of_layers, put_twin_aside, resident
 
 AT_ONCE = 16
@@ -28,10 +32,13 @@ Conditioning = dict[str, Tensor]
 
 
 class TextEncoder:
-    """A loaded CLIP (or T5, or language model) that turns captions into conditioning."""
+    """A loaded CLIP (or T5, or language model) that turns captions into conditioning.
 
-    def __init__(self, clip: Any):
-        self.clip = clip
+    ``syntax``: whether they are plain text, or written in ComfyUI's prompt syntax (weights in brackets, embeddings).
+    """
+
+    def __init__(self, clip: Any, syntax: Syntax = "plain"):
+        self.clip, self.syntax = clip, syntax
         self._origin = mended(getattr(clip, "patcher", None))
 
     @property
@@ -46,14 +53,39 @@ class TextEncoder:
             identity_of(self.clip.cond_stage_model, self.clip.patcher) + hashlib.sha256(extras.encode()).hexdigest()[:8] + altered
         )
 
+    def reading(self, syntax: Syntax) -> TextEncoder:
+        """This encoder, with texts in that syntax."""
+        if syntax == self.syntax:
+            return self
+        encoder = TextEncoder(self.clip, syntax)
+        encoder._origin = self._origin
+        return encoder
+
+    def reading_of(self, text: str) -> tuple[str, ...]:
+        """What, beside the encoder's identity, decides what ``text`` means: its syntax, where it makes a difference."""
+        return ("plain",) if self.syntax == "plain" and named(text) != text else ()
+
+    def tokenize(self, text: str) -> Any:
+        """The tokens as the host's encoders take them; AtelierError for what is no text."""
+        if not isinstance(text, str):
+            raise AtelierError(f"clip: a text was {type(text).__name__} and no text. Connect what a text node gives.")
+        return self.clip.tokenize(text) if self.syntax == "ComfyUI" else self._plain.tokenize(named(text))
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The CLIP with tokenizers of its own, which take every character for what it is."""
+        clip = copy.copy(self.clip)
+        clip.tokenizer = plain(self.clip.tokenizer)
+        return clip
+
     def encode(self, text: str) -> Conditioning:
         """Tensors on the CPU, ordinary ones (not inference tensors)."""
-        return self._encode(self.clip.tokenize(text))
+        return self._encode(self.tokenize(text))
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[Conditioning]:
         """The same as ``encode`` for each text, batched; equal up to rounding."""
         for start in range(0, len(texts), AT_ONCE):
-            tokens = [self.clip.tokenize(text) for text in texts[start : start + AT_ONCE]]
+            tokens = [self.tokenize(text) for text in texts[start : start + AT_ONCE]]
             ahead = BatchedEncoders(self.clip, tokens)
             for one in tokens:
                 with ahead.in_place():
@@ -73,7 +105,7 @@ class TextEncoder:
             return self
         clip = self.clip.clone()
         clip.patcher, clip.cond_stage_model = patcher, patcher.model
-        encoder = TextEncoder(clip)
+        encoder = TextEncoder(clip, self.syntax)
         encoder._origin = self.clip.patcher
         return encoder
 
@@ -109,13 +141,18 @@ class TextEncoder:
         held = copy.copy(self.clip)
         held.load_model = lambda *_: held.patcher
         with OutOfPlace():
-            out = held.encode_from_tokens(held.tokenize(text), return_pooled=True, return_dict=True)
+            out = held.encode_from_tokens(self.tokenize(text), return_pooled=True, return_dict=True)
         return {k: v for k, v in out.items() if isinstance(v, Tensor)}
 
     def for_sampling(self, text: str) -> CanvasText:
-        """CONDITIONING as CLIPTextEncode makes it."""
+        """CONDITIONING as CLIPTextEncode makes it of ``text``, in its syntax."""
         with torch.inference_mode():
-            encoded: CanvasText = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            encoded: CanvasText = self.clip.encode_from_tokens_scheduled(self.tokenize(text))
+        if any(first_lost({"cond": cond, **extras}) is not None for cond, extras in encoded):
+            raise NotFinite(
+                f"clip: it gives NaN or infinite numbers for the prompt {text[:80]!r}. Start ComfyUI with --fp32-text-enc or "
+                "--bf16-text-enc, or connect another CLIP."
+            )
         return encoded
 
 

@@ -80,15 +80,10 @@ class AdapterLayer(nn.Module):
         """The parameters whose product D is: multiplying each by c multiplies D by c to the power of their number."""
         raise NotImplementedError
 
-    @property
-    def scaled(self) -> nn.Parameter:
-        """The factor that the scale is folded into for a file."""
-        return self.factors()[0]
-
     @torch.no_grad()
     def rescale(self, scale: float) -> None:
-        """Sets the scale, and one factor such that D stays what it is."""
-        self.scaled.mul_(self.scale / scale)
+        """Sets the scale, and the factors such that D stays what it is."""
+        self.factors()[0].mul_(self.scale / scale)
         self.scale = scale
 
     def delta_norm(self) -> Tensor:

@@ -16,6 +16,16 @@ from .base_layer import is_conv, is_linear
 __all__ = ["LoRALayer", "is_conv", "is_linear"]
 
 
+def shares(scale: float) -> tuple[float, float]:
+    """(a factor for A, one for B) whose product ``scale`` is: B's the power of two that is nearest to its root.
+
+    In half precision a number that is made much smaller loses digits; so parted, a scale of 1/128 costs neither side more than a
+    factor of 16. The shares of 1 / ``scale`` undo those of ``scale``.
+    """
+    of_up = 2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0
+    return scale / of_up, of_up
+
+
 class LoRALayer(AdapterLayer):
     """The low-rank branch of one Linear or Conv2d.
 
@@ -80,9 +90,12 @@ class LoRALayer(AdapterLayer):
     def factors(self) -> list[nn.Parameter]:
         return [self.down, self.up]
 
-    @property
-    def scaled(self) -> nn.Parameter:
-        return self.up
+    @torch.no_grad()
+    def rescale(self, scale: float) -> None:
+        of_down, of_up = shares(self.scale / scale)
+        self.down.mul_(of_down)
+        self.up.mul_(of_up)
+        self.scale = scale
 
     def delta_norm(self) -> Tensor:
         """||BA||^2 = sum of (B^T B) * (A A^T): two rank x rank matrices, however wide the layer is."""

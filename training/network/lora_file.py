@@ -6,6 +6,7 @@ too: kohya's for Stable Diffusion and Flux, PEFT's ``diffusion_model.*.lora_A`` 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from ..families import family_named
+from ..files import check_finite
+from ..tensors.finite import is_finite
 from ..tensors.transfer import to_cpu
 from .adapter import Adapter
 from .adapter_layer import AdapterLayer
 from .base_layer import weight_shape
-from .lora import LoRALayer
+from .lora import LoRALayer, shares
 from .lycoris import LoHaLayer, LoKrLayer, ProductLayer
 from .slices import LayerSlice, Pair, join
+
+log = logging.getLogger("lora-atelier")
 
 # What may follow a layer's name: pairs of A and B in the order in which they are looked for, and LyCORIS' prefixes.
 PAIRS = (
@@ -76,44 +81,58 @@ def to_file(
     dtype: torch.dtype,
     layers: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Tensor]:
-    """Tensors for the safetensors file. The scale is folded into a factor so that alpha equals rank and every loader agrees.
+    """Tensors for the safetensors file, as the field writes them: the factors as they were learnt, beside ``.alpha``.
+
+    Not so a LoRA in PEFT's names, whose readers (PEFT, diffusers, ai-toolkit) know no alpha of a layer, or not for every family:
+    there the scale is in the factors, as diffusers itself puts it, so that alpha equals rank and every loader agrees.
 
     ``layers`` are those the adapter sits beside; they are needed for weight decomposition only, whose scales depend on them.
+    A layer with numbers beyond the reach of ``dtype`` is stored in float32. NotFinite for one that is NaN or infinite itself.
     """
     out = {}
     for layer, branch in adapter.branches.items():
         name = file_name_of(layer, names[layer], family)
-        for part, tensor in _parts(branch, peft=not name.startswith("lora_")).items():
+        parts, alpha = _parts(branch, peft=not name.startswith("lora_"))
+        for part, tensor in parts.items():
             out[name + part] = tensor.detach().to(dtype)
-        out[name + ".alpha"] = _alpha(branch.rank, dtype)
+        out[name + ".alpha"] = _alpha(alpha, dtype)
         if branch.magnitude is not None:
             if layers is None:
                 raise ValueError("the file of an adapter with weight decomposition depends on the layers; none were given")
             # Always float32: an error here is one of the whole weight, not of its change.
             out[name + ".dora_scale"] = branch.stored_magnitude(layers[layer]).detach().float()
-    return dict(zip(out, to_cpu(list(out.values())), strict=True))
+    found = dict(zip(out, to_cpu(list(out.values())), strict=True))
+    beyond = [name for name, tensor in found.items() if not is_finite(tensor)]
+    if beyond and dtype != torch.float32:
+        exact = to_file(adapter, names, family, torch.float32, layers)
+        stems = {PART.sub("", name) for name in beyond}
+        found |= {name: tensor for name, tensor in exact.items() if PART.sub("", name) in stems}
+        log.warning("%d layers have numbers beyond %s and are stored in float32, such as %s", len(stems), dtype, beyond[0])
+    else:
+        check_finite("LoRA", found)
+    return found
 
 
 @cache
-def _alpha(rank: int, dtype: torch.dtype) -> Tensor:
-    """``rank`` as a tensor; in float32 where ``dtype`` cannot hold it exactly. Only read."""
-    alpha = torch.tensor(float(rank), dtype=dtype)
-    return alpha if alpha.item() == rank else alpha.new_tensor(rank, dtype=torch.float32)
+def _alpha(value: float, dtype: torch.dtype) -> Tensor:
+    """``value`` as a tensor; in float32 where ``dtype`` cannot hold it exactly. Only read."""
+    exact = torch.tensor(value, dtype=torch.float32)
+    return exact.to(dtype) if exact.to(dtype).float() == exact else exact
 
 
-def _parts(branch: AdapterLayer, peft: bool) -> dict[str, Tensor]:
-    """The factors of a branch by what follows the layer's name in the file, the scale folded in."""
+def _parts(branch: AdapterLayer, peft: bool) -> tuple[dict[str, Tensor], float]:
+    """(the factors of a branch by what follows the layer's name in the file, its alpha, which in PEFT's names is the rank)."""
     if isinstance(branch, LoRALayer):
-        up, down = (".lora_B.weight", ".lora_A.weight") if peft else (".lora_up.weight", ".lora_down.weight")
-        parts = {up: branch.up, down: branch.down}
-    else:
-        assert isinstance(branch, ProductLayer)
-        prefix = PREFIXES[type(branch)]
-        parts = {f"{prefix}{name}": p for name in branch.names if (p := getattr(branch, name)) is not None}
-    out: dict[str, Tensor] = {part: p * branch.scale if p is branch.scaled else p for part, p in parts.items()}
+        if peft:
+            of_down, of_up = shares(branch.scale)
+            return {".lora_B.weight": branch.up * of_up, ".lora_A.weight": branch.down * of_down}, float(branch.rank)
+        return {".lora_up.weight": branch.up, ".lora_down.weight": branch.down}, branch.scale * branch.rank
+    assert isinstance(branch, ProductLayer)
+    prefix = PREFIXES[type(branch)]
+    out: dict[str, Tensor] = {f"{prefix}{name}": p for name in branch.names if (p := getattr(branch, name)) is not None}
     if ".lokr_w2_b" in out:
         out[".lokr_w2_b"] = out[".lokr_w2_b"].flatten(1)  # a matrix also for a convolution, as LyCORIS writes it
-    return out
+    return out, branch.scale * branch.rank
 
 
 def read(

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import AtelierError
-from ..files import Serialised, open_plain, parse_json
+from ..files import Serialised, check_finite, open_plain, parse_json
 from ..tensors.safetensors_header import LIMIT
 from ..tensors.transfer import to_cpu
 
@@ -46,6 +46,7 @@ def write_state(path: Path, state: State, older: Path) -> None:
     plain["optimizer"] = _split_tensors(state.optimizer, "optimizer", tensors)
     # Copies, since some optimizers give all parameters one and the same table, and a file may not hold shared memory.
     there = dict(zip(tensors, to_cpu(list(tensors.values())), strict=True))
+    check_finite(path.name, there)
     file, said = Serialised(there), json.dumps(plain)
     if path.exists():
         _keep(path, older)

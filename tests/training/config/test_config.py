@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -14,11 +15,13 @@ from lora_atelier.training.config import (
     NoiseConfig,
     OptimizerConfig,
     SubsetConfig,
+    TextConfig,
     TrainingConfig,
     check_run_name,
     from_dict,
     to_dict,
 )
+from lora_atelier.training.config.sampling import Sampling
 from lora_atelier.training.errors import AtelierError
 
 
@@ -152,3 +155,28 @@ def test_alpha_zero_means_the_rank():
     assert NetworkConfig(rank=8, alpha=0).scale == 1.0
     assert NetworkConfig(rank=64, alpha=32).scale == 0.5
     assert NetworkConfig(rank=64, alpha=32, rank_stabilised=True).scale == 4.0
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a"], 0.5])
+def test_what_is_no_text_names_its_widget(value):
+    for make, widget in (
+        (lambda: LossConfig(preservation_prompt=value), "preservation prompt"),
+        (lambda: SubsetConfig("a", class_caption=value), "class caption"),
+        (lambda: SubsetConfig("a", caption_prefix=value), "caption prefix"),
+        (lambda: TrainingConfig(value), "name"),
+        (lambda: TrainingConfig("a", comment=value), "comment"),
+        (lambda: NetworkConfig(include=value), "include"),
+        (lambda: Sampling(value, "euler", "normal", 1, 1.0, 64, 64, 0), "negative"),
+    ):
+        with pytest.raises(AtelierError, match=f"{widget}: it was given {type(value).__name__} and no text"):
+            make()
+
+
+@pytest.mark.parametrize("kind", [NoiseConfig, LossConfig, LengthConfig, NetworkConfig, OptimizerConfig, TextConfig])
+@pytest.mark.parametrize("value", [None, "3", float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_names_its_widget(kind, value):
+    numbers = [f.name for f in dataclasses.fields(kind) if f.type in ("int", "float")]
+    assert numbers
+    for name in numbers:
+        with pytest.raises(AtelierError, match=f"{name.replace('_', ' ')}: {value!r} is no number"):
+            kind(**{name: value})

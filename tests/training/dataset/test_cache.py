@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from lora_atelier.training.dataset.cache import TensorCache, cache_key
-from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.errors import AtelierError, NotFinite
 from safetensors.torch import save
 
 KEY = cache_key("picture", (512, 512), (0, 0), "vae")
@@ -60,12 +60,13 @@ def test_tensors_are_serialised_once_and_files_of_earlier_versions_are_read(cach
     values = {"x": torch.arange(5.0), "y": torch.ones(2, dtype=torch.float16)}
     crc = zlib.crc32(memoryview(data := save(values))[8 + int.from_bytes(data[:8], "little") :])
     earlier = save(values, {"key": KEY, "crc32": f"{crc:08x}"})
+    now = save(values, {"key": KEY, "crc32": f"{crc:08x}", "finite": "yes"})
     calls, real = [], safetensors.torch.serialize
     monkeypatch.setattr(safetensors.torch, "serialize", lambda *given, **named: calls.append(1) or real(*given, **named))
     cache.put(KEY, values)
     assert len(calls) == 1
     stored = cache.path(KEY).read_bytes()
-    assert safetensors.torch.load(stored).keys() == values.keys()
+    assert len(stored) == len(now) and safetensors.torch.load(stored).keys() == values.keys()
     cache.path(KEY).write_bytes(earlier)
     found = cache.get(KEY)
     assert found is not None and all(torch.equal(found[name], values[name]) for name in values)
@@ -173,3 +174,54 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(AtelierError, match=r"cache: .*cache cannot be written"):
         TensorCache(tmp_path / "cache", 100).put(KEY, {"x": torch.zeros(1)})
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------------
+
+
+def by_an_earlier_version(cache: TensorCache, tensors: dict[str, torch.Tensor]) -> None:
+    """As it stored whatever it was given."""
+    crc = zlib.crc32(memoryview(data := save(tensors))[8 + int.from_bytes(data[:8], "little") :])
+    cache.path(KEY).parent.mkdir(parents=True, exist_ok=True)
+    cache.path(KEY).write_bytes(save(tensors, {"key": KEY, "crc32": f"{crc:08x}"}))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
+def test_what_is_no_number_is_neither_kept_nor_believed(cache, number, dtype):
+    if dtype == torch.float8_e5m2 and number != number:
+        pytest.skip("safetensors and torch disagree on its NaN")
+    bad = {"sound": torch.ones(2), "cond": torch.tensor([1.0, number]).to(dtype)}
+    with pytest.raises(NotFinite, match="cache: cond holds NaN or infinite"):
+        cache.put(KEY, bad)
+    assert not cache.has(KEY) and cache.get(KEY) is None
+    for look in (cache.has, cache.get):
+        by_an_earlier_version(cache, bad)
+        assert not look(KEY)
+        assert not cache.path(KEY).exists(), "so that it is made again"
+
+
+def test_the_mask_of_attention_may_leave_out(cache):
+    cache.put(KEY, {"attention_mask": torch.tensor([0.0, -float("inf")])})
+    assert cache.get(KEY)["attention_mask"][1] == -float("inf")
+    with pytest.raises(NotFinite):
+        cache.put(KEY, {"attention_mask": torch.tensor([float("nan")])})
+
+
+def test_an_earlier_versions_file_is_looked_at_once(cache, monkeypatch):
+    values = {"x": torch.arange(5.0)}
+    by_an_earlier_version(cache, values)
+    assert cache.has(KEY)
+    monkeypatch.setattr(TensorCache, "get", lambda *_: pytest.fail("read again"))
+    assert cache.has(KEY)
+    monkeypatch.undo()
+    assert torch.equal(cache.get(KEY)["x"], values["x"])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 8, b"\xff" * 64, (2**62).to_bytes(8, "little") + b"{}", b"\2\0\0\0\0\0\0\0[]"]
+)
+def test_a_damaged_header_is_no_file(cache, content):
+    cache.path(KEY).parent.mkdir(parents=True)
+    cache.path(KEY).write_bytes(content)
+    assert not cache.has(KEY) and cache.get(KEY) is None and not cache.path(KEY).exists()

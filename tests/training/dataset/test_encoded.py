@@ -12,8 +12,9 @@ from lora_atelier.training.dataset.encoded import EncodedDataset, work_of
 from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import refresh_captions, scan
-from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.errors import AtelierError, NotFinite
 from PIL import Image
+from safetensors.torch import load_file
 
 
 class Averages:
@@ -49,6 +50,9 @@ class Lengths:
 
     def identity(self):
         return "lengths"
+
+    def reading_of(self, text):
+        return ()
 
 
 @pytest.fixture
@@ -224,3 +228,61 @@ def test_one_picture_in_two_subsets_keeps_the_captions_of_each(folder):
     both = dataset(folder, captions=False) + dataset(folder)
     again = refresh_captions(both)
     assert [s.samples[2].caption for s in again.subsets] == ["", "ohwx, part 2, red, round"]
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------------
+
+
+class Broken(Averages):
+    """A VAE in a number format that is too small for one picture."""
+
+    def __init__(self, odd: int, sound: bool = False):
+        super().__init__()
+        self.odd, self.sound = odd, sound
+
+    def encode(self, pixels):
+        latents = super().encode(pixels)
+        for latent, picture in zip(latents, pixels, strict=True):
+            if not self.sound and round(float(picture[0, 0, 0]) * 255) == self.odd:
+                latent[0, 0, 0] = float("nan")
+        return latents
+
+
+@pytest.mark.parametrize("variants", [4, 0])
+def test_a_vae_that_gives_no_numbers_names_the_picture_and_leaves_nothing(folder, tmp_path, variants):
+    odd = Image.open(folder / "4.png").getpixel((0, 0))[0]
+    assert [Image.open(folder / f"{i}.png").getpixel((0, 0))[0] for i in range(7)].count(odd) == 1
+    values = {"crop": "random"} if not variants else {}
+    plan = Plan(dataset(folder, variants=variants, **values), 5)
+    cache = TensorCache(tmp_path / "cache", 2**30)
+
+    def encoded(codec) -> EncodedDataset:
+        made = EncodedDataset(plan.dataset, 5, codec, Lengths(), cache)
+        made.prepare(work_of(plan, 1), lambda done: None)
+        for step in range(plan.steps_per_epoch):
+            assert made.latents(plan.batch(step))[0].isfinite().all()
+        return made
+
+    with pytest.raises(NotFinite, match=r"vae: .* NaN or infinite numbers for .*4\.png.*--fp32-vae"):
+        encoded(Broken(odd))
+    stored = list((tmp_path / "cache").glob("*/*.safetensors"))
+    assert all(tensor.isfinite().all() for path in stored for tensor in load_file(path).values())
+    encoded(Broken(odd, sound=True))
+
+
+class Speechless(Lengths):
+    def encode(self, text):
+        found = super().encode(text)
+        return {**found, "pooled_output": torch.tensor([[float("inf") if "part 3" in text else 1.0]])}
+
+
+def test_a_text_encoder_that_gives_no_numbers_names_the_caption_and_leaves_nothing(folder, tmp_path):
+    plan = Plan(dataset(folder), 5)
+    cache = TensorCache(tmp_path / "cache", 2**30)
+    made = EncodedDataset(plan.dataset, 5, Averages(), Speechless(), cache)
+    for ask in (lambda: made.prepare(work_of(plan, 1), lambda done: None), lambda: made.text("ohwx, part 3, red, round")):
+        with pytest.raises(NotFinite, match=r"clip: .* for the text 'ohwx, part 3, red, round'.*--fp32-text-enc"):
+            ask()
+    assert made.text("ohwx, part 1, red, round")["cond"].isfinite().all()
+    stored = list((tmp_path / "cache").glob("*/*.safetensors"))
+    assert stored and all(tensor.isfinite().all() for path in stored for tensor in load_file(path).values())

@@ -136,6 +136,9 @@ class Nobody:
     def identity(self) -> str:
         return "nobody"
 
+    def reading_of(self, _text: str) -> tuple[str, ...]:
+        return ()
+
 
 def test_the_fingerprint_knows_latents_and_conditioning(tmp_path):
     cache = TensorCache(tmp_path, 2**30)

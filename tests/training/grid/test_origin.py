@@ -1,9 +1,12 @@
-"""The model's name for the title, from the graph."""
+"""The model's name for the title, from the graph; and how prompts are read, from the LoRA files."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from lora_atelier.training.grid.origin import model_name
+from lora_atelier.training.config import TextConfig, TrainingConfig, to_dict
+from lora_atelier.training.grid.origin import model_name, prompt_syntax
 
 LOADER = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "xl/my-base.v2.safetensors"}}
 
@@ -34,3 +37,29 @@ def graph(**nodes):
 )
 def test_the_loader_is_found_upstream(prompt, expected):
     assert model_name(prompt, "2") == expected
+
+
+def saying(syntax) -> dict[str, str]:
+    """Metadata of a file that this pack has trained."""
+    return {"lora_atelier.config": json.dumps(to_dict(TrainingConfig("a", text=TextConfig(syntax=syntax))))}
+
+
+BEFORE = {"lora_atelier.config": json.dumps({"name": "a", "text": {"encoders": "none", "learning_rate": 0.0}})}
+"""Of a version in which every caption went through the syntax."""
+
+
+@pytest.mark.parametrize(
+    ("files", "syntax"),
+    [
+        ([], "plain"),
+        ([{}], "plain"),
+        ([saying("plain")], "plain"),
+        ([saying("ComfyUI"), saying("ComfyUI")], "ComfyUI"),
+        ([BEFORE], "ComfyUI"),
+        ([saying("ComfyUI"), saying("plain")], "plain"),
+        ([saying("ComfyUI"), {"ss_output_name": "of another trainer"}], "plain"),
+        ([{"lora_atelier.config": text} for text in ("", "[]", "3", "{", "null", '{"text": 3}', "[" * 10_000)], "plain"),
+    ],
+)
+def test_prompts_are_read_as_captions_were(files, syntax):
+    assert prompt_syntax(files) == syntax

@@ -294,7 +294,7 @@ def test_a_cell_that_fails_is_blank_with_its_reason_and_costs_no_other(tiny, tmp
     grid = drawn(grid_of(t, tmp_path, broken, alien, torn, tmp_path / "gone.safetensors", large, good, strengths=(0.5, 1.0)))
     reasons = [grid.book.cells[0][column, 1] for column in (1, 2, 3, 4, 5)]
     assert all(isinstance(reason, Failed) for reason in reasons)
-    for reason, words in zip(reasons, ("no numbers", "alien", "torn", "gone", "another model"), strict=True):
+    for reason, words in zip(reasons, ("NaN or infinite", "alien", "torn", "gone", "another model"), strict=True):
         assert words in reason.reason
     assert pixels(grid, 0, (6, 1)).shape == (64, 64, 3) and t.model.identity() == before
     assert grid.save_pages()[0].is_file()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.tests import fuzz
+from lora_atelier.training.config import NetworkConfig
+from lora_atelier.training.errors import NotFinite
 from lora_atelier.training.network import lora_file
 from lora_atelier.training.network.adapter import Adapter
+from lora_atelier.training.network.lora import shares
 
 from .support import KINDS, close, inputs, layers, names, outputs, trained, with_weight
 
@@ -138,10 +142,102 @@ def test_a_magnitude_for_every_input_is_refused():
         Adapter(lora_file.read(file | {f"{n}.dora_scale": torch.ones(1, 30)}, layers(), names())[0])
 
 
+def made_by(file: dict[str, torch.Tensor], stem: str, strength: float) -> torch.Tensor:
+    """strength * alpha / rank * B A in float64, as the file's numbers say: the field's formula."""
+    parts = {key[len(stem) :]: tensor.double() for key, tensor in file.items() if key.startswith(stem)}
+    down = next(parts[name] for name in (".lora_down.weight", ".lora_A.weight") if name in parts)
+    up = next(parts[name] for name in (".lora_up.weight", ".lora_B.weight") if name in parts)
+    return strength * parts[".alpha"] / len(down) * (up.flatten(1) @ down.flatten(1))
+
+
+LEARNT = 3e-5
+"""Where up-matrices are after a short training."""
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+@pytest.mark.parametrize(("rank", "alpha"), [(128, 1.0), (128, 0.3), (128, 128.0), (16, 1.7), (256, 512.0)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("family", ["SDXL", "WAN21_T2V"])
+def test_the_scale_costs_a_file_no_digits(comfyui, caplog, family, dtype, rank, alpha, stabilised):
+    """As in a file whose scale is 1: what rounding of the factors alone costs is the measure, not the size of the scale."""
+    config = NetworkConfig(rank, alpha, rank_stabilised=stabilised, include="mid.*")
+    where = layers()
+    adapter = Adapter.fresh({n: layer for n, layer in where.items() if n == "mid.fc"}, config, seed=2)
+    branch = adapter.branches["mid.fc"]
+    branch.up.data = torch.randn(branch.up.shape, generator=torch.Generator().manual_seed(3)) * LEARNT
+    scale = alpha / rank**0.5 if stabilised else alpha / rank
+    product = branch.up.double() @ branch.down.double()
+    file = lora_file.to_file(adapter, names(), family, dtype)
+    stem = next(key for key in file if key.endswith(".alpha")).removesuffix(".alpha")
+    peft = family != "SDXL"
+    assert file[stem + ".alpha"].float().item() == (rank if peft else torch.tensor(scale * rank).item())
+
+    def off(made: torch.Tensor, wanted: torch.Tensor) -> float:
+        return ((made - wanted).norm() / wanted.norm()).item()
+
+    rounded = branch.up.to(dtype).double() @ branch.down.to(dtype).double()
+    usual = off(rounded, product)
+    found = off(made_by(file, stem, 0.7), 0.7 * scale * product)
+    assert found <= (16 * usual if peft else usual) + 1e-6
+    assert found < 0.02
+    again = Adapter(lora_file.read(file, where, names())[0]).branches["mid.fc"]
+    assert off(again.delta_weight().double(), scale * product) <= found + 1e-6
+    where["mid.fc"].weight.data.zero_()
+    stock = in_comfyui(file, where, 0.7, caplog)["mid.fc"].double()
+    wanted = with_weight(where["mid.fc"], 0.7 * scale * product.float(), inputs()["mid.fc"]).double()
+    bias = with_weight(where["mid.fc"], torch.zeros_like(product).float(), inputs()["mid.fc"]).double()
+    assert off(stock - bias, wanted - bias) <= found + 5e-3
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_lycoris_files_have_the_factors_as_they_were_learnt(kind):
+    where = layers()
+    adapter = trained(where, KINDS[kind])
+    for family in ("SDXL", "WAN21_T2V"):
+        file = lora_file.to_file(adapter, names(), family, torch.float32)
+        for name, branch in adapter.branches.items():
+            stem = lora_file.file_name_of(name, names()[name], family)
+            first = branch.names[0] if getattr(branch, branch.names[0]) is not None else branch.names[1]
+            prefix = lora_file.PREFIXES[type(branch)]
+            assert torch.equal(file[f"{stem}{prefix}{first}"], getattr(branch, first).detach())
+            assert file[f"{stem}.alpha"].item() == pytest.approx(branch.scale * branch.rank)
+
+
+def test_numbers_beyond_half_precision_are_stored_in_full(caplog):
+    where = layers()
+    adapter = trained(where, KINDS["LoRA"])
+    adapter.branches["mid.fc"].up.data[0, 0] = 7e4
+    with caplog.at_level(logging.WARNING):
+        file = lora_file.to_file(adapter, names(), "SDXL", torch.float16, where)
+    assert "1 layers have numbers beyond torch.float16" in caplog.text
+    mid = {key: tensor for key, tensor in file.items() if key.startswith("lora_unet_mid_fc.")}
+    assert {tensor.dtype for tensor in mid.values()} == {torch.float32} and mid["lora_unet_mid_fc.lora_up.weight"].max() == 7e4
+    assert {tensor.dtype for key, tensor in file.items() if key not in mid and not key.endswith("alpha")} == {torch.float16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_is_never_stored(dtype, bad):
+    where = layers()
+    adapter = trained(where, KINDS["LoRA"])
+    adapter.branches["mid.fc"].down.data[0, 0] = bad
+    with pytest.raises(NotFinite, match=r"LoRA: lora_unet_mid_fc\.lora_down\.weight holds NaN or infinite numbers"):
+        lora_file.to_file(adapter, names(), "SDXL", dtype, where)
+
+
+@given(st.floats(1e-6, 1e6))
+def test_the_shares_of_a_scale(scale):
+    of_down, of_up = shares(scale)
+    assert of_down * of_up == scale and math.log2(of_up).is_integer()
+    assert max(of_down, of_up, 1 / of_down, 1 / of_up) <= 2 * max(scale, 1 / scale) ** 0.5
+    back = shares(1 / scale)
+    assert back[1] * of_up == 1 and back[0] * of_down == pytest.approx(1)
+
+
 def test_half_precision_files_keep_alpha_and_magnitudes_exact():
     where = layers()
     adapter = trained(where, KINDS["DoRA"])
-    adapter.branches["mid.fc"].rank = 301  # nine bits: too many for bf16
+    adapter.branches["mid.fc"].rank, adapter.branches["mid.fc"].scale = 301, 1.0  # nine bits: too many for bf16
     file = lora_file.to_file(adapter, names(), "SDXL", torch.bfloat16, where)
     assert file["lora_unet_mid_fc.alpha"].item() == 301
     assert file["lora_unet_mid_fc.dora_scale"].dtype == torch.float32

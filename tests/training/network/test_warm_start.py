@@ -10,7 +10,7 @@ from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.network import lora_file
 from lora_atelier.training.network.warm_start import start_from
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from .support import KINDS, close, layers, names, outputs, trained
 
@@ -94,6 +94,15 @@ def test_another_algorithm_is_refused(tmp_path):
     saved(tmp_path / "b.safetensors", layers(), "DoRA")
     with pytest.raises(AtelierError, match=r"b\.safetensors is a DoRA\. Switch weight decompose on"):
         start_from(tmp_path / "b.safetensors", layers(), names(), NetworkConfig())
+
+
+def test_a_file_without_numbers_is_no_start(tmp_path):
+    saved(tmp_path / "a.safetensors", layers(), "LoRA")
+    file = load_file(tmp_path / "a.safetensors")
+    key = next(key for key in file if key.endswith("lora_up.weight"))
+    save_file(file | {key: file[key] * float("nan")}, tmp_path / "a.safetensors")
+    with pytest.raises(AtelierError, match=r"start from: a\.safetensors holds NaN or infinite numbers \(lora_unet_.*lora_up"):
+        start_from(tmp_path / "a.safetensors", layers(), names(), NetworkConfig())
 
 
 def test_files_that_cannot_be_read(tmp_path):
