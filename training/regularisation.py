@@ -21,8 +21,10 @@ from .config.sampling import Sampling
 from .dataset import change_stamps
 from .dataset.captions import caption_path, write_caption
 from .dataset.images import check_picture, to_picture
+from .dataset.names import NUMBERED
 from .dataset.samples import counted
-from .dataset.scan import MAX_REPEATS, NUMBERED, find
+from .dataset.scan import MAX_REPEATS
+from .dataset.walk import find
 from .errors import AtelierError
 from .files import replacing
 from .protocols import CanvasText

@@ -19,9 +19,9 @@ from ..files import write_text
 from .buckets import Size
 from .focus import detector_name, focus_point
 from .images import look_at, open_picture
-from .near_duplicates import perceptual_hash
+from .near_duplicates import look_of
 
-VERSION = 1
+VERSION = 2
 AT_ONCE = 256 * 2**20
 """Bytes: a file of so many is read once and held while it is looked into; a larger one (a photo with a film behind it) is not."""
 _known: dict[Path, tuple[tuple[int, int], Facts]] = {}
@@ -38,9 +38,11 @@ class Facts:
     key: str
     """SHA-256 (hex) of the file's bytes."""
     look: str
-    """``near_duplicates.perceptual_hash``."""
+    """``near_duplicates.look_of``."""
     focus: dict[str, list[float]] = field(default_factory=dict)
     """``"<detector> <width>x<height>"`` -> where the middle of what matters is, for a cut of these proportions."""
+    several: bool = False
+    """Whether the file holds further frames or pages, which are not used."""
 
 
 def file_digest(path: Path) -> str:
@@ -61,8 +63,8 @@ def look_into(path: Path) -> Facts:
     with open(path, "rb") as opened:
         file: BinaryIO = io.BytesIO(opened.read()) if os.fstat(opened.fileno()).st_size <= AT_ONCE else opened
         key = _digest(file)
-        (width, height), small = look_at(path, file)
-    return Facts(width, height, key, perceptual_hash(small))
+        (width, height), small, several = look_at(path, file)
+    return Facts(width, height, key, look_of(small), several=several)
 
 
 class Index:
@@ -109,11 +111,16 @@ class Index:
         x, y = facts.focus[name]
         return x, y
 
-    def save(self) -> None:
-        """Writes the file if anything was learnt; a folder that cannot be written costs only time."""
+    def save(self, complete: bool = True) -> None:
+        """Writes the file if anything was learnt; a folder that cannot be written costs only time.
+
+        Pictures that nobody asked for are forgotten, unless the asking was not ``complete``.
+        """
         if self.file is None or not self._changed:
             return
-        rows = {str(path): [*stamp, dataclasses.asdict(facts)] for path, (stamp, facts) in self._used.items()}
+        kept = {} if complete else self._stored
+        known = {**kept, **{str(path): entry for path, entry in self._used.items()}}
+        rows = {path: [*stamp, dataclasses.asdict(facts)] for path, (stamp, facts) in known.items()}
         try:
             write_text(self.file, json.dumps({"version": VERSION, "pictures": rows}))
         except (OSError, AtelierError):

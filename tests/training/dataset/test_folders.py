@@ -21,7 +21,7 @@ def picture(path):
     Image.new("RGB", (4, 4)).save(path)
 
 
-def test_folders_with_pictures_are_listed_three_deep(roots):
+def test_folders_with_pictures_are_listed_however_deep(roots):
     picture(roots["input"] / "loose.png")
     picture(roots["input"] / "set10" / "1.png")
     picture(roots["input"] / "set9" / "1.JPG".lower())
@@ -31,7 +31,7 @@ def test_folders_with_pictures_are_listed_three_deep(roots):
     (roots["input"] / "empty").mkdir()
     picture(roots["datasets"] / "faces" / "5_ohwx" / "1.png")
     assert list_folders(roots) == [
-        "datasets/faces", "datasets/faces/5_ohwx", "input/a/b/c", "input/set9", "input/set10",
+        "datasets/faces", "datasets/faces/5_ohwx", "input/a/b/c", "input/a/b/c/d", "input/set9", "input/set10",
     ]  # fmt: skip
 
 
