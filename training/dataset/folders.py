@@ -71,6 +71,11 @@ def _say(line: str) -> None:
         log.warning("dataset folders: %s", line)
 
 
+def _refuse_long(name: str) -> None:
+    if len(name.encode("utf-8", "replace")) > 2000 or any(len(part.encode("utf-8", "replace")) > 255 for part in name.split("/")):
+        raise AtelierError(f"folder: {name[:40]!r} ... is too long to be a folder's name. Choose one from the list.")
+
+
 def _odd(name: str) -> bool:
     """Whether some system would read the name as more than a name ("C:x", "a\\..\\b")."""
     return "\\" in name or "\0" in name or bool(PureWindowsPath(name).drive) or (os.name == "nt" and ":" in name)
@@ -91,10 +96,12 @@ def list_folders(roots: Mapping[str, Path]) -> list[str]:
         looked = 0
         while waiting:
             folder = waiting.popleft()
+            # Those that wait are looked into already, so what lies in them is listed also when there are too many.
+            entries = folder.below if looked <= MOST else []
             inner = [
                 one
-                for entry in folder.below
-                if not _odd(f"{folder.name}/{entry.name}") and (one := folder.sub_folder(entry, real))
+                for entry in entries
+                if not _odd(f"{folder.name}/{entry.name}") and (one := folder.sub_folder(entry, real)) is not None
             ]
             for one in inner:
                 one.look()
@@ -104,9 +111,8 @@ def list_folders(roots: Mapping[str, Path]) -> list[str]:
             if folder is not top and (folder.holds_picture or numbered):
                 names.append(folder.name)
             waiting += [one for one in inner if os.path.basename(one.path).casefold() not in own_masks]
-            if looked > MOST:
-                _say(f"{path} holds more than {MOST} folders; those that lie deepest are not offered. Move unrelated ones out.")
-                break
+        if looked > MOST:
+            _say(f"{path} holds more than {MOST} folders; those that lie deepest are not offered. Move unrelated ones out.")
     return sorted(names, key=natural_key)
 
 
@@ -116,6 +122,7 @@ def resolve_folder(name: str, roots: Mapping[str, Path]) -> Path:
     parts = PurePosixPath(name).parts
     if not is_text(name):
         raise AtelierError(f"folder: the name '{printable(name)}' is not UTF-8. Rename the folder, and choose it again.")
+    _refuse_long(name)
     if not name.strip() or _odd(name) or name.startswith("/") or ".." in parts or len(parts) < 2 or parts[0] not in roots:
         raise AtelierError(f"folder: {name!r} is not a folder in {allowed}. Choose one from the list.")
     root = Path(roots[parts[0]])
@@ -132,6 +139,7 @@ def folder_to_fill(name: str, roots: Mapping[str, Path]) -> tuple[str, Path]:
 
     AtelierError for whatever leads out of the roots, and for names that some system cannot have.
     """
+    _refuse_long(name)
     parts = PurePosixPath(name.strip()).parts
     first = next(iter(roots))
     allowed = " or ".join(f"{root}/" for root in roots)

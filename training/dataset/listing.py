@@ -37,9 +37,14 @@ class FoundFolder:
     unused: Unused = ()
 
 
+def leads_outside(path: Path, root: Path) -> bool:
+    """Whether the path is a link out of ``root``, which is resolved."""
+    return os.path.islink(path) and not path.resolve().is_relative_to(root)
+
+
 def refuse_outside(path: Path, root: Path) -> None:
     """A link in a shared folder must not pull in files from elsewhere on this computer."""
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
+    if leads_outside(path, root):
         raise AtelierError(f"{path}: this is a link that leads out of {root}. Copy the file into the folder instead.")
 
 
@@ -85,8 +90,9 @@ def look(folder: Path, root: Path, extension: str, mask_folders: Sequence[Path] 
         refuse_outside(file, root)
     pictures, masks, controls, lookalikes = _by_mark(images)
     passed += [(unused.CONTROL, file) for file in controls]
-    folders, beside = _companions(folders, pictures, passed)
-    pairs, guessed = _masks_of(pictures, [*masks, *_in_folders([*beside, *mask_folders])], passed)
+    folders, beside = _companions(folders, pictures, root, passed)
+    inside = [one for folder in (*beside, *mask_folders) for one in _in_masks(folder, passed)]
+    pairs, guessed = _masks_of(pictures, [*masks, *inside], passed)
     captions = _captions(pictures, files, extension, passed)
     tables = tuple(file for file in files if file.suffix.lower() == ".jsonl")
     match = names.NUMBERED.fullmatch(folder.name)
@@ -138,13 +144,17 @@ def _by_mark(images: Sequence[Path]) -> tuple[list[Path], list[tuple[str, Path, 
 
 
 def _companions(
-    folders: Iterable[Path], pictures: Sequence[Path], passed: list[tuple[Reason, Path]]
+    folders: Iterable[Path], pictures: Sequence[Path], root: Path, passed: list[tuple[Reason, Path]]
 ) -> tuple[list[Path], list[Path]]:  # fmt: skip
     """(other folders, folders with masks); one belongs to the pictures if it has a picture of the same name as one of them."""
     others, masks = [], []
     for folder in folders:
         name = folder.name.casefold()
-        if not (name in names.MASK_FOLDERS or name in names.CONTROL_FOLDERS) or not _same_names(folder, pictures):
+        if name not in names.MASK_FOLDERS | names.CONTROL_FOLDERS:
+            others.append(folder)
+        elif leads_outside(folder, root):
+            passed.append((unused.LINK_OUT, folder))
+        elif not _same_names(folder, pictures):
             others.append(folder)
         elif name in names.MASK_FOLDERS:
             masks.append(folder)
@@ -155,18 +165,20 @@ def _companions(
 
 def _same_names(folder: Path, pictures: Sequence[Path]) -> bool:
     known = {part.casefold() for picture in pictures for part in (picture.stem, picture.name)}
-    return any(stem.casefold() in known for stem, _, _ in _in_folders([folder]))
+    return any(stem.casefold() in known for stem, _, _ in _in_masks(folder, []))
 
 
-def _in_folders(folders: Iterable[Path]) -> list[tuple[str, Path, bool]]:
-    """The pictures in folders of masks, as (stem of the picture that each belongs to, file, sure)."""
+def _in_masks(folder: Path, passed: list[tuple[Reason, Path]]) -> list[tuple[str, Path, bool]]:
+    """The pictures in a folder of masks, as (stem of the picture that each belongs to, file, sure)."""
     found = []
-    for folder in folders:
-        for entry in entries(folder):
-            path = Path(entry.path)
-            if not names.passed_over(entry.name) and path.suffix.lower() in EXTENSIONS and not entry.is_dir():
-                kind, stem, _ = names.mark(path.stem)
-                found.append((stem if kind == "mask" else path.stem, path, True))
+    files, folders, others = _sorted(folder)
+    for path in files:
+        if path.suffix.lower() in EXTENSIONS:
+            kind, stem, _ = names.mark(path.stem)
+            found.append((stem if kind == "mask" else path.stem, path, True))
+        else:
+            others.append((names.left_over(path.suffix.lower()), path))
+    passed += [*others, *((unused.MASK_ALONE, path) for path in folders)]
     return found
 
 

@@ -36,10 +36,11 @@ IN_FRONT = re.compile(r"mask[-_](.+)", re.DOTALL | re.IGNORECASE)
 Mark = Literal["mask", "control"]
 
 _LEAVINGS = frozenset({
-    "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r", "@eadir", "@tmp", "#recycle",
-    "#snapshot",    "__macosx", "$recycle.bin", "system volume information", "lost+found",
+    "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r", ".ds_store", ".localized",
+    ".picasa.ini", ".thumbnails", ".directory", ".nomedia", ".git", ".cache", ".ipynb_checkpoints", ".fseventsd", ".trashes",
+    ".spotlight-v100", ".temporaryitems", "temporary items", "network trash folder", "@eadir", "@tmp", "#recycle", "#snapshot",
+    "__macosx", "$recycle.bin", "system volume information", "lost+found", "lost.dir", "sync.ffs_db", "__pycache__",
     "_latent_cache", "_t_e_cache", "_clip_vision_cache",
-    "__pycache__", "lost.dir", "network trash folder", "temporary items", "sync.ffs_db",
 })  # fmt: skip
 _LEFT_ENDINGS = frozenset({
     ".npz", ".npy", ".pt", ".pth", ".safetensors", ".ckpt", ".arrow", ".lmdb", ".lnk", ".url", ".aae", ".xmp", ".thm", ".bak",

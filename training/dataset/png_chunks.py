@@ -48,7 +48,7 @@ def _refused(file: BinaryIO, end: int) -> tuple[list[tuple[int, int]], bytes | N
         if kind == b"IEND" or stop > end:
             break
         is_data |= kind == b"IDAT"
-        if kind[0] & 0x20 and length <= LARGEST and (kind in TEXTS or not is_data):
+        if kind[0] & 0x20 and length <= LARGEST and (kind in (*TEXTS, b"iCCP") or not is_data):
             data, sum_ = file.read(length), file.read(4)
             size = _text_size(kind, data, each) if kind in TEXTS else 0
             bad = not is_data and zlib.crc32(kind + data).to_bytes(4, "big") != sum_

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import AtelierError
 from . import names, unused
 from .images import FORMATS
-from .listing import FoundFolder, entries, holds_pictures, look, refuse_outside
+from .listing import FoundFolder, entries, holds_pictures, leads_outside, look, refuse_outside
 from .names import NUMBERED
 from .unused import Reason, sentences
 
@@ -36,7 +36,7 @@ class Walk:
         masks: dict[str, list[Path]] = {}
         for path in below:
             match = names.MASKS_OF.fullmatch(path.name.casefold())
-            if match and match[1] in beside:
+            if match and match[1] in beside and not leads_outside(path, self.root):
                 masks.setdefault(match[1], []).append(path)
         separate = {path for group in masks.values() for path in group}
         for path in (one for one in below if one not in separate):
@@ -117,7 +117,9 @@ def find(folder: Path, root: Path | None = None, nested: bool = False, extension
     walk = Walk(inside, nested, extension, [folder.resolve()])
     found = walk.visit(folder)
     with_pictures = [one for one in found if one.pictures]
-    passed = [*walk.passed, *(entry for one in found if not one.pictures for entry in one.unused)]
+    bare = [one for one in found if not one.pictures]
+    passed = [*walk.passed, *(entry for one in bare for entry in one.unused)]
+    passed += [(unused.CAPTION_ALONE, table) for one in bare for table in one.tables]
     if not with_pictures:
         hints = sentences(passed, folder, quiet=False)
         expected = f"Put pictures ({FORMATS}) there, or into sub-folders named like '10_name'."

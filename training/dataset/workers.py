@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 WORKERS = 4
 """Pictures that are looked into at once; decoding a large one takes up to 0.7 GB."""
+AHEAD = 2 * WORKERS
+"""Pictures that are begun at most before the first of them is done with: as many are looked into in vain when cancelled."""
 One = TypeVar("One")
 Found = TypeVar("Found")
 Advance = Callable[[int], None]
@@ -30,11 +34,15 @@ class Steps:
 def in_parallel(work: Callable[[One], Found], items: Iterable[One], steps: Steps) -> list[Found]:
     """``work`` of every item, in their order, one step each; when something raises, no further item is begun."""
     pool = ThreadPoolExecutor(WORKERS)
+    waiting: deque[Future[Found]] = deque()
+    left = iter(items)
+    out = []
     try:
-        out = []
-        for future in [pool.submit(work, item) for item in items]:
-            out.append(future.result())
+        waiting.extend(pool.submit(work, item) for item in islice(left, AHEAD))
+        while waiting:
+            out.append(waiting.popleft().result())
             steps.step()
+            waiting.extend(pool.submit(work, item) for item in islice(left, 1))
         return out
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
