@@ -112,7 +112,8 @@ def _pictures(images: list[Any], texts: list[str] | None, settings: dict[str, An
     from ..training.dataset.from_nodes import subset_of
 
     folder = host.cache_folder() / "from-nodes"
-    return subset_of(images, texts, SubsetConfig("nodes/images", **settings), folder, folder / "index.json")
+    config = SubsetConfig("nodes/images", **settings)
+    return subset_of(images, texts, config, folder, folder / "index.json", host.progress)
 
 
 def _encoded(

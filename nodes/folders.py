@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ..training.config import SubsetConfig
@@ -9,6 +10,7 @@ from ..training.dataset.cache import cache_key
 from ..training.dataset.folders import resolve_folder
 from ..training.dataset.samples import Subset
 from ..training.dataset.scan import scan
+from ..training.dataset.workers import Advance
 
 
 def named(name: str) -> tuple[Path, Path]:
@@ -25,5 +27,7 @@ def index_of(folder: Path) -> Path:
     return host.cache_folder() / "pictures" / f"{cache_key(str(folder))[:32]}.json"
 
 
-def subsets_of(folder: Path, config: SubsetConfig, root: Path) -> tuple[Subset, ...]:
-    return scan(folder, config, root, index_of(folder))
+def subsets_of(
+    folder: Path, config: SubsetConfig, root: Path, progress: Callable[[int], Advance] | None = None
+) -> tuple[Subset, ...]:  # fmt: skip
+    return scan(folder, config, root, index_of(folder), progress)

@@ -117,8 +117,10 @@ class LoadDataset(io.ComfyNode):
         config = SubsetConfig(
             folder, resolution, batch_size, repeats, buckets, bucket_step, crop, caption_extension.strip(), **more
         )  # fmt: skip
+        from ..training import host
+
         path, root = _resolve(folder)
-        own = Dataset(subsets_of(path, config, root))
+        own = Dataset(subsets_of(path, config, root, host.progress))
         chained = dataset + own if dataset is not None else own
         return io.NodeOutput(chained, ui=shown(own, chained))
 

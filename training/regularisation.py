@@ -21,9 +21,11 @@ from .config.sampling import Sampling
 from .dataset import change_stamps
 from .dataset.captions import caption_path, write_caption
 from .dataset.images import check_picture, to_picture
+from .dataset.names import NUMBERED
 from .dataset.png_text import png_text
 from .dataset.samples import counted
-from .dataset.scan import MAX_REPEATS, NUMBERED, find
+from .dataset.scan import MAX_REPEATS
+from .dataset.walk import find
 from .errors import AtelierError, NotFinite
 from .files import Unreadable, open_plain, parse_json, replacing
 from .protocols import CanvasText

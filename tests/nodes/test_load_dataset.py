@@ -202,3 +202,22 @@ def test_roles_captions_and_remarks_reach_the_node(node, folder):
     assert [row["name"] for row in output.ui["pictures"]] == ["red square.png", "tall.png", "wide.png"]
     both = node.execute("input/shapes", **WIDGETS, dataset=output.result[0])
     assert "no picture is left" not in both.ui["text"][0] and "for regularisation" in both.ui["text"][0]
+
+
+def test_progress_is_shown_and_a_cancel_ends_it_between_two_pictures(node, folder, monkeypatch):
+    import comfy.model_management
+    import comfy.utils
+
+    shown = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: shown.append((value, total)))
+    node.execute("input/shapes", **WIDGETS)
+    # The host leaves out steps that follow the last one too soon.
+    assert shown[0] == (1, 6) and shown[-1] == (6, 6) and shown == sorted(shown)
+    shown.clear()
+    comfy.model_management.interrupt_current_processing(True)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            node.execute("input/shapes", **WIDGETS)
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+    assert shown == [(1, 6)]

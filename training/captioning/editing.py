@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..dataset.captions import MAX_BYTES, caption_path, read_caption, write_caption
-from ..dataset.scan import find
+from ..dataset.walk import find
 from ..errors import AtelierError
 from ..files import Unreadable, is_inside, read_limited
 from .text import appended, parts, replaced, without

@@ -15,8 +15,9 @@ Broken = Literal["stop", "leave out"]
 
 # Auto Caption writes to files with the caption's ending: never to pictures, tables of captions, or weights.
 NO_CAPTIONS = (
-    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd",
-    ".jsonl", ".safetensors",
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".avif", ".gif", ".tif", ".tiff", ".heic",
+    ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jpf", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".psd", ".jsonl",
+    ".safetensors",
 )  # fmt: skip
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +21,8 @@ from .captions import one_line
 from .index import Facts, Index
 from .plan import bucket_of
 from .samples import Sample, Subset, counted
-from .scan import WORKERS, caption_now
+from .scan import caption_now
+from .workers import Advance, Steps, in_parallel
 
 CHANNELS = (1, 3, 4)
 """Grey, colour, colour with transparency."""
@@ -35,13 +35,15 @@ _losses = 0
 
 
 def subset_of(
-    images: Sequence[Tensor], texts: Sequence[str] | None, config: SubsetConfig, folder: Path, index: Path | None = None
-) -> Subset:
+    images: Sequence[Tensor], texts: Sequence[str] | None, config: SubsetConfig, folder: Path, index: Path | None = None,
+    progress: Callable[[int], Advance] | None = None,
+) -> Subset:  # fmt: skip
     """The subset of a list of IMAGE (B, H, W, C) in 0..1, with one text for all, one for each picture, or None.
 
     Every picture is written once into ``folder``, as a PNG of 8 bits under a name that stands for its pixels and its text: a
     caption file that Auto Caption puts beside it is not taken for a picture that comes with another text. A caption file wins
-    over the text. AtelierError naming the input for an empty list, numbers that don't fit, or no picture.
+    over the text. ``progress`` as in ``scan``. AtelierError naming the input for an empty list, numbers that don't fit, or
+    no picture.
     """
     pictures = _flat(images)
     if texts is not None and len(texts) not in (1, len(pictures)):
@@ -58,17 +60,31 @@ def subset_of(
         path = write_picture(pixels, text, folder)
         return path, memory.facts(path)
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        files = list(pool.map(written, pictures, captions))
-    samples, warnings = [], []
+    steps = Steps(progress, 2 * len(pictures))
+    try:
+        files = in_parallel(lambda one: written(*one), list(zip(pictures, captions, strict=True)), steps)
+        samples, warnings = _samples(files, captions, config, memory, steps)
+    except BaseException:
+        memory.save(complete=False)
+        raise
+    memory.save()
+    trim(folder, LIMIT)
+    return Subset(config, tuple(samples), config.repeats or 1, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _samples(
+    files: Sequence[tuple[Path, Facts]], captions: Sequence[str | None], config: SubsetConfig, memory: Index, steps: Steps
+) -> tuple[list[Sample], list[str]]:
+    """(samples, warnings about their captions)."""
+    samples: list[Sample] = []
+    warnings: list[str] = []
     for (path, facts), text in zip(files, captions, strict=True):
         caption, odd = caption_now(path, config, text, None)
         warnings += [odd] if odd else []
         focus = memory.focus(path, bucket_of(facts.width, facts.height, config)) if config.crop == "focus" else None
         samples.append(Sample(path, facts.width, facts.height, caption, facts.key, text, focus, look=facts.look))
-    memory.save()
-    trim(folder, LIMIT)
-    return Subset(config, tuple(samples), config.repeats or 1, warnings=tuple(dict.fromkeys(warnings)))
+        steps.step()
+    return samples, warnings
 
 
 def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:

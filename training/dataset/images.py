@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,13 +19,36 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from ..errors import AtelierError, NotFinite
-from ..files import Unreadable, is_file, open_plain
+from ..files import Unreadable, open_plain
 from ..tensors.finite import is_finite
+from .png_chunks import without_what_pillow_refuses
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", *((".avif",) if features.check("avif") else ())})
+HEIF = frozenset({".heic", ".heif", ".hif"})
+COMMON = ("png", "jpg", "webp", "bmp", "tif", "gif")
+EXTENSIONS = frozenset({
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".tga", ".ppm",
+    ".pgm", ".pbm", ".pnm",
+    *((".avif",) if features.check("avif") else ()),
+    *((".jp2", ".j2k", ".jpx", ".jpf") if features.check("jpg_2000") else ()),
+    *(HEIF if find_spec("pillow_heif") else ()),
+})  # fmt: skip
+"""Endings of the pictures that are read."""
+FORMATS = ", ".join((*COMMON, *sorted({"avif", "heic"} & {extension[1:] for extension in EXTENSIONS})))
+"""The usual ones of them, for a sentence."""
+# What Pillow may take a file for, whatever its name: others hand it to programs outside (PostScript) or are no pictures.
+READ = (
+    "PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM",
+    *(("AVIF",) if features.check("avif") else ()), *(("JPEG2000",) if features.check("jpg_2000") else ()),
+)  # fmt: skip
 # Pillow's own limit can be switched off by any other node pack, so it is checked here as well; the number is Pillow's.
 MAX_PIXELS = 178_956_970
 EXIF_ORIENTATION = 0x0112
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+# What a picture that cannot be read was meant to be.
+MARKS = ((b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"BM", "BMP"), (b"GIF8", "GIF"))
+# Formats in which several pictures are frames or pages; in an MPO the others are depth or brightness of the first.
+SERIES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
 JPEG_END = b"\xff\xd9"
 # Bytes at a JPEG's end in which its end mark is looked for.
 TAIL = 4096
@@ -45,25 +69,70 @@ def _naming(path: Path) -> Iterator[None]:
         raise _broken(path, error) from error
 
 
-def _open(path: Path, file: BinaryIO | None = None) -> Image.Image:
+@contextmanager
+def _open(path: Path, file: BinaryIO | None = None) -> Iterator[Image.Image]:
     """The picture with only its header read, from ``file`` where that is open already; refuses what would not fit into memory."""
-    if file is None and os.path.exists(path) and not is_file(path):  # opening a pipe would wait for ever
-        raise _broken(path, "it is no plain file")
+    with _source(path, file) as source:
+        if source.seek(0, os.SEEK_END) == 0:
+            raise _broken(path, "the file is empty, it has 0 bytes")
+        stream, profile = without_what_pillow_refuses(source)
+        with _identified(path, stream) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(path)
+            if profile is not None:
+                image.info["icc_profile"] = profile
+            yield image
+
+
+def _source(path: Path, file: BinaryIO | None) -> AbstractContextManager[BinaryIO]:
+    if file is not None:
+        return nullcontext(file)
     try:
-        image = Image.open(file or path)
-    except Image.DecompressionBombError as error:
-        raise _too_large(path) from error
+        return open_plain(path)
+    except (OSError, Unreadable) as error:
+        raise _broken(path, error) from error
+
+
+def _identified(path: Path, stream: BinaryIO) -> Image.Image:
+    stream.seek(0)
+    head = stream.read(16)
+    try:
+        if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS and ".heic" in EXTENSIONS:
+            return _heif(path, stream)
+        # The plugin for TGA has no mark to go by and takes many files for one.
+        return Image.open(stream, formats=(*READ, "TGA") if path.suffix.lower() == ".tga" else READ)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path, error) from error
     except UnidentifiedImageError as error:
-        raise _broken(path, "it is no picture in a known format") from error
+        known = next((name for mark, name in MARKS if head.startswith(mark)), None)
+        kind = (
+            f"damaged, or a kind of {known} that is not understood; try to save it as PNG"
+            if known
+            else "it is no picture in a known format"
+        )
+        raise _broken(path, kind) from error
     except Exception as error:  # of many kinds, whatever in the file is damaged
         raise _broken(path, error) from error
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
+
+
+def _heif(path: Path, stream: BinaryIO) -> Image.Image:
+    """Through pillow-heif, without making it known to Pillow for the whole process."""
+    import pillow_heif  # type: ignore[import-not-found,unused-ignore]  # only where it is installed
+
+    stream.seek(0)
+    found = pillow_heif.open_heif(stream, convert_hdr_to_8bit=True)
+    if found.size[0] * found.size[1] > MAX_PIXELS:
         raise _too_large(path)
+    image: Image.Image = found.to_pillow()
+    image.format = "HEIF"
     return image
 
 
-def _too_large(path: Path) -> AtelierError:
+def _too_large(path: Path, said: Exception | None = None) -> AtelierError:
+    """``said``: Pillow's own refusal, whose limit another node pack may have changed."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if said is not None and limit is not None and 2 * limit < MAX_PIXELS:
+        return _broken(path, f"Pillow, as it is set here, refuses so many pixels: {said}")
     return AtelierError(
         f"{path}: this picture has more than {MAX_PIXELS // 1_000_000} million pixels. Shrink it, or take it out of the folder."
     )
@@ -77,11 +146,19 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) after EXIF rotation, of a picture whose pixels are not loaded yet."""
+    width, height = image.size
+    if image.format == "TIFF":  # which newer versions of Pillow turn by themselves, so that the size may be turned already
+        tags = getattr(image, "tag_v2", {})
+        width, height = int(tags.get(TIFF_WIDTH, width)), int(tags.get(TIFF_HEIGHT, height))
+    return (height, width) if 5 <= _orientation(image) <= 8 else (width, height)
+
+
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) after EXIF rotation, from the header alone."""
     with _open(path) as image:
-        width, height = image.size
-        return (height, width) if 5 <= _orientation(image) <= 8 else (width, height)
+        return _upright_size(image)
 
 
 def check_picture(path: Path) -> None:
@@ -134,8 +211,9 @@ def _finished(image: Image.Image) -> Image.Image:
     return _on_white(_to_srgb(_to_8_bit(upright)))
 
 
-def look_at(path: Path, file: BinaryIO, side: int = 64) -> tuple[tuple[int, int], Image.Image]:
-    """(width, height) after EXIF rotation, and a small picture: RGB on white, as it lies, colours as stored.
+def look_at(path: Path, file: BinaryIO, side: int = 64) -> tuple[tuple[int, int], Image.Image, bool]:
+    """(width, height) after EXIF rotation; a small picture: RGB on white, as it lies, colours as stored; whether
+    further frames or pages stand behind it.
 
     ``file`` is the open file or its bytes. The small picture has at least ``side`` pixels on its shorter side if the picture has
     them. The picture is decoded once, a JPEG at a fraction of its size; only a JPEG whose structure leaves a doubt is decoded
@@ -146,15 +224,15 @@ def look_at(path: Path, file: BinaryIO, side: int = 64) -> tuple[tuple[int, int]
         _decode(path, file)
         whole = True
     with _open(path, file) as image, _naming(path):
-        width, height = image.size
+        several = kind in SERIES and bool(getattr(image, "is_animated", False))
+        size = _upright_size(image)
         image.draft("RGB", (side, side))
-        if kind == "PNG":  # whose orientation may stand behind the pixels
-            image.load()
-        turned = 5 <= _orientation(image) <= 8
         image.load()
+        if kind == "PNG":  # whose orientation may stand behind the pixels
+            size = _upright_size(image)
         if not whole:
             _finished(image)
-        return (height, width) if turned else (width, height), _small(image, side)
+        return size, _small(image, side), several
 
 
 def _small(image: Image.Image, side: int) -> Image.Image:
@@ -174,9 +252,15 @@ def alpha_of(path: Path) -> Image.Image | None:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as 8; ValueError for numbers of which nobody knows what they mean in light."""
+    if image.mode == "F":
+        raise ValueError("its numbers are floating-point; save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
-    values = np.asarray(image).astype(np.float64) / 257.0
+    values = np.asarray(image).astype(np.float64)
+    if values.size and not 0 <= values.min() <= values.max() <= 65535:
+        raise ValueError("its numbers go beyond 16 bits; save it with 8 or 16 bits")
+    values /= 257.0
     grey = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
     grey.info = dict(image.info)
     # A grey level named as transparent is on the 16-bit scale and has no exact twin in 8 bits.

@@ -20,12 +20,12 @@ from ..files import Unreadable, open_plain, read_json, write_text
 from .buckets import Size
 from .focus import detector_name, focus_point
 from .images import look_at, open_picture
-from .near_duplicates import perceptual_hash
+from .near_duplicates import LENGTH, look_of
 
-VERSION = 1
+VERSION = 2
 LARGEST = 2**28
 """Bytes of an index, of which a picture takes some three hundred."""
-KEY, LOOK = re.compile(r"[0-9a-f]{64}"), re.compile(r"(?:[0-9a-f]{22})?")
+KEY, LOOK = re.compile(r"[0-9a-f]{64}"), re.compile(rf"(?:[0-9a-f]{{{LENGTH}}})?")
 AT_ONCE = 256 * 2**20
 """Bytes: a file of so many is read once and held while it is looked into; a larger one (a photo with a film behind it) is not."""
 _known: dict[Path, tuple[tuple[int, int], Facts]] = {}
@@ -42,9 +42,11 @@ class Facts:
     key: str
     """SHA-256 (hex) of the file's bytes."""
     look: str
-    """``near_duplicates.perceptual_hash``."""
+    """``near_duplicates.look_of``."""
     focus: dict[str, list[float]] = field(default_factory=dict)
     """``"<detector> <width>x<height>"`` -> where the middle of what matters is, for a cut of these proportions."""
+    several: bool = False
+    """Whether the file holds further frames or pages, which are not used."""
 
 
 def file_digest(path: Path) -> str:
@@ -64,10 +66,11 @@ def look_into(path: Path) -> Facts:
     """Facts of a sound picture, its file opened once; AtelierError if it is none or may not be read, OSError if it is gone."""
     with open_plain(path) as opened:
         file: BinaryIO = io.BytesIO(opened.read()) if os.fstat(opened.fileno()).st_size <= AT_ONCE else opened
-        (width, height), small = look_at(path, file)  # first, for of what is no picture there may be gigabytes
+        (width, height), small, several = look_at(path, file)  # first, for of what is no picture there may be gigabytes
         file.seek(0)
         key = _digest(file)
-    return Facts(width, height, key, perceptual_hash(small))
+        (width, height), small, several = look_at(path, file)
+    return Facts(width, height, key, look_of(small), several=several)
 
 
 class Index:
@@ -116,11 +119,16 @@ class Index:
         x, y = facts.focus[name]
         return x, y
 
-    def save(self) -> None:
-        """Writes the file if anything was learnt; a folder that cannot be written costs only time."""
+    def save(self, complete: bool = True) -> None:
+        """Writes the file if anything was learnt; a folder that cannot be written costs only time.
+
+        Pictures that nobody asked for are forgotten, unless the asking was not ``complete``.
+        """
         if self.file is None or not self._changed:
             return
-        rows = {str(path): [*stamp, dataclasses.asdict(facts)] for path, (stamp, facts) in self._used.items()}
+        kept = {} if complete else self._stored
+        known = {**kept, **{str(path): entry for path, entry in self._used.items()}}
+        rows = {path: [*stamp, dataclasses.asdict(facts)] for path, (stamp, facts) in known.items()}
         try:
             write_text(self.file, json.dumps({"version": VERSION, "pictures": rows}))
         except (OSError, AtelierError):
@@ -155,6 +163,7 @@ def _row(row: Any) -> tuple[tuple[int, int], Facts] | None:
     sizes = (facts.width, facts.height)
     sound = all(type(number) is int for number in (*stamp, *sizes)) and min(sizes) > 0
     sound = sound and all(isinstance(text, str) for text in (facts.key, facts.look)) and isinstance(facts.focus, dict)
+    sound = sound and isinstance(facts.several, bool)
     sound = sound and KEY.fullmatch(facts.key) is not None and LOOK.fullmatch(facts.look) is not None
     sound = sound and all(map(_is_point, facts.focus.values()))
     return ((stamp[0], stamp[1]), facts) if sound else None

@@ -10,21 +10,6 @@ from PIL import Image
 from ..errors import AtelierError
 from .images import alpha_of, check_picture, open_picture, picture_size
 
-SUFFIX = ".mask.png"
-"""``cat.mask.png`` beside ``cat.jpg`` is its mask."""
-FOLDER = "masks"
-"""``masks/cat.png`` is the mask of ``cat.jpg``; a mask beside the picture comes first."""
-
-
-def is_mask(path: Path) -> bool:
-    """Whether the file's name says that it is a mask and no picture to train on."""
-    return path.name.lower().endswith(SUFFIX)
-
-
-def mask_files(picture: Path) -> tuple[Path, ...]:
-    """Where the mask of a picture may be, in this order."""
-    return (picture.with_name(picture.stem + SUFFIX), picture.parent / FOLDER / f"{picture.stem}.png")
-
 
 def check_mask(mask: Path, picture: Path, size: tuple[int, int]) -> None:
     """AtelierError naming the file if it is broken or has another shape than the picture, which has ``size``; hardly decodes."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .focus import NO_FACES, finds_faces
 from .near_duplicates import duplicates
 from .plan import size_of
-from .samples import Dataset, Sample, Subset, counted
+from .samples import Dataset, Sample, Subset, counted, printable, some
 from .views import View, view
 
 ENLARGED = 2.0
 """A picture that is enlarged more than this looks soft, and the softness is learnt."""
 CUT = 0.25
 """A picture that loses more than this share of its area has an unusual shape."""
-NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Inspected:
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values for the canvas."""
         return {
-            "name": self.path.name, "subset": self.subset + 1, "repeats": self.repeats, "size": self.shown.original,
+            "name": printable(self.path.name), "subset": self.subset + 1, "repeats": self.repeats, "size": self.shown.original,
             "bucket": self.shown.size, "box": self.box, "caption": self.caption, "enlarged": round(self.enlarged, 2),
         }  # fmt: skip
 
@@ -82,23 +80,18 @@ def remarks(subset: Subset) -> list[str]:
     said = []
     if soft:
         details = [f"{p.path.name} ({p.shown.original[0]} x {p.shown.original[1]}, {p.enlarged:.1f} times)" for p in soft]
-        said.append(f"too small, enlarged more than twice and therefore soft: {_some(details)}.")
+        said.append(f"too small, enlarged more than twice and therefore soft: {some(details)}.")
     if small:
         most = max(p.enlarged for p in small)
         said.append(f"{counted(len(small), 'picture')} smaller than the bucket, enlarged at most {most:.1f} times.")
     if odd:
         details = [f"{p.path.name} ({p.cut:.0%} cut off)" for p in odd]
-        said.append(f"unusual shape: {_some(details)}.")
+        said.append(f"unusual shape: {some(details)}.")
     if pairs:
         names = [f"{subset.samples[b].path.name} looks like {subset.samples[a].path.name}" for a, b in pairs]
-        said.append(f"duplicates: {_some(names)}.")
+        said.append(f"may be duplicates ({len(pairs)}): {some(names)}.")
     if bare and len(bare) < len(pictures):
-        said.append(f"no caption: {_some([path.name for path in bare])}.")
+        said.append(f"no caption: {some([path.name for path in bare])}.")
     if subset.config.crop == "focus" and not finds_faces():
         said.append(NO_FACES)
     return said
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,18 @@ from ..config import SubsetConfig, to_dict
 def counted(number: int, noun: str) -> str:
     """ "1 picture", "2 pictures"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """ "a, b, c and 2 more", on one line whatever the names hold."""
+    rest = len(names) - most
+    return ", ".join(printable(name) for name in names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def printable(name: str) -> str:
+    """The name with line breaks and the like, and bytes that are no text, as escapes: "a\\nb", "caf\\xe9"."""
+    bare = "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in name)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in bare)
 
 
 @dataclass(frozen=True)
@@ -50,10 +62,12 @@ class Sample:
     """File of the loss mask; the picture itself where its transparency is the mask."""
     mask_key: str = ""
     """SHA-256 (hex) of the mask's file."""
-    look: str = ""
-    """What near duplicates have in common (``near_duplicates.perceptual_hash``); empty where nobody asked."""
+    look: str = field(default="", repr=False)
+    """What near duplicates have in common (``near_duplicates.look_of``); empty where nobody asked."""
     ready: Ready | None = None
     """What stands for picture and caption where both came encoded; ``path`` is then the latent's file."""
+    caption_file: Path | None = None
+    """Caption file under another name than the usual one (``cat.TXT``, ``cat.jpg.txt``); it counts while there is no other."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,8 @@ class Subset:
     """Text after the first ``_`` of an ``N_name`` folder, the caption of pictures without a caption file."""
     warnings: tuple[str, ...] = ()
     """What the person should know about this folder, one sentence each."""
+    notes: tuple[str, ...] = ()
+    """What else lies in the folder and is rightly not used, one sentence a kind."""
 
     @property
     def ready(self) -> bool:
@@ -112,22 +128,28 @@ class Dataset:
         """The warnings of all subsets, each once."""
         return tuple(dict.fromkeys(warning for subset in self.subsets for warning in subset.warnings))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The notes of all subsets, each once."""
+        return tuple(dict.fromkeys(note for subset in self.subsets for note in subset.notes))
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over settings, repeats, picture contents and captions; the pictures' places on the disk don't count."""
         digest = hashlib.sha256()
         for subset in self.subsets:
             settings = {**to_dict(subset.config), "repeats": subset.repeats}
-            digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode())
+            digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
             for sample in subset.samples:
                 values = [sample.key, sample.caption, sample.mask_key, sample.focus, sample.ready and sample.ready.text]
                 digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def describe(self) -> str:
-        """Text summary for the node: one line a subset, the sum, then the warnings."""
+        """Text summary for the node: one line a subset, the sum, then the warnings, then the notes."""
         lines = [subset.describe() for subset in self.subsets]
         if len(self.subsets) > 1:
             pictures = sum(len(subset.samples) for subset in self.subsets)
             lines.append(f"together: {counted(pictures, 'picture')}, {sum(s.sightings for s in self.subsets)} sightings an epoch")
-        return "\n".join(lines + [f"Note: {warning}" for warning in self.warnings])
+        lines += [f"Note: {warning}" for warning in self.warnings]
+        return "\n".join(lines + [f"Also there: {note}" for note in self.notes])

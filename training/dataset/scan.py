@@ -1,126 +1,33 @@
-"""Dataset scan: folders of pictures, flat, in kohya's layout of ``N_name`` sub-folders, or nested."""
+"""Dataset scan: the pictures of a folder, looked into, with their captions and masks, as subsets of a dataset."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
-from ..files import is_inside
-from . import masks
+from . import holdout, masks, unused
 from .captions import caption_path, read_caption
 from .change_stamps import files_stamp
-from .images import EXTENSIONS
 from .index import Facts, Index, file_digest
 from .jsonl import captions_of
+from .listing import FoundFolder, refuse_outside
 from .plan import bucket_of
-from .samples import Dataset, Sample, Subset
+from .samples import Dataset, Sample, Subset, some
+from .walk import find
+from .workers import Advance, Steps, in_parallel
 
-NUMBERED = re.compile(r"(\d+)_(.*)", re.DOTALL)
-OTHER_PICTURES = frozenset({".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".psd"}) - EXTENSIONS
 MAX_REPEATS = 10_000
 # A number above this in a folder's name may be a year.
 UNUSUAL_REPEATS = 200
-WORKERS = 4
-"""Pictures that are looked into at once; decoding a large one takes up to 0.7 GB."""
-FORMATS = ", ".join(sorted(extension[1:] for extension in EXTENSIONS))
+log = logging.getLogger("lora-atelier")
 
 
-@dataclass(frozen=True)
-class FoundFolder:
-    """One folder's files before any of them is opened."""
-
-    folder: Path
-    pictures: tuple[Path, ...]
-    repeats: int | None
-    """The number before the first ``_`` of the folder's name."""
-    class_caption: str | None
-    warnings: tuple[str, ...]
-    tables: tuple[Path, ...] = ()
-    """``.jsonl`` files with captions."""
-    has_masks: bool = False
-    """Whether there are files that only serve as masks."""
-
-
-def natural_key(name: str) -> tuple[object, ...]:
-    """Sort key by which "2.png" comes before "10.png", the same on every system."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return (*((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part), (-1, name))
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Files and folders in natural order, without hidden ones."""
-    try:
-        return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda p: natural_key(p.name))
-    except FileNotFoundError as error:
-        raise AtelierError(f"folder: {folder} does not exist. Choose another one, or put the pictures there.") from error
-    except NotADirectoryError as error:
-        raise AtelierError(f"folder: {folder} is a file. Choose the folder around it.") from error
-    except OSError as error:
-        raise AtelierError(f"folder: {folder} cannot be read ({error.strerror}). Allow reading it.") from error
-
-
-def _refuse_outside(path: Path, root: Path) -> None:
-    """A link in a shared folder must not pull in files from elsewhere on this computer."""
-    if path.is_symlink() and not is_inside(path, root):
-        raise AtelierError(f"{path}: this is a link that leads out of {root}. Copy the file into the folder instead.")
-
-
-def _find(folder: Path, root: Path) -> tuple[FoundFolder, list[Path]]:
-    """The folder's own pictures, and its sub-folders."""
-    pictures, folders, tables, warnings, has_masks = [], [], [], [], False
-    for entry in _entries(folder):
-        suffix = entry.suffix.lower()
-        if entry.is_dir():
-            has_masks |= entry.name == masks.FOLDER
-            folders.append(entry)
-        elif masks.is_mask(entry):
-            has_masks = True
-        elif suffix in EXTENSIONS:
-            _refuse_outside(entry, root)
-            pictures.append(entry)
-        elif suffix == ".jsonl":
-            _refuse_outside(entry, root)
-            tables.append(entry)
-        elif suffix in OTHER_PICTURES:
-            warnings.append(f"{entry.name} is not used: its format is not one of {FORMATS}.")
-    match = NUMBERED.fullmatch(folder.name)
-    repeats, caption = (int(match[1]), match[2].strip() or None) if match else (None, None)
-    return FoundFolder(folder, tuple(pictures), repeats, caption, tuple(warnings), tuple(tables), has_masks), folders
-
-
-def _walk(folder: Path, root: Path, nested: bool, ignored: list[str]) -> list[FoundFolder]:
-    """``folder`` with all that belongs to it, then each ``N_name`` folder below; ``ignored`` grows by what is passed over."""
-    own, below = _find(folder, root)
-    numbered: list[FoundFolder] = []
-    for path in below:
-        if path.name == masks.FOLDER:
-            continue
-        if NUMBERED.fullmatch(path.name):
-            _refuse_outside(path, root)
-            numbered += _walk(path, root, nested, ignored) if nested else [_find(path, root)[0]]
-        elif nested and not path.is_symlink():
-            inner, *others = _walk(path, root, nested, ignored)
-            own = _joined(own, inner)
-            numbered += others
-        elif not path.is_symlink() and any(entry.suffix.lower() in EXTENSIONS for entry in _entries(path)):
-            ignored.append(path.name)
-    return [own, *numbered]
-
-
-def _joined(own: FoundFolder, inner: FoundFolder) -> FoundFolder:
-    return dataclasses.replace(
-        own, pictures=own.pictures + inner.pictures, warnings=own.warnings + inner.warnings, tables=own.tables + inner.tables,
-        has_masks=own.has_masks or inner.has_masks,
-    )  # fmt: skip
-
-
-def _repeats(found: FoundFolder, config: SubsetConfig) -> tuple[int, str | None]:
+def repeats_of(found: FoundFolder, config: SubsetConfig) -> tuple[int, str | None]:
     """(repeats, warning) from the settings, else the folder's name, else 1."""
     if config.repeats or found.repeats is None:
         return config.repeats or 1, None
@@ -134,31 +41,9 @@ def _repeats(found: FoundFolder, config: SubsetConfig) -> tuple[int, str | None]
     return found.repeats, unusual if found.repeats > UNUSUAL_REPEATS else None
 
 
-def find(folder: Path, root: Path | None = None, nested: bool = False) -> tuple[FoundFolder, ...]:
-    """``folder`` and its ``N_name`` sub-folders, as far as they hold pictures; AtelierError if there is none.
-
-    ``nested``: the pictures of all other sub-folders, however deep, belong to the folder around them. Links may lead anywhere
-    inside ``root`` (default: the folder itself) and nowhere else.
-    """
-    inside = (root or folder).resolve()
-    _refuse_outside(folder, inside)
-    ignored: list[str] = []
-    found = _walk(folder, inside, nested, ignored)
-    own = found[0]
-    with_pictures = [one for one in found if one.pictures]
-    if not with_pictures:
-        names = ", ".join(ignored[:3])
-        hint = f" Its sub-folders ({names}) have no number in front: choose one of them, or switch nested on." if ignored else ""
-        other = f" {own.warnings[0]}" if own.warnings else ""
-        expected = f"Put pictures ({FORMATS}) there, or into sub-folders named like '10_name'."
-        raise AtelierError(f"folder: {folder} has no pictures. {expected}{hint}{other}")
-    if ignored:
-        note = f"sub-folders without a number in front are not used: {', '.join(ignored)}. Switch nested on to take them."
-        with_pictures[0] = dataclasses.replace(with_pictures[0], warnings=(*with_pictures[0].warnings, note))
-    return tuple(with_pictures)
-
-
-def _facts(pictures: Sequence[Path], config: SubsetConfig, index: Index) -> tuple[dict[Path, Facts], list[str]]:
+def _facts(
+    pictures: Sequence[Path], config: SubsetConfig, index: Index, steps: Steps
+) -> tuple[dict[Path, Facts], list[str]]:  # fmt: skip
     """(facts by picture, warnings about those that are left out); AtelierError for a broken picture unless it may be left out."""
 
     def look_into(path: Path) -> Facts | AtelierError:
@@ -169,8 +54,7 @@ def _facts(pictures: Sequence[Path], config: SubsetConfig, index: Index) -> tupl
                 raise
             return error
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        found = dict(zip(pictures, pool.map(look_into, pictures), strict=True))
+    found = dict(zip(pictures, in_parallel(look_into, pictures, steps), strict=True))
     broken = [error for error in found.values() if isinstance(error, AtelierError)]
     facts = {path: one for path, one in found.items() if isinstance(one, Facts)}
     if not facts:
@@ -179,78 +63,128 @@ def _facts(pictures: Sequence[Path], config: SubsetConfig, index: Index) -> tupl
 
 
 def caption_now(
-    path: Path, config: SubsetConfig, fallback: str | None, class_caption: str | None
+    path: Path, config: SubsetConfig, fallback: str | None, class_caption: str | None, other: Path | None = None
 ) -> tuple[str | None, str | None]:
-    """(caption, warning): the caption file as it is on the disk now, else ``fallback``, else the class caption, else None."""
+    """(caption, warning): the caption file as it is on the disk now, else ``fallback``, else the class caption, else None.
+
+    ``other`` is a caption file under another name than the usual one, which counts while there is no usual one.
+    """
     if not config.captions:
         return class_caption or "", None
-    text, warning = read_caption(caption_path(path, config.caption_extension))
+    files = (caption_path(path, config.caption_extension), *([other] if other else []))
+    file = next((one for one in files if os.path.lexists(one)), None)
+    text, warning = read_caption(file) if file else (None, None)
     return next((t for t in (text, fallback, class_caption) if t is not None), None), warning
 
 
-def _mask(path: Path, config: SubsetConfig, one: Facts, root: Path) -> tuple[Path | None, str]:
+def _mask(path: Path, config: SubsetConfig, one: Facts, found: FoundFolder, root: Path) -> tuple[Path | None, str]:
     """(file of the loss mask, SHA-256 of it); AtelierError naming a mask that is broken or has another shape."""
     if config.masks == "alpha":
         return path, one.key
-    for file in masks.mask_files(path) if config.masks == "files" else ():
-        _refuse_outside(file, root)
-        if file.is_file():
-            masks.check_mask(file, path, (one.width, one.height))
-            return file, file_digest(file)
-    return None, ""
+    file = found.masks.get(path) if config.masks == "files" else None
+    if file is None:
+        return None, ""
+    refuse_outside(file, root)
+    masks.check_mask(file, path, (one.width, one.height))
+    return file, file_digest(file)
 
 
-def _subset(found: FoundFolder, config: SubsetConfig, root: Path, index: Index) -> Subset:
-    facts, warnings = _facts(found.pictures, config, index)
+def _subset(found: FoundFolder, config: SubsetConfig, root: Path, index: Index, base: Path, steps: Steps) -> Subset:
+    facts, warnings = _facts(found.pictures, config, index, steps)
     texts, unknown = captions_of(found.tables, found.pictures)
     class_caption = config.class_caption.strip() or found.class_caption
     samples = []
     for path, one in facts.items():
-        _refuse_outside(caption_path(path, config.caption_extension), root)
-        caption, odd = caption_now(path, config, texts.get(path), class_caption)
+        other = found.captions.get(path)
+        for file in (caption_path(path, config.caption_extension), *([other] if other else [])):
+            refuse_outside(file, root)
+        caption, odd = caption_now(path, config, texts.get(path), class_caption, other)
         warnings += [odd] if odd else []
         focus = index.focus(path, bucket_of(one.width, one.height, config)) if config.crop == "focus" else None
-        mask, mask_key = _mask(path, config, one, root)
+        mask, mask_key = _mask(path, config, one, found, root)
         samples.append(
-            Sample(path, one.width, one.height, caption, one.key, texts.get(path), focus, mask, mask_key, one.look)
+            Sample(
+                path, one.width, one.height, caption, one.key, texts.get(path), focus, mask, mask_key, one.look,
+                caption_file=other,
+            )
         )  # fmt: skip
-    repeats, unusual = _repeats(found, config)
-    notes = [*([unusual] if unusual else []), *found.warnings, *warnings, *unknown, *_mask_notes(found, config, samples)]
-    return Subset(config, tuple(samples), repeats, class_caption, tuple(notes))
+        steps.step()
+    repeats, unusual = repeats_of(found, config)
+    subset = Subset(config, tuple(samples), repeats, class_caption)
+    said = [
+        *([unusual] if unusual else []), *found.warnings, *warnings, *unknown, *_mask_notes(found, config, samples),
+        *unused.sentences(found.unused, base, quiet=False), *_content_notes(facts, found, config, samples),
+        *holdout.remarks(subset),
+    ]  # fmt: skip
+    for warning in said:
+        log.warning("dataset %s: %s", config.folder, warning)
+    return dataclasses.replace(subset, warnings=tuple(said), notes=tuple(unused.sentences(found.unused, base, quiet=True)))
 
 
 def _mask_notes(found: FoundFolder, config: SubsetConfig, samples: Sequence[Sample]) -> list[str]:
-    if config.masks == "off" and found.has_masks:
-        return ["mask files are there and not used; set masks to files to use them."]
+    said = []
+    if config.masks != "files" and found.masks:
+        files = [file.name for file in dict.fromkeys(found.masks.values())]
+        said.append(f"mask files are there and not used ({len(files)}): {some(files)}. Set masks to files to use them.")
+    if found.guessed:
+        files = [file.name for file in found.guessed]
+        said.append(f"taken for masks by their names ({len(files)}): {some(files)}. Rename those that are pictures to train on.")
     bare = [sample.path.name for sample in samples if sample.mask is None]
     if config.masks == "files" and bare:
-        return [f"no mask, so all of the picture is learnt: {', '.join(bare[:3])}{' and others' if len(bare) > 3 else ''}."]
-    return []
+        said.append(f"no mask, so all of the picture is learnt: {', '.join(bare[:3])}{' and others' if len(bare) > 3 else ''}.")
+    return said
 
 
-def scan(folder: Path, config: SubsetConfig, root: Path | None = None, index: Path | None = None) -> tuple[Subset, ...]:
+def _content_notes(
+    facts: dict[Path, Facts], found: FoundFolder, config: SubsetConfig, samples: Sequence[Sample]
+) -> list[str]:  # fmt: skip
+    """What was seen in the files: further frames, empty captions, captions from files under other names."""
+    said = []
+    if several := [path.name for path, one in facts.items() if one.several]:
+        said.append(f"of several frames or pages only the first is used ({len(several)}): {some(several)}.")
+    if config.captions and (empty := [s.path.name for s in samples if s.caption == ""]):
+        said.append(f"captions that are empty, and are trained on as that ({len(empty)}): {some(empty)}.")
+    return said
+
+
+def scan(
+    folder: Path, config: SubsetConfig, root: Path | None = None, index: Path | None = None,
+    progress: Callable[[int], Advance] | None = None,
+) -> tuple[Subset, ...]:  # fmt: skip
     """The subsets of a folder, in natural order: its own pictures, then one subset for each ``N_name`` sub-folder.
 
     Repeats: ``config.repeats`` if above 0, else the number in the folder's name, else 1. A picture's caption is its caption
     file, else its line in a ``.jsonl`` file, else the class caption of the settings, else the text after the first ``_`` of the
-    folder's name, else None. ``index`` is the file that remembers pictures from earlier sessions. Raises AtelierError naming the
-    file or folder: a missing or empty folder, a broken or too large picture, a link out of ``root`` (default: the folder itself).
+    folder's name, else None. ``index`` is the file that remembers pictures from earlier sessions. ``progress(total)`` gives the
+    function that is called with every step that is done; when it raises, what was learnt until then is remembered. Raises
+    AtelierError naming the file or folder: a missing or empty folder, a broken or too large picture, a link out of ``root``
+    (default: the folder itself).
     """
     inside = (root or folder).resolve()
     memory = Index(index)
     subsets = []
-    for found in find(folder, root, config.nested):
-        below = "" if found.folder == folder else f"/{found.folder.relative_to(folder).as_posix()}"
-        subsets.append(_subset(found, dataclasses.replace(config, folder=config.folder + below), inside, memory))
+    every = find(folder, root, config.nested, config.caption_extension)
+    steps = Steps(progress, 2 * sum(len(found.pictures) for found in every))
+    try:
+        for found in every:
+            below = "" if found.folder == folder else f"/{found.folder.relative_to(folder).as_posix()}"
+            own = dataclasses.replace(config, folder=config.folder + below)
+            subsets.append(_subset(found, own, inside, memory, folder, steps))
+    except BaseException:
+        memory.save(complete=False)
+        raise
     memory.save()
     return tuple(subsets)
 
 
 def folder_stamp(folder: Path, caption_extension: str = ".txt", root: Path | None = None, nested: bool = False) -> str:
     """Hex digest that changes when a picture, caption or mask in the folder comes, goes or changes; opens no file."""
-    every = find(folder, root, nested)
-    pictures = [path for found in every for path in found.pictures]
-    beside = [path for p in pictures for path in (p, caption_path(p, caption_extension), *masks.mask_files(p))]
+    every = find(folder, root, nested, caption_extension)
+    pairs = [(path, found) for found in every for path in found.pictures]
+    beside = [
+        file for path, found in pairs
+        for file in (path, caption_path(path, caption_extension), found.captions.get(path), found.masks.get(path)) if file
+    ]  # fmt: skip
     return files_stamp([*beside, *(table for found in every for table in found.tables)])
 
 
@@ -264,7 +198,7 @@ def refresh_captions(dataset: Dataset) -> Dataset:
     def now(sample: Sample, subset: Subset) -> Sample:
         if sample.ready:
             return sample
-        caption, _ = caption_now(sample.path, subset.config, sample.fallback, subset.class_caption)
+        caption, _ = caption_now(sample.path, subset.config, sample.fallback, subset.class_caption, sample.caption_file)
         return dataclasses.replace(sample, caption=caption)
 
     return Dataset(

@@ -14,7 +14,8 @@ from .images import picture_size
 from .index import Index
 from .plan import Plan
 from .samples import Dataset, Sample, Subset
-from .scan import _repeats, find
+from .scan import repeats_of
+from .walk import find
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def steps_per_epoch(sources: Sequence[SubsetSource]) -> int:
 def _subsets(source: SubsetSource) -> list[Subset]:
     index, out = Index(source.index), []
     config = dataclasses.replace(source.config, crop="center", masks="off")
-    for found in find(source.folder, source.root, config.nested):
+    for found in find(source.folder, source.root, config.nested, config.caption_extension):
         samples = []
         for path in found.pictures:
             try:
@@ -50,7 +51,7 @@ def _subsets(source: SubsetSource) -> list[Subset]:
                     raise
                 continue
             samples.append(Sample(path, width, height, None, key))
-        out.append(Subset(config, tuple(samples), _repeats(found, config)[0]))
+        out.append(Subset(config, tuple(samples), repeats_of(found, config)[0]))
     return out
 
 

@@ -12,6 +12,7 @@ import torch
 from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.training.dataset.images import (
     EXTENSIONS,
+    HEIF,
     check_picture,
     look_at,
     open_picture,
@@ -34,7 +35,7 @@ def stripes(width=64, height=32):
     return image
 
 
-@pytest.mark.parametrize("extension", sorted(EXTENSIONS))
+@pytest.mark.parametrize("extension", sorted(EXTENSIONS - HEIF))
 def test_every_format_is_read(tmp_path, extension):
     path = tmp_path / f"x{extension}"
     stripes().save(path, quality=95) if extension != ".bmp" else stripes().save(path)
@@ -182,7 +183,7 @@ def test_a_broken_picture_is_named(tmp_path, name):
             read(path)
 
 
-@pytest.mark.parametrize("extension", sorted(EXTENSIONS))
+@pytest.mark.parametrize("extension", sorted(EXTENSIONS - HEIF))
 def test_a_picture_that_was_cut_off_is_noticed_without_looking_at_it(tmp_path, extension):
     path = tmp_path / f"cut{extension}"
     noise_picture((128, 128), 60).save(path)
@@ -275,3 +276,58 @@ def test_cutting_before_scaling_is_cutting_after_scaling(scaled):
     part = to_tensor(image, scaled, (left, top, right, bottom))
     assert part.shape == (bottom - top, right - left, 3)
     assert (part - whole[top:bottom, left:right]).abs()[4:-4, 4:-4].max() < 0.03
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.png", "x.jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_upright_whatever_its_name_is(tmp_path, name, orientation):
+    """Newer versions of Pillow turn a TIFF themselves; size and pixels agree with those of the same picture as a PNG."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path, plain = tmp_path / name, tmp_path / "plain.png"
+    stripes(64, 32).save(path, "TIFF", exif=exif)
+    stripes(64, 32).save(plain, "PNG", exif=exif)
+    expected = open_picture(plain)
+    assert picture_size(path) == expected.size == open_picture(path).size
+    assert np.array_equal(np.asarray(open_picture(path)), np.asarray(expected))
+    with open(path, "rb") as file:
+        assert look_at(path, file)[0] == expected.size
+
+
+def test_numbers_whose_meaning_nobody_knows_are_refused_and_not_shown_black(tmp_path):
+    path = tmp_path / "x.tif"
+    for values in (np.full((8, 8), 0.5, np.float32), np.full((8, 8), 2**30, np.int32)):
+        Image.fromarray(values).save(path)
+        with pytest.raises(
+            AtelierError, match=r"x\.tif: this picture cannot be read \(its numbers .*save it with 8 or 16 bits\)"
+        ):
+            open_picture(path)
+
+
+def test_a_format_that_starts_other_programs_is_not_opened_whatever_its_name_is(tmp_path):
+    path = tmp_path / "x.png"
+    stripes().save(path, "EPS")
+    with pytest.raises(AtelierError, match=r"x\.png: this picture cannot be read \(it is no picture in a known format\)"):
+        picture_size(path)
+
+
+def test_a_lower_limit_of_another_node_pack_is_not_called_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = tmp_path / "x.png"
+    stripes().save(path)
+    with pytest.raises(AtelierError, match=r"Pillow, as it is set here, refuses so many pixels"):
+        picture_size(path)
+
+
+def test_heic_is_read_where_pillow_heif_is_and_pillow_itself_learns_nothing(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "x.heic"
+    heif.from_pillow(stripes()).save(path, quality=95)
+    assert ".heic" in EXTENSIONS and picture_size(path) == (64, 32)
+    check_picture(path)
+    image = open_picture(path)
+    assert image.mode == "RGB" and np.allclose(image.getpixel((8, 16)), (255, 0, 0), atol=16)
+    assert "HEIF" not in Image.OPEN
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(AtelierError, match=r"x\.heic: this picture cannot be read"):
+        check_picture(path)

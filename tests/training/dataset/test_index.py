@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lora_atelier.training.dataset import images, index
-from lora_atelier.training.dataset.near_duplicates import perceptual_hash
+from lora_atelier.training.dataset.near_duplicates import look_of
 from lora_atelier.training.errors import AtelierError
 from PIL import Image, ImageFile
 
@@ -34,7 +34,7 @@ def looked_into_step_by_step(path: Path) -> index.Facts:
         if max(small.size) > 256:
             small.thumbnail((256, 256), Image.Resampling.BOX)
         small = images._on_white(small.convert("RGBA") if "transparency" in small.info else small)
-    return index.Facts(width, height, hashlib.sha256(path.read_bytes()).hexdigest(), perceptual_hash(small))
+    return index.Facts(width, height, hashlib.sha256(path.read_bytes()).hexdigest(), look_of(small))
 
 
 def scene(size=(600, 400)) -> Image.Image:

@@ -46,7 +46,7 @@ def test_masks_are_found_and_are_no_pictures(folder):
 def test_masks_that_are_not_used_are_mentioned(folder):
     (subset,) = scan(folder, config())
     assert len(subset.samples) == 3 and all(s.mask is None for s in subset.samples)
-    assert any("set masks to files" in text for text in subset.warnings)
+    assert any("Set masks to files" in text for text in subset.warnings)
 
 
 def test_a_mask_is_scaled_cut_and_mirrored_with_its_picture(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_atelier.training.config import SubsetConfig
-from lora_atelier.training.dataset.holdout import held_out
+from lora_atelier.training.dataset.holdout import held_out, how_many, remarks
 from lora_atelier.training.dataset.plan import Plan, shares
 from lora_atelier.training.dataset.samples import Dataset, Sample, Subset
 from lora_atelier.training.errors import AtelierError
@@ -166,3 +167,30 @@ def test_a_dataset_that_leaves_nothing_to_train_on_is_refused():
 def test_the_description_says_what_regularisation_shows():
     text = Plan(Dataset((subset([SQUARE] * 2, 5), subset([SQUARE] * 3, 1, "r", role="regularisation"))), 0).describe()
     assert "subset 2, 512 x 512: 3 pictures for regularisation, 10 sightings, 10 steps" in text and "20 steps an epoch" in text
+
+
+@pytest.mark.parametrize(
+    ("share", "pictures", "expected"),
+    [(0.1, 5, 1), (0.01, 2, 1), (0.1, 1, 0), (0.99, 5, 4), (0.99, 1, 0), (0.0, 5, 0), (0.2, 20, 4), (0.5, 2, 1), (0.1, 0, 0)],
+)
+def test_a_share_holds_out_at_least_one_and_never_all(share, pictures, expected):
+    one = subset([SQUARE] * pictures, validation_share=share)
+    assert len(held_out(Dataset((one,)))) == expected
+    said = remarks(one)
+    assert bool(said) == (share > 0 and pictures > 0 and expected != round(share * pictures))
+    if said and expected:
+        assert said[0].startswith(f"validation share: {share:g} of {pictures} pictures would be") and said[0].endswith(
+            "held out."
+        )
+
+
+@given(st.floats(0.01, 0.99), st.integers(2, 200))
+def test_a_share_is_as_near_as_whole_pictures_allow(share, pictures):
+    held = how_many(share, pictures)
+    assert 1 <= held < pictures and abs(held - share * pictures) <= 1
+
+
+def test_pictures_with_the_same_content_are_one_for_a_share():
+    same = subset([SQUARE] * 3, validation_share=0.3)
+    same = dataclasses.replace(same, samples=tuple(dataclasses.replace(s, key="1" * 64) for s in same.samples))
+    assert not held_out(Dataset((same,))) and "only one picture that differs" in remarks(same)[0]

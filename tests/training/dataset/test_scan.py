@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.captions import write_caption
 from lora_atelier.training.dataset.change_stamps import remember, stamp
+from lora_atelier.training.dataset.names import natural_key
 from lora_atelier.training.dataset.samples import Dataset
-from lora_atelier.training.dataset.scan import find, folder_stamp, natural_key, refresh_captions, scan
+from lora_atelier.training.dataset.scan import folder_stamp, refresh_captions, scan
+from lora_atelier.training.dataset.walk import find
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
@@ -122,12 +124,12 @@ def test_odd_encodings_are_read_and_reported(folder):
 
 def test_pictures_in_other_formats_and_unnumbered_folders_are_reported(folder):
     picture(folder / "1.png")
-    picture(folder / "2.gif")
+    (folder / "2.mp4").write_bytes(b"a film")
     picture(folder / "more" / "3.png")
     (subset,) = scan(folder, CONFIG)
     assert len(subset.samples) == 1
-    assert any("2.gif is not used" in warning for warning in subset.warnings)
-    assert any("not used: more" in warning for warning in subset.warnings)
+    assert any("films are not trained on (1): 2.mp4." in warning for warning in subset.warnings)
+    assert any("not used (1): more." in warning for warning in subset.warnings)
 
 
 def test_a_missing_folder_is_named(folder):
@@ -146,10 +148,10 @@ def test_an_empty_folder_says_what_is_expected(folder):
     with pytest.raises(AtelierError, match=r"folder: .*set has no pictures\. Put pictures \(.*png.*\) there, or .*'10_name'"):
         scan(folder, CONFIG)
     picture(folder / "portraits" / "1.png")
-    with pytest.raises(AtelierError, match=r"sub-folders \(portraits\) have no number"):
+    with pytest.raises(AtelierError, match=r"Sub-folders without a number .*: portraits\."):
         scan(folder, CONFIG)
-    picture(folder / "x.gif")
-    with pytest.raises(AtelierError, match=r"x\.gif is not used"):
+    (folder / "x.mp4").write_bytes(b"a film")
+    with pytest.raises(AtelierError, match=r"Films are not trained on \(1\): x\.mp4\."):
         scan(folder, CONFIG)
 
 

@@ -1,0 +1,257 @@
+"""One folder's files by what their names say: pictures, captions, masks, tables, and what is not used. No file is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import AtelierError
+from ..files import is_inside
+from . import names, unused
+from .captions import caption_path
+from .images import EXTENSIONS
+from .names import natural_key
+from .samples import some
+from .unused import Reason, Unused
+
+
+@dataclass(frozen=True)
+class FoundFolder:
+    """One folder's files before any of them is opened."""
+
+    folder: Path
+    pictures: tuple[Path, ...]
+    repeats: int | None
+    """The number before the first ``_`` of the folder's name."""
+    class_caption: str | None
+    tables: tuple[Path, ...] = ()
+    """``.jsonl`` files with captions."""
+    captions: Mapping[Path, Path] = field(default_factory=dict)
+    """Caption files under other names than the usual one, by picture (``cat.TXT``, ``cat.jpg.txt``)."""
+    masks: Mapping[Path, Path] = field(default_factory=dict)
+    """Mask files by picture."""
+    guessed: tuple[Path, ...] = ()
+    """Those masks whose names other pictures may have as well (``cat_mask.png``)."""
+    warnings: tuple[str, ...] = ()
+    unused: Unused = ()
+
+
+def leads_outside(path: Path, root: Path) -> bool:
+    """Whether the path is a link out of ``root``, which is resolved."""
+    return os.path.islink(path) and not is_inside(path, root)
+
+
+def refuse_outside(path: Path, root: Path) -> None:
+    """A link in a shared folder must not pull in files from elsewhere on this computer."""
+    if leads_outside(path, root):
+        raise AtelierError(f"{path}: this is a link that leads out of {root}. Copy the file into the folder instead.")
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Everything in the folder, in natural order; AtelierError naming a folder that cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: natural_key(entry.name))
+    except FileNotFoundError as error:
+        raise AtelierError(f"folder: {folder} does not exist. Choose another one, or put the pictures there.") from error
+    except NotADirectoryError as error:
+        raise AtelierError(f"folder: {folder} is a file. Choose the folder around it.") from error
+    except OSError as error:
+        raise AtelierError(f"folder: {folder} cannot be read ({error.strerror}). Allow reading it.") from error
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether a picture lies anywhere below; links are not followed, and what cannot be read holds none."""
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as found:
+                for entry in found:
+                    if names.passed_over(entry.name):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                        return True
+        except OSError:
+            continue
+    return False
+
+
+def look(folder: Path, root: Path, extension: str, mask_folders: Sequence[Path] = ()) -> tuple[FoundFolder, list[Path]]:
+    """The folder's own files, and its sub-folders as far as they are neither masks nor control pictures of those files.
+
+    ``extension``: ending of caption files. ``mask_folders``: folders elsewhere that hold masks of these pictures.
+    """
+    files, folders, passed = _sorted(folder)
+    images = [file for file in files if file.suffix.lower() in EXTENSIONS]
+    for file in (one for one in files if one.suffix.lower() in (*EXTENSIONS, ".jsonl")):
+        refuse_outside(file, root)
+    pictures, masks, controls, lookalikes = _by_mark(images)
+    passed += [(unused.CONTROL, file) for file in controls]
+    folders, beside = _companions(folders, pictures, root, passed)
+    inside = [one for folder in (*beside, *mask_folders) for one in _in_masks(folder, passed)]
+    pairs, guessed = _masks_of(pictures, [*masks, *inside], passed)
+    captions = _captions(pictures, files, extension, passed)
+    tables = tuple(file for file in files if file.suffix.lower() == ".jsonl")
+    match = names.NUMBERED.fullmatch(folder.name)
+    repeats, caption = (int(match[1]), match[2].strip() or None) if match else (None, None)
+    warnings = [
+        *_shared_stems([p for p in pictures if p in pairs or p not in captions or not _has_whole_name(captions[p], p)]),
+        *(
+            [f"named like masks, but trained on, as no picture has the rest of the name: {some(lookalikes)}."]
+            if lookalikes else []
+        ),
+    ]  # fmt: skip
+    return FoundFolder(
+        folder, tuple(pictures), repeats, caption, tables, captions, pairs, guessed, tuple(warnings), tuple(passed)
+    ), folders  # fmt: skip
+
+
+def _sorted(folder: Path) -> tuple[list[Path], list[Path], list[tuple[Reason, Path]]]:
+    """(files, folders, what is passed over by its name or kind)."""
+    files, folders, passed = [], [], []
+    for entry in entries(folder):
+        path = Path(entry.path)
+        if reason := names.passed_over(entry.name):
+            passed.append((reason, path))
+        elif entry.is_dir():
+            folders.append(path)
+        elif entry.is_file() or entry.is_symlink():
+            files.append(path)
+        else:
+            passed.append((unused.SPECIAL, path))
+    return files, folders, passed
+
+
+def _by_mark(images: Sequence[Path]) -> tuple[list[Path], list[tuple[str, Path, bool]], list[Path], list[str]]:
+    """(pictures, masks as (stem of the picture, file, sure), control pictures, names of pictures that only look like masks)."""
+    pictures, masks, controls, lookalikes = [], [], [], []
+    stems = {file.stem.casefold() for file in images}
+    for file in images:
+        kind, stem, sure = names.mark(file.stem)
+        if kind and (sure or stem.casefold() in stems):
+            if kind == "mask":
+                masks.append((stem, file, sure))
+            else:
+                controls.append(file)
+            continue
+        pictures.append(file)
+        if kind == "mask":
+            lookalikes.append(file.name)
+    return pictures, sorted(masks, key=lambda one: not one[2]), controls, lookalikes
+
+
+def _companions(
+    folders: Iterable[Path], pictures: Sequence[Path], root: Path, passed: list[tuple[Reason, Path]]
+) -> tuple[list[Path], list[Path]]:  # fmt: skip
+    """(other folders, folders with masks); one belongs to the pictures if it has a picture of the same name as one of them."""
+    others, masks = [], []
+    for folder in folders:
+        name = folder.name.casefold()
+        if name not in names.MASK_FOLDERS | names.CONTROL_FOLDERS:
+            others.append(folder)
+        elif leads_outside(folder, root):
+            passed.append((unused.LINK_OUT, folder))
+        elif not _same_names(folder, pictures):
+            others.append(folder)
+        elif name in names.MASK_FOLDERS:
+            masks.append(folder)
+        else:
+            passed.append((unused.CONTROL, folder))
+    return others, masks
+
+
+def _same_names(folder: Path, pictures: Sequence[Path]) -> bool:
+    known = {part.casefold() for picture in pictures for part in (picture.stem, picture.name)}
+    return any(stem.casefold() in known for stem, _, _ in _in_masks(folder, []))
+
+
+def _in_masks(folder: Path, passed: list[tuple[Reason, Path]]) -> list[tuple[str, Path, bool]]:
+    """The pictures in a folder of masks, as (stem of the picture that each belongs to, file, sure)."""
+    found = []
+    files, folders, others = _sorted(folder)
+    for path in files:
+        if path.suffix.lower() in EXTENSIONS:
+            kind, stem, _ = names.mark(path.stem)
+            found.append((stem if kind == "mask" else path.stem, path, True))
+        else:
+            others.append((names.left_over(path.suffix.lower()), path))
+    passed += [*others, *((unused.MASK_ALONE, path) for path in folders)]
+    return found
+
+
+def _masks_of(
+    pictures: Sequence[Path], masks: Sequence[tuple[str, Path, bool]], passed: list[tuple[Reason, Path]]
+) -> tuple[dict[Path, Path], tuple[Path, ...]]:
+    """(mask by picture, masks that were told by a name which a picture may have as well); the first in order counts."""
+    by_stem: dict[str, list[tuple[str, Path, bool]]] = {}
+    for one in masks:
+        by_stem.setdefault(one[0].casefold(), []).append(one)
+    pairs: dict[Path, Path] = {}
+    belonging: set[Path] = set()
+    for picture in pictures:
+        candidates = [*by_stem.get(picture.stem.casefold(), ()), *by_stem.get(picture.name.casefold(), ())]
+        belonging |= {path for _, path, _ in candidates}
+        if candidates:
+            pairs[picture] = min(candidates, key=lambda one: one[0] not in (picture.stem, picture.name))[1]
+    chosen = set(pairs.values())
+    for _, path, _ in masks:
+        if path not in chosen:
+            passed.append((unused.MASK_TWICE if path in belonging else unused.MASK_ALONE, path))
+    return pairs, tuple(path for _, path, sure in masks if path in chosen and not sure)
+
+
+def _captions(
+    pictures: Sequence[Path], files: Sequence[Path], extension: str, passed: list[tuple[Reason, Path]]
+) -> dict[Path, Path]:  # fmt: skip
+    """Caption files under other names, by picture; what is neither caption, picture nor table is passed over."""
+    ending = extension.lower()
+    texts = [file for file in files if file.name.lower().endswith(ending) and len(file.name) > len(ending)]
+    exact = {caption_path(picture, extension) for picture in pictures}.intersection(texts)
+    spare: dict[str, Path] = {}
+    for file in texts:
+        if file not in exact:
+            spare.setdefault(file.name[: -len(ending)].casefold(), file)
+    others = {}
+    for picture in pictures:
+        if found := spare.get(picture.stem.casefold()) or spare.get(picture.name.casefold()):
+            others[picture] = found
+    without = {picture for picture in pictures if caption_path(picture, extension) not in exact}
+    taken = exact | {file for picture, file in others.items() if picture in without}
+    complete = without <= others.keys()
+    known = {part.casefold() for picture in pictures for part in (picture.stem, picture.name)}
+    unread = {f.stem.casefold() for f in files if f.suffix.lower() in names.PICTURE_LIKE} - known
+    for file in files:
+        suffix, stem = file.suffix.lower(), file.stem.casefold()
+        if file in taken or suffix in EXTENSIONS or suffix == ".jsonl":
+            continue
+        if file in texts:
+            twice = file in others.values()
+            reason = unused.CAPTION_TWICE if twice else unused.CAPTION_OF_UNUSED if stem in unread else unused.CAPTION_ALONE
+        elif suffix in names.CAPTION_ENDINGS and stem in known:
+            reason = unused.other_captions(file.suffix, complete)
+        elif suffix in names.TABLE_ENDINGS:
+            reason = unused.tables(suffix, complete)
+        else:
+            reason = names.left_over(suffix)
+        passed.append((reason, file))
+    return others
+
+
+def _has_whole_name(caption: Path, picture: Path) -> bool:
+    """Whether the caption file is ``cat.jpg.txt`` rather than ``cat.TXT``."""
+    return caption.name.casefold().startswith(f"{picture.name.casefold()}.")
+
+
+def _shared_stems(pictures: Sequence[Path]) -> list[str]:
+    """The sentence that names pictures whose caption and mask are one file, here or on systems that ignore case."""
+    groups: dict[str, list[str]] = {}
+    for picture in pictures:
+        groups.setdefault(picture.stem.casefold(), []).append(picture.name)
+    pairs = [" and ".join(group) for group in groups.values() if len(group) > 1]
+    if not pairs:
+        return []
+    return [f"pictures with one name share one caption file and one mask: {some(pairs)}. Rename one of each to tell them apart."]

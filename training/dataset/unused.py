@@ -1,0 +1,85 @@
+"""What a scan passes over, and the sentences that say so: one a reason, with the number and the first few names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .samples import some
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why files are not used."""
+
+    what: str
+    """In front of the names: "films are not used"."""
+    remedy: str = ""
+    """A sentence that says what to do, where something can be done."""
+    quiet: bool = False
+    """Whether nothing is lost, so that it need only be mentioned."""
+
+
+Unused = tuple[tuple[Reason, Path], ...]
+
+FILMS = Reason("films are not trained on", "Save the frames that you want as pictures.")
+HEIC = Reason(
+    "HEIC pictures are not used, since reading them needs the Python package pillow-heif",
+    "Install it in ComfyUI's environment and restart, or save them as PNG or JPEG.",
+)
+RAW = Reason("raw photos are not used, since they have to be developed first", "Export them as PNG or JPEG.")
+FORMAT = Reason("pictures in a format that is not read are not used", "Save them as PNG or JPEG.")
+ARCHIVES = Reason("archives are not used", "Unpack them if pictures are inside.")
+UNFINISHED = Reason("unfinished downloads are not used", "Wait until they are complete, or remove them.")
+BARE = Reason("files without an ending are not used", "Give them one, such as .png, if they are pictures.")
+NOT_UTF8 = Reason("names that are not UTF-8 are not used", "Rename them.")
+SPECIAL = Reason("no regular files, so they are not opened", "Remove them.")
+HIDDEN = Reason("hidden files and folders are not looked at", quiet=True)
+LEAVINGS = Reason("left by other programs and not used", quiet=True)
+OTHER = Reason("neither pictures nor captions, and not used", quiet=True)
+
+CAPTION_ALONE = Reason("caption files without a picture are not used", "A caption has its picture's name and another ending.")
+CAPTION_OF_UNUSED = Reason("captions of pictures that are not used", quiet=True)
+CAPTION_TWICE = Reason("second caption files of a picture are not used", "Remove one of the two.")
+CAPTION_FOLDER = Reason("folders with captions are not read", "Put every caption file beside its picture.")
+
+MASK_ALONE = Reason("masks without a picture are not used", "A mask has its picture's name: cat.mask.png belongs to cat.jpg.")
+MASK_TWICE = Reason("second masks of a picture are not used", "Remove one of the two.")
+CONTROL = Reason("control pictures are not trained on", "Rename them if they are pictures to train on.")
+
+UNNUMBERED = Reason("sub-folders without a number in front are not used", "Switch nested on to take them.")
+DEEPER = Reason("sub-folders of a numbered folder are not used", "Switch nested on to take them.")
+NO_PICTURES = Reason("sub-folders without pictures", quiet=True)
+REGULARISATION = Reason(
+    "regularisation pictures are not trained on with the others",
+    "Choose their folder in another Load Dataset whose role is regularisation, or rename it.",
+)
+LINK_OUT = Reason("linked folders outside the allowed ones are not read", "Copy the pictures into the folder instead.")
+LINK_AGAIN = Reason("linked folders that are read already, or lie around this one, are not read again", quiet=True)
+
+
+def other_captions(ending: str, needless: bool) -> Reason:
+    """Texts beside pictures with ``ending``; ``needless``: every picture has a caption as it is."""
+    return Reason(
+        f"{ending} files look like captions and are not read", f"Set caption_extension to {ending} to use them.", quiet=needless
+    )
+
+
+def tables(ending: str, needless: bool) -> Reason:
+    """Data files that may hold captions; ``needless``: every picture has a caption as it is."""
+    return Reason(
+        f"{ending} files may hold captions and are not read", "Write them into .txt files, or into a .jsonl file.", quiet=needless
+    )
+
+
+def sentences(unused: Iterable[tuple[Reason, Path]], base: Path, quiet: bool) -> list[str]:
+    """One sentence a reason; names count from the folder ``base``."""
+    groups: dict[Reason, list[str]] = {}
+    for reason, path in unused:
+        if reason.quiet == quiet:
+            groups.setdefault(reason, []).append(path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name)
+    return [
+        f"{reason.what} ({len(names)}): {some(names)}.{f' {reason.remedy}' if reason.remedy else ''}"
+        for reason, names in groups.items()
+    ]

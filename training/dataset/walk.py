@@ -1,0 +1,135 @@
+"""Which folders belong to a dataset: flat, in sd-scripts' layout of ``N_name`` sub-folders, or nested. No file is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import AtelierError
+from ..files import is_inside
+from . import names, unused
+from .images import FORMATS
+from .listing import FoundFolder, entries, holds_pictures, leads_outside, look, refuse_outside
+from .names import NUMBERED
+from .unused import Reason, sentences
+
+
+@dataclass
+class Walk:
+    """What holds for the whole walk."""
+
+    root: Path
+    """Resolved; links may lead anywhere inside."""
+    nested: bool
+    extension: str
+    tops: list[Path]
+    """Resolved folders all of whose sub-folders are visited: the chosen one, and those that links led to."""
+    passed: list[tuple[Reason, Path]] = field(default_factory=list)
+    """Folders that are not used."""
+
+    def visit(self, folder: Path, mask_folders: tuple[Path, ...] = ()) -> list[FoundFolder]:
+        """``folder`` with all that belongs to it, then each ``N_name`` folder below."""
+        own, below = look(folder, self.root, self.extension, mask_folders)
+        numbered: list[FoundFolder] = []
+        beside = {path.name.casefold() for path in below}
+        is_prepared = "img" in beside and bool(beside & {"reg", "log", "model"})
+        masks: dict[str, list[Path]] = {}
+        for path in below:
+            match = names.MASKS_OF.fullmatch(path.name.casefold())
+            if match and match[1] in beside and not leads_outside(path, self.root):
+                masks.setdefault(match[1], []).append(path)
+        separate = {path for group in masks.values() for path in group}
+        for path in (one for one in below if one not in separate):
+            name, its_masks = path.name.casefold(), tuple(masks.get(path.name.casefold(), ()))
+            if reason := self._turned_away(path, is_prepared):
+                self.passed.append((reason, path))
+            elif NUMBERED.fullmatch(path.name):
+                numbered += (
+                    self.visit(path, its_masks) if self.nested or path.parent != own.folder else [self._flat(path, its_masks)]
+                )
+            elif self.nested:
+                inner, *others = self.visit(path, its_masks)
+                own = _joined(own, inner)
+                numbered += others
+            elif name == "img" and any(NUMBERED.fullmatch(entry.name) and entry.is_dir() for entry in entries(path)):
+                inner, *others = self.visit(path)
+                numbered += others
+                self.passed += [(unused.UNNUMBERED, path)] if inner.pictures else []
+            else:
+                self.passed.append((self._ignored(path), path))
+        return [own, *numbered]
+
+    def _flat(self, path: Path, masks: tuple[Path, ...]) -> FoundFolder:
+        """A numbered folder without what lies in its sub-folders."""
+        found, below = look(path, self.root, self.extension, masks)
+        for inner in below:
+            reason = self._turned_away(inner, False) or (unused.DEEPER if holds_pictures(inner) else self._ignored(inner))
+            self.passed.append((reason, inner))
+        return found
+
+    def _turned_away(self, path: Path, is_prepared: bool) -> Reason | None:
+        """Why a sub-folder is not even visited; AtelierError for a numbered one that is a link out of the root."""
+        name = path.name.casefold()
+        if path.is_symlink():
+            if NUMBERED.fullmatch(path.name):
+                refuse_outside(path, self.root)
+            if reason := self._link(path):
+                return reason
+        if name in names.REGULARISATION_FOLDERS and holds_pictures(path):
+            return unused.REGULARISATION
+        return unused.LEAVINGS if is_prepared and name in ("log", "model") else None
+
+    def _link(self, path: Path) -> Reason | None:
+        target = Path(os.path.realpath(path))  # unlike resolve() it takes a link that leads to itself
+        if not target.is_relative_to(self.root):
+            return unused.LINK_OUT
+        around = any(top.is_relative_to(target) for top in self.tops)
+        is_read = self.nested and any(target.is_relative_to(top) for top in self.tops)
+        if around or (is_read and not NUMBERED.fullmatch(path.name)) or is_inside(path.parent, target):
+            return unused.LINK_AGAIN
+        if self.nested:
+            self.tops.append(target)
+        return None
+
+    def _ignored(self, path: Path) -> Reason:
+        if path.name.casefold() in names.CAPTION_FOLDERS and not holds_pictures(path):
+            return unused.CAPTION_FOLDER
+        return unused.UNNUMBERED if holds_pictures(path) else unused.NO_PICTURES
+
+
+def _joined(own: FoundFolder, inner: FoundFolder) -> FoundFolder:
+    return dataclasses.replace(
+        own, pictures=own.pictures + inner.pictures, warnings=own.warnings + inner.warnings, tables=own.tables + inner.tables,
+        captions={**own.captions, **inner.captions}, masks={**own.masks, **inner.masks}, guessed=own.guessed + inner.guessed,
+        unused=own.unused + inner.unused,
+    )  # fmt: skip
+
+
+def find(folder: Path, root: Path | None = None, nested: bool = False, extension: str = ".txt") -> tuple[FoundFolder, ...]:
+    """``folder`` and its ``N_name`` sub-folders, as far as they hold pictures; AtelierError if there is none.
+
+    ``nested``: the pictures of all other sub-folders, however deep, belong to the folder around them. Links may lead anywhere
+    inside ``root`` (default: the folder itself) and nowhere else. ``extension``: ending of caption files. Every other file and
+    folder is in some ``unused``: those of folders without pictures, in that of the first with some.
+    """
+    inside = (root or folder).resolve()
+    refuse_outside(folder, inside)
+    walk = Walk(inside, nested, extension, [folder.resolve()])
+    found = walk.visit(folder)
+    with_pictures = [one for one in found if one.pictures]
+    bare = [one for one in found if not one.pictures]
+    passed = [*walk.passed, *(entry for one in bare for entry in one.unused)]
+    passed += [(unused.CAPTION_ALONE, table) for one in bare for table in one.tables]
+    if not with_pictures:
+        hints = sentences(passed, folder, quiet=False)
+        expected = f"Put pictures ({FORMATS}) there, or into sub-folders named like '10_name'."
+        raise AtelierError(" ".join([f"folder: {folder} has no pictures. {expected}", *(_upper(hint) for hint in hints)]))
+    first = with_pictures[0]
+    with_pictures[0] = dataclasses.replace(first, unused=(*first.unused, *passed))
+    return tuple(with_pictures)
+
+
+def _upper(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
