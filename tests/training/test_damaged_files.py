@@ -171,6 +171,17 @@ def test_any_cache_file_gives_what_was_put_or_nothing(tmp_path: Path, data: st.D
     cache.get(key)  # somebody's own header with a checksum that fits is another matter
 
 
+@pytest.mark.parametrize(
+    "row", [{"data_offsets": "[0, 24]"}, {"data_offsets": [0, "24"]}, {"data_offsets": [0]}, {}, [], "x", None, 3]
+)
+def test_a_cache_file_whose_header_is_odd_counts_as_none(tmp_path: Path, row: object) -> None:
+    cache, key = TensorCache(tmp_path, 10**9), "c" * 32
+    header = json.dumps({"__metadata__": {"key": key, "crc32": "0"}, "latent": row}).encode()
+    cache.path(key).parent.mkdir()
+    cache.path(key).write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    assert cache.get(key) is None and not cache.path(key).exists()
+
+
 def test_the_cache_is_not_kept_by_odd_files(tmp_path: Path) -> None:
     cache, key = TensorCache(tmp_path, 10**9), "c" * 32
     path = cache.path(key)

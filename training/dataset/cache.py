@@ -70,9 +70,10 @@ def _read(path: Path, key: str) -> tuple[bytes, bool]:
         try:
             stated = header.pop("__metadata__")
             end = max((row["data_offsets"][1] for row in header.values()), default=0)
+            fits = stated["key"] == key and 8 + length + end == size
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError("header") from error
-        if not isinstance(stated, dict) or stated.get("key") != key or 8 + length + end != size:
+        if not fits:
             raise ValueError("length")
         file.seek(0)
         whole = file.read()
