@@ -18,7 +18,7 @@ from .config import TrainingConfig, to_dict
 from .config.refusal import text_of
 from .config.sampling import SamplerSettings
 from .dataset import precomputed
-from .dataset.augment import trained_captions, trained_pictures
+from .dataset.augment import plain_caption, trained_captions, trained_pictures
 from .dataset.cache import CACHE_LIMIT, TensorCache, cache_key
 from .dataset.encoded import EncodedDataset, Work, work_of
 from .dataset.images import to_picture
@@ -123,11 +123,20 @@ class Job:
     def identity(self) -> str:
         """A hash of everything that decides the LoRA's weights."""
         outcome = {k: v for k, v in to_dict(self.config).items() if k not in NO_MATTER}
+        outcome["text"] = {k: v for k, v in outcome["text"].items() if k != "syntax"}
         start = self.config.network.start_from
         return cache_key(
             outcome, self.dataset.fingerprint, self.model.identity(), self.encoded.text_identity, self.encoded.picture_identity,
             str(self.model.prediction), *([file_digest(host.lora_path(start))] if start else []),
+            *self._readings(),
         )  # fmt: skip
+
+    def _readings(self) -> list[str]:
+        """How captions are read, where any of them has a character for which the syntax matters."""
+        told = (s for s in self.dataset.subsets if not s.ready)
+        texts = [plain_caption(sample.caption, subset.config) for subset in told for sample in subset.samples]
+        texts.append(self.config.loss.preservation_prompt)
+        return sorted({reading for text in texts for reading in self.text.reading_of(text)})
 
     def adapter(self) -> Adapter:
         """The adapter at step 0."""
