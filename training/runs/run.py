@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
-from ..files import Serialised, append_text, check_finite, flush, replacing, sweep, write_tensors, write_text
+from ..files import Serialised, append_text, flush, replacing, sweep, write_tensors, write_text
 from ..tensors.transfer import to_cpu
 from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLES_FOLDER, STATE_FILE, STATE_FOLDER
 from .metadata import content_hashes
@@ -134,7 +134,6 @@ class Run:
         """Writes one LoRA file, with ``metadata`` and the hashes of its tensors, and enters it in run.json."""
         suffix = {"epoch": f"-{epoch:06d}", "last": ""}.get(kind, f"-step{step:08d}")
         saved = SavedLoRA(self.lora_folder / f"{self.name}{suffix}.safetensors", epoch, step, kind)
-        check_finite(saved.path.name, tensors)
         file = Serialised(tensors)
         file.write(saved.path, {**metadata, **content_hashes(file)})
         rows = [r for r in self.read().get("saved", []) if r["file"] != saved.path.name]
