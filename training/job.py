@@ -18,7 +18,7 @@ from .config import TrainingConfig, to_dict
 from .config.refusal import text_of
 from .config.sampling import SamplerSettings
 from .dataset import precomputed
-from .dataset.augment import trained_captions, trained_pictures
+from .dataset.augment import plain_caption, trained_captions, trained_pictures
 from .dataset.cache import CACHE_LIMIT, TensorCache
 from .dataset.encoded import EncodedDataset, Work, work_of
 from .dataset.from_nodes import note_made
@@ -130,6 +130,7 @@ class Job:
         return Inputs.of(self.config, self.dataset, {
             "model": self.model.identity(), "prediction": str(self.model.prediction), "clip": self.encoded.text_identity,
             "vae": self.encoded.picture_identity, "start_from": file_digest(host.lora_path(start)) if start else "",
+            "reading": " ".join(self._readings()),
         })  # fmt: skip
 
     def open(self, when: str) -> Opened:
@@ -143,6 +144,13 @@ class Job:
             self.config.name, self.inputs, self.total, when, host.runs_folder(), host.loras_folder(), same_rates=same_rates,
             width=optimizer.accumulate,
         )  # fmt: skip
+
+    def _readings(self) -> list[str]:
+        """How captions are read, where any of them has a character for which the syntax matters."""
+        told = (s for s in self.dataset.subsets if not s.ready)
+        texts = [plain_caption(sample.caption, subset.config) for subset in told for sample in subset.samples]
+        texts.append(self.config.loss.preservation_prompt)
+        return sorted({reading for text in texts for reading in self.text.reading_of(text)})
 
     def adapter(self) -> Adapter:
         """The adapter at step 0."""

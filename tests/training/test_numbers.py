@@ -85,3 +85,18 @@ def test_captions_and_previews_are_plain_text_unless_the_recipe_says_otherwise(t
 def test_a_preview_prompt_that_is_no_text_names_its_widget(field):
     with pytest.raises(AtelierError, match=f"preview_{field}: it was given NoneType and no text"):
         dataclasses.replace(NO_PREVIEW, **{field: None})
+
+
+def test_the_syntax_makes_another_run_only_of_captions_that_it_reads_otherwise(tiny, dataset):  # noqa: F811
+    t, once = tiny("sd3"), LengthConfig(epochs=1)
+    go(t, dataset, recipe("same", length=once))
+    assert go(t, dataset, recipe("same", length=once, text=TextConfig(syntax="ComfyUI"))).epochs.name == "same"
+    sample = dataset.subsets[0].samples[0]
+    path = sample.path.with_suffix(".txt")
+    before = path.read_text(encoding="utf-8")
+    path.write_text("a tower (16:9)", encoding="utf-8")
+    try:
+        go(t, dataset, recipe("other", length=once))
+        assert go(t, dataset, recipe("other", length=once, text=TextConfig(syntax="ComfyUI"))).epochs.name == "other-2"
+    finally:
+        path.write_text(before, encoding="utf-8")

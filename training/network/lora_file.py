@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..families import family_named
 from ..files import check_finite
-from ..tensors.finite import is_finite
+from ..tensors.finite import first_lost, is_finite
 from ..tensors.transfer import to_cpu
 from .adapter import Adapter
 from .adapter_layer import AdapterLayer
@@ -102,8 +102,10 @@ def to_file(
             # Always float32: an error here is one of the whole weight, not of its change.
             out[name + ".dora_scale"] = branch.stored_magnitude(layers[layer]).detach().float()
     found = dict(zip(out, to_cpu(list(out.values())), strict=True))
+    if first_lost(found) is None:
+        return found
     beyond = [name for name, tensor in found.items() if not is_finite(tensor)]
-    if beyond and dtype != torch.float32:
+    if dtype != torch.float32:
         exact = to_file(adapter, names, family, torch.float32, layers)
         stems = {PART.sub("", name) for name in beyond}
         found |= {name: tensor for name, tensor in exact.items() if PART.sub("", name) in stems}

@@ -19,9 +19,11 @@ from ..errors import AtelierError
 
 NO_MATTER = frozenset({
     "name", "comment", "save_precision", "gradient_checkpointing", "compile", "offload_activations", "offload_blocks",
-    "length.save_every", "length.save_every_steps", "length.keep_last", "length.sample_every", "length.sample_every_steps",
+    "text.syntax", "length.save_every", "length.save_every_steps", "length.keep_last", "length.sample_every",
+    "length.sample_every_steps",
 })  # fmt: skip
-"""Fields of a recipe that decide no weight, or (compiling, recomputing) only how it is rounded."""
+"""Fields of a recipe that decide no weight, or (compiling, recomputing) only how it is rounded. The syntax decides something
+where a caption has a character that it knows, and that is among the models."""
 LENGTH = frozenset({"length.epochs", "length.max_steps", "length.when_enough", "length.on_divergence"})
 """Fields that decide when it ends, which is compared in steps."""
 NOWHERE = frozenset({"folder", "caption_extension", "broken", "nested", "repeats", "class_caption"})
@@ -33,7 +35,7 @@ FREE = frozenset({"network.dropout", "network.rank_dropout", "network.module_dro
 NAMED = 3
 """Pictures that are named of each kind of change."""
 MODELS = {"model": "the model", "prediction": "what the model predicts", "clip": "the text encoder", "vae": "the VAE",
-          "start_from": "the LoRA to start from"}  # fmt: skip
+          "start_from": "the LoRA to start from", "reading": "how the captions are read (text syntax)"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
-from ..files import Serialised, append_text, check_finite, flush, parse_json, replacing, sweep, write_text
+from ..files import Serialised, append_text, flush, parse_json, replacing, sweep, write_text
 from ..tensors.transfer import to_cpu
 from .layout import (
     HISTORY_FILE,
@@ -103,7 +103,6 @@ class Run:
     ) -> SavedLoRA:
         """Writes one LoRA file, with ``metadata`` and the hashes of its tensors, and enters it in run.json."""
         saved = SavedLoRA(self._place(epoch, step, kind), epoch, step, kind)
-        check_finite(saved.path.name, tensors)
         file = Serialised(tensors)
         file.write(saved.path, {**metadata, **content_hashes(file)})
         self._enter(saved)

@@ -76,7 +76,7 @@ def test_a_pause_without_a_sample_moves_and_looks_through_nothing(loaded, held_o
         "numbers and tensors read", "snapshots",
     }  # fmt: skip
     assert pause["LoRAs and states as bytes"] == 2, "once for a file and both its hashes, and once for the state"
-    assert pause["numbers and tensors read"] <= 6, "however many layers there are"
+    assert pause["numbers and tensors read"] <= 8, "one each to see whether a file's numbers are sound, however many layers"
 
 
 @pytest.mark.parametrize("kind", ["plain", "dynamic"])
