@@ -260,7 +260,7 @@ def test_what_is_left_to_chance_comes_again_after_a_cancel(tiny, dataset, monkey
     with safe_open(pieces.epochs.files[-1].path, framework="pt") as file:
         metadata = file.metadata()
     numbers = [metadata[f"ss_num_{name}_images"] for name in ("train", "reg", "validation")]
-    assert numbers == ["8", "5", "1"], "4 of 5 pictures x 2, the prior as it lies in its folder, 1 held out"
+    assert numbers == ["8", "4", "1"], "4 of 5 pictures x 2, the prior before it is cycled and without the one that is held out"
 
 
 def test_a_finished_run_is_handed_on_without_training_again(tiny, dataset, monkeypatch):
