@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..dataset.words import joined
 from ..errors import AtelierError
 from .protocol import Picture
 from .settings import TaggerSettings
-from .text import joined, without
+from .text import without
 
 TAG_LIST = "selected_tags.csv"
 GENERAL, CHARACTER, RATING = 0, 4, 9
@@ -53,7 +54,7 @@ class Tagger:
             self.session.run([self.answer], {self.entry: pixels[i : i + step]})[0] for i in range(0, len(pixels), step)
         ]  # fmt: skip
         values = np.concatenate(rows).astype(np.float64)
-        if values.shape[1:] != (len(self.tags),) or values.min() < -1e-3 or values.max() > 1 + 1e-3:
+        if values.shape[1:] != (len(self.tags),) or not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):  # also for NaN
             raise AtelierError(f"captioner: {self.name} answers in a way that no WD tagger does. Choose another captioner.")
         return values
 

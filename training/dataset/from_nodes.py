@@ -18,7 +18,8 @@ from ..config import SubsetConfig
 from ..errors import AtelierError
 from ..files import remove_longest_unused, replacing
 from .cache import cache_key
-from .captions import one_line
+from .caption_reader import CaptionReader
+from .captions import arranged
 from .index import Facts, Index
 from .plan import bucket_of
 from .samples import Sample, Subset, counted
@@ -48,7 +49,9 @@ def subset_of(
         raise AtelierError(
             f"texts: there are {len(texts)} for {counted(len(pictures), 'picture')}. Connect one for all, or one for each."
         )
-    captions = [None] * len(pictures) if texts is None else [one_line(texts[i % len(texts)]) for i in range(len(pictures))]
+    captions = (
+        [None] * len(pictures) if texts is None else [arranged(texts[i % len(texts)], config) for i in range(len(pictures))]
+    )
     memory = Index(index)
 
     def written(pixels: Tensor, text: str | None) -> tuple[Path, Facts]:
@@ -57,15 +60,14 @@ def subset_of(
 
     with ThreadPoolExecutor(WORKERS) as pool:
         files = list(pool.map(written, pictures, captions))
-    samples, warnings = [], []
+    samples, reader = [], CaptionReader(config)
     for (path, facts), text in zip(files, captions, strict=True):
-        caption, odd = caption_now(path, config, text, None)
-        warnings += [odd] if odd else []
+        caption = caption_now(path, reader, text, None)
         focus = memory.focus(path, bucket_of(facts.width, facts.height, config)) if config.crop == "focus" else None
         samples.append(Sample(path, facts.width, facts.height, caption, facts.key, text, focus, look=facts.look))
     memory.save()
     trim(folder, LIMIT)
-    return Subset(config, tuple(samples), config.repeats or 1, warnings=tuple(dict.fromkeys(warnings)))
+    return Subset(config, tuple(samples), config.repeats or 1, warnings=tuple(reader.notes()))
 
 
 def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:

@@ -12,7 +12,8 @@ from pathlib import Path
 from ..config import SubsetConfig
 from ..errors import AtelierError
 from . import masks
-from .captions import caption_path, read_caption
+from .caption_reader import CaptionReader
+from .captions import caption_path
 from .change_stamps import files_stamp
 from .images import EXTENSIONS
 from .index import Facts, Index, file_digest
@@ -177,14 +178,11 @@ def _facts(pictures: Sequence[Path], config: SubsetConfig, index: Index) -> tupl
     return facts, [f"left out: {error}" for error in broken]
 
 
-def caption_now(
-    path: Path, config: SubsetConfig, fallback: str | None, class_caption: str | None
-) -> tuple[str | None, str | None]:
-    """(caption, warning): the caption file as it is on the disk now, else ``fallback``, else the class caption, else None."""
-    if not config.captions:
-        return class_caption or "", None
-    text, warning = read_caption(caption_path(path, config.caption_extension))
-    return next((t for t in (text, fallback, class_caption) if t is not None), None), warning
+def caption_now(path: Path, reader: CaptionReader, fallback: str | None, class_caption: str | None) -> str | None:
+    """The caption file as it is on the disk now, else ``fallback``, else the class caption, else None."""
+    if not reader.config.captions:
+        return class_caption or ""
+    return next((text for text in (reader.caption(path), fallback, class_caption) if text is not None), None)
 
 
 def _mask(path: Path, config: SubsetConfig, one: Facts, root: Path) -> tuple[Path | None, str]:
@@ -201,20 +199,26 @@ def _mask(path: Path, config: SubsetConfig, one: Facts, root: Path) -> tuple[Pat
 
 def _subset(found: FoundFolder, config: SubsetConfig, root: Path, index: Index) -> Subset:
     facts, warnings = _facts(found.pictures, config, index)
-    texts, unknown = captions_of(found.tables, found.pictures)
+    texts, unknown = captions_of(found.tables, found.pictures, config)
     class_caption = config.class_caption.strip() or found.class_caption
-    samples = []
+    samples, reader = [], CaptionReader(config)
     for path, one in facts.items():
         _refuse_outside(caption_path(path, config.caption_extension), root)
-        caption, odd = caption_now(path, config, texts.get(path), class_caption)
-        warnings += [odd] if odd else []
+        caption = caption_now(path, reader, texts.get(path), class_caption)
         focus = index.focus(path, bucket_of(one.width, one.height, config)) if config.crop == "focus" else None
         mask, mask_key = _mask(path, config, one, root)
         samples.append(
             Sample(path, one.width, one.height, caption, one.key, texts.get(path), focus, mask, mask_key, one.look)
         )  # fmt: skip
     repeats, unusual = _repeats(found, config)
-    notes = [*([unusual] if unusual else []), *found.warnings, *warnings, *unknown, *_mask_notes(found, config, samples)]
+    notes = [
+        *([unusual] if unusual else []),
+        *found.warnings,
+        *warnings,
+        *reader.notes(),
+        *unknown,
+        *_mask_notes(found, config, samples),
+    ]
     return Subset(config, tuple(samples), repeats, class_caption, tuple(notes))
 
 
@@ -260,12 +264,12 @@ def refresh_captions(dataset: Dataset) -> Dataset:
     its own settings, since one picture may be in several; a picture without files on the disk keeps the caption it came with.
     """
 
-    def now(sample: Sample, subset: Subset) -> Sample:
-        if sample.ready:
-            return sample
-        caption, _ = caption_now(sample.path, subset.config, sample.fallback, subset.class_caption)
-        return dataclasses.replace(sample, caption=caption)
+    def now(subset: Subset) -> Subset:
+        reader = CaptionReader(subset.config)
+        samples = (
+            s if s.ready else dataclasses.replace(s, caption=caption_now(s.path, reader, s.fallback, subset.class_caption))
+            for s in subset.samples
+        )
+        return dataclasses.replace(subset, samples=tuple(samples))
 
-    return Dataset(
-        tuple(dataclasses.replace(subset, samples=tuple(now(s, subset) for s in subset.samples)) for subset in dataset.subsets)
-    )
+    return Dataset(tuple(now(subset) for subset in dataset.subsets))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from .samples import Dataset
+from .words import parts
 
 
 def tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
@@ -13,7 +14,8 @@ def tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
     for subset in dataset.subsets:
         tags: Counter[str] = Counter()
         for sample in subset.samples:
-            tags.update(tag.strip() for tag in (sample.caption or "").split(",") if tag.strip())
+            for line in (sample.caption or "").splitlines():
+                tags.update(parts(line))
         name = subset.config.folder.rsplit("/", 1)[-1]
         out[f"{subset.repeats}_{name}"] = dict(tags.most_common())
     return out
