@@ -21,7 +21,7 @@ def keep(file: Path, data: bytes) -> None:
     """
     if not data.strip():
         return
-    copy = file.parent / FOLDER / f"{file.stem}.{hashlib.sha256(data).hexdigest()[:8]}{file.suffix}"
+    copy = file.parent / FOLDER / f"{file.stem}.{hashlib.sha256(data).hexdigest()[:8]}{file.suffix}.bak"
     if copy.exists():
         return
     try:
