@@ -17,7 +17,7 @@ from pathlib import Path
 from ..config import SubsetConfig
 from ..dataset.caption_reader import CaptionFile, CaptionReader
 from ..dataset.captions import MAX_BYTES, caption_path, clean, some, unwritable
-from ..dataset.encodings import encoded
+from ..dataset.encodings import encoded, writable
 from ..dataset.scan import find
 from ..dataset.words import parts
 from ..errors import AtelierError
@@ -91,7 +91,7 @@ def write(
     stale = [edit.picture for edit in edits if version_of(before[edit.picture]) != edit.version]
     if stale:
         raise Changed(f"captions: {some(stale)} changed on the disk since you opened them. Load the folder again, then edit.")
-    wanted = {edit.picture: _bytes(edit, before[edit.picture]) for edit in edits}
+    wanted = {edit.picture: _bytes(edit, before[edit.picture], config.caption_encoding) for edit in edits}
     unclear = [edit.picture for edit in edits if not (as_utf8 or _keeps_encoding(edit, before[edit.picture]))]
     if unclear:
         raise Unclear(
@@ -107,7 +107,7 @@ def version_of(found: CaptionFile | None) -> str:
     return NO_FILE if found is None else hashlib.sha256(found.data).hexdigest()[:16]
 
 
-def _bytes(edit: Edit, before: CaptionFile | None) -> bytes | None:
+def _bytes(edit: Edit, before: CaptionFile | None, declared: str) -> bytes | None:
     """What the file shall hold, None for no file: in its own encoding where that is certain and has the letters, else UTF-8."""
     if edit.original is not None:
         try:
@@ -122,9 +122,8 @@ def _bytes(edit: Edit, before: CaptionFile | None) -> bytes | None:
     if edit.caption is None:
         return None
     _check(edit.picture, edit.caption)
-    text = f"{clean(edit.caption)}\n"
-    own = encoded(text, before.encoding) if before and not before.guessed else None
-    return text.encode() if own is None else own
+    own = before.encoding if before and not before.guessed else "utf-8"
+    return writable(f"{clean(edit.caption)}\n", own, declared)[0]
 
 
 def _keeps_encoding(edit: Edit, before: CaptionFile | None) -> bool:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from ..dataset.caption_reader import CaptionFile, CaptionReader
-from ..dataset.captions import caption_path, some, write_caption
+from ..dataset.captions import caption_path, put_caption, some
 from ..dataset.change_stamps import remember, stamp
-from ..dataset.encodings import codec, encoded
+from ..dataset.encodings import writable
 from ..dataset.samples import Dataset, counted
 from ..dataset.scan import refresh_captions
 from ..dataset.words import composed
@@ -46,6 +46,8 @@ class Task:
     """What describes the picture now: its file, else its line in a table or the text that came with it; None without any."""
     others: tuple[Path, ...] = ()
     """Files that look like its caption and are not read."""
+    declared: str = "detect"
+    """``SubsetConfig.caption_encoding``."""
 
     def fresh(self) -> Picture:
         """Without pixels, so that those of earlier batches are not kept."""
@@ -93,7 +95,9 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Work
             found, said = reader.file(file), reader.caption(sample.path)
             others = () if found else tuple(reader.others(sample.path))
             before = said if said is not None else sample.fallback
-            tasks[file] = Task(sample.path, subset.class_caption or "", file, found, before, others)
+            tasks[file] = Task(
+                sample.path, subset.class_caption or "", file, found, before, others, subset.config.caption_encoding
+            )
         notes += reader.notes()
     work: list[Task] = []
     kept: list[Task] = []
@@ -208,16 +212,15 @@ class Filling:
         self.finals[task] = final
         if self.dry_run or said == final:
             return
-        encoding, found = "utf-8", task.found
+        found = task.found
+        own = found.encoding if found and not found.guessed else "utf-8"
+        data, encoding = writable(f"{final}\n", own, task.declared)
         if found and task.file not in self.written:
             originals.keep(task.file, found.data)
             self.kept_originals += [task.file.name] if found.data.strip() else []
-            if found.guessed or encoded(final, found.encoding) is None:
-                self.as_utf8.append(task.file.name)
-        if found and not found.guessed and encoded(final, found.encoding) is not None:
-            encoding = codec(found.encoding)
+            self.as_utf8 += [task.file.name] if encoding != found.encoding else []
         earlier = stamp(task.file)
-        write_caption(task.file, final, encoding, durable=False)
+        put_caption(task.file, data, durable=False)
         remember(task.file, earlier)
         self.written[task.file] = None
 

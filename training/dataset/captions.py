@@ -42,14 +42,16 @@ def arranged(text: str, config: SubsetConfig) -> str:
     return clean(text) if config.caption_lines == "alternatives" else " ".join(clean(text).split("\n"))
 
 
-def write_caption(path: Path, text: str, encoding: str = "utf-8", durable: bool = True) -> None:
-    """Write the caption with a line end, whole or not at all; AtelierError naming the file if that fails.
+def write_caption(path: Path, text: str) -> None:
+    """Write the caption as UTF-8 with a line end, whole or not at all; AtelierError naming the file if that fails."""
+    put_caption(path, f"{text}\n".encode(), durable=True)
 
-    ``durable``: see ``replacing``.
-    """
+
+def put_caption(path: Path, data: bytes, durable: bool) -> None:
+    """The caption file of these bytes, see ``replacing``."""
     try:
         with replacing(path, durable) as temporary:
-            temporary.write_bytes(f"{text}\n".encode(encoding))
+            temporary.write_bytes(data)
     except OSError as error:
         raise unwritable(path, error) from error
 

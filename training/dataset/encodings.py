@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from ..config import ENCODINGS
@@ -54,12 +55,37 @@ def decoded(data: bytes, declared: str = "detect") -> Decoded | None:
             return _tried(data, name)
     if b"\0" in data:
         return _wide(data)
-    return _tried(data, "utf-8") or (_tried(data, declared) if declared not in ("detect", "utf-8") else None)
+    found = _tried(data, "utf-8")
+    if found is not None and not (_short_letters(found.text) and declared in USUAL):
+        return found
+    other = _tried(data, declared) if declared not in ("detect", "utf-8") else None
+    return other if other and (found is None or plausible(other.text, declared)) else found
+
+
+def _short_letters(text: str) -> bool:
+    """Whether all letters beyond ASCII take two bytes in UTF-8; East Asian text may be read so by chance: "猫" as "è"."""
+    return not text.isascii() and all(letter < "\u0800" for letter in text)
+
+
+def _doubtful(text: str, guessing: Callable[[], str | None], data: bytes) -> bool:
+    """Whether text that is UTF-8 by its bytes may be something else: as its neighbours are, or since no letter is usual."""
+    if not _short_letters(text):
+        return False
+    if not any(letter.isascii() and letter.isalpha() for letter in text) and all(letter < "\u0300" for letter in text):
+        return True
+    name = guessing()
+    other = _tried(data, name) if name in USUAL else None
+    return other is not None and plausible(other.text, other.encoding)
 
 
 def text_of(path: Path, data: bytes, declared: str, guessing: Callable[[], str | None]) -> Decoded:
     """The text of a file; AtelierError naming it if it is none, or if nobody can tell its encoding."""
     found = decoded(data, declared)
+    if found is not None and declared == "detect" and found.encoding == "utf-8" and _doubtful(found.text, guessing, data):
+        raise AtelierError(
+            f"{path}: this file can be read as UTF-8 ({found.text.strip()[:20]}) and in other encodings. Set caption_encoding on "
+            "Load Dataset to the one it was saved in, or save it as UTF-8 with a byte order mark."
+        )
     if found is not None:
         return found
     if b"\0" in data:
@@ -132,4 +158,16 @@ def plausible(text: str, encoding: str) -> bool:
     odd = [letter for letter in text if letter > "\x7f"]
     if usual := USUAL.get(encoding):
         return sum(letter.encode(codec(encoding))[0] in usual for letter in odd) >= 0.6 * len(odd)
-    return sum(letter.isupper() for letter in odd) <= 0.5 * len(odd)
+    inside = any(a.islower() and b.isupper() for a, b in pairwise(text) if b > "\x7f")
+    return not inside and sum(letter.isupper() for letter in odd) <= 0.5 * len(odd)
+
+
+def writable(text: str, encoding: str, declared: str) -> tuple[bytes, str]:
+    """(bytes, encoding): in ``encoding`` if it has every letter and is read again as the same text, else UTF-8, with its mark
+    where that would be taken for something else."""
+    for name in (encoding, "utf-8"):
+        data = encoded(text, name)
+        found = decoded(data, declared) if data is not None else None
+        if data is not None and found is not None and found.text == text:
+            return data, name
+    return text.encode("utf-8-sig"), "utf-8-sig"

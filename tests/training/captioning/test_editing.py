@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.training.captioning import editing
-from lora_atelier.training.captioning.editing import Changed, Edit, Unclear
+from lora_atelier.training.captioning.editing import Changed, Edit
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.errors import AtelierError
 

@@ -71,8 +71,8 @@ def test_captions_in_a_table(tmp_path):
 
 @pytest.mark.parametrize(
     ("encoding", "declared", "note"),
-    [("utf-8-sig", "detect", []), ("utf-16", "detect", ["m.jsonl is in UTF-16."]), ("utf-16-le", "detect", ["m.jsonl is in UTF-16-LE."]),
-     ("cp1252", "windows-1252", ["m.jsonl is in WINDOWS-1252."])],
+    [("utf-8-sig", "detect", []), ("utf-16", "detect", ["m.jsonl is in UTF-16."]),
+     ("utf-16-le", "detect", ["m.jsonl is in UTF-16-LE."]), ("cp1252", "windows-1252", ["m.jsonl is in WINDOWS-1252."])],
 )  # fmt: skip
 def test_a_table_in_another_encoding_is_read_and_reported(tmp_path, encoding, declared, note):
     picture(tmp_path / "1.png")
@@ -107,7 +107,17 @@ def test_one_picture_in_several_lines_and_a_name_in_another_form(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["not json", "[]", '{"text": "a"}', '{"file_name": "1.png"}', '{"file_name": 1, "text": "a"}', "[" * 9999, "\x01\ufffe", r'{"file_name": "1.png", "text": "\ud800"}']
+    "line",
+    [
+        "not json",
+        "[]",
+        '{"text": "a"}',
+        '{"file_name": "1.png"}',
+        '{"file_name": 1, "text": "a"}',
+        "[" * 9999,
+        "\x01\ufffe",
+        r'{"file_name": "1.png", "text": "\ud800"}',
+    ],
 )
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
     picture(tmp_path / "1.png")

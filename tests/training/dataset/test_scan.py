@@ -117,7 +117,12 @@ def test_what_is_odd_about_caption_files_is_said_once_for_all_of_them(folder):
         picture(folder / f"{i}.png")
         (folder / f"{i}.txt").write_bytes(text.encode("cp1251"))
     (subset,) = scan(folder, CONFIG)
-    assert [s.caption for s in subset.samples] == ["рыжая кошка сидит на диване", "ночная улица города, дождь", "одна две", "ёлка"]
+    assert [s.caption for s in subset.samples] == [
+        "рыжая кошка сидит на диване",
+        "ночная улица города, дождь",
+        "одна две",
+        "ёлка",
+    ]
     guess, lines = subset.warnings[:2]
     assert guess.startswith("captions were read as WINDOWS-1251, a guess by their letters: 0.txt, 1.txt, 2.txt and 1 more.")
     assert lines.startswith("captions of several lines, read as one text: 2.txt.")
