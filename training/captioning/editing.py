@@ -99,12 +99,17 @@ def write(
             "was saved. Allow to write them as UTF-8, or set caption_encoding."
         )
     _put({files[name]: data for name, data in wanted.items()}, {files[name]: found for name, found in before.items()})
-    now = [_listed(name, reader.parsed(files[name], data) if data is not None else None) for name, data in wanted.items()]
+    after = CaptionReader(config)
+    now = [_written(edit, files[edit.picture], wanted[edit.picture], after) for edit in edits]
     return [_undo(one, before[one.picture]) for one in now], now
 
 
 def version_of(found: CaptionFile | None) -> str:
-    return NO_FILE if found is None else hashlib.sha256(found.data).hexdigest()[:16]
+    return NO_FILE if found is None else _digest(found.data)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _bytes(edit: Edit, before: CaptionFile | None, declared: str) -> bytes | None:
@@ -220,6 +225,14 @@ def _files(folder: Path, config: SubsetConfig, root: Path | None) -> dict[str, P
 
 def _listed(picture: str, found: CaptionFile | None) -> Listed:
     return Listed(picture, None if found is None else found.text, version_of(found))
+
+
+def _written(edit: Edit, file: Path, data: bytes | None, reader: CaptionReader) -> Listed:
+    """How a file stands that was just written, also where nobody could tell the encoding of what was restored."""
+    try:
+        return _listed(edit.picture, None if data is None else reader.parsed(file, data))
+    except AtelierError:
+        return Listed(edit.picture, edit.caption, _digest(data or b""))
 
 
 def _check(picture: str, caption: str) -> None:
