@@ -31,6 +31,7 @@ Mode = Literal["fill missing", "overwrite", "append"]
 Advance = Callable[..., None]
 """``advance(done, preview)``; may raise to cancel."""
 UNCHANGED = TextWork()
+UNREADABLE = b"\0"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Work
             if file in tasks:
                 shared += [sample.path.name] if tasks[file].picture != sample.path else []
                 continue
-            found, said = reader.file(file), reader.caption(sample.path)
+            found = reader.file(file)
+            said = reader.said(file, found)
             others = () if found else tuple(reader.others(sample.path))
             before = said if said is not None else sample.fallback
             tasks[file] = Task(
@@ -126,7 +128,7 @@ def _notes(kept: Sequence[Task], shared: Sequence[str]) -> Iterable[str]:
     if unread:
         yield (
             f"left alone, because a file that is not read seems to be the caption: {some(unread)}. Set caption_extension to its "
-            "ending, or rename it."
+            "ending, rename it, or choose overwrite, which leaves it as it is."
         )
 
 
@@ -146,7 +148,9 @@ class Filling:
         self.repeating: list[str] = []
         self.kept_originals: list[str] = []
         self.as_utf8: list[str] = []
-        self.written: dict[Path, None] = {}
+        self.meanwhile: list[str] = []
+        """Caption files that somebody wrote while the captioner worked."""
+        self.written: dict[Path, bytes] = {}
 
     def take(self, task: Task, said: str, looks: bool) -> None:
         """A captioner's words for a picture."""
@@ -172,7 +176,7 @@ class Filling:
         flat = [line for lines in self.bodies.values() for line in lines]
         others = [self.text.bare(line) for task in kept for line in (task.before or "").split("\n")]
         ordered = iter(by_frequency([*flat, *others]))
-        for task, lines in self.bodies.items():
+        for task, lines in list(self.bodies.items()):
             self._put(task, self._framed([next(ordered) for _ in lines]))
 
     def notes(self) -> Iterable[str]:
@@ -187,6 +191,8 @@ class Filling:
                 f"these captions take the place of a class caption and do not say it: {some(self.classes_gone)}. Write it into "
                 "trigger or prefix if it is to stay."
             )
+        if self.meanwhile:
+            yield f"somebody wrote these while the captioner worked, and they were left as they are: {some(self.meanwhile)}."
         if self.cut:
             yield f"cut off in the middle, because max_length was reached: {some(self.cut)}. Raise max_length, and read them."
         if self.repeating:
@@ -213,6 +219,11 @@ class Filling:
         if self.dry_run or said == final:
             return
         found = task.found
+        if _bytes_now(task.file) not in (self.written.get(task.file, found.data if found else None), UNREADABLE):
+            self.meanwhile.append(task.file.name)
+            del self.finals[task]
+            self.bodies.pop(task, None)
+            return
         own = found.encoding if found and not found.guessed else "utf-8"
         data, encoding = writable(f"{final}\n", own, task.declared)
         if found and task.file not in self.written:
@@ -222,7 +233,17 @@ class Filling:
         earlier = stamp(task.file)
         put_caption(task.file, data, durable=False)
         remember(task.file, earlier)
-        self.written[task.file] = None
+        self.written[task.file] = data
+
+
+def _bytes_now(file: Path) -> bytes | None:
+    """What the file holds, None without one, ``UNREADABLE`` where writing will say what is wrong."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return UNREADABLE
 
 
 def fill(

@@ -40,7 +40,10 @@ class CaptionReader:
     def caption(self, picture: Path) -> str | None:
         """What the picture's caption file says, None without a file; AtelierError naming a file that cannot be read."""
         path = caption_path(picture, self.config.caption_extension)
-        found = self.file(path)
+        return self.said(path, self.file(path))
+
+    def said(self, path: Path, found: CaptionFile | None) -> str | None:
+        """The text of a file that was read, as the subset means it."""
         if found is None:
             return None
         if found.encoding not in ("utf-8", "utf-8-sig"):

@@ -474,6 +474,28 @@ def test_what_is_overwritten_is_kept_every_time_and_to_the_byte(folder):
     assert len(dataset(folder).subsets) == 1 and len(list(dataset(folder, nested=True).samples)) == 3
 
 
+class Meanwhile(Says):
+    """Somebody writes the second caption while the captioner looks at the third."""
+
+    def caption(self, pictures):
+        if pictures[0].path.stem == "crab_01":
+            (pictures[0].path.parent / "crab_01.txt").write_text("by hand, meanwhile")
+        return super().caption(pictures)
+
+
+@pytest.mark.parametrize("there", [None, "before"])
+@pytest.mark.parametrize("order", ["as written", "by frequency"])
+def test_what_somebody_writes_meanwhile_is_left_as_it_is(folder, there, order):
+    if there:
+        (folder / "crab_01.txt").write_text(there)
+    says = Meanwhile(cat="a cat", cra="a crab", hot="a hot dog")
+    captioned, report = fill(dataset(folder), says, "overwrite", TextWork(order=order))
+    assert texts(folder) == {"cat-face": "a cat", "crab_01": "by hand, meanwhile", "hot-dog": "a hot dog"}
+    assert [s.caption for s in captioned.samples][1] == "by hand, meanwhile"
+    assert "somebody wrote these while the captioner worked" in report.describe(captioned)
+    assert [path.name for path in report.written] == ["cat-face.txt", "hot-dog.txt"]
+
+
 def test_what_cannot_be_kept_is_not_overwritten(folder):
     (folder / "crab_01.txt").write_text("by hand")
     (folder / ".earlier-captions").write_text("a file in the way")
