@@ -286,6 +286,8 @@ def fill(
         settle(list(filling.written))
     changes = tuple(Change(task.picture, task.file, task.before, final) for task, final in filling.finals.items())
     notes = [*todo.notes, *filling.notes()]
+    if filling.empty and (reason := getattr(captioner, "silence", "")):
+        notes.append(reason)
     if todo.passed_over:
         pictures = counted(todo.passed_over, "regularisation picture")
         notes.append(f"{pictures} left alone; switch regularisation on to caption them too.")

@@ -41,7 +41,7 @@ class Picture:
 
 
 class Captioner(Protocol):
-    """One way of describing pictures."""
+    """One way of describing pictures. It may have a ``silence``, the usual reason why it finds no words."""
 
     @property
     def looks(self) -> bool:

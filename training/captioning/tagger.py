@@ -31,6 +31,7 @@ class Tagger:
     """A loaded tagger; its captions are tags between commas: rating, characters, then the others, the most probable first."""
 
     looks = True
+    silence = "No tag is as probable as the thresholds ask; lower general_threshold or character_threshold."
 
     def __init__(self, folder: Path, settings: TaggerSettings, device: torch.device) -> None:
         path = model_file(folder)
