@@ -27,8 +27,10 @@ def keep(file: Path, data: bytes) -> None:
     try:
         copy.parent.mkdir(exist_ok=True)
         # The file gets a second name, at no cost; writing the new caption gives the first name to another file.
-        with suppress(OSError):
-            os.link(file, copy)
+        # A link's second name would be a link as well, which leads elsewhere from its new place.
+        if not file.is_symlink():
+            with suppress(OSError):
+                os.link(file, copy)
         if not copy.exists():
             shutil.copy2(file, copy)
     except OSError as error:

@@ -496,6 +496,14 @@ def test_what_somebody_writes_meanwhile_is_left_as_it_is(folder, there, order):
     assert [path.name for path in report.written] == ["cat-face.txt", "hot-dog.txt"]
 
 
+def test_a_linked_caption_is_kept_by_its_text(folder):
+    (folder / "shared.text").write_text("by hand, shared")
+    (folder / "crab_01.txt").symlink_to("shared.text")
+    fill(dataset(folder), SAYS, "overwrite")
+    assert originals(folder) == [b"by hand, shared"] and (folder / "shared.text").read_text() == "by hand, shared"
+    assert texts(folder)["crab_01"] == "crab, solo"
+
+
 def test_what_cannot_be_kept_is_not_overwritten(folder):
     (folder / "crab_01.txt").write_text("by hand")
     (folder / ".earlier-captions").write_text("a file in the way")
