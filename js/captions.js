@@ -9,6 +9,7 @@ import { text } from "./lib/text.js";
 
 const SETTINGS = [
   "folder", "resolution", "repeats", "buckets", "bucket_step", "crop", "caption_extension", "nested", "captions", "class_caption",
+  "caption_encoding", "caption_lines",
 ]; // widgets that decide which pictures there are and how they are cut
 const OPERATIONS = ["add", "addFirst", "remove", "replace"];
 const share = (part, whole) => `${(100 * part) / whole}%`;
@@ -72,10 +73,11 @@ class Captions extends Dialog {
     return item;
   }
 
-  /** A caption was changed by hand: it is one line, and can be taken back. */
+  /** A caption was changed by hand, which can be taken back. It is one line, unless its lines mean something or were there. */
   typed(picture) {
     const row = this.rows.get(picture);
-    const now = row.words.value.split(/\s*\n\s*/).join(" ").trim();
+    const lines = this.settings.caption_lines === "alternatives" || row.caption?.includes("\n");
+    const now = row.words.value.split("\n").map((line) => line.trim()).filter(Boolean).join(lines ? "\n" : " ");
     if (now !== row.seen) this.past.push({ captions: new Map([[picture, row.seen]]) });
     row.words.value = row.seen = now;
     this.ready();
@@ -126,7 +128,7 @@ class Captions extends Dialog {
 
   async undo() {
     const step = this.past.at(-1);
-    if (step.edits) await this.write(step.edits.map((edit) => ({ ...edit, version: this.rows.get(edit.picture).version })));
+    if (step.edits && !(await this.write(step.edits.map((edit) => ({ ...edit, version: this.rows.get(edit.picture).version }))))) return;
     this.past.pop();
     this.put(step.edits ? step.edits.map(({ picture, caption }) => [picture, caption]) : step.captions);
     this.said.textContent = text(step.edits ? "undoneSaved" : "undone");
@@ -134,14 +136,20 @@ class Captions extends Dialog {
 
   async save() {
     const edits = this.edited().map(([picture, { words, version }]) => ({ picture, caption: words.value, version }));
-    this.past.push({ edits: await this.write(edits) });
+    const undo = await this.write(edits);
+    if (!undo) return;
+    this.past.push({ edits: undo });
     this.said.textContent = text("savedCount", { count: edits.length });
   }
 
-  /** Writes edits to the files; answers with those that undo them. */
-  async write(edits) {
-    const { folder, caption_extension: extension, nested } = this.settings;
-    const { undo, now } = await ask("captions", { folder, extension, nested: Boolean(nested), edits });
+  /** Writes edits to the files; answers with those that undo them, or with nothing if the person rather keeps an encoding. */
+  async write(edits, utf8 = false) {
+    const { folder, caption_extension: extension, caption_encoding: encoding = "detect", nested } = this.settings;
+    const { undo, now, unclear } = await ask("captions", { folder, extension, encoding, nested: Boolean(nested), edits, utf8 });
+    if (unclear) {
+      this.said.textContent = unclear;
+      return window.confirm(text("asUtf8", { reason: unclear })) ? this.write(edits, true) : undefined;
+    }
     for (const { picture, caption, version } of now) Object.assign(this.rows.get(picture), { caption, version });
     return undo;
   }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..training.captioning import editing
-from ..training.captioning.text import parts
 from ..training.config import SubsetConfig
 from ..training.dataset.images import EXTENSIONS, open_picture
 from ..training.dataset.samples import Dataset
+from ..training.dataset.words import joined, parts
 from ..training.errors import AtelierError
 from .folders import named, subsets_of
 
@@ -27,11 +27,21 @@ LOOKS = (
     "nested",
     "captions",
     "class_caption",
+    "caption_encoding",
+    "caption_lines",
 )
 """Settings of Load Dataset that decide which pictures there are and how they are cut."""
 THUMBNAIL = 224
 """Longer side in pixels."""
 MAX_CAPTIONS = 10_000
+
+
+MAX_LETTERS = 5_000_000
+"""Letters of all captions of a bulk change together."""
+MAX_WORK = 100_000_000
+"""Letters of all captions times tags with wildcards: what a bulk change may compare, some seconds' work."""
+LONGEST = 1000
+"""Letters of a name, or of the tags of a bulk change."""
 
 
 def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,15 +51,10 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     settings = body.get("settings")
     if not isinstance(settings, dict):
         raise _wrong("settings", "the node's widgets")
-    kinds = {f.name: type(f.default) for f in dataclasses.fields(SubsetConfig) if f.default is not dataclasses.MISSING}
-    values = {name: settings[name] for name in LOOKS if name in settings}
-    for name, value in values.items():
-        if type(value) is not kinds.get(name, str):
-            raise _wrong(name, kinds.get(name, str).__name__)
-    config = SubsetConfig(**{"folder": "", **values})
-    folder, root = named(config.folder)
+    config = _config({name: settings[name] for name in LOOKS if name in settings})
+    folder, root = _place(config.folder)
     subsets = subsets_of(folder, dataclasses.replace(config, broken="leave out"), root)
-    files = {one.picture: one for one in editing.listed(folder, config.caption_extension, root, config.nested)}
+    files = {one.picture: one for one in editing.listed(folder, config, root)}
     rows = []
     for picture in inspect(Dataset(subsets)):
         name = picture.path.relative_to(folder).as_posix()
@@ -58,15 +63,46 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"pictures": rows, "notes": [remark for subset in subsets for remark in (*subset.warnings, *remarks(subset))]}
 
 
+def _config(values: Mapping[str, Any]) -> SubsetConfig:
+    """Widgets of Load Dataset; AtelierError for values that none of them could have."""
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(SubsetConfig) if f.default is not dataclasses.MISSING}
+    for name, value in values.items():
+        if type(value) is not kinds.get(name, str) or (isinstance(value, str) and not _plain(value)):
+            raise _wrong(name, {"str": "a text of at most 1000 letters", "int": "a number", "bool": "true or false"}[
+                kinds.get(name, str).__name__
+            ])  # fmt: skip
+        if isinstance(value, int) and abs(value) > 1 << 64:
+            raise _wrong(name, "a smaller number")
+    return SubsetConfig(**{"folder": "", **values})
+
+
+def _plain(text: str) -> bool:
+    return len(text) <= LONGEST and "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _place(name: str) -> tuple[Path, Path]:
+    """(folder, its root); AtelierError also for names that are too long for the disk."""
+    try:
+        return named(name)
+    except OSError as error:
+        raise AtelierError(f"folder: {name[:100]!r} is not a folder here ({error.strerror}).") from error
+
+
 def thumbnail(query: Mapping[str, str]) -> bytes:
     """A small JPEG of one picture of a folder."""
-    folder, root = named(query.get("folder", ""))
-    wanted = query.get("picture", "")
+    name, wanted = query.get("folder", ""), query.get("picture", "")
+    if not (_plain(name) and _plain(wanted)):
+        raise _wrong("picture", "names of at most 1000 letters")
+    folder, root = _place(name)
     steps = PurePosixPath(wanted).parts
     path = folder.joinpath(*steps)
     plain = bool(steps) and not wanted.startswith("/") and not any(step.startswith(".") or "\\" in step for step in steps)
-    if not (plain and path.suffix.lower() in EXTENSIONS and path.is_file() and path.resolve().is_relative_to(root.resolve())):
-        raise AtelierError(f"picture: {wanted!r} is not in {query.get('folder')}.")
+    try:
+        there = path.suffix.lower() in EXTENSIONS and path.is_file() and path.resolve().is_relative_to(root.resolve())
+    except OSError:  # a name that is too long for the disk
+        there = False
+    if not (plain and there):
+        raise AtelierError(f"picture: {wanted!r} is not in {name}.")
     image = open_picture(path)
     image.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
     buffer = io.BytesIO()
@@ -75,18 +111,23 @@ def thumbnail(query: Mapping[str, str]) -> bytes:
 
 
 def save(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes edited captions; ``undo`` are the edits that take them back, ``now`` how the files stand."""
-    extension, nested, edits = body.get("extension", ".txt"), body.get("nested", False), body.get("edits")
-    if not isinstance(extension, str):
-        raise _wrong("extension", "a text")
-    if type(nested) is not bool:
-        raise _wrong("nested", "true or false")
+    """Writes edited captions; ``undo`` are the edits that take them back, ``now`` how the files stand.
+
+    ``unclear`` is a sentence where nothing was written yet, because the person has to allow UTF-8 first (``utf8``).
+    """
+    edits, utf8 = body.get("edits"), body.get("utf8", False)
+    if type(utf8) is not bool:
+        raise _wrong("utf8", "true or false")
     if not isinstance(edits, list):
         raise _wrong("edits", "a list")
     wanted = [_edit(edit) for edit in edits]
-    config = SubsetConfig(str(body.get("folder", "")), caption_extension=extension)  # checks the extension
-    folder, root = named(config.folder)
-    undo, now = editing.write(folder, [editing.Edit(*edit) for edit in wanted], config.caption_extension, root, nested)
+    widgets = {"extension": "caption_extension", "encoding": "caption_encoding", "folder": "folder", "nested": "nested"}
+    config = _config({widget: body[field] for field, widget in widgets.items() if field in body})
+    folder, root = _place(config.folder)
+    try:
+        undo, now = editing.write(folder, wanted, config, root, utf8)
+    except editing.Unclear as unclear:
+        return {"unclear": str(unclear), "undo": [], "now": []}
     return {"undo": [dataclasses.asdict(edit) for edit in undo], "now": [dataclasses.asdict(one) for one in now]}
 
 
@@ -96,14 +137,19 @@ def change(body: Mapping[str, Any]) -> dict[str, Any]:
     text, other = body.get("text", ""), body.get("other", "")
     if not isinstance(captions, dict) or not all(isinstance(c, str) for c in captions.values()) or len(captions) > MAX_CAPTIONS:
         raise _wrong("captions", f"at most {MAX_CAPTIONS} texts by picture")
-    if not isinstance(text, str) or not isinstance(other, str):
-        raise _wrong("text", "a text")
+    for field, value in (("text", text), ("other", other)):
+        if not isinstance(value, str) or not _plain(value) or len(value.splitlines()) > 1:
+            raise _wrong(field, f"one line of at most {LONGEST} letters")
     if not text.strip():
         raise AtelierError("Write the tags or words first.")
+    letters = sum(map(len, captions.values()))
+    patterns = sum("*" in part for part in parts(text))
+    if letters > MAX_LETTERS or letters * patterns > MAX_WORK:
+        raise AtelierError("captions: this is too much text for one change. Show fewer captions, or use fewer tags with *.")
     if operation == "filter":
         return {"captions": editing.with_tag(captions, text)}
     if operation in ("add", "addFirst"):
-        return {"captions": editing.with_more(captions, ", ".join(parts(text)), operation == "addFirst")}
+        return {"captions": editing.with_more(captions, joined(parts(text)), operation == "addFirst")}
     if operation == "remove":
         return {"captions": editing.with_less(captions, parts(text))}
     if operation == "replace":
@@ -111,13 +157,14 @@ def change(body: Mapping[str, Any]) -> dict[str, Any]:
     raise _wrong("operation", "filter, add, addFirst, remove or replace")
 
 
-def _edit(edit: Any) -> tuple[str, str | None, str]:
+def _edit(edit: Any) -> editing.Edit:
     if not isinstance(edit, dict):
         raise _wrong("edits", "a list of objects")
-    picture, caption, version = edit.get("picture"), edit.get("caption"), edit.get("version")
-    if not isinstance(picture, str) or not isinstance(version, str) or not (caption is None or isinstance(caption, str)):
+    picture, caption, version, original = (edit.get(field) for field in ("picture", "caption", "version", "original"))
+    optional = all(value is None or isinstance(value, str) for value in (caption, original))
+    if not (isinstance(picture, str) and isinstance(version, str) and optional):
         raise _wrong("edits", "objects with picture, caption and version")
-    return picture, caption, version
+    return editing.Edit(picture, caption, version, original)
 
 
 def _wrong(field: str, wanted: str) -> Exception:

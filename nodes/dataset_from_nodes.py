@@ -15,7 +15,7 @@ from .io_types import CATEGORY, DATASET, folded
 from .load_dataset import RARE, more_inputs
 from .shown import shown
 
-ABSENT = ("nested", "captions", "class_caption", "masks", "mask_floor", "broken")
+ABSENT = ("nested", "captions", "class_caption", "masks", "mask_floor", "broken", "caption_encoding")
 """Settings of Load Dataset that only mean something for a folder."""
 FOR_BOTH = ("batch_size", "repeats", "role", "loss_weight", "validation_share", "validation_seed")
 """Settings that latents have as well."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import SubsetConfig
+from ..training.config import ENCODINGS, SubsetConfig
 from ..training.dataset.folders import list_folders
 from ..training.dataset.samples import Dataset
 from ..training.dataset.scan import folder_stamp
@@ -21,7 +21,7 @@ NO_FOLDER = "(no folder with pictures yet)"
 RARE = frozenset({
     "bucket_step", "caption_extension", "nested", "class_caption", "caption_prefix", "caption_suffix", "shuffle_captions",
     "keep_tokens", "caption_dropout", "tag_dropout", "loss_weight", "validation_share", "validation_seed", "mask_floor", "broken",
-    "variants",
+    "variants", "caption_encoding", "caption_lines",
 })  # fmt: skip
 """Widgets that most folders need no change of."""
 
@@ -70,7 +70,8 @@ class LoadDataset(io.ComfyNode):
                     "focus: around faces or what stands out (needs the Python package smartcrop).",
                 ),
                 io.String.Input(
-                    "caption_extension", default=".txt", tooltip="Ending of the caption files beside the pictures."
+                    "caption_extension", default=".txt",
+                    tooltip="Ending of the caption files beside the pictures, such as .txt or .caption.",
                 ),
                 DATASET.Input(
                     "dataset", optional=True,
@@ -196,6 +197,16 @@ def more_inputs() -> list[Any]:
             "variants", default=4, min=0, max=100, optional=True,
             tooltip="How many places of a random crop are cached per picture and taken in turn. 0: every sighting is encoded in "
             "its step, and no picture is cached; every crop is new, and every step slower.",
+        ),
+        io.Combo.Input(
+            "caption_encoding", options=["detect", *ENCODINGS], default="detect", optional=True,
+            tooltip="How caption files were saved that are not UTF-8. detect: told by their letters where these are enough, and "
+            "asked about where not. gb18030 and big5 are Chinese, windows-1251 and koi8-r Cyrillic, windows-1252 Western.",
+        ),
+        io.Combo.Input(
+            "caption_lines", options=["one text", "alternatives"], default="one text", optional=True,
+            tooltip="What several lines in a caption file are. one text: they are joined. alternatives: every line is a caption, "
+            "and the sightings of the picture take them in turn.",
         ),
     ]  # fmt: skip
 

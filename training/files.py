@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -119,6 +119,48 @@ def flush(path: Path) -> None:
     if path.is_file():
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
+
+
+def write_all(contents: Mapping[Path, bytes], done: Callable[[Path], None]) -> None:
+    """Writes many files: all lie complete on the disk before the first takes its place, so a full disk changes none of them.
+
+    ``done`` hears of every file that has taken its place. The disk is waited for once, not once a file.
+    """
+    temporaries: dict[Path, Path] = {}
+    try:
+        for path, data in contents.items():
+            temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+            with full_disk_named(path), _named(path), open(temporary, "xb") as file:
+                temporaries[path] = temporary
+                file.write(data)
+        settle(list(temporaries.values()))
+        for path, temporary in temporaries.items():
+            with _named(path):
+                os.replace(temporary, path)
+            done(path)
+    except BaseException:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """The system's error speaks of ``path``, not of a temporary name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def settle(paths: Sequence[Path]) -> None:
+    """What was written to these files is on the disk when this returns."""
+    if len(paths) > 1 and hasattr(os, "sync"):
+        os.sync()
+    else:
+        for path in paths:
+            flush(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -95,7 +95,8 @@ def test_cancel_keeps_what_is_written(node, models, dataset):
     comfy.utils.set_progress_bar_global_hook(bar)
     try:
         with pytest.raises(management.InterruptProcessingException):
-            node.execute(dataset, **{**WIDGETS, "captioner": "tiny"})
+            # The prompt is part of the caption: on one noise in twenty, random weights have no words of their own to be written.
+            node.execute(dataset, **{**WIDGETS, "captioner": "tiny", "prompt": "a photo of"})
     finally:
         comfy.utils.set_progress_bar_global_hook(earlier)
         management.interrupt_current_processing(False)
@@ -256,3 +257,9 @@ def test_a_tagger_through_the_widgets(node, models, dataset):
         dataset, **{**widgets, "mode": "overwrite", "underscores": "keep", "general_threshold": 0.9, "blacklist": ""}
     )
     assert [sample.caption for sample in kept.result[0].samples] == ["ohwx, sensitive, red_thing"] * 3
+
+
+def test_a_threshold_that_no_tag_reaches_is_said(node, models, dataset):
+    tiny_tagger.build_tagger(models / "wd")
+    text = node.execute(dataset, **{**WIDGETS, "captioner": "wd"}, general_threshold=1.0, character_threshold=1.0).ui["text"][0]
+    assert "no words were found for cat-face.png, crab.png, hot-dog.png" in text and "lower general_threshold" in text

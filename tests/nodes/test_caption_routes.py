@@ -13,6 +13,7 @@ from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
 WIDGETS = {"folder": "input/shapes", "resolution": 128, "bucket_step": 64, "crop": "center", "caption_extension": ".txt"}
+FIELDS = "settings folder extension encoding nested edits utf8 captions operation text other".split()
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -89,7 +90,21 @@ def test_only_allowed_folders_are_looked_at(routes: Any, folder: Path, name: str
 
 def test_captions_never_go_to_files_of_another_kind(routes: Any, folder: Path) -> None:
     edit = {"picture": "wide.png", "caption": "x", "version": ""}
-    for extension in (".png", ".safetensors", "", "/../x.txt"):
+    for extension in (
+        ".png",
+        ".safetensors",
+        "",
+        "/../x.txt",
+        ".py",
+        ".html",
+        ".js",
+        ".json",
+        ".sh",
+        ".PY",
+        ".txt.py",
+        ".txt ",
+        ".",
+    ):
         with pytest.raises(AtelierError, match="caption extension"):
             routes.save({"folder": "input/shapes", "extension": extension, "edits": [edit]})
 
@@ -109,10 +124,56 @@ def test_operations(routes: Any) -> None:
             routes.change({"captions": captions, "operation": "add", "text": "x", **wrong})
 
 
+@pytest.mark.parametrize("operation", ["filter", "add", "addFirst", "remove", "replace"])
+@pytest.mark.parametrize("text", ["*a*a*a*a*a*a!", "*a" * 300 + "!", "a*" * 300 + "!", ", ".join(["*a*a*!"] * 60)])
+def test_no_text_keeps_the_server_busy(routes: Any, operation: str, text: str) -> None:
+    """Taken for an expression that tries every way, the first of these would not end in this century."""
+    captions = {str(i): "a" * 1000 for i in range(100)}
+    answer = routes.change({"captions": captions, "operation": operation, "text": text, "other": "x"})["captions"]
+    assert answer == {} if operation == "filter" else len(answer) == 100
+
+
+def test_what_is_too_much_is_refused(routes: Any) -> None:
+    for captions, text in (({"1": "a" * 5_000_001}, "x"), ({"1": "a" * 1_000_000}, ", ".join(["*b"] * 101))):
+        with pytest.raises(AtelierError, match="captions: this is too much text for one change"):
+            routes.change({"captions": captions, "operation": "remove", "text": text})
+    for text in ("a" * 1001, "two\nlines", "nul\0", "half \ud800"):
+        with pytest.raises(AtelierError, match="text: expected one line of at most 1000 letters"):
+            routes.change({"captions": {}, "operation": "add", "text": text})
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "a/" * 400, "input/" + "y" * 255 + "z", "input/shapes/" + "y" * 300, "in\0put", "\ud800"]
+)
+def test_names_that_no_disk_has_are_refused_with_a_sentence(routes: Any, folder: Path, name: str) -> None:
+    for ask in (
+        lambda: routes.pictures({"settings": {**WIDGETS, "folder": name}}),
+        lambda: routes.thumbnail({"folder": name, "picture": "wide.png"}),
+        lambda: routes.thumbnail({"folder": "input/shapes", "picture": f"{name}.png"}),
+        lambda: routes.save({"folder": name, "edits": []}),
+        lambda: routes.save({"folder": "input/shapes", "edits": [{"picture": name, "caption": "x", "version": ""}]}),
+    ):
+        with pytest.raises(AtelierError):
+            ask()
+
+
+def test_a_guessed_encoding_is_asked_about(routes: Any, folder: Path) -> None:
+    data = "рыжая кошка сидит на красном диване".encode("cp1251")
+    (folder / "wide.txt").write_bytes(data)
+    wide = routes.pictures({"settings": WIDGETS})["pictures"][0]
+    edit = {"picture": "wide.png", "caption": "кошка", "version": wide["version"]}
+    answer = routes.save({"folder": "input/shapes", "edits": [edit]})
+    assert "only a guess" in answer["unclear"] and not answer["undo"] and (folder / "wide.txt").read_bytes() == data
+    answer = routes.save({"folder": "input/shapes", "edits": [edit], "utf8": True})
+    assert (folder / "wide.txt").read_text(encoding="utf-8") == "кошка\n"
+    routes.save({"folder": "input/shapes", "edits": answer["undo"]})
+    assert (folder / "wide.txt").read_bytes() == data
+    routes.save({"folder": "input/shapes", "encoding": "windows-1251", "edits": [edit]})
+    assert (folder / "wide.txt").read_bytes() == "кошка\n".encode("cp1251")
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-@given(body=st.dictionaries(
-    st.sampled_from(["settings", "folder", "extension", "nested", "edits", "captions", "operation", "text", "other"]), VALUES
-))  # fmt: skip
+@given(body=st.dictionaries(st.sampled_from(FIELDS), VALUES))
 def test_whatever_is_sent_the_answer_is_a_sentence(routes: Any, folder: Path, body: dict[str, Any]) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
     for act in (routes.pictures, routes.save, routes.change):

@@ -16,10 +16,10 @@ from lora_atelier.tests import fuzz
 from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.training import files
 from lora_atelier.training.captioning import list_captioners, model_type
-from lora_atelier.training.captioning.editing import version_of
 from lora_atelier.training.captioning.tagger import read_tags
+from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.cache import TensorCache
-from lora_atelier.training.dataset.captions import read_caption
+from lora_atelier.training.dataset.caption_reader import CaptionReader
 from lora_atelier.training.dataset.folders import folder_to_fill, list_folders, resolve_folder
 from lora_atelier.training.dataset.images import alpha_of, check_picture, open_picture, picture_size
 from lora_atelier.training.dataset.index import Index, look_into
@@ -44,6 +44,8 @@ PAGE: dict[str, Any] = {
 }  # fmt: skip
 TENSORS = save({"a.weight": torch.zeros(2, 3), "b": torch.ones(4)}, {"ss_steps": "9", "ss_epoch": "2", "ss_tag_frequency": "{}"})
 INDEXED = {"key": "a" * 64, "look": "b" * 22, "width": 8, "height": 9, "focus": {"smartcrop 1x1": [0.5, 0.25]}}
+
+SUBSET = SubsetConfig("input/odd")
 
 
 # Reading itself
@@ -100,12 +102,12 @@ def test_nothing_waits_for_a_pipe_or_reads_without_end(tmp_path: Path) -> None:
     for path in odd_files(tmp_path):
         for read in (
             lambda p: files.read_json(p, 1000), lambda p: files.read_limited(p, 1000), lambda p: png_text(p, KEY), check_picture,
-            open_picture, picture_size, alpha_of, read_jsonl, version_of, read_header,
+            open_picture, picture_size, alpha_of, lambda p: read_jsonl(p, SUBSET), CaptionReader(SUBSET).file, read_header,
             lambda p: Index().facts(p), lambda p: read_tags(p),
         ):  # fmt: skip
             with pytest.raises(AtelierError):
                 read(path)
-        for read in (read_caption, look_into):
+        for read in (CaptionReader(SUBSET).caption, look_into):
             try:
                 read(path)
             except (AtelierError, OSError, ValueError):
@@ -351,7 +353,10 @@ def test_any_captioners_files_are_read_or_named(tmp_path: Path, tags: bytes, con
 def test_any_caption_file_is_read_or_named(tmp_path: Path, caption: bytes, table: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(caption)
     (tmp_path / "t.jsonl").write_bytes(table)
-    for read, path in ((read_caption, tmp_path / "a.txt"), (version_of, tmp_path / "a.txt"), (read_jsonl, tmp_path / "t.jsonl")):
+    for read, path in (
+        (CaptionReader(SUBSET).caption, tmp_path / "a.txt"),
+        (lambda p: read_jsonl(p, SUBSET), tmp_path / "t.jsonl"),
+    ):
         try:
             read(path)
         except AtelierError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .pretrained import generate, in_one_line, load_pretrained, prepared
+from .pretrained import as_captions, generate, load_pretrained, prepared
 from .protocol import Check, Picture
 from .settings import GenerationSettings
 
@@ -32,4 +32,4 @@ class BlipCaptioner:
         images = [picture.image for picture in pictures]
         inputs = prepared(self.processor, pictures, self.device, self.dtype, images=images, **call)
         tokens = generate(self.model, inputs, self.settings, self.check)
-        return in_one_line(self.processor.batch_decode(tokens, skip_special_tokens=True))
+        return as_captions(self.processor, tokens)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..errors import AtelierError
-from .pretrained import generate, in_one_line, load_pretrained, prepared
+from .pretrained import as_captions, generate, load_pretrained, prepared
 from .protocol import Check, Picture
 from .settings import GenerationSettings
 
@@ -47,8 +47,7 @@ class ChatCaptioner:
         call = {"images": images, "text": [text] * len(images), "padding": True}
         inputs = prepared(self.processor, pictures, self.device, self.dtype, **call)
         tokens = generate(self.model, inputs, self.settings, self.check)
-        answers = tokens[:, inputs["input_ids"].shape[1] :]
-        return in_one_line(self.processor.batch_decode(answers, skip_special_tokens=True))
+        return as_captions(self.processor, tokens[:, inputs["input_ids"].shape[1] :])
 
 
 def within(image: Image.Image, pixels: int) -> Image.Image:

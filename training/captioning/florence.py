@@ -13,7 +13,7 @@ import torch
 
 from ..errors import AtelierError
 from .config_file import config_of
-from .pretrained import generate, in_one_line, load_pretrained, prepared
+from .pretrained import as_captions, generate, load_pretrained, prepared
 from .protocol import Check, Picture
 from .settings import GenerationSettings
 
@@ -48,7 +48,7 @@ class FlorenceCaptioner:
         images, text = [picture.image for picture in pictures], [self.task] * len(pictures)
         inputs = prepared(self.processor, pictures, self.device, self.dtype, images=images, text=text)
         tokens = generate(self.model, inputs, self.settings, self.check)
-        return in_one_line(self.processor.batch_decode(tokens, skip_special_tokens=True))
+        return as_captions(self.processor, tokens)
 
 
 def _refuse_own_code(folder: Path) -> None:

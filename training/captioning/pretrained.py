@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError
-from .protocol import Check, Picture
+from .protocol import Check, CutShort, Picture
 from .settings import GenerationSettings
 
 
@@ -99,6 +99,15 @@ def generate(model: Any, inputs: Mapping[str, object], settings: GenerationSetti
 
 def in_one_line(texts: Sequence[str]) -> list[str]:
     return [" ".join(text.split()) for text in texts]
+
+
+def as_captions(processor: Any, tokens: Tensor) -> list[str]:
+    """The text of every row of new tokens (B, T) in one line; CutShort where the last is a word: no model ends with one."""
+    texts = in_one_line(processor.batch_decode(tokens, skip_special_tokens=True))
+    ends = set(processor.tokenizer.all_special_ids)
+    last = tokens[:, -1].tolist() if tokens.shape[1] else []
+    cut = [token not in ends for token in last] or [False] * len(texts)
+    return [CutShort(text) if short else text for text, short in zip(texts, cut, strict=True)]
 
 
 def _reason(error: Exception) -> str:

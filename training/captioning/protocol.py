@@ -20,6 +20,10 @@ def go_on() -> None:
     """The check of a caller that never cancels."""
 
 
+class CutShort(str):
+    """A model's words that end where the limit of their length was, not where the model would have ended."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture to be described; its pixels are read when somebody looks."""
@@ -28,7 +32,7 @@ class Picture:
     class_caption: str = ""
     """Text after the first ``_`` of an ``N_name`` folder, if there is one."""
     caption: str | None = None
-    """What its caption file says; None without a file."""
+    """What its caption file, table or node says; None without any."""
 
     @cached_property
     def image(self) -> Image.Image:
@@ -37,7 +41,7 @@ class Picture:
 
 
 class Captioner(Protocol):
-    """One way of describing pictures."""
+    """One way of describing pictures. It may have a ``silence``, the usual reason why it finds no words."""
 
     @property
     def looks(self) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..dataset.captions import caption_path
+from ..dataset.captions import caption_path, some
 from ..dataset.samples import Dataset, Sample, Subset, counted
 from ..dataset.tags import tag_frequency
 
@@ -64,7 +64,7 @@ class Report:
         else:
             lines = [f"{counted(len(self.changes), 'caption')} {verb}, {self.kept} kept"]
         if self.empty:
-            lines.append(f"Note: no words were found for {', '.join(path.name for path in self.empty[:examples])}")
+            lines.append(f"Note: no words were found for {some([path.name for path in self.empty])}")
         lines += [f"Note: {note}" for note in self.notes]
         if self.dry_run:
             lines += ["Dry run: nothing was changed on the disk.", "", *change_table(self.changes)]

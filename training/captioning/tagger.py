@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..dataset.words import joined
 from ..errors import AtelierError
 from ..files import read_limited
 from .protocol import Picture
 from .settings import TaggerSettings
-from .text import joined, without
+from .text import without
 
 TAG_LIST = "selected_tags.csv"
 LARGEST = 64 * 2**20
@@ -34,6 +35,7 @@ class Tagger:
     """A loaded tagger; its captions are tags between commas: rating, characters, then the others, the most probable first."""
 
     looks = True
+    silence = "No tag is as probable as the thresholds ask; lower general_threshold or character_threshold."
 
     def __init__(self, folder: Path, settings: TaggerSettings, device: torch.device) -> None:
         path = model_file(folder)
@@ -57,7 +59,7 @@ class Tagger:
             self.session.run([self.answer], {self.entry: pixels[i : i + step]})[0] for i in range(0, len(pixels), step)
         ]  # fmt: skip
         values = np.concatenate(rows).astype(np.float64)
-        if values.shape[1:] != (len(self.tags),) or values.min() < -1e-3 or values.max() > 1 + 1e-3:
+        if values.shape[1:] != (len(self.tags),) or not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):  # also for NaN
             raise AtelierError(f"captioner: {self.name} answers in a way that no WD tagger does. Choose another captioner.")
         return values
 

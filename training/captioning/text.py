@@ -1,18 +1,21 @@
 """Caption text processing: pure functions, and ``TextWork``, which applies them in order.
 
-A caption is taken as parts between commas wherever tags are meant. Parts are the same when they differ only in case, spaces
-and underscores. A function that finds nothing to do gives the text back exactly as it was.
+A caption is taken as parts between commas wherever tags are meant; the commas may be those of Chinese, Japanese or Arabic. Parts
+are the same when they differ only in case, spaces, underscores, the width of letters, or the way in which accents are stored. A
+function that finds nothing to do gives the text back exactly as it was.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..config.wildcards import Wildcards
 from ..dataset.captions import with_prefix, with_trigger
+from ..dataset.words import COMMAS, composed, joined, parts, word_starts
 from ..errors import AtelierError
 
 Order = Literal["as written", "by frequency"]
@@ -20,28 +23,24 @@ ORDERS: tuple[Order, ...] = ("as written", "by frequency")
 WORD = re.compile(r"[^\W_]{2}")
 """Two letters or digits in a row. A tag without them, such as ^_^ or o_o, is a face."""
 ARROW = "->"
-
-
-def parts(text: str) -> list[str]:
-    """What stands between the commas, without empty parts and outer spaces."""
-    return [part for part in (piece.strip() for piece in text.split(",")) if part]
-
-
-def joined(tags: Iterable[str]) -> str:
-    return ", ".join(tags)
+NARROW = {0x3000: " ", **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}}
+"""Full-width letters and signs as the usual ones."""
+GAPS = re.compile("[ _]+")
+PIECES = re.compile(f"[{COMMAS}]|[^{COMMAS}]+")
 
 
 def same(part: str) -> str:
     """The form by which two parts are compared; a face such as ^_^ is only itself."""
+    part = composed(part).translate(NARROW)
     plain = part.replace("_", " ") if WORD.search(part) else part
-    return " ".join(plain.split()).casefold()
+    return composed(" ".join(plain.split()).casefold())
 
 
 def spaced(text: str) -> str:
     """Underscores as spaces, except in faces: "long_hair, ^_^" -> "long hair, ^_^"."""
     if "_" not in text:
         return text
-    return ",".join(piece.replace("_", " ") if WORD.search(piece) else piece for piece in text.split(","))
+    return "".join(piece.replace("_", " ") if WORD.search(piece) else piece for piece in PIECES.findall(text))
 
 
 def parse_tags(text: str) -> tuple[str, ...]:
@@ -63,33 +62,55 @@ def parse_rules(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def replaced(text: str, rules: Sequence[tuple[str, str]]) -> str:
-    """Every rule in turn, on whole words only: ("cat", "dog") leaves "category" alone. Gaps that arise are closed."""
+    """Every rule in turn, on whole words only: ("cat", "dog") leaves "category" alone. Gaps that arise are closed.
+
+    Scripts without spaces between words have no such border, so there every occurrence counts.
+    """
     for old, new in rules:
-        changed = re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", new.replace("\\", r"\\"), text)
-        text = text if changed == text else (changed if new else closed(changed))
+        whole, word = composed(text), composed(old)
+        pieces, end = [], 0
+        for start in word_starts(whole, word):
+            pieces += [whole[end:start], new]
+            end = start + len(word)
+        if pieces:
+            changed = "".join([*pieces, whole[end:]])
+            text = changed if new or changed == text else closed(changed)
     return text
 
 
 def closed(text: str) -> str:
     """The text without the empty parts, double spaces and spaces before commas that a removal leaves."""
-    return joined(" ".join(part.split()) for part in parts(text))
+    return joined((" ".join(part.split()) for part in parts(text)), like=text)
 
 
-def pattern(tag: str) -> re.Pattern[str]:
-    """A tag as it is compared; ``*`` stands for any letters: "* hair" fits "long hair"."""
-    if "*" not in tag:
-        return re.compile(re.escape(same(tag)))
-    # Whether the whole is a face cannot be seen in a part of it, so here an underscore fits both.
-    pieces = [re.split(r"[ _]+", piece) for piece in tag.casefold().split("*")]
-    return re.compile(".*".join("[ _]".join(re.escape(word) for word in piece) for piece in pieces))
+def fits(tags: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a part is one of ``tags``; ``*`` in a tag stands for any letters: "* hair" fits "long hair"."""
+    plain = {same(tag) for tag in tags if "*" not in tag}
+    # Whether the whole is a face cannot be seen in a part of it, so beside a star an underscore fits a space, too.
+    patterns = [Wildcards(GAPS.sub(" ", composed(composed(tag).translate(NARROW).casefold()))) for tag in tags if "*" in tag]
+
+    def one(part: str) -> bool:
+        form = same(part)
+        return form in plain or (bool(patterns) and any(p.matches(GAPS.sub(" ", form)) for p in patterns))
+
+    return one
+
+
+def remover(tags: Sequence[str]) -> Callable[[str], str]:
+    """What gives a text without the parts that one of ``tags`` fits, see ``fits``."""
+    unwanted = fits(tags)
+
+    def without_them(text: str) -> str:
+        found = parts(text)
+        kept = [part for part in found if not unwanted(part)]
+        return text if len(kept) == len(found) else joined(kept, like=text)
+
+    return without_them
 
 
 def without(text: str, tags: Sequence[str]) -> str:
-    """The text without the parts that one of ``tags`` fits, see ``pattern``."""
-    patterns = [pattern(tag) for tag in tags]
-    found = parts(text)
-    kept = [part for part in found if not any(one.fullmatch(same(part)) for one in patterns)]
-    return text if len(kept) == len(found) else joined(kept)
+    """The text without the parts that one of ``tags`` fits."""
+    return remover(tags)(text)
 
 
 def deduplicated(text: str) -> str:
@@ -98,7 +119,7 @@ def deduplicated(text: str) -> str:
     first: dict[str, str] = {}
     for part in found:
         first.setdefault(same(part), part)
-    return text if len(first) == len(found) else joined(first.values())
+    return text if len(first) == len(found) else joined(first.values(), like=text)
 
 
 def appended(text: str, more: str) -> str:
@@ -107,7 +128,7 @@ def appended(text: str, more: str) -> str:
     new = [part for part in parts(more) if same(part) not in known]
     if not text.strip():
         return more
-    return joined([text.rstrip().rstrip(",").rstrip(), *new]) if new else text
+    return joined([text.rstrip().rstrip(COMMAS).rstrip(), *new], like=text) if new else text
 
 
 def by_frequency(texts: Sequence[str]) -> list[str]:
@@ -117,8 +138,20 @@ def by_frequency(texts: Sequence[str]) -> list[str]:
     for text in texts:
         found = parts(text)
         ordered = sorted(found, key=lambda part: -counts[same(part)])
-        out.append(text if ordered == found else joined(ordered))
+        out.append(text if ordered == found else joined(ordered, like=text))
     return out
+
+
+def repeats(text: str) -> bool:
+    """Whether a model has lost itself: the same one to six words, or the same letters, four times or more in a row."""
+    words = text.casefold().replace(",", " ").split()
+    if len(words) < 4:
+        words = list(text.casefold())
+    return any(
+        all(words[at + i] == words[at + i % size] for i in range(4 * size))
+        for size in range(1, 7)
+        for at in range(len(words) - 4 * size + 1)
+    )
 
 
 def with_suffix(suffix: str, caption: str) -> str:

@@ -23,11 +23,11 @@ from .recipe import (
     check_run_name,
 )
 from .stored import from_dict, to_dict
-from .subset import NO_CAPTIONS, Broken, Crop, Masks, Role, SubsetConfig
+from .subset import CAPTION_ENDINGS, ENCODINGS, Broken, CaptionLines, Crop, Masks, Role, SubsetConfig
 
 __all__ = [
-    "NO_CAPTIONS", "RESERVED", "Algorithm", "Broken", "Crop", "HuberSchedule", "LengthConfig", "Levels", "LossConfig",
-    "LossKind", "Masks", "NetworkConfig", "NoiseConfig", "OnDivergence", "OptimizerConfig", "OptimizerName",
-    "Precision", "Role", "SavePrecision", "ScheduleName", "SubsetConfig", "Syntax", "Targets", "TextConfig", "TextEncoders",
-    "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict", "to_dict",
+    "CAPTION_ENDINGS", "ENCODINGS", "RESERVED", "Algorithm", "Broken", "CaptionLines", "Crop", "HuberSchedule",
+    "LengthConfig", "Levels", "LossConfig", "LossKind", "Masks", "NetworkConfig", "NoiseConfig", "OnDivergence",
+    "OptimizerConfig", "OptimizerName", "Precision", "Role", "SavePrecision", "ScheduleName", "SubsetConfig", "Syntax", "Targets",
+    "TextConfig", "TextEncoders", "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict", "to_dict",
 ]  # fmt: skip

@@ -1,20 +1,23 @@
 """Parser of layer rules: the widgets that choose layers by name (include, exclude, rules per block).
 
 A pattern is a glob over the whole dotted name of a layer: ``*`` any characters, ``?`` one, and a component made of numbers, such
-as ``0-9`` or ``0,3,7-9``, any of these numbers. ``re:`` in front makes it a regular expression that is searched in the name. One
-pattern, or one rule, a line; ``#`` starts a comment line.
+as ``0-9`` or ``0,3,7-9``, any of these numbers. ``re:`` in front makes it a regular expression that is searched in the name. No
+pattern can take longer than its length times the name's. One pattern, or one rule, a line; ``#`` starts a comment line.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from ..errors import AtelierError
 from . import numbers
+from .expressions import Expression
+from .wildcards import ANY, Wildcards, fits
 
-NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*", re.ASCII)
 NUMBER = re.compile(r"[+-]?(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,4})?|nan|[+-]?inf", re.ASCII)
 LARGEST = 9999
 
@@ -26,10 +29,8 @@ class Pattern:
     text: str
     where: str
     """Widget and line, for messages: ``rules, line 2``."""
-    expression: re.Pattern[str]
-
-    def matches(self, layer: str) -> bool:
-        return self.expression.search(layer) is not None
+    matches: Callable[[str], bool]
+    """Whether it fits the name of a layer."""
 
 
 @dataclass(frozen=True)
@@ -98,29 +99,32 @@ def _number(where: str, key: str, text: str | None, low: float, high: float) -> 
 
 
 def _pattern(where: str, text: str) -> Pattern:
-    source = text[3:] if text.startswith("re:") else rf"\A{_glob(where, text)}\Z"
+    if not text.startswith("re:"):
+        return Pattern(text, where, _glob(where, text))
     try:
-        return Pattern(text, where, re.compile(source))
-    except re.error as error:
+        return Pattern(text, where, Expression(text[3:]).found_in)
+    except ValueError as error:
         raise AtelierError(f"{where}: {text!r} is no regular expression: {error}.") from None
 
 
-def _glob(where: str, text: str) -> str:
-    """The regular expression of a glob, without anchors."""
-    parts = []
+def _glob(where: str, text: str) -> Callable[[str], bool]:
+    """Whether a name is what the glob says."""
+    tokens: list[str | frozenset[int]] = []
     for component in text.split("."):
         if NUMBERS.fullmatch(component) and not component.isdigit():
-            parts.append("(?:" + "|".join(str(n) for n in sorted(_numbers(where, component))) + ")")
+            tokens.append(frozenset(_numbers(where, component)))
         else:
-            parts.append("".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in component))
-    return r"\.".join(parts)
+            tokens += [ANY if c == "?" else c for c in component]
+        tokens.append(".")
+    plain = "".join(token if isinstance(token, str) else ANY for token in tokens[:-1])
+    return Wildcards(plain).matches if ANY not in plain else partial(fits, tokens[:-1])
 
 
 def _numbers(where: str, component: str) -> set[int]:
     out: set[int] = set()
     for piece in component.split(","):
         first, _, last = piece.partition("-")
-        low, high = int(first), int(last or first)
+        low, high = (int(number[:9]) for number in (first, last or first))  # more digits are too many anyhow
         if low > high or high > LARGEST:
             raise AtelierError(f"{where}: {piece!r} is no range of numbers from low to high, at most {LARGEST}.")
         out.update(range(low, high + 1))

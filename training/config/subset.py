@@ -13,11 +13,15 @@ Role = Literal["training", "regularisation", "validation"]
 Masks = Literal["off", "alpha", "files"]
 Broken = Literal["stop", "leave out"]
 
-# Auto Caption writes to files with the caption's ending: never to pictures, tables of captions, or weights.
-NO_CAPTIONS = (
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".avif", ".gif", ".tif", ".tiff", ".heic",
-    ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jpf", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".psd", ".jsonl",
-    ".safetensors",
+CaptionLines = Literal["one text", "alternatives"]
+
+# Auto Caption and the captions' dialog write to files with the caption's ending: to no picture, table or program.
+CAPTION_ENDINGS = (
+    ".txt", ".text", ".caption", ".captions", ".cap", ".tags", ".tag", ".prompt", ".wd14", ".wd14_cap", ".llmcap", ".booru",
+)  # fmt: skip
+ENCODINGS = (
+    "utf-8", "gb18030", "big5", "shift-jis", "euc-jp", "euc-kr", "windows-1250", "windows-1251", "koi8-r", "windows-1252",
+    "windows-1253", "windows-1254", "utf-16-le", "utf-16-be",
 )  # fmt: skip
 
 
@@ -77,6 +81,10 @@ class SubsetConfig:
     """What a picture that cannot be read does: it stops everything, or is left out and named."""
     variants: int = 4
     """How many places of a random crop are cached per picture; 0 encodes every sighting in its step and caches no picture."""
+    caption_encoding: str = "detect"
+    """Encoding of the caption files that are not UTF-8, one of ``ENCODINGS``; ``detect`` guesses where letters tell enough."""
+    caption_lines: CaptionLines = "one text"
+    """What the lines of a caption file are: joined to one text, or alternatives, of which every sighting takes one."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -94,14 +102,15 @@ class SubsetConfig:
             f"try {max(1, round(self.resolution / self.bucket_step)) * self.bucket_step}.",
         )
         choice("crop", self.crop, Crop)
+        ending = self.caption_extension.lower()
         refuse(
-            not re.fullmatch(r"\.[A-Za-z0-9_.-]{1,20}", self.caption_extension) or ".." in self.caption_extension,
+            not re.fullmatch(r"(\.[A-Za-z0-9_-]{1,20}){1,2}", self.caption_extension),
             f"caption extension: {self.caption_extension!r} is not a file suffix such as .txt.",
         )
         refuse(
-            self.caption_extension.lower().endswith(NO_CAPTIONS),
+            not ending.endswith(CAPTION_ENDINGS),
             f"caption extension: {self.caption_extension!r} files are no caption files, and captions would be written over them. "
-            "Use .txt.",
+            f"Use one of {', '.join(CAPTION_ENDINGS)}.",
         )
         for widget, value, allowed in (("role", self.role, Role), ("masks", self.masks, Masks), ("broken", self.broken, Broken)):
             choice(widget, value, allowed)
@@ -109,6 +118,12 @@ class SubsetConfig:
         self._check_use()
 
     def _check_captions(self) -> None:
+        choice("caption lines", self.caption_lines, CaptionLines)
+        encodings = ("detect", *ENCODINGS)
+        refuse(
+            self.caption_encoding not in encodings,
+            f"caption encoding: {self.caption_encoding!r} is not one of {', '.join(encodings)}.",
+        )
         for widget, share in (("caption dropout", self.caption_dropout), ("tag dropout", self.tag_dropout)):
             refuse(not 0 <= share < 1, f"{widget}: {share} is outside 0 to 0.99. For no captions at all, switch them off.")
         refuse(not 0 <= self.keep_tokens <= 1000, f"keep tokens: {self.keep_tokens} is outside 0 to 1000.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import SubsetConfig
 from ..seeding import picture_random
 from .samples import Dataset
-from .tags import parts_of
+from .words import joined, parts
 
 FIXED = -1
 """Number of a sighting in which nothing is left to chance: for pictures that are only looked at, never trained on."""
@@ -20,8 +20,27 @@ encoding on the disk (0.2 MB for CLIP-L, 4 MB for a T5 of 256 tokens); 16 orders
 
 
 def plain_caption(caption: str | None, config: SubsetConfig) -> str:
-    """The caption with prefix and suffix, as it stands before anything is left to chance."""
-    return f"{config.caption_prefix}{caption or ''}{config.caption_suffix}".strip()
+    """The caption, the first of several alternatives, with prefix and suffix: as it stands before anything is left to chance."""
+    return f"{config.caption_prefix}{alternatives(caption)[0]}{config.caption_suffix}".strip()
+
+
+def alternatives(caption: str | None) -> list[str]:
+    """The captions among which a sighting chooses: only ``caption_lines`` = ``alternatives`` leaves several lines."""
+    return (caption or "").split("\n")
+
+
+def variants_of(caption: str | None, config: SubsetConfig) -> int:
+    """After how many sightings the orders of a caption recur: every alternative is among them, as often as the others."""
+    lines = len(alternatives(caption))
+    return lines * -(-CAPTION_VARIANTS // lines) if varied(config) else lines
+
+
+def _alternative(caption: str | None, seed: int, key: str, variant: int) -> str:
+    """The caption whose turn it is: all of them in a drawn order, again and again."""
+    lines = alternatives(caption)
+    if len(lines) > 1:
+        picture_random("alternatives", seed, key).shuffle(lines)
+    return lines[variant % len(lines)]
 
 
 def varied(config: SubsetConfig) -> bool:
@@ -32,20 +51,20 @@ def varied(config: SubsetConfig) -> bool:
 def caption_variant(caption: str | None, config: SubsetConfig, seed: int, key: str, variant: int) -> str:
     """One order of a caption's comma-separated parts.
 
-    After prefix and suffix: split on "," outside brackets, the first ``keep_tokens`` parts stay, the rest is shuffled, then each
-    of the rest is dropped with probability ``tag_dropout``; joined with ", ".
+    After prefix and suffix: split at commas outside brackets, the first ``keep_tokens`` parts stay, the rest is shuffled, each
+    of the rest is dropped with probability ``tag_dropout``; joined with commas of the same kind.
     """
-    text = plain_caption(caption, config)
+    text = plain_caption(_alternative(caption, seed, key, variant), config)
     if not varied(config):
         return text
-    parts = parts_of(text)
-    kept, rest = parts[: config.keep_tokens], parts[config.keep_tokens :]
+    found = parts(text)
+    kept, rest = found[: config.keep_tokens], found[config.keep_tokens :]
     draw = picture_random("caption", seed, key, variant)
     if config.shuffle_captions:
         draw.shuffle(rest)
     if config.tag_dropout > 0:
         rest = [part for part in rest if draw.random() >= config.tag_dropout]
-    return ", ".join(kept + rest)
+    return joined(kept + rest, like=text)
 
 
 def sighted_caption(caption: str | None, config: SubsetConfig, seed: int, key: str, sighting: int) -> str:
@@ -54,12 +73,12 @@ def sighted_caption(caption: str | None, config: SubsetConfig, seed: int, key: s
         return plain_caption(caption, config)
     if config.caption_dropout > 0 and picture_random("dropout", seed, key, sighting).random() < config.caption_dropout:
         return ""
-    return caption_variant(caption, config, seed, key, sighting % CAPTION_VARIANTS)
+    return caption_variant(caption, config, seed, key, sighting % variants_of(caption, config))
 
 
 def caption_variants(caption: str | None, config: SubsetConfig, seed: int, key: str, sightings: int) -> list[str]:
     """Every caption that ``sighted_caption`` can give within the first ``sightings`` sightings, each once."""
-    count = min(sightings, CAPTION_VARIANTS) if varied(config) else 1
+    count = max(1, min(sightings, variants_of(caption, config)))
     texts = [caption_variant(caption, config, seed, key, variant) for variant in range(count)]
     return list(dict.fromkeys(texts + ([""] if config.caption_dropout > 0 else [])))
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import codecs
 import re
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..config import SubsetConfig
 from ..errors import AtelierError
-from ..files import Unreadable, read_limited, write_text
+from ..files import replacing
+from .words import COMMAS, composed, whole_word
 
 MAX_BYTES = 1 << 20
 """A larger caption file is taken for a mistake."""
 NUMBERING = re.compile(r"(?:\s*\(\d+\)|_\d+|[- ]0\d*)$")
 FIELDS = re.compile(r"\{([^{}]*)\}")
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+INVISIBLE = dict.fromkeys((0xFEFF, 0x200B, 0x2060))
+"""Marks that editors leave inside a text. Joiners stay: emoji and several scripts are spelt with them."""
+NAMED = 3
 
 
 def caption_path(picture: Path, extension: str = ".txt") -> Path:
@@ -21,63 +26,65 @@ def caption_path(picture: Path, extension: str = ".txt") -> Path:
     return picture.with_suffix(extension)
 
 
-def decode(data: bytes) -> tuple[str, str]:
-    """(text, encoding): UTF-8 with or without BOM, UTF-16 by its BOM, else Windows-1252, else Latin-1."""
-    if data.startswith(UTF_16):
-        return data.decode("utf-16", errors="replace"), "UTF-16"
-    for encoding, name in (("utf-8-sig", "UTF-8"), ("cp1252", "Windows-1252")):
-        try:
-            return data.decode(encoding), name
-        except UnicodeDecodeError:
-            continue
-    return data.decode("latin-1"), "Latin-1"
+def clean(text: str) -> str:
+    """The text without what nobody sees: empty lines, outer spaces, tabs, control characters, marks of encodings."""
+    lines = (_visible(line).strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line)
 
 
-def one_line(text: str) -> str:
-    """The text with its lines joined by a space."""
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+def _visible(line: str) -> str:
+    line = line.translate(INVISIBLE)
+    return line if line.isprintable() else "".join(" " if unicodedata.category(c) == "Cc" else c for c in line)
 
 
-def read_caption(path: Path) -> tuple[str | None, str | None]:
-    """(caption, warning): None without a file; lines are joined with a space; the warning names an unusual encoding."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise AtelierError(f"{path}: this is too large for a caption file (more than 1 MB). Take it out of the folder.")
-        data = read_limited(path, MAX_BYTES)
-    except FileNotFoundError:
-        return None, None
-    except OSError as error:
-        raise AtelierError(f"{path}: the caption cannot be read ({error.strerror}).") from error
-    except Unreadable as error:
-        raise AtelierError(f"{path}: the caption cannot be read ({error.why}).") from error
-    text, encoding = decode(data)
-    warning = None if encoding == "UTF-8" else f"{path.name} was read as {encoding}; save it as UTF-8 to be sure of every letter."
-    return one_line(text), warning
+def arranged(text: str, config: SubsetConfig) -> str:
+    """A cleaned text as the subset means it: one text, its lines joined by a space, or alternatives, one a line."""
+    return clean(text) if config.caption_lines == "alternatives" else " ".join(clean(text).split("\n"))
 
 
 def write_caption(path: Path, text: str) -> None:
     """Write the caption as UTF-8 with a line end, whole or not at all; AtelierError naming the file if that fails."""
+    put_caption(path, f"{text}\n".encode(), durable=True)
+
+
+def put_caption(path: Path, data: bytes, durable: bool) -> None:
+    """The caption file of these bytes, see ``replacing``."""
     try:
-        write_text(path, f"{text}\n")
+        with replacing(path, durable) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
-        raise AtelierError(
-            f"{path}: the caption cannot be written ({error.strerror}). Allow writing in this folder, or copy the pictures."
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> AtelierError:
+    reason = error.strerror
+    return AtelierError(f"{path}: the caption cannot be written ({reason}). Allow writing in this folder, or copy the pictures.")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names and the number of the others."""
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def with_prefix(prefix: str, caption: str) -> str:
     """``prefix`` as it stands in front of the caption, once."""
-    return caption if not prefix or caption.startswith(prefix) else prefix + caption
+    return caption if not prefix or composed(caption).startswith(composed(prefix)) else prefix + caption
 
 
 def with_trigger(trigger: str, caption: str) -> str:
     """The caption with the trigger word as its first, comma-separated part: ("ohwx", "a cat") -> "ohwx, a cat".
 
-    A caption that starts with the trigger word already is left as it is.
+    A caption that starts with the trigger word already is left as it is; one that starts with it in other capitals gets it as it
+    is written here, since some text encoders tell capitals apart.
     """
-    trigger, caption = trigger.strip().rstrip(",").rstrip(), caption.strip()
-    if not trigger or re.match(rf"{re.escape(trigger)}(?!\w)", caption):
+    trigger, caption = trigger.strip().rstrip(COMMAS).rstrip(), caption.strip()
+    if not trigger:
         return caption
+    whole, word = composed(caption), composed(trigger)
+    start = whole[: len(word)]
+    if start.casefold() == word.casefold() and whole_word(whole, 0, len(word)):
+        return caption if start == word else trigger + whole[len(word) :]
     return f"{trigger}, {caption}" if caption else trigger
 
 

@@ -17,7 +17,8 @@ from ..config import SubsetConfig
 from ..errors import AtelierError
 from ..files import remove_longest_unused, replacing
 from .cache import cache_key
-from .captions import one_line
+from .caption_reader import CaptionReader
+from .captions import arranged
 from .index import Facts, Index
 from .plan import bucket_of
 from .samples import Sample, Subset, counted
@@ -53,7 +54,9 @@ def subset_of(
     for number, given in enumerate(texts or (), start=1):
         if not isinstance(given, str):
             raise AtelierError(f"texts: number {number} is {type(given).__name__} and no text. Connect a node that gives texts.")
-    captions = [None] * len(pictures) if texts is None else [one_line(texts[i % len(texts)]) for i in range(len(pictures))]
+    captions = (
+        [None] * len(pictures) if texts is None else [arranged(texts[i % len(texts)], config) for i in range(len(pictures))]
+    )
     memory = Index(index)
 
     def written(pixels: Tensor, text: str | None) -> tuple[Path, Facts]:
@@ -77,14 +80,13 @@ def _samples(
 ) -> tuple[list[Sample], list[str]]:
     """(samples, warnings about their captions)."""
     samples: list[Sample] = []
-    warnings: list[str] = []
+    reader = CaptionReader(config)
     for (path, facts), text in zip(files, captions, strict=True):
-        caption, odd = caption_now(path, config, text, None)
-        warnings += [odd] if odd else []
+        caption = caption_now(path, reader, text, None)
         focus = memory.focus(path, bucket_of(facts.width, facts.height, config)) if config.crop == "focus" else None
         samples.append(Sample(path, facts.width, facts.height, caption, facts.key, text, focus, look=facts.look))
         steps.step()
-    return samples, warnings
+    return samples, reader.notes()
 
 
 def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:

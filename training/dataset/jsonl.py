@@ -2,63 +2,97 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..config import SubsetConfig
 from ..errors import AtelierError
-from ..files import Unreadable, read_limited
-from .captions import decode
+from ..files import Unreadable, parse_json, read_limited
+from .captions import arranged, some
+from .encodings import SAMPLE, Decoded, guess, text_of
+from .words import composed
 
 MAX_BYTES = 1 << 28
 TEXT = ("text", "caption")
 """Names under which the caption is looked for, in this order."""
 
 
-def read_jsonl(file: Path) -> tuple[dict[Path, str], str]:
-    """(caption by picture, encoding); ``file_name`` counts from the file's folder, and the last of several lines wins.
+def read_jsonl(file: Path, config: SubsetConfig) -> tuple[dict[Path, str], Decoded, list[str]]:
+    """(caption by picture, the file's text and encoding, names that stand in several lines, of which the last wins).
 
-    Names are compared with pictures that were found in the folder, never opened. AtelierError naming file and line.
+    ``file_name`` counts from the file's folder. Names are compared with pictures that were found in the folder, never opened.
+    AtelierError naming file and line.
     """
     try:
         if file.stat().st_size > MAX_BYTES:
             raise AtelierError(f"{file}: this file has more than {MAX_BYTES >> 20} MB. Take it out of the folder.")
-        text, encoding = decode(read_limited(file, MAX_BYTES))
+        data = read_limited(file, MAX_BYTES)
     except OSError as error:
         raise AtelierError(f"{file}: this file cannot be read ({error.strerror}).") from error
     except Unreadable as error:
         raise AtelierError(f"{file}: this file cannot be read ({error.why}).") from error
-    captions = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+    found = text_of(file, data, config.caption_encoding, lambda: guess(_beyond_ascii(data)))
+    captions: dict[Path, str] = {}
+    twice = []
+    for number, line in enumerate(found.text.split("\n"), 1):
+        if not line.strip("\ufeff \t\r"):
             continue
-        try:
-            row = json.loads(line)
-            name = row["file_name"]
-            caption = next(row[field] for field in TEXT if field in row)
-        except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
-            raise _bad(file, number) from error
-        if not isinstance(name, str) or not (caption is None or isinstance(caption, str)):
-            raise _bad(file, number)
-        if caption is not None:
-            captions[file.parent / name.replace("\\", "/")] = " ".join(caption.split())
-    return captions, encoding
+        name, caption = _row(file, number, line.strip("\ufeff"))
+        if caption is None:
+            continue
+        path = file.parent / name.replace("\\", "/")
+        twice += [path.name] if captions.get(path, caption) != caption else []
+        captions[path] = arranged(caption, config)
+    return captions, found, twice
+
+
+def _beyond_ascii(data: bytes) -> bytes:
+    """The lines that have letters to guess by, so that a long English beginning does not hide them."""
+    out = bytearray()
+    for line in data.split(b"\n"):
+        if len(out) >= SAMPLE:
+            break
+        out += line + b"\n" if not line.isascii() else b""
+    return bytes(out)
+
+
+def _row(file: Path, number: int, line: str) -> tuple[str, str | None]:
+    """(picture's name, caption) of one line."""
+    try:
+        row = parse_json(line.encode("utf-8", "surrogatepass"))
+        name = row["file_name"]
+        caption = next(row[field] for field in TEXT if field in row)
+        f"{name}{caption}".encode()  # half a pair of UTF-16, which JSON can hold, is no letter
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise _bad(file, number) from error
+    if not isinstance(name, str) or "\0" in name or not (caption is None or isinstance(caption, str)):
+        raise _bad(file, number)
+    return name, caption
 
 
 def _bad(file: Path, number: int) -> AtelierError:
     return AtelierError(f'{file}: line {number} is not of the form {{"file_name": "1.png", "text": "a caption"}}. Mend it.')
 
 
-def captions_of(files: Iterable[Path], pictures: Iterable[Path]) -> tuple[dict[Path, str], list[str]]:
-    """(caption by picture, warnings about unusual encodings and lines whose picture is not there)."""
-    known, captions, warnings = set(pictures), {}, []
+def captions_of(files: Iterable[Path], pictures: Iterable[Path], config: SubsetConfig) -> tuple[dict[Path, str], list[str]]:
+    """(caption by picture, warnings about encodings, names that stand twice, and lines whose picture is not there)."""
+    known = {composed(str(path)): path for path in pictures}
+    captions: dict[Path, str] = {}
+    warnings = []
     for file in files:
-        found, encoding = read_jsonl(file)
-        if encoding != "UTF-8":
-            warnings.append(f"{file.name} was read as {encoding}; save it as UTF-8 to be sure of every letter.")
-        captions.update({path: text for path, text in found.items() if path in known})
-        missing = [path.name for path in found if path not in known]
+        found, stored, twice = read_jsonl(file, config)
+        if stored.guessed:
+            warnings.append(
+                f"{file.name} was read as {stored.encoding.upper()}, a guess by its letters. If it is right, set "
+                f"caption_encoding to {stored.encoding}, else to the right one."
+            )
+        elif stored.encoding not in ("utf-8", "utf-8-sig"):
+            warnings.append(f"{file.name} is in {stored.encoding.upper()}.")
+        there = {known.get(composed(str(path))): text for path, text in found.items()}
+        captions.update({path: text for path, text in there.items() if path is not None})
+        if twice:
+            warnings.append(f"{file.name} has several captions of one picture, of which the last counts: {some(twice)}.")
+        missing = [path.name for path in found if composed(str(path)) not in known]
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            warnings.append(f"{file.name} has captions of pictures that are not in the folder: {', '.join(missing[:3])}{more}.")
+            warnings.append(f"{file.name} has captions of pictures that are not in the folder: {some(missing)}.")
     return captions, warnings

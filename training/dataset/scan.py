@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
 from . import holdout, masks, unused
-from .captions import caption_path, read_caption
+from .caption_reader import CaptionReader
+from .captions import caption_path
 from .change_stamps import files_stamp
 from .index import Facts, Index, file_digest
 from .jsonl import captions_of
@@ -63,18 +63,15 @@ def _facts(
 
 
 def caption_now(
-    path: Path, config: SubsetConfig, fallback: str | None, class_caption: str | None, other: Path | None = None
-) -> tuple[str | None, str | None]:
-    """(caption, warning): the caption file as it is on the disk now, else ``fallback``, else the class caption, else None.
+    path: Path, reader: CaptionReader, fallback: str | None, class_caption: str | None, other: Path | None = None
+) -> str | None:
+    """The caption file as it is on the disk now, else ``fallback``, else the class caption, else None.
 
     ``other`` is a caption file under another name than the usual one, which counts while there is no usual one.
     """
-    if not config.captions:
-        return class_caption or "", None
-    files = (caption_path(path, config.caption_extension), *([other] if other else []))
-    file = next((one for one in files if os.path.lexists(one)), None)
-    text, warning = read_caption(file) if file else (None, None)
-    return next((t for t in (text, fallback, class_caption) if t is not None), None), warning
+    if not reader.config.captions:
+        return class_caption or ""
+    return next((text for text in (reader.caption(path, other), fallback, class_caption) if text is not None), None)
 
 
 def _mask(path: Path, config: SubsetConfig, one: Facts, found: FoundFolder, root: Path) -> tuple[Path | None, str]:
@@ -91,15 +88,14 @@ def _mask(path: Path, config: SubsetConfig, one: Facts, found: FoundFolder, root
 
 def _subset(found: FoundFolder, config: SubsetConfig, root: Path, index: Index, base: Path, steps: Steps) -> Subset:
     facts, warnings = _facts(found.pictures, config, index, steps)
-    texts, unknown = captions_of(found.tables, found.pictures)
+    texts, unknown = captions_of(found.tables, found.pictures, config)
     class_caption = config.class_caption.strip() or found.class_caption
-    samples = []
+    samples, reader = [], CaptionReader(config)
     for path, one in facts.items():
         other = found.captions.get(path)
         for file in (caption_path(path, config.caption_extension), *([other] if other else [])):
             refuse_outside(file, root)
-        caption, odd = caption_now(path, config, texts.get(path), class_caption, other)
-        warnings += [odd] if odd else []
+        caption = caption_now(path, reader, texts.get(path), class_caption, other)
         focus = index.focus(path, bucket_of(one.width, one.height, config)) if config.crop == "focus" else None
         mask, mask_key = _mask(path, config, one, found, root)
         samples.append(
@@ -112,9 +108,9 @@ def _subset(found: FoundFolder, config: SubsetConfig, root: Path, index: Index, 
     repeats, unusual = repeats_of(found, config)
     subset = Subset(config, tuple(samples), repeats, class_caption)
     said = [
-        *([unusual] if unusual else []), *found.warnings, *warnings, *unknown, *_mask_notes(found, config, samples),
-        *unused.sentences(found.unused, base, quiet=False), *_content_notes(facts, found, config, samples),
-        *holdout.remarks(subset),
+        *([unusual] if unusual else []), *found.warnings, *warnings, *reader.notes(), *unknown,
+        *_mask_notes(found, config, samples), *unused.sentences(found.unused, base, quiet=False),
+        *_content_notes(facts, found, config, samples), *holdout.remarks(subset),
     ]  # fmt: skip
     for warning in said:
         log.warning("dataset %s: %s", config.folder, warning)
@@ -195,12 +191,13 @@ def refresh_captions(dataset: Dataset) -> Dataset:
     its own settings, since one picture may be in several; a picture without files on the disk keeps the caption it came with.
     """
 
-    def now(sample: Sample, subset: Subset) -> Sample:
-        if sample.ready:
-            return sample
-        caption, _ = caption_now(sample.path, subset.config, sample.fallback, subset.class_caption, sample.caption_file)
-        return dataclasses.replace(sample, caption=caption)
+    def now(subset: Subset) -> Subset:
+        reader = CaptionReader(subset.config)
 
-    return Dataset(
-        tuple(dataclasses.replace(subset, samples=tuple(now(s, subset) for s in subset.samples)) for subset in dataset.subsets)
-    )
+        def text(s: Sample) -> str | None:
+            return caption_now(s.path, reader, s.fallback, subset.class_caption, s.caption_file)
+
+        samples = (s if s.ready else dataclasses.replace(s, caption=text(s)) for s in subset.samples)
+        return dataclasses.replace(subset, samples=tuple(samples))
+
+    return Dataset(tuple(now(subset) for subset in dataset.subsets))

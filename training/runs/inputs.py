@@ -26,7 +26,9 @@ NO_MATTER = frozenset({
 where a caption has a character that it knows, and that is among the models."""
 LENGTH = frozenset({"length.epochs", "length.max_steps", "length.when_enough", "length.on_divergence"})
 """Fields that decide when it ends, which is compared in steps."""
-NOWHERE = frozenset({"folder", "caption_extension", "broken", "nested", "repeats", "class_caption"})
+NOWHERE = frozenset({
+    "folder", "caption_extension", "caption_encoding", "caption_lines", "broken", "nested", "repeats", "class_caption",
+})  # fmt: skip
 """Fields of a subset that only decide which pictures and captions there are, and these are compared themselves."""
 STRUCTURE = ("network.", "optimizer.name", "optimizer.optimizer_args", "optimizer.weight_decay", "text.encoders", "ema_decay")
 """Settings with which the stored state is of another form, or holds the old value."""

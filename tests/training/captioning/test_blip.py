@@ -11,7 +11,8 @@ import torch
 from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.tests.training.captioning import cancel, tiny_blip
 from lora_atelier.training.captioning import load
-from lora_atelier.training.captioning.protocol import Picture
+from lora_atelier.training.captioning.pretrained import as_captions
+from lora_atelier.training.captioning.protocol import CutShort, Picture
 from lora_atelier.training.captioning.settings import GenerationSettings
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
@@ -176,3 +177,21 @@ def test_transformers_is_not_imported_before_a_model_is_loaded(root):
         "assert 'transformers' not in sys.modules, 'imported too early'\n"
     )
     subprocess.run([sys.executable, "-c", code, str(root)], check=True, env={**os.environ, "PYTHONPATH": ""})
+
+
+def test_an_answer_that_ends_with_a_word_was_cut_short(captioners):
+    """BLIP's end is [SEP], and what ends earlier than others is filled up with [PAD]."""
+    processor = load("blip", captioners, "", GenerationSettings(), CPU).processor
+    tokenizer = processor.tokenizer
+    rows = [["a", "cat", "[SEP]", "[PAD]"], ["a", "red", "cat", "[SEP]"], ["a", "red", "cat", "with"]]
+    said = as_captions(processor, torch.tensor([tokenizer.convert_tokens_to_ids(row) for row in rows]))
+    assert said == ["a cat", "a red cat", "a red cat with"]
+    assert [isinstance(text, CutShort) for text in said] == [False, False, True]
+
+
+def test_a_limit_that_is_reached_is_told(captioners, pictures):
+    """As many tokens as at least, at most: no answer can end by itself."""
+    said = described(captioners, "blip", pictures, beams=1, min_length=6, max_length=6, prompt="a photo of")
+    cut = [isinstance(text, CutShort) for text in said]
+    assert any(cut), said
+    assert not any(isinstance(text, CutShort) and not text for text in said)

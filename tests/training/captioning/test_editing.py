@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.tests.noise_pictures import noise_picture
+from lora_atelier.training import files
 from lora_atelier.training.captioning import editing
-from lora_atelier.training.captioning.editing import Changed, Edit, listed, write
+from lora_atelier.training.captioning.editing import Changed, Edit, Unclear
+from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.errors import AtelierError
 
 WORDS = st.text("abcäß ", min_size=1, max_size=6).filter(str.strip)
+
+
+ANY = SubsetConfig("input/set")
+WESTERN = SubsetConfig("input/set", caption_encoding="windows-1252")
+
+
+def listed(folder: Path, config: SubsetConfig = WESTERN) -> list[editing.Listed]:
+    return editing.listed(folder, config)
+
+
+def write(folder: Path, wanted: list[Edit], config: SubsetConfig = WESTERN) -> tuple[list[Edit], list[editing.Listed]]:
+    return editing.write(folder, wanted, config)
 
 
 @pytest.fixture
@@ -71,7 +87,7 @@ def test_only_pictures_of_the_folder_can_be_edited(folder: Path, picture: str) -
         write(folder, [Edit(picture, "x", "")])
 
 
-@pytest.mark.parametrize("caption", ["two\nlines", "nul\0", "x" * (1 << 20) + "y", "\ud800"])
+@pytest.mark.parametrize("caption", ["nul\0", "x" * (1 << 20) + "y", "\ud800"])
 def test_what_no_caption_file_can_hold_is_refused(folder: Path, caption: str) -> None:
     with pytest.raises(AtelierError, match=r"b\.png"):
         write(folder, edits(folder, b=caption))
@@ -105,6 +121,134 @@ def test_if_one_cannot_be_written_none_is(folder: Path) -> None:
     with pytest.raises(AtelierError, match="cannot be written"):
         write(folder, edits(folder, a="blue", b="new", **{long: "too long"}))
     assert listed(folder) == before
+
+
+def test_a_failure_half_way_puts_back_what_was_written_to_the_byte(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    before = {path: path.read_bytes() for path in folder.rglob("*.txt")}
+    wanted = edits(folder, a="blue", c="blau", b="new")
+    real, calls = os.replace, []
+
+    def fails_at_the_third(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 3:
+            raise PermissionError(13, "Permission denied", str(source))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_at_the_third)
+    with pytest.raises(AtelierError, match=r"b\.txt: the caption cannot be written \(Permission denied\)"):
+        write(folder, wanted)
+    assert {path: path.read_bytes() for path in folder.rglob("*.txt")} == before
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_what_cannot_be_put_back_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = edits(folder, a="blue", b="new")
+    real, calls = os.replace, []
+
+    def fails_after_the_first(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError(5, "Input/output error", str(source))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_after_the_first)
+    with pytest.raises(AtelierError, match=r"writing broke off .*a\.txt had been written by then, the others not"):
+        write(folder, wanted)
+
+
+def test_a_full_disk_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*.txt")}
+    wanted = edits(folder, a="blue", b="new")
+
+    def full(_paths: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "settle", full)
+    with pytest.raises(AtelierError):
+        write(folder, wanted)
+    assert {path: path.read_bytes() for path in folder.rglob("*.txt")} == before and not list(folder.rglob("*.partial"))
+
+
+def test_saving_reads_and_writes_every_file_once_and_waits_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(50):
+        noise_picture((16, 16), 20).save(folder / f"n{i}.png")
+        (folder / f"n{i}.txt").write_text("before")
+    wanted = edits(folder, **{f"n{i}": "after" for i in range(50)})
+    counts: Counter[str] = Counter()
+
+    def counting(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, **more: (counts.update([name]), real(*given, **more))[1])
+
+    for owner, name in ((Path, "read_bytes"), (os, "replace"), (os, "fsync"), (os, "sync"), (Path, "iterdir")):
+        counting(owner, name)
+    write(folder, wanted)
+    assert {path.read_text() for path in folder.glob("n*.txt")} == {"after\n"}
+    assert counts["read_bytes"] == 50 and counts["replace"] == 50, "once a file"
+    assert counts["sync"] == 1 and counts["fsync"] == 0 and counts["iterdir"] == 2, "once a folder"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"two\r\nlines\r\n", b"no line end", b"\xef\xbb\xbfmarked\n", "süß".encode("cp1252"), "猫".encode("utf-16"), b"",
+        b"  spaces \n", "a\u200bb\tc\n".encode(),
+    ],
+)  # fmt: skip
+def test_an_undo_restores_a_file_to_the_byte(folder: Path, data: bytes) -> None:
+    (folder / "b.txt").write_bytes(data)
+    undo, _ = write(folder, edits(folder, b="changed"))
+    assert (folder / "b.txt").read_bytes() != data
+    undo, _ = write(folder, undo)
+    assert (folder / "b.txt").read_bytes() == data
+    write(folder, undo)
+    assert "changed" in next(one for one in listed(folder) if one.picture == "b.png").caption  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("original", ["no base64!", "AAA", "A" * (1 << 21)])
+def test_what_is_to_be_restored_is_checked(folder: Path, original: str) -> None:
+    with pytest.raises(AtelierError, match="captions: "):
+        write(folder, [Edit("b.png", None, "", original)])
+    assert not (folder / "b.txt").exists()
+
+
+RUSSIAN = "рыжая кошка сидит на красном диване"
+
+
+def test_a_guess_is_asked_about_before_it_is_written(folder: Path) -> None:
+    (folder / "b.txt").write_bytes(RUSSIAN.encode("koi8_r"))
+    (folder / "10_cat" / "c.txt").unlink()
+    known = {one.picture: one for one in listed(folder, ANY)}
+    edit = Edit("b.png", f"ohwx, {RUSSIAN}", known["b.png"].version)
+    with pytest.raises(Unclear, match=r"b\.png: the encoding of these files is only a guess.*Nothing was saved"):
+        write(folder, [edit], ANY)
+    assert (folder / "b.txt").read_bytes() == RUSSIAN.encode("koi8_r")
+    undo, _ = editing.write(folder, [edit], ANY, as_utf8=True)
+    assert (folder / "b.txt").read_text(encoding="utf-8") == f"ohwx, {RUSSIAN}\n"
+    write(folder, undo, ANY)
+    assert (folder / "b.txt").read_bytes() == RUSSIAN.encode("koi8_r")
+
+
+def test_a_certain_encoding_is_kept_and_a_letter_that_is_not_in_it_is_asked_about(folder: Path) -> None:
+    write(folder, edits(folder, c="grün, cat"))
+    assert (folder / "10_cat" / "c.txt").read_bytes() == "grün, cat\n".encode("cp1252")
+    with pytest.raises(Unclear, match=r"10_cat/c\.png"):
+        write(folder, edits(folder, c="猫"))
+    editing.write(folder, edits(folder, c="猫"), WESTERN, as_utf8=True)
+    assert (folder / "10_cat" / "c.txt").read_text(encoding="utf-8") == "猫\n"
+
+
+def test_lines_stay_lines(folder: Path) -> None:
+    (folder / "b.txt").write_text("a cat\na red cat\n")
+    assert next(one for one in listed(folder) if one.picture == "b.png").caption == "a cat\na red cat"
+    captions = {"b": "a cat\na red cat"}
+    assert editing.with_more(captions, "drawn") == {"b": "a cat, drawn\na red cat, drawn"}
+    assert editing.with_other(captions, "cat", "dog") == {"b": "a dog\na red dog"}
+    assert editing.with_tag(captions, "a red *") == captions and editing.with_tag(captions, "red") == {}
+    write(folder, edits(folder, b="a dog\r\na red dog"))
+    assert (folder / "b.txt").read_bytes() == b"a dog\na red dog\n"
 
 
 def test_too_many_edits_are_refused(folder: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 from lora_atelier.training.captioning import list_captioners, load
 from lora_atelier.training.captioning.existing import ExistingCaptioner
 from lora_atelier.training.captioning.file_name import FileNameCaptioner
 from lora_atelier.training.captioning.fill import fill, workload
-from lora_atelier.training.captioning.protocol import Picture
+from lora_atelier.training.captioning.protocol import CutShort, Picture
 from lora_atelier.training.captioning.settings import GenerationSettings, TaggerSettings
-from lora_atelier.training.captioning.text import TextWork
+from lora_atelier.training.captioning.text import TextWork, repeats
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, scan
@@ -34,6 +37,15 @@ def dataset(folder, **settings):
 
 def texts(folder):
     return {path.stem: path.read_text(encoding="utf-8").strip() for path in folder.rglob("*.txt")}
+
+
+def texts_beside(folder):
+    return list(folder.glob("*.txt"))
+
+
+def originals(folder):
+    """What is kept of captions that were overwritten."""
+    return sorted(path.read_bytes() for path in folder.glob(".earlier-captions/*"))
 
 
 def test_missing_captions_are_filled_and_others_kept(folder):
@@ -186,8 +198,10 @@ def test_regularisation_pictures_are_left_alone_unless_somebody_asks(folder, tmp
     assert [s.caption for s in captioned.subsets[1].samples] == ["man"]
     assert "Note: 1 regularisation picture left alone" in report.describe(captioned)
     captioned, report = fill(both, NAMES, regularisation=True)
+    assert report.written == () and "class caption says more than a file name: anyone.png" in report.describe(captioned)
+    captioned, report = fill(both, FileNameCaptioner("{folder}, {name}"), regularisation=True)
     assert [path.name for path in report.written] == ["anyone.txt"] and "regularisation" not in report.describe(captioned)
-    assert [s.caption for s in captioned.subsets[1].samples] == ["openmoji emoji, anyone"]
+    assert [s.caption for s in captioned.subsets[1].samples] == ["man, anyone"]
 
 
 def test_a_picture_that_is_learnt_as_well_is_captioned(folder):
@@ -285,20 +299,35 @@ def test_work_on_existing_captions_alone(folder):
     (folder / "crab_01.txt").write_bytes("blue eyes, café".encode("cp1252"))
     work = TextWork("ohwx", remove=("blue eyes",), spaces=True)
     for _ in range(2):
-        _, report = fill(dataset(folder), ExistingCaptioner(), "overwrite", work)
-        assert texts(folder) == {"cat-face": "ohwx, 1girl, solo", "crab_01": "ohwx, café"}
+        _, report = fill(dataset(folder, caption_encoding="windows-1252"), ExistingCaptioner(), "overwrite", work)
+        assert (folder / "cat-face.txt").read_text() == "ohwx, 1girl, solo\n"
+        assert (folder / "crab_01.txt").read_bytes() == "ohwx, café\n".encode("cp1252")
         assert [path.name for path in report.empty] == ["hot-dog.png"]
 
 
-def test_another_encoding_is_read_reported_and_written_as_utf8(folder):
-    (folder / "crab_01.txt").write_bytes("café".encode("cp1252"))
-    captioned, report = fill(dataset(folder), ExistingCaptioner(), "overwrite")
-    assert "Note: crab_01.txt was read as Windows-1252 and written anew as UTF-8." in report.describe(captioned)
-    assert (folder / "crab_01.txt").read_bytes() == "café\n".encode()
-    (folder / "crab_01.txt").write_bytes("café".encode("cp1252"))
+RUSSIAN = "рыжая кошка сидит на красном диване"
+
+
+def test_a_guess_is_never_written_back(folder):
+    (folder / "crab_01.txt").write_bytes(RUSSIAN.encode("cp1251"))
+    for captioner, mode in ((ExistingCaptioner(), "overwrite"), (SAYS, "append")):
+        with pytest.raises(AtelierError, match=r"crab_01\.txt: that these files are WINDOWS-1251 is a guess"):
+            fill(dataset(folder), captioner, mode, TextWork("ohwx"))
+        assert (folder / "crab_01.txt").read_bytes() == RUSSIAN.encode("cp1251") and len(texts_beside(folder)) == 1
     captioned, report = fill(dataset(folder), NAMES)
-    assert "Note: crab_01.txt was read as Windows-1252; save it as UTF-8" in report.describe(captioned)
-    assert (folder / "crab_01.txt").read_bytes() == "café".encode("cp1252"), "kept means kept"
+    assert "captions were read as WINDOWS-1251, a guess by their letters: crab_01.txt" in report.describe(captioned)
+    assert (folder / "crab_01.txt").read_bytes() == RUSSIAN.encode("cp1251"), "kept means kept"
+
+
+def test_with_the_persons_word_a_file_keeps_its_encoding_where_it_can(folder):
+    for encoding, declared in (("cp1251", "windows-1251"), ("koi8_r", "koi8-r"), ("utf-16", "detect"), ("utf-8-sig", "detect")):
+        (folder / "crab_01.txt").write_bytes(RUSSIAN.encode(encoding))
+        fill(dataset(folder, caption_encoding=declared), ExistingCaptioner(), "overwrite", TextWork("ohwx"))
+        assert (folder / "crab_01.txt").read_bytes() == f"ohwx, {RUSSIAN}\n".encode(encoding)
+    (folder / "crab_01.txt").write_bytes(RUSSIAN.encode("cp1251"))
+    captioned, report = fill(dataset(folder, caption_encoding="windows-1251"), ExistingCaptioner(), "overwrite", TextWork("猫"))
+    assert (folder / "crab_01.txt").read_text(encoding="utf-8") == f"猫, {RUSSIAN}\n"
+    assert "Note: written anew as UTF-8: crab_01.txt." in report.describe(captioned)
 
 
 def test_a_dry_run_shows_before_and_after_and_writes_nothing(folder):
@@ -353,3 +382,175 @@ def test_file_names_show_no_picture_for_they_read_none(folder):
     seen = []
     fill(dataset(folder), NAMES, progress=lambda total: lambda done, preview=None: seen.append(preview))
     assert set(seen) == {None}
+
+
+def with_table(folder, **captions):
+    rows = (json.dumps({"file_name": f"{name}.png", "text": text}) for name, text in captions.items())
+    (folder / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+
+
+def test_captions_from_a_table_are_kept_and_worked_on(folder):
+    with_table(folder, crab_01="a crab in a table")
+    before = (folder / "metadata.jsonl").read_bytes()
+    captioned, report = fill(dataset(folder), NAMES)
+    assert sorted(texts(folder)) == ["cat-face", "hot-dog"] and report.kept == 1
+    assert [s.caption for s in captioned.samples][1] == "a crab in a table"
+    assert "a table or another node describes them: crab_01.png" in report.describe(captioned)
+    fill(dataset(folder), SAYS, "append")
+    assert texts(folder)["crab_01"] == "a crab in a table, crab, solo"
+    (folder / "crab_01.txt").unlink()
+    fill(dataset(folder), ExistingCaptioner(), "overwrite", TextWork("ohwx"))
+    assert texts(folder)["crab_01"] == "ohwx, a crab in a table"
+    assert (folder / "metadata.jsonl").read_bytes() == before
+
+
+def test_an_empty_text_in_a_table_is_kept_like_an_empty_file(folder):
+    with_table(folder, crab_01="")
+    for mode in ("fill missing", "append"):
+        fill(dataset(folder), NAMES, mode)
+        assert "crab_01" not in texts(folder)
+
+
+def test_wired_captions_are_kept(tmp_path):
+    import torch
+    from lora_atelier.training.dataset.from_nodes import subset_of
+
+    subset = subset_of([torch.rand(2, 8, 8, 3)], ["a wired caption", ""], SubsetConfig("nodes/images"), tmp_path)
+    captioned, report = fill(Dataset((subset,)), NAMES)
+    assert [s.caption for s in captioned.samples] == ["a wired caption", ""] and report.kept == 2
+    assert not list(tmp_path.glob("*.txt"))
+
+
+@pytest.mark.parametrize("class_caption", ["", "an octopus"])
+def test_a_class_caption_is_stronger_than_a_file_name_and_weaker_than_a_look(tmp_path, class_caption):
+    said = class_caption or "ohwx man"
+    folder = tmp_path / "5_ohwx man"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "crab.png")
+    captioned, report = fill(dataset(tmp_path, class_caption=class_caption), NAMES)
+    assert [s.caption for s in captioned.samples] == [said] and not texts(tmp_path) and report.kept == 1
+    assert "Write {folder} into pattern" in report.describe(captioned)
+    captioned, report = fill(dataset(tmp_path, class_caption=class_caption), SAYS)
+    assert texts(tmp_path) == {"crab": "crab, solo"}
+    assert "take the place of a class caption and do not say it: crab.png" in report.describe(captioned)
+    (folder / "crab.txt").unlink()
+    fill(dataset(tmp_path, class_caption=class_caption), NAMES, text=TextWork(said.upper()))
+    assert texts(tmp_path) == {"crab": f"{said.upper()}, openmoji emoji, crab"}
+    (folder / "crab.txt").unlink()
+    fill(dataset(tmp_path, class_caption=class_caption), NAMES, "append")
+    assert texts(tmp_path) == {"crab": f"{said}, openmoji emoji, crab"}
+
+
+@pytest.mark.parametrize("name", ["crab_01.TXT", "crab_01.caption", "crab_01.png.txt", "CRAB_01.Tags"])
+def test_a_caption_file_that_is_not_read_is_not_shadowed(folder, name):
+    (folder / name).write_text("by hand, elsewhere")
+    for mode in ("fill missing", "append"):
+        captioned, report = fill(dataset(folder), NAMES, mode)
+        assert not (folder / "crab_01.txt").exists() and (folder / name).read_text() == "by hand, elsewhere"
+        assert f"{name} beside crab_01.png" in report.describe(captioned)
+    fill(dataset(folder), NAMES, "overwrite")
+    assert (folder / "crab_01.txt").exists() and (folder / name).read_text() == "by hand, elsewhere"
+
+
+@pytest.mark.parametrize("blank", [b"", b" \n", b"\t\r\n", "\ufeff".encode(), "\u200b\n".encode()])
+def test_a_file_of_nothing_that_can_be_seen_is_an_empty_caption(folder, blank):
+    (folder / "crab_01.txt").write_bytes(blank)
+    captioned, report = fill(dataset(folder), NAMES)
+    assert (folder / "crab_01.txt").read_bytes() == blank and [s.caption for s in captioned.samples][1] == ""
+    assert "caption files without a word, which were kept: crab_01.txt" in report.describe(captioned)
+
+
+def test_what_is_overwritten_is_kept_every_time_and_to_the_byte(folder):
+    by_hand = b"\xef\xbb\xbfby hand,\r\nin two lines"
+    (folder / "crab_01.txt").write_bytes(by_hand)
+    captioned, report = fill(dataset(folder), SAYS, "overwrite", TextWork(order="by frequency"))
+    assert originals(folder) == [by_hand], "a second writing in the same pass keeps nothing of its own"
+    assert "what was there before is kept in .earlier-captions: crab_01.txt." in report.describe(captioned)
+    first = (folder / "crab_01.txt").read_bytes()
+    fill(dataset(folder), ExistingCaptioner(), "overwrite", TextWork("ohwx"))
+    assert {by_hand, first} < set(originals(folder))
+    fill(dataset(folder), ExistingCaptioner(), "overwrite", TextWork("ohwx"))
+    assert len(originals(folder)) == 4, "nothing changed, so nothing more is kept"
+    assert len(dataset(folder).subsets) == 1 and len(list(dataset(folder, nested=True).samples)) == 3
+
+
+class Meanwhile(Says):
+    """Somebody writes the second caption while the captioner looks at the third."""
+
+    def caption(self, pictures):
+        if pictures[0].path.stem == "crab_01":
+            (pictures[0].path.parent / "crab_01.txt").write_text("by hand, meanwhile")
+        return super().caption(pictures)
+
+
+@pytest.mark.parametrize("there", [None, "before"])
+@pytest.mark.parametrize("order", ["as written", "by frequency"])
+def test_what_somebody_writes_meanwhile_is_left_as_it_is(folder, there, order):
+    if there:
+        (folder / "crab_01.txt").write_text(there)
+    says = Meanwhile(cat="a cat", cra="a crab", hot="a hot dog")
+    captioned, report = fill(dataset(folder), says, "overwrite", TextWork(order=order))
+    assert texts(folder) == {"cat-face": "a cat", "crab_01": "by hand, meanwhile", "hot-dog": "a hot dog"}
+    assert [s.caption for s in captioned.samples][1] == "by hand, meanwhile"
+    assert "somebody wrote these while the captioner worked" in report.describe(captioned)
+    assert [path.name for path in report.written] == ["cat-face.txt", "hot-dog.txt"]
+
+
+def test_a_linked_caption_is_kept_by_its_text(folder):
+    (folder / "shared.text").write_text("by hand, shared")
+    (folder / "crab_01.txt").symlink_to("shared.text")
+    fill(dataset(folder), SAYS, "overwrite")
+    assert originals(folder) == [b"by hand, shared"] and (folder / "shared.text").read_text() == "by hand, shared"
+    assert texts(folder)["crab_01"] == "crab, solo"
+
+
+def test_what_cannot_be_kept_is_not_overwritten(folder):
+    (folder / "crab_01.txt").write_text("by hand")
+    (folder / ".earlier-captions").write_text("a file in the way")
+    with pytest.raises(AtelierError, match=r"crab_01\.txt: it was not overwritten"):
+        fill(dataset(folder), SAYS, "overwrite")
+    assert texts(folder)["crab_01"] == "by hand"
+
+
+def test_a_picture_that_shares_a_caption_file_is_named(folder):
+    Image.new("RGB", (8, 8)).save(folder / "cat-face.jpg")
+    captioned, report = fill(dataset(folder), NAMES)
+    assert "share a caption file with another one of their name, which alone was captioned: cat-face.png" in report.describe(
+        captioned
+    )
+
+
+def test_alternatives_are_worked_on_line_by_line(folder):
+    (folder / "crab_01.txt").write_text("a red crab\n\na blue_crab\n")
+    fill(dataset(folder, caption_lines="alternatives"), ExistingCaptioner(), "overwrite", TextWork("ohwx", spaces=True))
+    assert texts(folder)["crab_01"] == "ohwx, a red crab\nohwx, a blue crab"
+    fill(dataset(folder, caption_lines="alternatives"), SAYS, "append", TextWork("ohwx", order="by frequency"))
+    assert texts(folder)["crab_01"] == "ohwx, solo, crab, a red crab\nohwx, solo, crab, a blue crab"
+
+
+def test_answers_that_are_cut_off_or_repeat_themselves_are_named(folder):
+    says = Says(cat=CutShort("a cat that sits on the"), cra="a red crab " * 5, hot="a hot dog")
+    captioned, report = fill(dataset(folder), says)
+    text = report.describe(captioned)
+    assert "max_length was reached: cat-face.png." in text and "repeats itself: crab_01.png." in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a cat", False), ("a a a a cat", True), ("a, solo, a, solo, a, solo, a, solo", True), ("no, no, no", False),
+        ("哈哈哈哈", True), ("一只猫坐在红色的沙发上", False), ("", False),
+    ],
+)  # fmt: skip
+def test_repetitions(text, expected):
+    assert repeats(text) is expected
+
+
+def test_the_disk_is_waited_for_once_whatever_the_number_of_captions(tmp_path, monkeypatch):
+    for i in range(40):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"crab{i}.png")
+    pictures, waits = dataset(tmp_path), []
+    monkeypatch.setattr(os, "fsync", lambda *_: waits.append("fsync"))
+    monkeypatch.setattr(os, "sync", lambda: waits.append("sync"))
+    fill(pictures, NAMES)
+    assert len(texts(tmp_path)) == 40 and waits == ["sync"]

@@ -154,7 +154,8 @@ def test_a_model_of_another_form_is_named(tmp_path, colours):
         tagger(folder)
     other = tiny_tagger.build_tagger(tmp_path / "other")
     model = onnx.load(other / "model.onnx")
-    model.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(np.full(7, -3, np.float32), "bias"))
-    onnx.save(model, other / "model.onnx")
-    with pytest.raises(AtelierError, match="captioner: other answers in a way that no WD tagger does"):
-        tagger(other).caption(colours)
+    for bias in (-3, np.nan, np.inf):
+        model.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(np.full(7, bias, np.float32), "bias"))
+        onnx.save(model, other / "model.onnx")
+        with pytest.raises(AtelierError, match="captioner: other answers in a way that no WD tagger does"):
+            tagger(other).caption(colours)

@@ -14,13 +14,13 @@ from lora_atelier.training.captioning.text import (
     deduplicated,
     parse_rules,
     parse_tags,
-    parts,
     replaced,
     same,
     spaced,
     with_suffix,
     without,
 )
+from lora_atelier.training.dataset.words import parts
 from lora_atelier.training.errors import AtelierError
 
 TAGS = st.lists(
@@ -82,6 +82,18 @@ def test_underscores_become_spaces_but_faces_stay(text, expected):
         ("a big  cat, big, x", "big ->", "a cat, x"),
         ("c++ and c", r"c++ -> \1", r"\1 and c"),
         ("A cat", "a -> the", "A cat"),
+        ("一只猫坐在红色的沙发上", "猫 -> 狗\n红色 -> 蓝色", "一只狗坐在蓝色的沙发上"),
+        ("红色头发，微笑，户外", "微笑 ->", "红色头发，户外"),
+        ("赤い髪、笑顔、屋外", "笑顔 -> 微笑み", "赤い髪、微笑み、屋外"),
+        ("コーヒーカップ", "カップ -> 皿", "コーヒー皿"),
+        ("red猫 and redcat", "red -> blue", "blue猫 and redcat"),
+        ("고양이가 소파에 있다, 고양이는 자고 있다", "고양이 -> 강아지", "강아지가 소파에 있다, 강아지는 자고 있다"),
+        ("개구리와 무지개, 개", "개 -> 고양이", "개구리와 무지개, 고양이"),
+        ("แมวนั่งบนโซฟา", "แมว -> หมา", "หมานั่งบนโซฟา"),
+        ("a cafe\u0301 and a café", "café -> bar", "a bar and a bar"),
+        ("a cafe\u0301", "cafe -> bar", "a cafe\u0301"),
+        ("кошка и кошки", "кошка -> собака", "собака и кошки"),
+        ("a.b axb", "a.b -> c", "c axb"),
     ],
 )
 def test_replacing(text, rules, expected):
@@ -92,6 +104,37 @@ def test_replacing(text, rules, expected):
 def test_a_rule_that_is_none_is_named_with_its_line(line):
     with pytest.raises(AtelierError, match=r"replace: line 3 \('.*'\) is not of the form 'old -> new'"):
         parse_rules(f"a -> b\n\n{line}")
+
+
+@pytest.mark.parametrize(
+    ("text", "tags", "expected"),
+    [
+        ("红色头发，微笑，户外", ["微笑"], "红色头发，户外"),
+        ("赤い髪、笑顔、屋外", ["*髪"], "笑顔、屋外"),
+        ("１ｇｉｒｌ, solo", ["1girl"], "solo"),
+        ("cafe\u0301, bar", ["café"], "bar"),
+        ("STRASSE, Haus", ["straße"], "Haus"),
+        ("cat (animal), dog", ["cat （animal）"], "dog"),
+        ("long_hair, x", ["*_hair"], "x"),
+        ("a，b, c", ["b"], "a, c"),
+        ("a [b], a b", ["a [*]"], "a b"),
+    ],
+)
+def test_removing_tags_of_other_scripts_widths_and_forms(text, tags, expected):
+    assert without(text, tags) == expected
+
+
+def test_commas_of_a_text_stay_its_own():
+    assert appended("红色头发，微笑", "户外, 微笑") == "红色头发，微笑，户外"
+    assert deduplicated("猫、犬、猫") == "猫、犬"
+    assert by_frequency(["甲，乙", "乙"]) == ["乙，甲", "乙"]
+    assert spaced("long_hair，blue_eyes、^_^") == "long hair，blue eyes、^_^"
+
+
+@pytest.mark.parametrize("pattern", ["*a" * 200 + "!", "*" * 300 + "!"])
+def test_no_tag_makes_a_removal_go_on_for_ever(pattern):
+    text = "a" * 50_000
+    assert without(f"{text}, b", [pattern]) == f"{text}, b"
 
 
 def test_order_by_frequency():

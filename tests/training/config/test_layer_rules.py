@@ -48,6 +48,20 @@ def test_a_range_matches_its_numbers_and_no_others(a, b, n):
     assert one(f"blocks.{low}-{high}.x").matches(f"blocks.{n}.x") == (low <= n <= high)
 
 
+@pytest.mark.parametrize(
+    "line", ["*a" * 60 + "!", "?*" * 60 + "!", "*." * 30 + "0-9999." * 30 + "x", r"re:(\w+)+!", "*a?" * 40 + "!"]
+)
+def test_no_pattern_keeps_the_server_busy(line):
+    assert not one(line).matches("a" * 5000) and not one(line).matches("1." * 2000)
+
+
+def test_numbers_that_are_too_long_are_refused_and_matched_to_the_last_digit():
+    with pytest.raises(AtelierError, match="is no range of numbers"):
+        one(f"blocks.0-{'9' * 5000}.x")
+    assert [n for n in ("3", "03", "30", "9" * 5000, "") if one("blocks.*.1-3.x").matches(f"blocks.a.{n}.x")] == ["3"]
+    assert one("1,2").matches("2") and not one("*.1,2").matches("a.12")
+
+
 RANK, ALPHA = st.none() | st.integers(1, 1024), st.none() | st.floats(0, 1024)
 RATE = st.none() | st.floats(1e-6, 1e6)
 

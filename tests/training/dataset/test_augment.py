@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.augment import (
     CAPTION_VARIANTS,
+    FIXED,
     caption_variants,
     mirrored,
     plain_caption,
@@ -90,6 +91,28 @@ def test_the_lots_of_a_seed_are_for_ever():
     seen = [sighted_caption(TAGS, values, 42, KEY, i) for i in range(2)]
     assert seen == ["ohwx, garden, smile, hat, red hair", "ohwx, hat, garden"]
     assert [mirrored(config(flip=True), 42, KEY, i) for i in range(8)] == [True, True, False, True, False, False, True, False]
+
+
+LINES = "a cat, red\na feline, blue\nan animal, on a mat"
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 17, 40])
+def test_alternatives_take_turns_evenly(shuffle, number):
+    caption = "\n".join(f"{i}, x" for i in range(number))
+    config = SubsetConfig("input/a", caption_lines="alternatives", shuffle_captions=shuffle, keep_tokens=1, caption_suffix="!")
+    rounds = 4 * number
+    seen = [sighted_caption(caption, config, 7, "key", n) for n in range(rounds)]
+    lines = [text.split(",")[0] for text in seen]
+    assert Counter(lines) == {str(i): 4 for i in range(number)}
+    assert all(sorted(lines[k : k + number]) == sorted(map(str, range(number))) for k in range(0, rounds, number))
+    assert set(seen) <= set(caption_variants(caption, config, 7, "key", rounds))
+    assert number < 5 or lines[:number] != [sighted_caption(caption, config, 8, "key", n).split(",")[0] for n in range(number)]
+
+
+def test_what_is_only_looked_at_sees_the_first_alternative():
+    config = SubsetConfig("input/a", caption_lines="alternatives", caption_prefix="ohwx, ")
+    assert plain_caption(LINES, config) == "ohwx, a cat, red" == sighted_caption(LINES, config, 3, "key", FIXED)
 
 
 def test_half_of_the_sightings_are_mirrored_and_none_where_flip_is_off():

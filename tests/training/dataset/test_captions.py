@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from lora_atelier.training.dataset.captions import (
     caption_from_file_name,
     caption_path,
-    read_caption,
     with_prefix,
     with_trigger,
     write_caption,
@@ -83,47 +82,34 @@ def test_an_unknown_field_is_named():
         caption_from_file_name(Path("x.png"), "emoji, {nam}")
 
 
-@pytest.mark.parametrize(
-    ("data", "text", "encoding"),
-    [
-        ("zażółć, 猫".encode(), "zażółć, 猫", None),
-        ("a cat".encode("utf-8-sig"), "a cat", None),
-        ("猫".encode("utf-16"), "猫", "UTF-16"),
-        ("café".encode("cp1252"), "café", "Windows-1252"),
-        (b"caf\xe9 \x81", "café \x81", "Latin-1"),
-        (b"", "", None),
-        (b" one,\r\n\r\n two \n", "one, two", None),
-    ],
-)
-def test_encodings(tmp_path, data, text, encoding):
-    path = tmp_path / "a.txt"
-    path.write_bytes(data)
-    caption, warning = read_caption(path)
-    assert caption == text
-    assert (warning is None) == (encoding is None)
-    if encoding:
-        assert warning and "a.txt" in warning and encoding in warning
-
-
-def test_no_file_is_no_caption(tmp_path):
-    assert read_caption(tmp_path / "a.txt") == (None, None)
-
-
-def test_what_cannot_be_a_caption_is_named(tmp_path):
-    (tmp_path / "big.txt").write_bytes(b"x" * (1 << 21))
-    with pytest.raises(AtelierError, match=r"big\.txt: this is too large"):
-        read_caption(tmp_path / "big.txt")
-    (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(AtelierError, match=r"folder\.txt: the caption cannot be read"):
-        read_caption(tmp_path / "folder.txt")
-
-
 def test_written_captions_are_utf8_and_leave_nothing_else_behind(tmp_path):
     path = caption_path(tmp_path / "猫.v1.png")
     write_caption(path, "zażółć, 猫")
     assert path.name == "猫.v1.txt" and path.read_bytes() == "zażółć, 猫\n".encode()
-    assert read_caption(path) == ("zażółć, 猫", None)
     assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("trigger", "caption", "expected"),
+    [
+        ("小明", "小明在公园里跑", "小明在公园里跑"),
+        ("ohwx", "ohwx一只猫", "ohwx一只猫"),
+        ("ohwx", "一只猫，坐着", "ohwx, 一只猫，坐着"),
+        ("ohwx，", "一只猫", "ohwx, 一只猫"),
+        ("猫", "猫が座っている", "猫が座っている"),
+        ("철수", "철수가 걷는다", "철수가 걷는다"),
+        ("철수", "철수네집", "철수, 철수네집"),
+        ("café", "cafe\u0301 noir", "cafe\u0301 noir"),
+        ("cafe", "cafe\u0301 noir", "cafe, cafe\u0301 noir"),
+        ("ohwx", "OHWX, a cat", "ohwx, a cat"),
+        ("Straße", "straße bei Nacht", "Straße bei Nacht"),
+        (r"a.*b(\d+)[x]", "aaab", r"a.*b(\d+)[x], aaab"),
+        (r"a.*b(\d+)[x]", r"a.*b(\d+)[x], c", r"a.*b(\d+)[x], c"),
+    ],
+)
+def test_trigger_words_of_other_scripts_forms_and_capitals(trigger, caption, expected):
+    assert with_trigger(trigger, caption) == expected
+    assert with_trigger(trigger, expected) == expected
 
 
 def test_a_caption_that_cannot_be_written_is_named(tmp_path):

@@ -69,18 +69,55 @@ def test_captions_in_a_table(tmp_path):
     assert [s.caption for s in refresh_captions(Dataset((subset,))).samples] == ["one", "from its own file", None, "four"]
 
 
-@pytest.mark.parametrize(("encoding", "name"), [("utf-8-sig", None), ("utf-16", "UTF-16"), ("cp1252", "Windows-1252")])
-def test_a_table_in_another_encoding_is_read_and_reported(tmp_path, encoding, name):
+@pytest.mark.parametrize(
+    ("encoding", "declared", "note"),
+    [("utf-8-sig", "detect", []), ("utf-16", "detect", ["m.jsonl is in UTF-16."]),
+     ("utf-16-le", "detect", ["m.jsonl is in UTF-16-LE."]), ("cp1252", "windows-1252", ["m.jsonl is in WINDOWS-1252."])],
+)  # fmt: skip
+def test_a_table_in_another_encoding_is_read_and_reported(tmp_path, encoding, declared, note):
     picture(tmp_path / "1.png")
     (tmp_path / "m.jsonl").write_bytes('{"file_name": "1.png", "text": "café"}\n'.encode(encoding))
-    (subset,) = scan(tmp_path, config())
+    (subset,) = scan(tmp_path, config(caption_encoding=declared))
     assert subset.samples[0].caption == "café"
-    said = [text for text in subset.warnings if "m.jsonl was read as" in text]
-    assert said == ([f"m.jsonl was read as {name}; save it as UTF-8 to be sure of every letter."] if name else [])
+    assert [text for text in subset.warnings if "m.jsonl" in text] == note
+
+
+def test_a_table_whose_encoding_nobody_can_tell_is_asked_about(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "m.jsonl").write_bytes('{"file_name": "1.png", "text": "café"}\n'.encode("cp1252"))
+    with pytest.raises(AtelierError, match=r"m\.jsonl: this file is not UTF-8.*Set caption_encoding"):
+        scan(tmp_path, config())
+
+
+def test_a_table_that_is_guessed_says_so(tmp_path):
+    picture(tmp_path / "1.png")
+    row = json.dumps({"file_name": "1.png", "text": "рыжая кошка сидит на красном диване"}, ensure_ascii=False)
+    (tmp_path / "m.jsonl").write_bytes(f"{row}\n".encode("koi8_r"))
+    (subset,) = scan(tmp_path, config())
+    assert subset.samples[0].caption == "рыжая кошка сидит на красном диване"
+    assert any("m.jsonl was read as KOI8-R, a guess by its letters" in text for text in subset.warnings)
+
+
+def test_one_picture_in_several_lines_and_a_name_in_another_form(tmp_path):
+    picture(tmp_path / "caf\u00e9.png")
+    table(tmp_path, {"file_name": "cafe\u0301.png", "text": "first"}, {"file_name": "cafe\u0301.png", "text": "second"})
+    (subset,) = scan(tmp_path, config())
+    assert subset.samples[0].caption == "second"
+    assert any("several captions of one picture, of which the last counts" in text for text in subset.warnings)
 
 
 @pytest.mark.parametrize(
-    "line", ["not json", "[]", '{"text": "a"}', '{"file_name": "1.png"}', '{"file_name": 1, "text": "a"}', "[" * 9999, "\0\ufffe"]
+    "line",
+    [
+        "not json",
+        "[]",
+        '{"text": "a"}',
+        '{"file_name": "1.png"}',
+        '{"file_name": 1, "text": "a"}',
+        "[" * 9999,
+        "\x01\ufffe",
+        r'{"file_name": "1.png", "text": "\ud800"}',
+    ],
 )
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
     picture(tmp_path / "1.png")

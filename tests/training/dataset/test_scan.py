@@ -114,12 +114,20 @@ def test_an_empty_caption_file_is_a_caption_and_wins_over_the_class(folder):
     assert scan(folder, CONFIG)[0].samples[0].caption == ""
 
 
-def test_odd_encodings_are_read_and_reported(folder):
-    picture(folder / "1.png")
-    (folder / "1.txt").write_bytes("café".encode("cp1252"))
+def test_what_is_odd_about_caption_files_is_said_once_for_all_of_them(folder):
+    for i, text in enumerate(["рыжая кошка сидит на диване", "ночная улица города, дождь", "одна\nдве", "ёлка"]):
+        picture(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_bytes(text.encode("cp1251"))
     (subset,) = scan(folder, CONFIG)
-    assert subset.samples[0].caption == "café"
-    assert "1.txt" in subset.warnings[0] and "Windows-1252" in subset.warnings[0]
+    assert [s.caption for s in subset.samples] == [
+        "рыжая кошка сидит на диване",
+        "ночная улица города, дождь",
+        "одна две",
+        "ёлка",
+    ]
+    guess, lines = subset.warnings[:2]
+    assert guess.startswith("captions were read as WINDOWS-1251, a guess by their letters: 0.txt, 1.txt, 2.txt and 1 more.")
+    assert lines.startswith("captions of several lines, read as one text: 2.txt.")
 
 
 def test_pictures_in_other_formats_and_unnumbered_folders_are_reported(folder):

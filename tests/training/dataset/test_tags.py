@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.dataset import words
 from lora_atelier.training.dataset.augment import caption_variants
-from lora_atelier.training.dataset.tags import parts_of
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ from lora_atelier.training.dataset.tags import parts_of
     ],
 )
 def test_parts(text, parts):
-    assert parts_of(text) == parts
+    assert words.parts(text) == parts
 
 
 @given(st.text(alphabet="ab,() :\\", max_size=30))
 def test_nothing_is_lost_and_pairs_stay_together(text):
-    parts = parts_of(text)
+    parts = words.parts(text)
     assert "".join("".join(parts).split()).replace(",", "") == "".join(text.split()).replace(",", "")
     if not any(mouth in text for mouth in (":(", ":)")) and text.count("(") == text.count(")"):
         depths = [sum({"(": 1, ")": -1}.get(c, 0) for c in text[:i]) for i in range(len(text) + 1)]
