@@ -80,9 +80,9 @@ class DatasetFromNodes(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
         """Changes when files that this node has written are gone, so that they are written again."""
-        from ..training.dataset.from_nodes import losses
+        from ..training.dataset.from_nodes import MADE
 
-        return losses()
+        return MADE.losses()
 
     @classmethod
     def execute(
@@ -142,7 +142,7 @@ def _encoded(
             )
     cache = TensorCache(host.cache_folder(), CACHE_LIMIT)
     samples = precomputed.store(latents, conditioning, cache)
-    from_nodes.note_made(*(cache.path(key) for one in samples if one.ready for key in (one.ready.latent, one.ready.text)))
+    from_nodes.MADE.add(cache.path(key) for one in samples if one.ready for key in (one.ready.latent, one.ready.text))
     side = round(max(sample.width * sample.height for sample in samples) ** 0.5 / 64) * 64
     config = SubsetConfig("nodes/latents", min(max(side, 64), 4096), **own)
     return Subset(config, samples, config.repeats or 1, warnings=precomputed.remarks(latents))

@@ -68,17 +68,17 @@ class EpochWeightGrid(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_files: str | None = None, **_others: Any) -> str:
-        """Changes when a file that is named was changed or joined by others."""
+        """Changes when a file that is named was changed or joined by others, and when pages that were shown are gone."""
         from ..training import host
         from ..training.grid.files import choose_files
+        from ..training.grid.pages import SHOWN
 
-        if not lora_files:
-            return ""
+        lost = SHOWN.losses()
         try:
-            paths = [host.lora_path(name) for name in choose_files(lora_files, host.lora_files())]
-            return json.dumps([[str(path), path.stat().st_mtime_ns] for path in paths])
+            names = choose_files(lora_files, host.lora_files()) if lora_files else []
+            return json.dumps([lost, *([str(path), path.stat().st_mtime_ns] for path in map(host.lora_path, names))])
         except (AtelierError, OSError) as error:
-            return str(error)
+            return f"{lost} {error}"
 
     @classmethod
     def execute(
@@ -112,6 +112,7 @@ class EpochWeightGrid(io.ComfyNode):
         from ..training.grid import axes as typed
         from ..training.grid import origin, plan, render
         from ..training.grid.files import read_metadata
+        from ..training.grid.pages import SHOWN
 
         for widget, value in (
             ("prompts", prompts), ("which_epochs", which_epochs), ("strengths", strengths), ("more_seeds", more_seeds),
@@ -155,6 +156,7 @@ class EpochWeightGrid(io.ComfyNode):
             # A cancelled grid is assembled too: what was drawn is shown, the rest stays blank.
             pages = grid.save_pages()
         notes = "\n".join(grid.notes())
+        SHOWN.add(pages)
         shown = [host.shown_picture(page) for page in pages]
         return io.NodeOutput(
             render.to_batch(list(render.drawn_pages(pages))), notes, ui={"images": shown, "text": [notes]}

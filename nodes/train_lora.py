@@ -70,9 +70,9 @@ class TrainLoRA(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
         """Changes when LoRA files that this node has handed on are gone, so that it looks after the run again."""
-        from ..training.dataset.from_nodes import losses
+        from ..training.runs.run import SAVED_LORAS
 
-        return losses()
+        return SAVED_LORAS.losses()
 
     @classmethod
     def execute(

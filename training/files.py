@@ -75,6 +75,28 @@ def full_disk_named(path: Path) -> Iterator[None]:
         raise
 
 
+class HandedOn:
+    """Files that nodes of one kind have handed on in this process.
+
+    A node whose files were deleted must run again, although nothing in front of it has changed: ComfyUI remembers its answer.
+    """
+
+    def __init__(self) -> None:
+        self._files: set[Path] = set()
+        self._losses = 0
+
+    def add(self, paths: Iterable[Path]) -> None:
+        self._files.update(paths)
+
+    def losses(self) -> int:
+        """How often it was noticed that some of them have gone; each is missed once."""
+        gone = {path for path in self._files if not is_file(path)}
+        if gone:
+            self._losses += 1
+            self._files.difference_update(gone)
+        return self._losses
+
+
 def sweep(folder: Path) -> None:
     """Removes the temporary files that a killed process left in ``folder``; nobody else may be writing there."""
     for path in folder.glob("*.partial"):

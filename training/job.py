@@ -21,7 +21,6 @@ from .dataset import precomputed
 from .dataset.augment import plain_caption, trained_captions, trained_pictures
 from .dataset.cache import CACHE_LIMIT, TensorCache
 from .dataset.encoded import EncodedDataset, Work, work_of
-from .dataset.from_nodes import note_made
 from .dataset.images import to_picture
 from .dataset.index import file_digest
 from .dataset.plan import Plan
@@ -48,7 +47,7 @@ from .runs.inputs import Inputs
 from .runs.metadata import describe
 from .runs.opening import Opened, open_run
 from .runs.record import SaveKind
-from .runs.run import Epochs, Run
+from .runs.run import SAVED_LORAS, Epochs, Run
 from .session import Session, total_steps
 from .tensors.precision import DTYPE_NAMES, DTYPES, compute_dtype
 
@@ -239,7 +238,7 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
             _train(job, run, now)
     saved = run.saved()
     files = tuple(s for s in saved if s.kind != "moment")
-    note_made(*(s.path for s in files))
+    SAVED_LORAS.add(s.path for s in files)
     return Trained(
         epochs=Epochs(run.name, job.model.family, files, trained_captions(job.dataset), trained_pictures(job.dataset)),
         tensors=load_file(saved[-1].path),

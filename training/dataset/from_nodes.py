@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
-from ..files import remove_longest_unused, replacing
+from ..files import HandedOn, remove_longest_unused, replacing
 from .cache import cache_key
 from .caption_reader import CaptionReader
 from .captions import arranged
@@ -31,8 +31,8 @@ LIMIT = 5 * 2**30
 """Bytes on disk for the pictures; the longest unused go first."""
 IN_USE = 86_400.0
 """Seconds after its last use during which a picture is not removed: a graph may still be on its way to the training."""
-_made: set[Path] = set()
-_losses = 0
+MADE = HandedOn()
+"""Files that nodes' values became."""
 
 
 def subset_of(
@@ -101,7 +101,7 @@ def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:
     with suppress(OSError):
         # The time of change stays: by it the index knows the picture again.
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
-    note_made(path)
+    MADE.add([path])
     return path
 
 
@@ -117,24 +117,6 @@ def trim(folder: Path, limit: int) -> None:
             rows.append((facts.st_atime_ns, facts.st_size, path))
     oldest_in_use = time.time_ns() - int(IN_USE * 1e9)
     remove_longest_unused(rows, limit, lambda used, _: used > oldest_in_use)
-
-
-def note_made(*paths: Path) -> None:
-    """Remember files that nodes' values became, for ``losses``."""
-    _made.update(paths)
-
-
-def losses() -> int:
-    """How often it was noticed that files which were made here have gone.
-
-    A node whose files were deleted must run again, although nothing in front of it has changed.
-    """
-    global _losses
-    gone = {path for path in _made if not path.is_file()}
-    if gone:
-        _losses += 1
-        _made.difference_update(gone)
-    return _losses
 
 
 def _flat(images: Sequence[Tensor]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from ..config.sampling import Sampling
 from ..dataset.cache import cache_key
 from ..dataset.images import open_picture
 from ..errors import AtelierError
-from ..files import replacing
+from ..files import HandedOn, replacing
 from .advice import Advice
 from .alike import Looks
 from .cells import png_info
@@ -24,6 +24,8 @@ from .judge import Judge, Place
 from .plan import Axes, spread
 from .sheet import Cell, Failed, Sheet, captions_fit
 
+SHOWN = HandedOn()
+"""Pages that nodes have shown."""
 KEY = "lora_atelier.grid"
 """Name of the PNG text that holds a page's axes as JSON."""
 PREVIEW = 768

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
-from ..files import Serialised, append_text, flush, parse_json, replacing, sweep, write_text
+from ..files import HandedOn, Serialised, append_text, flush, parse_json, replacing, sweep, write_text
 from ..tensors.transfer import to_cpu
 from .layout import (
     HISTORY_FILE,
@@ -42,6 +42,9 @@ from .layout import (
 from .metadata import content_hashes, is_whole
 from .record import Record, SavedLoRA, SaveKind, read_record
 from .state import State, read_state, step_of, write_state
+
+SAVED_LORAS = HandedOn()
+"""What runs have handed on."""
 
 
 class Run:

@@ -10,10 +10,9 @@ import pytest
 import torch
 from lora_atelier.training import host
 from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig
-from lora_atelier.training.dataset.from_nodes import losses
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.runs.run import Run
+from lora_atelier.training.runs.run import SAVED_LORAS, Run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -144,11 +143,11 @@ def test_two_damaged_states_are_an_error_that_says_what_to_do(tiny, dataset, mon
 def test_deleted_and_damaged_loras_come_back_from_the_state(tiny, dataset):  # noqa: F811
     t = tiny("sd3")
     done = go(t, dataset, recipe("ink", optimizer=STEADY))
-    last, before = done.epochs.files[-1].path, losses()
+    last, before = done.epochs.files[-1].path, SAVED_LORAS.losses()
     last.unlink()
-    assert losses() == before + 1, "so that ComfyUI's cache does not say that all is well"
+    assert SAVED_LORAS.losses() == before + 1, "so that ComfyUI's cache does not say that all is well"
     again = go(t, dataset, recipe("ink", optimizer=STEADY))
-    assert all(torch.equal(done.tensors[key], again.tensors[key]) for key in done.tensors) and losses() == before + 1
+    assert all(torch.equal(done.tensors[key], again.tensors[key]) for key in done.tensors) and SAVED_LORAS.losses() == before + 1
     flip(last, 0.9)
     said: list[str] = []
     third = go(t, dataset, recipe("ink", optimizer=STEADY), show=said.append)
