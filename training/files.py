@@ -20,8 +20,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from .errors import AtelierError, NotFinite
-from .tensors.finite import first_lost
+from .errors import AtelierError
 
 LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.partial$")
 DEEPEST = 100
@@ -188,25 +187,6 @@ def settle(paths: Sequence[Path]) -> None:
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file; all tensors must lie on the CPU. NotFinite, and nothing is written, where a number is none."""
-    from safetensors.torch import save_file
-
-    check_finite(path.name, tensors)
-    with replacing(path) as temporary:
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
-
-
-def check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
-    """NotFinite naming the first of ``tensors`` that is NaN or infinite, so that ``what`` is not written."""
-    lost = first_lost(tensors)
-    if lost is not None:
-        raise NotFinite(
-            f"{what}: {lost} holds NaN or infinite numbers, so this was not written; what was saved before is intact. Lower the "
-            "learning rate, or set precision to bf16 or fp32, and queue again."
-        )
 
 
 class Serialised:

@@ -18,7 +18,7 @@ from safetensors.torch import save
 def test_a_lora_file_has_the_mode_that_the_umask_leaves(tmp_path: Path, mask: int, mode: int) -> None:
     before = os.umask(mask)
     try:
-        files.write_tensors(tmp_path / "lora.safetensors", {"a": torch.ones(2)}, {})
+        files.Serialised({"a": torch.ones(2)}).write(tmp_path / "lora.safetensors", {})
         files.write_text(tmp_path / "run.json", "{}")
         with files.replacing(tmp_path / "plain.bin") as temporary:
             temporary.write_bytes(b"as ever")

@@ -134,7 +134,7 @@ def with_peft(reference: Reference, adapter: Adapter) -> dict[str, list[Pair]]:
 
 
 def train_plainly(reference: Reference, drawn: Drawn) -> tuple[list[float], dict[str, tuple[Tensor, Tensor]]]:
-    """The losses, and (A, B with the scale) of every layer at the end."""
+    """The losses, and (A, B) of every layer at the end."""
     from diffusers.optimization import get_scheduler
 
     pairs = with_peft(reference, drawn.adapter)
@@ -152,9 +152,8 @@ def train_plainly(reference: Reference, drawn: Drawn) -> tuple[list[float], dict
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    scale = ALPHA / RANK
     return losses, {
-        name: (several[0][0].weight.detach().cpu(), scale * torch.cat([b.weight.detach().cpu() for _, b in several]))
+        name: (several[0][0].weight.detach().cpu(), torch.cat([b.weight.detach().cpu() for _, b in several]))
         for name, several in pairs.items()
     }
 

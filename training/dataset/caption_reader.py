@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -68,6 +69,8 @@ class CaptionReader:
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None  # no file can have such a name
             raise AtelierError(f"{path}: the caption cannot be read ({error.strerror}).") from error
         except Unreadable as error:
             raise AtelierError(f"{path}: the caption cannot be read ({error.why}).") from error

@@ -27,7 +27,7 @@ def remarks(subset: Subset) -> list[str]:
     """A sentence where the share cannot be kept."""
     share, pictures = subset.config.validation_share, len({sample.key for sample in subset.samples})
     held = how_many(share, pictures)
-    if not share or held == round(share * pictures):
+    if not share or not pictures or (held and held == round(share * pictures)):
         return []
     if not held:
         return [f"validation share: nothing is held out, since {subset.config.folder} has only one picture that differs."]

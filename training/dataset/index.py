@@ -69,7 +69,6 @@ def look_into(path: Path) -> Facts:
         (width, height), small, several = look_at(path, file)  # first, for of what is no picture there may be gigabytes
         file.seek(0)
         key = _digest(file)
-        (width, height), small, several = look_at(path, file)
     return Facts(width, height, key, look_of(small), several=several)
 
 

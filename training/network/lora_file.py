@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..families import family_named
-from ..files import check_finite
-from ..tensors.finite import first_lost, is_finite
+from ..tensors.finite import check_finite, first_lost, is_finite
 from ..tensors.transfer import to_cpu
 from .adapter import Adapter
 from .adapter_layer import AdapterLayer

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import AtelierError
-from ..files import Serialised, check_finite, open_plain, parse_json
+from ..files import Serialised, open_plain, parse_json
+from ..tensors.finite import check_finite
 from ..tensors.safetensors_header import LIMIT
 from ..tensors.transfer import to_cpu
 

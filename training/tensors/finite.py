@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..errors import NotFinite
+
 MASKS = "mask"
 """In a tensor with this in its name minus infinity is a number as it should be: what is left out of attention."""
 
@@ -44,3 +46,13 @@ def _flag(tensor: Tensor) -> Tensor:
     if tensor.dtype.itemsize == 1:  # torch asks this of no 8-bit format
         tensor = tensor.float()
     return torch.isfinite(tensor).all()
+
+
+def check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """NotFinite naming the first of ``tensors`` that is NaN or infinite, so that ``what`` is not written."""
+    lost = first_lost(tensors)
+    if lost is not None:
+        raise NotFinite(
+            f"{what}: {lost} holds NaN or infinite numbers, so this was not written; what was saved before is intact. Lower the "
+            "learning rate, or set precision to bf16 or fp32, and queue again."
+        )

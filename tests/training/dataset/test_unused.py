@@ -335,7 +335,7 @@ def test_odd_names_are_used_and_shown_on_one_line(tmp_path, name):
     (subset,) = scan(tmp_path, config(), index=tmp_path.parent / "index.json")
     assert [s.caption for s in subset.samples] == ["a caption"]
     # The caption file of another ending would have too long a name; there is none, and that is no error.
-    (other,) = scan(tmp_path, config(caption_extension=".caption_of_mine"))
+    (other,) = scan(tmp_path, config(caption_extension=".captions"))
     assert [s.caption for s in other.samples] == [None] and all("\n" not in text for text in (*other.warnings, *other.notes))
 
 

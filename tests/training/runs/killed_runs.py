@@ -186,17 +186,13 @@ def within_a_write(lab: Lab, place: str, config: Any, chance: random.Random, sec
 def halve_writes(mine: Path, between: Callable[[], None]) -> None:
     """Tensors and lines of the run reach the disk in two halves, with ``between`` in the middle."""
     from lora_atelier.training import files
-    from lora_atelier.training.runs import run
+    from lora_atelier.training.runs import run, state
 
     def halves(path: Path, data: bytes) -> None:
         with files.replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
             file.write(data[: len(data) // 2])
             between()
             file.write(data[len(data) // 2 :])
-
-    def tensors(path: Path, values: Any, metadata: Any) -> None:
-        file = files.Serialised(values)
-        halves(path, file.header(metadata) + file.data)
 
     class Halved(files.Serialised):
         def write(self, path: Path, metadata: Any, durable: bool = True) -> int:
@@ -209,7 +205,7 @@ def halve_writes(mine: Path, between: Callable[[], None]) -> None:
             between()
             file.write(text.encode()[len(text) // 2 :])
 
-    run.write_tensors, run.Serialised, run.append_text = tensors, Halved, lines
+    run.Serialised, state.Serialised, run.append_text = Halved, Halved, lines
 
 
 WAYS = (at_a_random_moment, at_the_sight_of_a_temporary_file, within_a_write)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.errors import NotFinite
-from lora_atelier.training.files import write_tensors
+from lora_atelier.training.runs.state import State, write_state
 from lora_atelier.training.tensors.finite import first_lost, is_finite
 from safetensors.torch import load_file
 
@@ -36,10 +36,10 @@ def test_whole_numbers_and_names():
 
 
 @pytest.mark.parametrize("dtype", ROOMY)
-def test_a_file_of_tensors_stays_what_it_was(tmp_path, dtype):
-    path = tmp_path / "state.safetensors"
-    write_tensors(path, {"optimizer.0.exp_avg": torch.ones(2, dtype=dtype)}, {})
-    bad = {"adapter.a": torch.ones(1), "optimizer.0.exp_avg": torch.tensor([1.0, math.inf], dtype=dtype)}
-    with pytest.raises(NotFinite, match=r"state\.safetensors: optimizer\.0\.exp_avg holds NaN or infinite"):
-        write_tensors(path, bad, {})
-    assert load_file(path).keys() == {"optimizer.0.exp_avg"} and [p.name for p in tmp_path.iterdir()] == [path.name]
+def test_a_state_stays_what_it_was(tmp_path, dtype):
+    path, older = tmp_path / "state.safetensors", tmp_path / "before.safetensors"
+    write_state(path, State(1, {}, {"exp_avg": torch.ones(2, dtype=dtype)}, {}), older)
+    bad = State(2, {"a": torch.ones(1)}, {"exp_avg": torch.tensor([1.0, math.inf], dtype=dtype)}, {})
+    with pytest.raises(NotFinite, match=r"state\.safetensors: optimizer\.exp_avg holds NaN or infinite"):
+        write_state(path, bad, older)
+    assert load_file(path).keys() == {"optimizer.exp_avg"} and [p.name for p in tmp_path.iterdir()] == [path.name]
