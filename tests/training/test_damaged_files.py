@@ -103,12 +103,12 @@ def test_nothing_waits_for_a_pipe_or_reads_without_end(tmp_path: Path) -> None:
     for path in odd_files(tmp_path):
         for read in (
             lambda p: files.read_json(p, 1000), lambda p: files.read_limited(p, 1000), lambda p: png_text(p, KEY), check_picture,
-            open_picture, picture_size, alpha_of, lambda p: read_jsonl(p, SUBSET), CaptionReader(SUBSET).file, read_header,
+            open_picture, picture_size, alpha_of, lambda p: read_jsonl(p, SUBSET), read_header,
             lambda p: Index().facts(p), lambda p: read_tags(p),
         ):  # fmt: skip
             with pytest.raises(AtelierError):
                 read(path)
-        for read in (CaptionReader(SUBSET).caption, look_into):
+        for read in (CaptionReader(SUBSET).file, CaptionReader(SUBSET).caption, look_into):
             try:
                 read(path)
             except (AtelierError, OSError, ValueError):
