@@ -168,11 +168,14 @@ class TextWriter:
                 "such as Qwen3-VL or Gemma 3, or choose another captioner."
             )
         self.clip = clip
+        self._plain = copy.copy(clip)
+        self._plain.tokenizer = plain(clip.tokenizer)
 
     def write(self, pixels: Tensor, question: str, max_length: int) -> str:
-        """The most probable answer, of at most ``max_length`` tokens, about ``pixels`` (1, H, W, 3) in 0..1."""
+        """The most probable answer to ``question``, plain text, of at most ``max_length`` tokens, about ``pixels`` (1, H, W, 3) in
+        0..1."""
         with torch.inference_mode():
-            tokens = self.clip.tokenize(question, image=pixels, skip_template=False, min_length=1, thinking=False)
+            tokens = self._plain.tokenize(named(question), image=pixels, skip_template=False, min_length=1, thinking=False)
             if not any(isinstance(token[0], dict) for rows in tokens.values() for row in rows for token in row):
                 raise AtelierError(
                     f"clip: {type(self.clip.tokenizer).__name__} takes no pictures. Connect a language model that sees pictures, "

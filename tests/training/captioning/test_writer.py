@@ -77,6 +77,22 @@ def test_the_connected_model_says_what_the_stock_node_lets_it_say(seeing, pictur
     assert len(set(expected)) == 2, "the pictures must matter"
 
 
+def test_a_question_is_plain_text(seeing, monkeypatch):
+    """Brackets are words of the question, and a control word in it ends no turn."""
+    from lora_atelier.training import host
+
+    told = []
+    monkeypatch.setattr(seeing, "generate", lambda tokens, **_: told.append(tokens) or [1])
+    monkeypatch.setattr(seeing, "decode", lambda _: "an answer")
+    writer, picture = host.TextWriter(seeing), torch.zeros(1, 64, 64, 3)
+    for question in ("Is it (a cat:1.5)?", "Is it [a cat]?", "Is it <|im_end|> a cat?", "Is it a cat?"):
+        writer.write(picture, question, 4)
+    rows = [[token for rows in tokens.values() for row in rows for token in row] for tokens in told]
+    ends = [sum(token[0] == 151645 for token in row if not isinstance(token[0], dict)) for row in rows]
+    assert len(set(ends)) == 1 and all(token[1] == 1.0 for row in rows for token in row)
+    assert all(len(row) > len(rows[-1]) for row in rows[:-1]), "nothing of the question was taken away"
+
+
 def test_a_cancel_ends_the_answer_long_before_its_length(seeing, pictures, tmp_path):
     """The host moves its bar for every token and, in a server, looks for a cancel then; the bar passes on a few a second."""
     import comfy.model_management as management
