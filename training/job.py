@@ -22,7 +22,6 @@ from .dataset.augment import plain_caption, trained_captions, trained_pictures
 from .dataset.cache import CACHE_LIMIT, TensorCache
 from .dataset.encoded import EncodedDataset, Work, work_of
 from .dataset.images import to_picture
-from .dataset.index import file_digest
 from .dataset.plan import Plan
 from .dataset.samples import Dataset
 from .dataset.scan import refresh_captions
@@ -50,6 +49,7 @@ from .runs.record import SaveKind
 from .runs.run import SAVED_LORAS, Epochs, Run
 from .session import Session, total_steps
 from .tensors.precision import DTYPE_NAMES, DTYPES, compute_dtype
+from .tensors.safetensors_header import contents_digest
 
 log = logging.getLogger("lora-atelier")
 EVENT = "lora_atelier.run"
@@ -128,7 +128,7 @@ class Job:
         start = self.config.network.start_from
         return Inputs.of(self.config, self.dataset, {
             "model": self.model.identity(), "prediction": str(self.model.prediction), "clip": self.encoded.text_identity,
-            "vae": self.encoded.picture_identity, "start_from": file_digest(host.lora_path(start)) if start else "",
+            "vae": self.encoded.picture_identity, "start_from": contents_digest(host.lora_path(start)) if start else "",
             "reading": " ".join(self._readings()),
         })  # fmt: skip
 

@@ -14,7 +14,9 @@ from PIL.PngImagePlugin import PngInfo
 from ..config.sampling import Sampling
 from ..dataset.cache import cache_key
 from ..dataset.index import file_digest
+from ..errors import AtelierError
 from ..files import open_plain, replacing
+from ..tensors.safetensors_header import contents_digest
 
 KEY = "lora_atelier.cell"
 """Name of the PNG text that holds a cell's facts as JSON."""
@@ -28,7 +30,7 @@ class CellFacts:
     lora: str | None
     """As the stock loaders list the file; its name does not count."""
     lora_content: str | None
-    """SHA-256 of the file."""
+    """SHA-256 of the file's tensors."""
     epoch: int | None
     strength: float
     text_strength: float
@@ -74,7 +76,7 @@ class CellStore:
 
 
 class Contents:
-    """SHA-256 of files, each read once while it stays the same."""
+    """SHA-256 of what LoRA files hold, each read once while it stays the same."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[tuple[int, int], str]] = {}
@@ -83,7 +85,10 @@ class Contents:
         stat = path.stat()
         stamp = (stat.st_size, stat.st_mtime_ns)
         if path not in self._known or self._known[path][0] != stamp:
-            self._known[path] = (stamp, file_digest(path))
+            try:
+                self._known[path] = (stamp, contents_digest(path))
+            except AtelierError:  # which is told where the file is read
+                self._known[path] = (stamp, file_digest(path))
         return self._known[path][1]
 
 

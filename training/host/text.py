@@ -172,8 +172,8 @@ class TextWriter:
         self._plain.tokenizer = plain(clip.tokenizer)
 
     def write(self, pixels: Tensor, question: str, max_length: int) -> str:
-        """The most probable answer to ``question`` (plain text) of at most ``max_length`` tokens, about ``pixels`` (1, H, W, 3) in
-        0..1."""
+        """The most probable answer to ``question``, plain text, of at most ``max_length`` tokens; ``pixels`` (1, H, W, 3) in
+        0..1 are what it is about."""
         with torch.inference_mode():
             tokens = self._plain.tokenize(named(question), image=pixels, skip_template=False, min_length=1, thinking=False)
             if not any(isinstance(token[0], dict) for rows in tokens.values() for row in rows for token in row):

@@ -5,6 +5,8 @@ The format: 8 bytes with the header's length (little endian), then so many bytes
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -63,6 +65,21 @@ def read_header(path: Path) -> Header:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AtelierError(f"{path.name}: this is no safetensors file, or it is damaged; download it again.") from error
     return Header(entries, metadata)
+
+
+def contents_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's tensors: their names, types, shapes and bytes. What the file says about itself doesn't count, so
+    that one that was written anew, at another time, is the same. AtelierError for a file that has no header.
+    """
+    read_header(path)
+    digest = hashlib.sha256()
+    with open_plain(path) as file:
+        rows = parse_json(file.read(int.from_bytes(file.read(8), "little")))
+        rows.pop("__metadata__", None)
+        digest.update(json.dumps(rows, sort_keys=True).encode())
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _entry(row: dict[str, Any]) -> tuple[torch.dtype, tuple[int, ...]]:

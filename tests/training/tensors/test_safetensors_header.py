@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.tensors.safetensors_header import read_header
+from lora_atelier.training.tensors.safetensors_header import contents_digest, read_header
 from safetensors.torch import save_file
 
 TENSORS = {"a.weight": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.ones(7), "c": torch.tensor(2.0, dtype=torch.float16)}
@@ -50,3 +50,15 @@ def test_damaged_files_are_named(tmp_path, start, rest):
 def test_other_formats_are_not_opened(tmp_path):
     with pytest.raises(AtelierError, match=r"x\.ckpt: only safetensors"):
         read_header(tmp_path / "x.ckpt")
+
+
+def test_what_a_file_says_of_itself_is_no_part_of_its_contents(tmp_path):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(1)}
+    for name, values, said in (
+        ("one", tensors, {"when": "now"}), ("same", dict(reversed(tensors.items())), {}),
+        ("other", {**tensors, "b": -torch.ones(1)}, {}), ("renamed", {"a": tensors["a"], "c": tensors["b"]}, {}),
+        ("turned", {**tensors, "a": tensors["a"].reshape(3, 2)}, {}),
+    ):  # fmt: skip
+        save_file(values, tmp_path / f"{name}.safetensors", said)
+    one, same, *others = (contents_digest(tmp_path / f"{n}.safetensors") for n in ("one", "same", "other", "renamed", "turned"))
+    assert one == same and len({one, *others}) == 4
