@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
 
 import torch
@@ -123,10 +123,17 @@ class Job:
         return self.config.text.encoders != "none"
 
     @cached_property
+    def levels(self) -> NoiseLevelSampler:
+        """At which noise levels the model is asked."""
+        family = family_named(self.model.family)
+        return NoiseLevelSampler.suited(self.model.prediction, self.config.noise, self.model.sigmas, family)
+
+    @cached_property
     def inputs(self) -> Inputs:
         """Everything that decides the LoRA's weights."""
         start = self.config.network.start_from
-        return Inputs.of(self.config, self.dataset, {
+        config = replace(self.config, noise=replace(self.config.noise, levels=self.levels.distribution))
+        return Inputs.of(config, self.dataset, {
             "model": self.model.identity(), "prediction": str(self.model.prediction), "clip": self.encoded.text_identity,
             "vae": self.encoded.picture_identity, "start_from": file_digest(host.lora_path(start)) if start else "",
             "reading": " ".join(self._readings()),
@@ -148,7 +155,7 @@ class Job:
         """How captions are read, where any of them has a character for which the syntax matters."""
         told = (s for s in self.dataset.subsets if not s.ready)
         texts = [plain_caption(sample.caption, subset.config) for subset in told for sample in subset.samples]
-        texts.append(self.config.loss.preservation_prompt)
+        texts.append(self.config.loss.preservation_prompt if self.config.loss.preservation else "")
         return sorted({reading for text in texts for reading in self.text.reading_of(text)})
 
     def adapter(self) -> Adapter:
@@ -229,7 +236,9 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
     else:
         run.keep_end()
         run.write_inputs(job.inputs.stored())
-        changes = [*run.record().changes, *([{"step": run.state_step(), "changed": opened.changes}] if opened.changes else [])]
+        done = run.state_step()
+        changes = [row for row in run.record().changes if row["step"] <= done] if done else []
+        changes += [{"step": done, "changed": opened.changes}] if opened.changes else []
         run.write(
             config=to_dict(config), dataset=job.dataset.describe(), family=job.model.family, failed="", opening=why,
             changes=changes, **facts,
@@ -327,7 +336,6 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
     rates = [group["rate"] for group in adapter.parameter_groups()]
     for note in remarks(job.config.optimizer, job.total, job.plan.epochs_for(job.total), rates):
         log.info("%s: %s", run.name, note)
-    levels = NoiseLevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, family_named(job.model.family))
     advance = host.progress(job.total)
 
     def say(line: str, step: int | None = None) -> None:
@@ -357,7 +365,7 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
     if compute_dtype(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
         say(f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here")
     text = job.text if job.learns_text else None
-    session = Session(job.model, text, layers, adapter, levels, encoded, job.plan, job.config)
+    session = Session(job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config)
     try:
         session = preflight.fit(session, say)
     except Exception as error:

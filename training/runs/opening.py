@@ -165,7 +165,7 @@ def _choose(
         if total < one.step or one.step == 0:
             continue
         even = one.step % width == 0 or not one.finished
-        if even and same_rates(one.total, total, one.step):
+        if one.total and even and same_rates(one.total, total, one.step):
             return on(one, f"goes on from {place} (it was to have {one.total})")
         questions.append((one, _rates(one, total, even)))
     for one in known:
@@ -211,6 +211,10 @@ def _with_changes(known: list[_Found], total: int, on: Callable[..., Opened], ne
 
 
 def _rates(one: _Found, total: int, even: bool) -> str:
+    if not one.total:
+        return (
+            f"length: {one.run.name} does not say how many steps it was to have, nor therefore whether its rates were the same."
+        )
     if not even:
         return f"accumulate: {one.run.name} has ended within a group of batches, so {total} steps would not be the longer run."
     return (

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import AtelierError
-from ..files import read_json
+from ..files import full_disk_named, read_json
 from .layout import OWNER_FILE
 
 log = logging.getLogger("lora-atelier")
@@ -39,8 +39,12 @@ class Owner:
         except NotImplementedError:
             log.info("%s: this file system knows no locks, so two ComfyUIs could train the run at once", self.folder)
         note = {"process": os.getpid(), "computer": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M")}
-        # Only for people, so it need not be whole at every moment.
-        (self.folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
+        try:
+            with full_disk_named(self.folder / NOTE):  # only for people, so it need not be whole at every moment
+                (self.folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Nothing where it was not taken."""

@@ -128,12 +128,14 @@ class Run:
         """Before a finished run becomes longer: its last file also gets the name of an epoch on the way, and stays for good."""
         if not self.finished():
             return
-        last = self.saved()[-1]
-        kept = SavedLoRA(self._place(last.epoch, last.step, "epoch"), last.epoch, last.step, "epoch")
+        record, last = self.record(), self.saved()[-1]
+        # An epoch that was cut short is none: the longer run will have a whole one of that number.
+        kind: SaveKind = "step" if record.steps_per_epoch and last.step % record.steps_per_epoch else "epoch"
+        kept = SavedLoRA(self._place(last.epoch, last.step, kind), last.epoch, last.step, kind)
         if not kept.path.exists():
             with replacing(kept.path) as temporary:
                 shutil.copyfile(last.path, temporary)
-        rows = [row for row in self.record().saved if row["file"] not in (last.path.name, kept.path.name)]
+        rows = [row for row in record.saved if row["file"] not in (last.path.name, kept.path.name)]
         self.write(saved=[*rows, {"file": kept.path.name, "epoch": kept.epoch, "step": kept.step, "kind": kept.kind}])
 
     def set_damaged_aside(self) -> list[str]:

@@ -180,3 +180,33 @@ def test_a_foreign_record_deletes_nothing_outside(tiny, dataset, tmp_path):  # n
             run_of("ink").keep_last(1)
     done = go(t, dataset, recipe("ink", optimizer=STEADY, length=LengthConfig(epochs=3, keep_last=1)))
     assert done.epochs.name == "ink-2" and victim.read_bytes() == b"precious"
+
+
+def test_an_end_within_an_epoch_is_a_step_of_the_longer_run(tiny, dataset):  # noqa: F811
+    """No two columns of a grid are called epoch 2."""
+    t = tiny("sd3")
+    go(t, dataset, recipe("ink", optimizer=STEADY, length=steps(5)))
+    for total in (7, 9):
+        longer = go(t, dataset, recipe("ink", optimizer=STEADY, length=steps(total)))
+    labels = [(file.label, file.step, file.kind) for file in longer.epochs.files]
+    assert labels == [
+        ("epoch 1", 3, "epoch"), ("step 5", 5, "step"), ("epoch 2", 6, "epoch"), ("step 7", 7, "step"), ("epoch 3", 9, "last"),
+    ]  # fmt: skip
+    whole = go(t, dataset, recipe("whole", optimizer=STEADY, length=steps(9)))
+    assert longer.losses == whole.losses and all(torch.equal(longer.tensors[k], whole.tensors[k]) for k in whole.tensors)
+
+
+def test_a_run_that_begins_again_keeps_no_note_of_changes_that_are_not_in_it(tiny, dataset):  # noqa: F811
+    t = tiny("sd3")
+    go(t, dataset, recipe("ink", optimizer=STEADY, length=steps(3)))
+    faster = recipe("ink", optimizer=dataclasses.replace(STEADY, learning_rate=2e-2), length=steps(6))
+    done = go(t, dataset, faster, when="continue with the changes")
+    assert run_of("ink").record().changes
+    done.epochs.files[-1].path.unlink()
+    shutil.rmtree(host.runs_folder() / "ink" / "state")
+    said: list[str] = []
+    again = go(t, dataset, faster, show=said.append)
+    assert said[1] == "ink: begins again, since no state of it was kept"
+    with safe_open(again.epochs.files[-1].path, "pt") as file:
+        assert "lora_atelier.changes" not in file.metadata()
+    assert run_of("ink").record().changes == () and len(again.losses) == 6
