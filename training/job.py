@@ -52,6 +52,8 @@ from .session import Session, total_steps
 from .tensors.precision import DTYPE_NAMES, DTYPES, compute_dtype
 
 log = logging.getLogger("lora-atelier")
+SAVING = ("save_every", "save_every_steps", "keep_last")
+"""Settings of a run's length that decide which files it leaves."""
 EVENT = "lora_atelier.run"
 """The message to the pages that tells of a run; its data is ``live.Live.status``."""
 
@@ -224,6 +226,10 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
     if finished and (damaged := run.set_damaged_aside()):
         why = f"{why}; {', '.join(damaged)} {'was' if len(damaged) == 1 else 'were'} damaged and set aside"
         finished = run.finished()
+    if finished and (others := _saved_otherwise(run.record().values.get("config"), config)):
+        why = f"{why}; {', '.join(others)} would have counted while it was trained, so its files stay as they were saved"
+    if finished and (gone := run.saved()[-1].step - len(run.losses())) > 0:
+        why = f"{why}; the losses of {gone} of its steps are gone from its history"
     facts = {"total": job.total, "steps_per_epoch": job.plan.steps_per_epoch}
     now = live.Live(
         run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=job.preview.steps > 0, opening=why, **facts
@@ -253,6 +259,16 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
         tensors=load_file(saved[-1].path),
         losses=run.losses(),
     )
+
+
+def _saved_otherwise(stored: object, config: TrainingConfig) -> list[str]:
+    """The settings of what is saved that are others than those of a run, whose ``stored`` recipe may be anything."""
+    before, now = stored if isinstance(stored, Mapping) else {}, to_dict(config)
+    found = [name for name in ("save_precision",) if before.get(name, now[name]) != now[name]]
+    length = before.get("length")
+    if isinstance(length, Mapping):
+        found += [name for name in SAVING if length.get(name, now["length"][name]) != now["length"][name]]
+    return found
 
 
 def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:

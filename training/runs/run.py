@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,14 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
-from ..files import HandedOn, Serialised, append_text, flush, parse_json, replacing, sweep, write_text
+from ..files import HandedOn, Serialised, Unreadable, append_text, flush, parse_json, replacing, sweep, write_text
 from ..tensors.transfer import to_cpu
 from .layout import (
     HISTORY_FILE,
     INPUTS_FILE,
     MEASURED_FILE,
     OLDER_STATE_FILE,
+    OWNER_FILE,
     RUN_FILE,
     SAMPLES_FOLDER,
     STATE_FILE,
@@ -74,6 +76,16 @@ class Run:
             return read_record(self.folder)
         except FileNotFoundError:
             return Record()
+
+    def check_places(self) -> None:
+        """Unreadable where something else is in the place of a file or folder that the run writes."""
+        for name in (HISTORY_FILE, MEASURED_FILE, OWNER_FILE):
+            path = self.folder / name
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise Unreadable(path, "this is no plain file")
+        for path in (self.folder / STATE_FOLDER, self.folder / SAMPLES_FOLDER, self.lora_folder):
+            if os.path.lexists(path) and not path.is_dir():
+                raise Unreadable(path, "this is no folder")
 
     def write(self, **values: Any) -> None:
         """Changes fields of run.json."""

@@ -210,3 +210,31 @@ def test_a_run_that_begins_again_keeps_no_note_of_changes_that_are_not_in_it(tin
     with safe_open(again.epochs.files[-1].path, "pt") as file:
         assert "lora_atelier.changes" not in file.metadata()
     assert run_of("ink").record().changes == () and len(again.losses) == 6
+
+
+def test_a_finished_run_says_what_it_does_not_do_any_more(tiny, dataset):  # noqa: F811
+    t = tiny("sd3")
+    go(t, dataset, recipe("ink", optimizer=STEADY))
+    said: list[str] = []
+    changed = recipe("ink", optimizer=STEADY, save_precision="bf16", length=LengthConfig(epochs=3, save_every=2))
+    go(t, dataset, changed, show=said.append)
+    assert said[1] == (
+        "ink: is finished and handed on as it is; save_precision, save_every would have counted while it was trained, so its "
+        "files stay as they were saved"
+    )
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00[", None])
+def test_losses_that_are_gone_are_told(tiny, dataset, damage):  # noqa: F811
+    t = tiny("sd3")
+    go(t, dataset, recipe("ink", optimizer=STEADY))
+    path = host.runs_folder() / "ink" / "history.jsonl"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage)
+    said: list[str] = []
+    go(t, dataset, recipe("ink", optimizer=STEADY), show=said.append)
+    assert said[1] == "ink: is finished and handed on as it is; the losses of 9 of its steps are gone from its history"
+    go(t, dataset, recipe("ink", optimizer=STEADY, length=LengthConfig(epochs=4)), show=said.append)
+    assert "history: the losses of 9 of the first 9 steps are gone; what was learnt in them is not" in said

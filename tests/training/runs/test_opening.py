@@ -380,26 +380,90 @@ def test_a_run_that_is_let_go_can_be_taken_again(folders):
         owner.release()
 
 
-def test_an_owner_that_could_not_sign_lets_go(tmp_path, monkeypatch):
-    """A disk may be full at that very moment."""
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    first = Owner(tmp_path / "ink")
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
-        with pytest.raises(AtelierError, match="the disk is full"):
-            first.take()
-    second = Owner(tmp_path / "ink")
+def test_an_owner_that_cannot_sign_has_it_all_the_same(tmp_path):
+    (tmp_path / "ink" / "owner.lock.json").mkdir(parents=True)
+    first, second = Owner(tmp_path / "ink"), Owner(tmp_path / "ink")
+    first.take()
+    with pytest.raises(AtelierError, match="trained right now by another ComfyUI"):
+        second.take()
+    first.release()
     second.take()
     second.release()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "ink").write_text("a file")
+    with pytest.raises(AtelierError, match=r"ink cannot be written \(.*\). Make it writable, or choose another name"):
+        Owner(tmp_path / "ink").take()
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "measured.jsonl", "owner.lock", "state", "samples"])
+@pytest.mark.parametrize("kind", ["other", "link"])
+def test_a_run_with_something_else_in_a_files_place_is_set_aside(folders, name, kind, tmp_path):
+    folders.trained(40)
+    path = folders.runs / "ink" / name
+    path.is_dir() and path.rename(tmp_path / "away")
+    path.unlink(missing_ok=True)
+    if kind == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    elif "." in name:
+        path.mkdir()
+    else:
+        path.write_bytes(b"")
+    with folders.open() as opened:
+        assert opened.why.startswith(f"ink-2: begins, since ink is set aside: {name}: this is no ")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_a_new_run_is_compared_with_is_what_is_most_like_it(folders):
+    folders.trained(40)
+    folders.trained(40, seed=1, network=NetworkConfig(rank=8))
+    with folders.open(seed=2) as opened:
+        assert opened.why == "ink-3: begins, since ink is another: seed is 2 now and was 0"
+
+
+def test_another_recipes_run_is_no_reason(folders):
+    Run("ink-2", folders.runs, folders.loras).write(config={"name": "ink-2"})
+    with folders.open() as opened:
+        assert opened.why == "ink: begins, since there is none of this name"
+    Run("ink", folders.runs, folders.loras).write(config={"name": "other"})
+    with folders.open() as opened:
+        assert opened.why == "ink-3: begins, since ink is a run of another recipe"
+
+
+def test_a_finished_run_is_not_said_to_go_on_without_more_steps(folders):
+    folders.trained(100, finished=True)
+    with pytest.raises(AtelierError, match=r"another caption: 1.png.*raise epochs or max_steps and set when_interrupted"):
+        folders.open(dataset=pictures("a", "c"))
+    assert folders.name(120, when="continue with the changes", dataset=pictures("a", "c")) == "ink"
 
 
 def test_a_run_whose_length_was_not_noted_is_asked_about(folders):
     folders.trained(40)
     run = Run("ink", folders.runs, folders.loras)
     run.write(total=None)
-    with pytest.raises(AtelierError, match="ink does not say how many steps it was to have.*'continue with the changes'"):
+    with pytest.raises(AtelierError, match=r"ink does not say how many steps it was to have.*'continue with the changes'"):
         folders.open()
     assert folders.name(when="continue with the changes") == "ink"
+
+
+@pytest.mark.parametrize("left", [60, 0])
+def test_a_finished_run_of_which_an_older_state_is_left_is_finished(folders, left):
+    """The state says where it could go on; how far it came says its last file."""
+    folders.trained(100, finished=True)
+    state = folders.runs / "ink" / "state" / "state.safetensors"
+    state.unlink()
+    run = Run("ink", folders.runs, folders.loras)
+    if left:
+        run.save_state(State(left, {"a": torch.zeros(1)}, {}, {}))
+    for when in ("continue", "continue with the changes"):
+        with folders.open(when=when) as opened:
+            assert opened.finished and opened.why == "ink: is finished and handed on as it is"
+
+
+def test_an_early_end_without_a_state_is_handed_on(folders):
+    folders.trained(60, finished=True)
+    (folders.runs / "ink" / "state" / "state.safetensors").unlink()
+    for when in ("continue", "continue with the changes"):
+        with folders.open(when=when) as opened:
+            assert opened.finished and opened.why == "ink: is finished and handed on as it is"
