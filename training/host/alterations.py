@@ -6,6 +6,7 @@ them count as the same if they are of one name and hold the same numbers and wor
 
 from __future__ import annotations
 
+import dis
 import enum
 import functools
 import hashlib
@@ -129,7 +130,10 @@ class _Teller:
 
     def _code(self, value: types.FunctionType) -> str:
         code = value.__code__
-        enclosed = dict(zip(code.co_freevars, map(_content, value.__closure__ or ()), strict=True))
+        # What it assigns itself while it works is a note of its own, and no setting.
+        notes = {i.argval for i in dis.get_instructions(code) if i.opname in ("STORE_DEREF", "DELETE_DEREF")}
+        cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
+        enclosed = {name: _content(cell) for name, cell in cells if name not in notes}
         # Lambdas of one function share a name; what tells them apart is what they call and the constants in them.
         plain = [*code.co_names, *(c for c in code.co_consts if isinstance(c, (int, float, str)))]
         inside = [enclosed, value.__defaults__, value.__kwdefaults__, plain if value.__name__ == "<lambda>" else None]
@@ -143,6 +147,8 @@ class _Teller:
             # What is loaded into it at this moment, by whichever copy, is none of its own.
             return f"{_name(type(value))}({identity_of(value, _Loaded(value), patches=False)})"
         fields = dict(getattr(value, "__dict__", {}))
+        if hasattr(fields.get("patcher"), "object_patches"):  # a CLIP or VAE, whose patcher says all of its network
+            fields = {k: v for k, v in fields.items() if not isinstance(v, nn.Module)}
         if isinstance(value, nn.Module):
             value = getattr(value, "_orig_mod", value)  # that of a compiled one
             if self._network is not None and any(value is module for module in self._network.modules()):

@@ -137,7 +137,7 @@ class Run:
         self.write(saved=[*rows, entry])
 
     def keep_end(self) -> None:
-        """Before a finished run becomes longer: its last file also gets the name of an epoch on the way, and stays for good."""
+        """Before a finished run becomes longer: its last file becomes one on the way, under a name of its own."""
         if not self.finished():
             return
         record, last = self.record(), self.saved()[-1]

@@ -76,6 +76,55 @@ def test_sampling_changes_no_fingerprint(tiny):
     assert (altered.identity(), altered.sampling_identity()) == before
 
 
+def test_a_model_that_was_sampled_from_before_says_the_same_as_a_fresh_one(tiny):
+    """Whoever draws a picture first, and trains then, goes on with the run that another session began."""
+    from lora_atelier.training.config.sampling import SamplerSettings
+
+    t = tiny("sd15")
+    fresh, used = (host.Model(LEARNT["HyperTile"](LEARNT["FreeU_V2"](t.model.patcher, 0.1), 0.4)) for _ in range(2))
+    text = [[t.conditioning(1)["cond"], {}]]
+    used.sample(text, text, SamplerSettings("euler", "normal", 2, 4.0), latent_size=(32, 32), seed=1)
+    assert (used.identity(), used.sampling_identity()) == (fresh.identity(), fresh.sampling_identity())
+
+
+def test_what_a_function_counts_while_it_works_is_no_setting(tiny):
+    def patched(scale: float, times: int) -> str:
+        calls = 0
+
+        def guided(args: dict[str, Any]) -> Any:
+            nonlocal calls
+            calls += 1
+            return args["cond"] * scale if args else None
+
+        for _ in range(times):
+            guided({})
+        laid = t.model.patcher.clone()
+        laid.set_model_sampler_cfg_function(guided)
+        return host.Model(laid).sampling_identity()
+
+    t = tiny("sd15")
+    assert patched(0.5, 0) == patched(0.5, 3) != patched(0.25, 3)
+
+
+def test_an_enclosed_text_encoder_says_the_same_whatever_is_loaded_into_it(tiny):
+    import comfy.model_management
+
+    t = tiny("sd3")
+    clip = t.text.clip
+    before = host.Model(_guided_by(t.model.patcher, clip)).sampling_identity()
+    laid = clip.patcher.clone()
+    key = next(k for k, v in laid.model.state_dict().items() if k.endswith("weight") and v.ndim == 2)
+    assert laid.add_patches({key: (torch.ones_like(laid.model.state_dict()[key]),)}, 5.0)
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([laid])
+        try:
+            assert laid.backup
+            assert host.Model(_guided_by(t.model.patcher, clip)).sampling_identity() == before
+        finally:
+            comfy.model_management.free_memory(1e30, t.model.device)
+            laid.unpatch_model()
+
+
 def test_what_is_loaded_of_another_copy_does_not_count(tiny):
     """All copies share one network; an object that another copy has put in it is not this one's."""
     import comfy.model_management

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from lora_atelier.training import host
-from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig
+from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TextConfig
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.runs.run import SAVED_LORAS, Run
@@ -46,6 +46,27 @@ def test_a_finished_run_that_becomes_longer_ends_as_if_it_had_been_so_long(tiny,
     ]  # fmt: skip
     again = load_file(longer.epochs.files[1].path)
     assert all(torch.equal(again[key], kept[key]) for key in kept)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": OptimizerConfig("Prodigy", learning_rate=1.0, schedule="constant", accumulate=3), "ema_decay": 0.5},
+        {"optimizer": OptimizerConfig("Adafactor", learning_rate=1e-2, schedule="constant")},
+        {"optimizer": STEADY, "text": TextConfig("clip", learning_rate=1e-3)},
+        {"optimizer": STEADY, "precision": "fp16"},
+        {"optimizer": OptimizerConfig(learning_rate=1e-2, schedule="annealing", cycle_steps=4)},
+    ],
+    ids=["Prodigy", "Adafactor", "text encoder", "fp16", "annealing"],
+)
+def test_a_run_can_become_longer_twice(tiny, dataset, settings):  # noqa: F811
+    t = tiny("sd3")
+    whole = go(t, dataset, recipe("whole", length=steps(12), **settings))
+    for total in (6, 9, 12):
+        longer = go(t, dataset, recipe("pieces", length=steps(total), **settings))
+    assert longer.epochs.name == "pieces" and longer.losses == whole.losses
+    assert all(torch.equal(longer.tensors[key], whole.tensors[key]) for key in whole.tensors)
+    assert [file.label for file in longer.epochs.files] == [file.label for file in whole.epochs.files]
 
 
 def test_settings_that_the_messages_advise_let_an_interrupted_run_go_on(tiny, dataset, monkeypatch, interrupt):  # noqa: F811
