@@ -55,7 +55,7 @@ def test_a_finished_run_that_becomes_longer_ends_as_if_it_had_been_so_long(tiny,
         {"optimizer": OptimizerConfig("Adafactor", learning_rate=1e-2, schedule="constant")},
         {"optimizer": STEADY, "text": TextConfig("clip", learning_rate=1e-3)},
         {"optimizer": STEADY, "precision": "fp16"},
-        {"optimizer": OptimizerConfig(learning_rate=1e-2, schedule="annealing", cycle_steps=4)},
+        {"optimizer": OptimizerConfig(learning_rate=1e-2, schedule="annealing", cycle_steps=4, min_share=0.1)},
     ],
     ids=["Prodigy", "Adafactor", "text encoder", "fp16", "annealing"],
 )
