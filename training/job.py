@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
 
 import torch
@@ -52,6 +52,8 @@ from .tensors.precision import DTYPE_NAMES, DTYPES, compute_dtype
 from .tensors.safetensors_header import contents_digest
 
 log = logging.getLogger("lora-atelier")
+SAVING = ("save_every", "save_every_steps", "keep_last")
+"""Settings of a run's length that decide which files it leaves."""
 EVENT = "lora_atelier.run"
 """The message to the pages that tells of a run; its data is ``live.Live.status``."""
 
@@ -123,10 +125,17 @@ class Job:
         return self.config.text.encoders != "none"
 
     @cached_property
+    def levels(self) -> NoiseLevelSampler:
+        """At which noise levels the model is asked."""
+        family = family_named(self.model.family)
+        return NoiseLevelSampler.suited(self.model.prediction, self.config.noise, self.model.sigmas, family)
+
+    @cached_property
     def inputs(self) -> Inputs:
         """Everything that decides the LoRA's weights."""
         start = self.config.network.start_from
-        return Inputs.of(self.config, self.dataset, {
+        config = replace(self.config, noise=replace(self.config.noise, levels=self.levels.distribution))
+        return Inputs.of(config, self.dataset, {
             "model": self.model.identity(), "prediction": str(self.model.prediction), "clip": self.encoded.text_identity,
             "vae": self.encoded.picture_identity, "start_from": contents_digest(host.lora_path(start)) if start else "",
             "reading": " ".join(self._readings()),
@@ -148,7 +157,7 @@ class Job:
         """How captions are read, where any of them has a character for which the syntax matters."""
         told = (s for s in self.dataset.subsets if not s.ready)
         texts = [plain_caption(sample.caption, subset.config) for subset in told for sample in subset.samples]
-        texts.append(self.config.loss.preservation_prompt)
+        texts.append(self.config.loss.preservation_prompt if self.config.loss.preservation else "")
         return sorted({reading for text in texts for reading in self.text.reading_of(text)})
 
     def adapter(self) -> Adapter:
@@ -217,6 +226,10 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
     if finished and (damaged := run.set_damaged_aside()):
         why = f"{why}; {', '.join(damaged)} {'was' if len(damaged) == 1 else 'were'} damaged and set aside"
         finished = run.finished()
+    if finished and (others := _saved_otherwise(run.record().values.get("config"), config)):
+        why = f"{why}; {', '.join(others)} would have counted while it was trained, so its files stay as they were saved"
+    if finished and (gone := run.saved()[-1].step - len(run.losses())) > 0:
+        why = f"{why}; the losses of {gone} of its steps are gone from its history"
     facts = {"total": job.total, "steps_per_epoch": job.plan.steps_per_epoch}
     now = live.Live(
         run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=job.preview.steps > 0, opening=why, **facts
@@ -229,7 +242,9 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
     else:
         run.keep_end()
         run.write_inputs(job.inputs.stored())
-        changes = [*run.record().changes, *([{"step": run.state_step(), "changed": opened.changes}] if opened.changes else [])]
+        done = run.state_step()
+        changes = [row for row in run.record().changes if row["step"] <= done] if done else []
+        changes += [{"step": done, "changed": opened.changes}] if opened.changes else []
         run.write(
             config=to_dict(config), dataset=job.dataset.describe(), family=job.model.family, failed="", opening=why,
             changes=changes, **facts,
@@ -244,6 +259,16 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
         tensors=load_file(saved[-1].path),
         losses=run.losses(),
     )
+
+
+def _saved_otherwise(stored: object, config: TrainingConfig) -> list[str]:
+    """The settings of what is saved that are others than those of a run, whose ``stored`` recipe may be anything."""
+    before, now = stored if isinstance(stored, Mapping) else {}, to_dict(config)
+    found = [name for name in ("save_precision",) if before.get(name, now[name]) != now[name]]
+    length = before.get("length")
+    if isinstance(length, Mapping):
+        found += [name for name in SAVING if length.get(name, now["length"][name]) != now["length"][name]]
+    return found
 
 
 def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
@@ -327,7 +352,6 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
     rates = [group["rate"] for group in adapter.parameter_groups()]
     for note in remarks(job.config.optimizer, job.total, job.plan.epochs_for(job.total), rates):
         log.info("%s: %s", run.name, note)
-    levels = NoiseLevelSampler.suited(job.model.prediction, job.config.noise, job.model.sigmas, family_named(job.model.family))
     advance = host.progress(job.total)
 
     def say(line: str, step: int | None = None) -> None:
@@ -357,7 +381,7 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
     if compute_dtype(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
         say(f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here")
     text = job.text if job.learns_text else None
-    session = Session(job.model, text, layers, adapter, levels, encoded, job.plan, job.config)
+    session = Session(job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config)
     try:
         session = preflight.fit(session, say)
     except Exception as error:

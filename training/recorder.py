@@ -87,7 +87,10 @@ class Recorder:
         self._step, self._pending = step, list[tuple[Tensor, float]]()
         self._clock, self._reported, self.snapped = Clock(), time.monotonic(), time.monotonic()
         self._watch, self._warned = Watch(), False
-        finding = self._watch.feed(row["loss"] for row in run.cut_history(step))
+        rows = run.cut_history(step)
+        if lost := step - len({row["step"] for row in rows}):
+            callbacks.warn(f"history: the losses of {lost} of the first {step} steps are gone; what was learnt in them is not")
+        finding = self._watch.feed(row["loss"] for row in rows)
         self.diverged = self._stops(finding)
         """Whether the run shall end because its loss runs away."""
         # What was measured at the very step whose end is still due is measured again.

@@ -6,6 +6,7 @@ them count as the same if they are of one name and hold the same numbers and wor
 
 from __future__ import annotations
 
+import dis
 import enum
 import functools
 import hashlib
@@ -16,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import comfy.model_base
+import comfy.model_management
 import comfy.utils
 import torch
 from torch import Tensor, nn
@@ -34,39 +37,44 @@ UNIQUE = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4
 FOR_BOTH = ("injections", "weight_wrapper_patches", "hook_patches", "forced_hooks")
 FOR_SAMPLING_ALONE = ("optimized_attention_override",)
 """Transformer options of which training makes no use."""
+COMPILING = ("torch.compile", "torch_compile_kwargs")
+"""Names under which the host notes that a network is compiled, which changes nothing but how fast it answers."""
 _told: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
 def of_training(patcher: Any, *, own_dtype: bool = True) -> str:
     """What has a part in the network's own answers; empty where there is nothing. ``own_dtype``: the number format counts."""
     options = patcher.model_options.get("transformer_options", {})
-    parts = {
-        "objects": {k: v for k, v in patcher.object_patches.items() if own_dtype or k != "manual_cast_dtype"},
-        "options": {k: v for k, v in options.items() if k not in FOR_SAMPLING_ALONE},
-        **{
-            name: getattr(patcher, name, None)
-            for name in ("injections", "weight_wrapper_patches", "hook_patches", "forced_hooks")
+    return _digest(
+        {
+            "objects": {k: v for k, v in patcher.object_patches.items() if own_dtype or k != "manual_cast_dtype"},
+            "options": {k: v for k, v in options.items() if k not in FOR_SAMPLING_ALONE},
+            **{name: getattr(patcher, name, None) for name in FOR_BOTH},
         },
-    }
-    return _digest(parts)
+        patcher,
+    )
 
 
 def of_sampling(patcher: Any) -> str:
     """What has a part in a picture that is drawn with it: the same, guidance, samplers' functions and wrappers."""
-    others = {k: v for k, v in getattr(patcher, "additional_models", {}).items() if k != "multigpu"}
-    parts = {
-        "training": of_training(patcher),
-        "options": patcher.model_options,
-        "wrappers": getattr(patcher, "wrappers", None),
+    return _digest({"training": of_training(patcher), **_of_drawing(patcher)}, patcher)
+
+
+def _of_drawing(patcher: Any) -> dict[str, Any]:
+    """What only has a part in drawing, and what it has in common with training."""
+    wrappers = getattr(patcher, "wrappers", None) or {}
+    return {
+        "options": {k: v for k, v in patcher.model_options.items() if k not in COMPILING},
+        "wrappers": {kind: {k: v for k, v in keyed.items() if k not in COMPILING} for kind, keyed in wrappers.items()},
         "callbacks": getattr(patcher, "callbacks", None),
-        "models": others,
+        "models": {k: v for k, v in getattr(patcher, "additional_models", {}).items() if k != "multigpu"},
     }
-    return _digest(parts if _holds(list(parts.values())) else {})
 
 
-def _digest(parts: Mapping[str, Any]) -> str:
+def _digest(parts: Mapping[str, Any], patcher: Any) -> str:
     found = {name: value for name, value in parts.items() if _holds(value)}
-    return hashlib.sha256(_remembered(found).encode("utf-8", "surrogatepass")).hexdigest()[:16] if found else ""
+    said = _remembered(found, getattr(patcher, "model", None)) if found else ""
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16] if found else ""
 
 
 def _holds(value: object) -> bool:
@@ -81,7 +89,8 @@ def _holds(value: object) -> bool:
 class _Teller:
     """Says what values are, in words that are the same in every session."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Any = None) -> None:
+        self._network = getattr(model, "diffusion_model", None)
         self._path: list[int] = []
         self._left = MOST_VALUES
 
@@ -121,7 +130,10 @@ class _Teller:
 
     def _code(self, value: types.FunctionType) -> str:
         code = value.__code__
-        enclosed = dict(zip(code.co_freevars, map(_content, value.__closure__ or ()), strict=True))
+        # What it assigns itself while it works is a note of its own, and no setting.
+        notes = {i.argval for i in dis.get_instructions(code) if i.opname in ("STORE_DEREF", "DELETE_DEREF")}
+        cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
+        enclosed = {name: _content(cell) for name, cell in cells if name not in notes}
         # Lambdas of one function share a name; what tells them apart is what they call and the constants in them.
         plain = [*code.co_names, *(c for c in code.co_consts if isinstance(c, (int, float, str)))]
         inside = [enclosed, value.__defaults__, value.__kwdefaults__, plain if value.__name__ == "<lambda>" else None]
@@ -129,10 +141,21 @@ class _Teller:
 
     def _object(self, value: Any) -> str:
         if hasattr(value, "object_patches") and hasattr(value, "patches"):  # a whole patcher
-            return f"{_name(type(value))}({identity_of(value.model, value)})"
+            laid = {"objects": value.object_patches, **_of_drawing(value), **{k: getattr(value, k, None) for k in FOR_BOTH}}
+            return f"{_name(type(value))}({identity_of(value.model, value)}){self.tell(laid) if _holds(laid) else ''}"
+        if isinstance(value, comfy.model_base.BaseModel):
+            # What is loaded into it at this moment, by whichever copy, is none of its own.
+            return f"{_name(type(value))}({identity_of(value, _Loaded(value), patches=False)})"
         fields = dict(getattr(value, "__dict__", {}))
+        if hasattr(fields.get("patcher"), "object_patches"):  # a CLIP or VAE, whose patcher says all of its network
+            fields = {k: v for k, v in fields.items() if not isinstance(v, nn.Module)}
         if isinstance(value, nn.Module):
-            fields = {k: v for k, v in fields.items() if not k.startswith("_") and k != "training"} | dict(value.state_dict())
+            value = getattr(value, "_orig_mod", value)  # that of a compiled one
+            if self._network is not None and any(value is module for module in self._network.modules()):
+                return f"{_name(type(value))} of this network"
+            fields = dict(value.state_dict())
+            for place, module in value.named_modules():
+                fields |= {f"{place}.{k}": v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
         for kind in type(value).__mro__:
             slots = vars(kind).get("__slots__", ())
             names = [slots] if isinstance(slots, str) else slots
@@ -140,16 +163,26 @@ class _Teller:
         return f"{_name(type(value))}{self.tell(fields)}"
 
 
-def _remembered(value: Any) -> str:
+class _Loaded:
+    """The originals of the weights that were changed for the copies of a model which are loaded now, as a patcher keeps them."""
+
+    def __init__(self, model: nn.Module):
+        self.backup: dict[str, Any] = {}
+        for loaded in comfy.model_management.current_loaded_models:
+            if loaded.model is not None and loaded.model.model is model:
+                self.backup |= loaded.model.backup
+
+
+def _remembered(value: Any, model: Any) -> str:
     """``value`` as it was when it was first seen: what a function counts while it is used is no setting of it."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(sorted(f'{key!r}: {_remembered(part)}' for key, part in value.items() if _holds(part)))}}}"
+        return f"{{{', '.join(sorted(f'{key!r}: {_remembered(part, model)}' for key, part in value.items() if _holds(part)))}}}"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_remembered, value))}]"
+        return f"[{', '.join(_remembered(part, model) for part in value)}]"
     known = _told.get(id(value))
     if known is not None and known[0]() is value:
         return known[1]
-    said = _Teller().tell(value)
+    said = _Teller(model).tell(value)
     key = id(value)
 
     def forget(_gone: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import comfy.model_management
@@ -141,43 +141,55 @@ def put_back(swapped: list[Swap]) -> None:
             place[key] = original
 
 
-def _numbered(values: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors in ``values`` and in the tuples and lists there, by their places."""
-    for i, value in enumerate(values):
-        if isinstance(value, Tensor):
-            yield f"{prefix}{i}", value
-        elif isinstance(value, (tuple, list)):
-            yield from _numbered(value, f"{prefix}{i}.")
+def _of_patch(value: Any) -> Iterator[str | Tensor]:
+    """Everything in a patch that decides what it does: numbers, kind and strengths, those of a merged model's patches too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _of_patch(sorted(value.items(), key=lambda item: str(item[0])))
+    elif isinstance(value, (tuple, list)):
+        yield f"{len(value)} of"
+        for part in value:
+            yield from _of_patch(part)
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        yield repr(value)
+    else:  # an adapter of the host's, or a function
+        yield getattr(value, "__qualname__", type(value).__qualname__)
+        yield from _of_patch(getattr(value, "weights", None))
 
 
-def identity_of(module: nn.Module, patcher: Any, prefix: str = "") -> str:
-    """Sha256 over every tensor's name, shape, type and a few of its values, and over the patches laid on it.
+def identity_of(module: nn.Module, patcher: Any, prefix: str = "", *, patches: bool = True) -> str:
+    """Sha256 over every tensor's name, shape, type and a few of its values, and over the ``patches`` laid on it.
 
     While another copy of the model is in use (with a LoRA, say) its patches are merged into the shared weights; the patcher then
     keeps the originals aside, under names that start with ``prefix``, and those are the ones that count.
     """
     said: list[str | Tensor] = []
     originals: dict[str, Any] = {}
+    laid: Mapping[Any, Any] = getattr(patcher, "patches", {}) if patches else {}
     for key, kept in getattr(patcher, "backup", {}).items():
         weight = getattr(kept, "weight", kept)
         # A packed one stands in a state dict as its numbers and scales.
         originals |= weight.state_dict(key) if hasattr(weight, "state_dict") else {key: weight}
 
     def add(name: str, tensor: Tensor) -> None:
+        if not tensor.numel():
+            return
         flat = ordinary(tensor).detach().reshape(-1)
         said.extend((f"{name} {tuple(tensor.shape)} {tensor.dtype}", flat[:: max(1, flat.numel() // 16)][:17].float()))
 
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             tensor = originals.get(prefix + name, tensor)
-            if isinstance(tensor, Tensor) and tensor.numel():
+            if isinstance(tensor, Tensor):
                 add(name, tensor)
-        for key, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda item: str(item[0])):
-            said.append(f"{key} {[(p[0], p[2]) for p in patches]}")
-            for patch in patches:
-                weights = getattr(patch[1], "weights", patch[1])
-                for name, tensor in _numbered(weights if isinstance(weights, (tuple, list)) else [weights]):
-                    add(name, tensor)
+        for key, ones in sorted(laid.items(), key=lambda item: str(item[0])):
+            said.append(str(key))
+            for part in _of_patch(ones):
+                if isinstance(part, Tensor):
+                    add("", part)
+                else:
+                    said.append(part)
         read = iter(to_cpu([part for part in said if isinstance(part, Tensor)]))
     digest = hashlib.sha256()
     for part in said:

@@ -27,13 +27,20 @@ where a caption has a character that it knows, and that is among the models."""
 LENGTH = frozenset({"length.epochs", "length.max_steps", "length.when_enough", "length.on_divergence"})
 """Fields that decide when it ends, which is compared in steps."""
 NOWHERE = frozenset({
-    "folder", "caption_extension", "caption_encoding", "caption_lines", "broken", "nested", "repeats", "class_caption",
+    "folder", "caption_extension", "caption_encoding", "caption_lines", "broken", "nested", "repeats", "captions",
+    "class_caption",
 })  # fmt: skip
 """Fields of a subset that only decide which pictures and captions there are, and these are compared themselves."""
 STRUCTURE = ("network.", "optimizer.name", "optimizer.optimizer_args", "optimizer.weight_decay", "text.encoders", "ema_decay")
 """Settings with which the stored state is of another form, or holds the old value."""
 FREE = frozenset({"network.dropout", "network.rank_dropout", "network.module_dropout", "network.scale_weight_norms"})
 """Settings of the network that leave its form alone."""
+WIDGETS = {
+    "optimizer.name": "optimizer", "text.encoders": "text_encoder", "text.learning_rate": "text_encoder_rate",
+    "noise.levels": "noise_levels", "noise.lowest": "lowest_level", "noise.highest": "highest_level",
+    "noise.offset": "noise_offset", "noise.perturbation": "input_perturbation", "loss.kind": "loss",
+}  # fmt: skip
+"""Fields that have another name where they are set."""
 NAMED = 3
 """Pictures that are named of each kind of change."""
 MODELS = {"model": "the model", "prediction": "what the model predicts", "clip": "the text encoder", "vae": "the VAE",
@@ -121,18 +128,34 @@ class Difference:
 
 def compare(before: Inputs, now: Inputs) -> Difference:
     """What is different in ``now``."""
-    changed = {key: value for key, value in now.settings.items() if before.settings.get(key) != value}
+    changed = _changed(before.settings, now.settings)
     settings = [_told(key, before.settings.get(key), value) for key, value in changed.items()]
     unfit = [said for key, said in zip(changed, settings, strict=True) if key.startswith(STRUCTURE) and key not in FREE]
-    for number, (then, today) in enumerate(zip(before.subsets, now.subsets, strict=False), start=1):
+    for number, then, today in _paired(before.subsets, now.subsets):
         where = f" of folder {number}" if len(now.subsets) > 1 else ""
         old = then.settings
-        settings += [_told(key, old.get(key), value, where) for key, value in today.settings.items() if old.get(key) != value]
+        settings += [_told(key, old.get(key), value, where) for key, value in _changed(old, today.settings).items()]
     models = [f"{said} is another" for name, said in MODELS.items() if before.models.get(name, "") != now.models.get(name, "")]
     unfit += [f"{MODELS[name]} is another" for name in ("model", "prediction") if f"{MODELS[name]} is another" in models]
     then_pictures, pictures = _all(before), _all(now)
     related = bool({p.key for p in then_pictures} & {p.key for p in pictures})
-    return Difference(tuple(settings), tuple(models), tuple(_pictures(then_pictures, pictures)), related, tuple(unfit))
+    return Difference(tuple(settings), tuple(models), tuple(_all_pictures(before, now)), related, tuple(unfit))
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are others now. One that is not used on either side says nothing that the one that decides so doesn't."""
+    found = {key: (before.get(key), value) for key, value in now.items()}
+    return {key: value for key, (then, value) in found.items() if then is not None and value is not None and then != value}
+
+
+def _paired(before: Sequence[SubsetInputs], now: Sequence[SubsetInputs]) -> Iterable[tuple[int, SubsetInputs, SubsetInputs]]:
+    """Folders (number, then, now): by their place, or if they are more or fewer now, each beside those that held its pictures."""
+    keys = [{picture.key for picture in subset.pictures} for subset in before]
+    for number, today in enumerate(now):
+        mine = {picture.key for picture in today.pictures}
+        for place, then in enumerate(before):
+            if place == number if len(before) == len(now) else keys[place] & mine:
+                yield number + 1, then, today
 
 
 def decisive(config: TrainingConfig) -> dict[str, Any]:
@@ -145,12 +168,29 @@ def decisive(config: TrainingConfig) -> dict[str, Any]:
         "optimizer.optimizer_args": ", ".join(f"{key}={arguments[key]}" for key in sorted(arguments)),
     }  # fmt: skip
     falls = optimizer.schedule in ("cosine with restarts", "annealing")
+    network, noise, loss = config.network, config.noise, config.loss
+    no_convolutions = network.targets != "all" and not network.include
     unused = {
         "optimizer.min_rate": optimizer.schedule == "constant",
         "optimizer.min_share": optimizer.schedule == "constant",
         "optimizer.cycles": not falls,
         "optimizer.cycle_steps": optimizer.schedule != "annealing",
         "optimizer.power": optimizer.schedule != "polynomial",
+        "network.conv_rank": no_convolutions,
+        "network.conv_alpha": no_convolutions,
+        "network.lokr_factor": network.algorithm != "LoKr",
+        "text.learning_rate": config.text.encoders == "none",
+        "noise.logit_mean": noise.levels not in ("auto", "logit-normal"),
+        "noise.logit_std": noise.levels not in ("auto", "logit-normal"),
+        "noise.sigmoid_scale": noise.levels in ("uniform", "logit-normal"),
+        "noise.shift": noise.levels not in ("auto", "shifted"),
+        "noise.offset_each_channel": noise.offset == 0,
+        "noise.offset_random": noise.offset == 0,
+        "noise.pyramid_discount": noise.pyramid_iterations == 0,
+        "loss.huber_schedule": loss.kind == "mse",
+        "loss.huber_threshold": loss.kind == "mse",
+        "loss.snr_gamma": loss.weighting != "min-SNR",
+        "loss.preservation_prompt": loss.preservation == 0,
     }
     return {key: None if unused.get(key) else value for key, value in flat.items()}
 
@@ -159,7 +199,9 @@ def decisive_of(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     """The same of a recipe as an earlier version has written it; None if it means nothing any more."""
     names = {f.name for f in fields(TrainingConfig)}
     with suppress(AtelierError, TypeError, ValueError, AttributeError):
-        return decisive(from_dict(TrainingConfig, {key: value for key, value in stored.items() if key in names}))
+        config = from_dict(TrainingConfig, {key: value for key, value in stored.items() if key in names})
+        # What ``auto`` was is not known, so it is not compared.
+        return decisive(config) | ({"noise.levels": None} if config.noise.levels == "auto" else {})
     return None
 
 
@@ -177,7 +219,12 @@ def _subset(subset: Subset) -> SubsetInputs:
 
 def _used(config: SubsetConfig) -> dict[str, Any]:
     """A subset's settings that decide something."""
-    unused = {"validation_seed": config.validation_share == 0, "mask_floor": config.masks == "off"}
+    unused = {
+        "validation_seed": config.validation_share == 0,
+        "mask_floor": config.masks == "off",
+        "variants": config.crop != "random",
+        "keep_tokens": not config.shuffle_captions and config.tag_dropout == 0,
+    }
     return {key: None if unused.get(key) else value for key, value in to_dict(config).items() if key not in NOWHERE}
 
 
@@ -192,6 +239,18 @@ def _digest(value: Any) -> str:
 
 def _all(inputs: Inputs) -> list[SampleInputs]:
     return [picture for subset in inputs.subsets for picture in subset.pictures]
+
+
+def _all_pictures(before: Inputs, now: Inputs) -> Iterable[str]:
+    """What happened to the pictures, in words, and whether they are in other folders although none has changed."""
+    said = list(_pictures(_all(before), _all(now)))
+    if not said and [_sums(subset) for subset in before.subsets] != [_sums(subset) for subset in now.subsets]:
+        said.append("the pictures are in other folders, or these are used in other numbers")
+    return said
+
+
+def _sums(subset: SubsetInputs) -> tuple[int, Any]:
+    return len(subset.pictures), subset.settings.get("repeats")
 
 
 def _pictures(before: Sequence[SampleInputs], now: Sequence[SampleInputs]) -> Iterable[str]:
@@ -229,11 +288,16 @@ def _pictures(before: Sequence[SampleInputs], now: Sequence[SampleInputs]) -> It
 
 
 def _told(key: str, before: Any, now: Any, where: str = "") -> str:
-    group, _, name = key.rpartition(".")
-    spoken = name if group in ("", "optimizer", "network") else f"{group} {name}"
-    return f"{spoken}{where} is {_short(now)} now and was {_short(before)}"
+    spoken = WIDGETS.get(key, key.rpartition(".")[2])
+    return f"{spoken}{where} is {_short(now, before)} now and was {_short(before, now)}"
 
 
-def _short(value: Any) -> str:
-    said = f"{value:g}" if isinstance(value, float) else str(value)
+def _short(value: Any, other: Any) -> str:
+    """In few characters, but never the same ones as for the ``other``."""
+    said, beside = (f"{one:g}" if isinstance(one, float) else str(one) for one in (value, other))
+    if said == beside:
+        said = str(value)
+    if len(said) > 40 and said[:40] == str(other)[:40]:
+        first = next((i for i, pair in enumerate(zip(said, str(other), strict=False)) if pair[0] != pair[1]), 40)
+        said = f"…{said[max(0, first - 10) :]}"
     return f"{said[:40]}…" if len(said) > 40 else said or "empty"

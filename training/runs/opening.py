@@ -24,7 +24,7 @@ LARGEST = 1 << 30
 """Bytes of an inputs.json, which has a line of some 150 for every picture."""
 WHENS = ("continue", "continue with the changes", "start over")
 """What happens with an earlier run of the same recipe."""
-EARLIER = "by an earlier version, which did not note its pictures and captions"
+EARLIER = f"by an earlier version, or its {INPUTS_FILE} is gone: its pictures and captions are not known"
 SameRates = Callable[[int, int, int], bool]
 """(steps of the run so far, of the run from now on, steps that are done) -> whether what is done had the same rates."""
 
@@ -59,13 +59,18 @@ class _Found:
     """Of its state; 0: there is none."""
     total: int
     """Steps that it was to have."""
-    finished: bool
+    end: int
+    """Step of the last LoRA file of a finished run; 0: it is not finished."""
     unknown: bool = False
     """Begun by an earlier version, which did not note its pictures."""
     foreign: bool = False
     """Of another recipe, whose own name ends in a number."""
     damaged: str = ""
     """What is wrong with its files."""
+
+    @property
+    def finished(self) -> bool:
+        return self.end > 0
 
     @property
     def usable(self) -> bool:
@@ -115,8 +120,9 @@ def _look(name: str, run: Run, inputs: Inputs) -> _Found:
     try:
         record = run.record()
         if record.recipe not in (None, name):
-            return _Found(run, Difference(settings=("it is another recipe's",)), 0, 0, False, foreign=True)
-        step, finished = run.state_step(), run.finished()
+            return _Found(run, Difference(settings=("it is another recipe's",)), 0, 0, 0, foreign=True)
+        run.check_places()
+        step, end = run.state_step(), run.saved()[-1].step if run.finished() else 0
         before = record.total or 0
         try:
             stored = Inputs.read(read_json(run.folder / INPUTS_FILE, LARGEST))
@@ -124,12 +130,12 @@ def _look(name: str, run: Run, inputs: Inputs) -> _Found:
             config = record.values.get("config")
             settings = decisive_of(config) if isinstance(config, dict) else None
             if settings is None:
-                return _Found(run, Difference(settings=("its folder holds files of another run",)), step, before, finished)
+                return _Found(run, Difference(settings=("its folder holds files of another run",)), step, before, end)
             change = compare(Inputs(settings, inputs.subsets, inputs.models), inputs)
-            return _Found(run, change, step, before, finished, unknown=True)
-        return _Found(run, compare(stored, inputs), step, before, finished)
+            return _Found(run, change, step, before, end, unknown=True)
+        return _Found(run, compare(stored, inputs), step, before, end)
     except AtelierError as error:
-        return _Found(run, Difference(settings=("its files are damaged",)), 0, 0, False, damaged=str(error))
+        return _Found(run, Difference(settings=("its files are damaged",)), 0, 0, 0, damaged=str(error))
 
 
 def _choose(
@@ -154,10 +160,11 @@ def _choose(
             continue
         place = f"step {one.step} of {total}"
         if one.finished and total == one.total:
-            if one.step < total and when != "continue":
+            ended_early = one.step > 0 and one.end < total
+            if ended_early and when != "continue":
                 return on(one, f"goes on from {place}, where it was ended")
-            early = f"; it was ended at step {one.step} of {total}, and 'continue with the changes' goes on from there"
-            return on(one, f"is finished and handed on as it is{early if 0 < one.step < total else ''}", finished=True)
+            early = f"; it was ended at step {one.end} of {total}, and 'continue with the changes' goes on from there"
+            return on(one, f"is finished and handed on as it is{early if ended_early else ''}", finished=True)
         if one.step == 0 and (total == one.total or not one.run.lora_files()):
             return on(one, "begins again, since no state of it was kept")
         if total == one.total:
@@ -165,7 +172,7 @@ def _choose(
         if total < one.step or one.step == 0:
             continue
         even = one.step % width == 0 or not one.finished
-        if even and same_rates(one.total, total, one.step):
+        if one.total and even and same_rates(one.total, total, one.step):
             return on(one, f"goes on from {place} (it was to have {one.total})")
         questions.append((one, _rates(one, total, even)))
     for one in known:
@@ -181,7 +188,7 @@ def _choose(
     if when == "continue with the changes":
         return _with_changes(known, total, on, new)
     if questions:
-        _ask(*questions[0])
+        _ask(*questions[0], total)
     return new(_why_new(name, known, total))
 
 
@@ -211,6 +218,10 @@ def _with_changes(known: list[_Found], total: int, on: Callable[..., Opened], ne
 
 
 def _rates(one: _Found, total: int, even: bool) -> str:
+    if not one.total:
+        return (
+            f"length: {one.run.name} does not say how many steps it was to have, nor therefore whether its rates were the same."
+        )
     if not even:
         return f"accumulate: {one.run.name} has ended within a group of batches, so {total} steps would not be the longer run."
     return (
@@ -219,17 +230,21 @@ def _rates(one: _Found, total: int, even: bool) -> str:
     )
 
 
-def _ask(one: _Found, said: str) -> None:
+def _ask(one: _Found, said: str, total: int) -> None:
+    longer = "" if one.step < total or not one.finished else "raise epochs or max_steps and "
     raise AtelierError(
-        f"{said} Set when_interrupted of Train LoRA to 'continue with the changes' to go on from step {one.step} with what is "
-        "queued now (its files stay), or to 'start over' to begin a new run beside it."
+        f"{said} To go on from step {one.step} with what is queued now (its files stay), {longer}set when_interrupted of Train "
+        "LoRA to 'continue with the changes'; to begin a new run beside it, set that to 'start over'."
     )
 
 
 def _why_new(name: str, known: list[_Found], total: int) -> str:
-    if not known:
-        return "there is none of this name"
-    one = next((one for one in known if not one.foreign), known[0])
+    own = [one for one in known if not one.foreign]
+    if not own:
+        taken = any(one.run.name == name for one in known)
+        return f"{name} is a run of another recipe" if taken else "there is none of this name"
+    # The newest if it cannot be used, else the one that is most like it.
+    one = own[0] if own[0].damaged else min((one for one in own if not one.damaged), key=lambda one: len(one.change.others))
     if one.damaged:
         return f"{one.run.name} is set aside: {one.damaged}"
     if one.change.others:

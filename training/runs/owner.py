@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,6 +18,8 @@ from ..files import read_json
 from .layout import OWNER_FILE
 
 log = logging.getLogger("lora-atelier")
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+"""What file systems answer that cannot lock."""
 NOTE = f"{OWNER_FILE}.json"
 
 
@@ -28,24 +32,30 @@ class Owner:
 
     def take(self) -> None:
         """AtelierError, naming who it is, while another process has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
             raise AtelierError(
                 f"name: the run {self.folder.name} is being trained right now by {_told(self.folder)}. Wait until it ends, stop "
                 "it there, or choose another name."
             ) from None
-        except NotImplementedError:
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise AtelierError(
+                    f"name: the run's folder {self.folder} cannot be written ({error.strerror}). Make it writable, or choose "
+                    "another name."
+                ) from error
             log.info("%s: this file system knows no locks, so two ComfyUIs could train the run at once", self.folder)
         note = {"process": os.getpid(), "computer": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M")}
-        # Only for people, so it need not be whole at every moment.
-        (self.folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
+        with suppress(OSError):  # only for people, so it need not be there, nor be whole at every moment
+            (self.folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
 
     def release(self) -> None:
         """Nothing where it was not taken."""
         if self._lock.is_locked:
-            (self.folder / NOTE).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.folder / NOTE).unlink()
             self._lock.release()
 
 

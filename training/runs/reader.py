@@ -191,6 +191,14 @@ def _why(folder: Path, _stamp: tuple[int, int, int] | None) -> str | None:
     return None
 
 
+def _is_of(name: str, folder: Path) -> bool:
+    """Whether the recipe ``name`` made this run: those of one called ``ink-2`` look like the second of ``ink``."""
+    try:
+        return read_record(folder).recipe in (None, name)
+    except (AtelierError, FileNotFoundError):
+        return True
+
+
 def latest(name: str, runs: Path, running: list[str]) -> str | None:
     """Of the runs that a recipe of this name has made (``ink``, ``ink-2``, ...) the one that trains, else the newest.
 
@@ -198,7 +206,7 @@ def latest(name: str, runs: Path, running: list[str]) -> str | None:
     """
     own = re.compile(rf"{re.escape(check_run_name(name))}(-\d+)?")
     found = [(run, None) for run in running] + _all(runs)
-    mine = [(run, why) for run, why in found if own.fullmatch(run)]
+    mine = [(run, why) for run, why in found if own.fullmatch(run) and _is_of(name, runs / run)]
     sound = next((run for run, why in mine if why is None), None)
     if sound is None and mine:
         raise AtelierError(f"{mine[0][0]}: {mine[0][1]}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,14 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
-from ..files import HandedOn, Serialised, append_text, flush, parse_json, replacing, sweep, write_text
+from ..files import HandedOn, Serialised, Unreadable, append_text, flush, parse_json, replacing, sweep, write_text
 from ..tensors.transfer import to_cpu
 from .layout import (
     HISTORY_FILE,
     INPUTS_FILE,
     MEASURED_FILE,
     OLDER_STATE_FILE,
+    OWNER_FILE,
     RUN_FILE,
     SAMPLES_FOLDER,
     STATE_FILE,
@@ -74,6 +76,16 @@ class Run:
             return read_record(self.folder)
         except FileNotFoundError:
             return Record()
+
+    def check_places(self) -> None:
+        """Unreadable where something else is in the place of a file or folder that the run writes."""
+        for name in (HISTORY_FILE, MEASURED_FILE, OWNER_FILE):
+            path = self.folder / name
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise Unreadable(path, "this is no plain file")
+        for path in (self.folder / STATE_FOLDER, self.folder / SAMPLES_FOLDER, self.lora_folder):
+            if os.path.lexists(path) and not path.is_dir():
+                raise Unreadable(path, "this is no folder")
 
     def write(self, **values: Any) -> None:
         """Changes fields of run.json."""
@@ -125,15 +137,17 @@ class Run:
         self.write(saved=[*rows, entry])
 
     def keep_end(self) -> None:
-        """Before a finished run becomes longer: its last file also gets the name of an epoch on the way, and stays for good."""
+        """Before a finished run becomes longer: its last file becomes one on the way, under a name of its own."""
         if not self.finished():
             return
-        last = self.saved()[-1]
-        kept = SavedLoRA(self._place(last.epoch, last.step, "epoch"), last.epoch, last.step, "epoch")
+        record, last = self.record(), self.saved()[-1]
+        # An epoch that was cut short is none: the longer run will have a whole one of that number.
+        kind: SaveKind = "step" if record.steps_per_epoch and last.step % record.steps_per_epoch else "epoch"
+        kept = SavedLoRA(self._place(last.epoch, last.step, kind), last.epoch, last.step, kind)
         if not kept.path.exists():
             with replacing(kept.path) as temporary:
                 shutil.copyfile(last.path, temporary)
-        rows = [row for row in self.record().saved if row["file"] not in (last.path.name, kept.path.name)]
+        rows = [row for row in record.saved if row["file"] not in (last.path.name, kept.path.name)]
         self.write(saved=[*rows, {"file": kept.path.name, "epoch": kept.epoch, "step": kept.step, "kind": kept.kind}])
 
     def set_damaged_aside(self) -> list[str]:

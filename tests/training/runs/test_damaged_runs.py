@@ -16,6 +16,7 @@ from lora_atelier.tests import fuzz
 from lora_atelier.training.config import check_run_name
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.runs import reader
+from lora_atelier.training.runs.run import Run
 
 SAVED = {"file": "ink-000001.safetensors", "epoch": 1, "step": 3, "kind": "epoch"}
 FACTS = {
@@ -248,3 +249,14 @@ def test_a_name_fits_into_a_file_system(tmp_path: Path) -> None:
     (tmp_path / ("字" * 66 + "-99-step99999999.safetensors.01234567.partial")).touch()
     with pytest.raises(AtelierError, match="too long for a file name"):
         check_run_name("字" * 67)
+
+
+def test_the_panel_shows_no_run_of_another_recipe(tmp_path):
+    """One called ``ink-2`` looks like the second run of ``ink``."""
+    runs = tmp_path / "runs"
+    for name in ("ink", "ink-2"):
+        Run(name, runs, tmp_path / "loras").write(config={"name": name})
+    assert reader.latest("ink", runs, []) == reader.latest("ink", runs, ["ink-2"]) == "ink"
+    assert reader.latest("ink-2", runs, []) == "ink-2"
+    Run("ink-3", runs, tmp_path / "loras").write(config={"name": "ink"})
+    assert reader.latest("ink", runs, []) == "ink-3"

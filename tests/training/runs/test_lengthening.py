@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from lora_atelier.training import host
-from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig
+from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TextConfig
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.runs.run import SAVED_LORAS, Run
@@ -46,6 +46,27 @@ def test_a_finished_run_that_becomes_longer_ends_as_if_it_had_been_so_long(tiny,
     ]  # fmt: skip
     again = load_file(longer.epochs.files[1].path)
     assert all(torch.equal(again[key], kept[key]) for key in kept)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": OptimizerConfig("Prodigy", learning_rate=1.0, schedule="constant", accumulate=3), "ema_decay": 0.5},
+        {"optimizer": OptimizerConfig("Adafactor", learning_rate=1e-2, schedule="constant")},
+        {"optimizer": STEADY, "text": TextConfig("clip", learning_rate=1e-3)},
+        {"optimizer": STEADY, "precision": "fp16"},
+        {"optimizer": OptimizerConfig(learning_rate=1e-2, schedule="annealing", cycle_steps=4, min_share=0.1)},
+    ],
+    ids=["Prodigy", "Adafactor", "text encoder", "fp16", "annealing"],
+)
+def test_a_run_can_become_longer_twice(tiny, dataset, settings):  # noqa: F811
+    t = tiny("sd3")
+    whole = go(t, dataset, recipe("whole", length=steps(12), **settings))
+    for total in (6, 9, 12):
+        longer = go(t, dataset, recipe("pieces", length=steps(total), **settings))
+    assert longer.epochs.name == "pieces" and longer.losses == whole.losses
+    assert all(torch.equal(longer.tensors[key], whole.tensors[key]) for key in whole.tensors)
+    assert [file.label for file in longer.epochs.files] == [file.label for file in whole.epochs.files]
 
 
 def test_settings_that_the_messages_advise_let_an_interrupted_run_go_on(tiny, dataset, monkeypatch, interrupt):  # noqa: F811
@@ -180,3 +201,61 @@ def test_a_foreign_record_deletes_nothing_outside(tiny, dataset, tmp_path):  # n
             run_of("ink").keep_last(1)
     done = go(t, dataset, recipe("ink", optimizer=STEADY, length=LengthConfig(epochs=3, keep_last=1)))
     assert done.epochs.name == "ink-2" and victim.read_bytes() == b"precious"
+
+
+def test_an_end_within_an_epoch_is_a_step_of_the_longer_run(tiny, dataset):  # noqa: F811
+    """No two columns of a grid are called epoch 2."""
+    t = tiny("sd3")
+    go(t, dataset, recipe("ink", optimizer=STEADY, length=steps(5)))
+    for total in (7, 9):
+        longer = go(t, dataset, recipe("ink", optimizer=STEADY, length=steps(total)))
+    labels = [(file.label, file.step, file.kind) for file in longer.epochs.files]
+    assert labels == [
+        ("epoch 1", 3, "epoch"), ("step 5", 5, "step"), ("epoch 2", 6, "epoch"), ("step 7", 7, "step"), ("epoch 3", 9, "last"),
+    ]  # fmt: skip
+    whole = go(t, dataset, recipe("whole", optimizer=STEADY, length=steps(9)))
+    assert longer.losses == whole.losses and all(torch.equal(longer.tensors[k], whole.tensors[k]) for k in whole.tensors)
+
+
+def test_a_run_that_begins_again_keeps_no_note_of_changes_that_are_not_in_it(tiny, dataset):  # noqa: F811
+    t = tiny("sd3")
+    go(t, dataset, recipe("ink", optimizer=STEADY, length=steps(3)))
+    faster = recipe("ink", optimizer=dataclasses.replace(STEADY, learning_rate=2e-2), length=steps(6))
+    done = go(t, dataset, faster, when="continue with the changes")
+    assert run_of("ink").record().changes
+    done.epochs.files[-1].path.unlink()
+    shutil.rmtree(host.runs_folder() / "ink" / "state")
+    said: list[str] = []
+    again = go(t, dataset, faster, show=said.append)
+    assert said[1] == "ink: begins again, since no state of it was kept"
+    with safe_open(again.epochs.files[-1].path, "pt") as file:
+        assert "lora_atelier.changes" not in file.metadata()
+    assert run_of("ink").record().changes == () and len(again.losses) == 6
+
+
+def test_a_finished_run_says_what_it_does_not_do_any_more(tiny, dataset):  # noqa: F811
+    t = tiny("sd3")
+    go(t, dataset, recipe("ink", optimizer=STEADY))
+    said: list[str] = []
+    changed = recipe("ink", optimizer=STEADY, save_precision="bf16", length=LengthConfig(epochs=3, save_every=2))
+    go(t, dataset, changed, show=said.append)
+    assert said[1] == (
+        "ink: is finished and handed on as it is; save_precision, save_every would have counted while it was trained, so its "
+        "files stay as they were saved"
+    )
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00[", None])
+def test_losses_that_are_gone_are_told(tiny, dataset, damage):  # noqa: F811
+    t = tiny("sd3")
+    go(t, dataset, recipe("ink", optimizer=STEADY))
+    path = host.runs_folder() / "ink" / "history.jsonl"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage)
+    said: list[str] = []
+    go(t, dataset, recipe("ink", optimizer=STEADY), show=said.append)
+    assert said[1] == "ink: is finished and handed on as it is; the losses of 9 of its steps are gone from its history"
+    go(t, dataset, recipe("ink", optimizer=STEADY, length=LengthConfig(epochs=4)), show=said.append)
+    assert "history: the losses of 9 of the first 9 steps are gone; what was learnt in them is not" in said

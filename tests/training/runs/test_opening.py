@@ -15,7 +15,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, SubsetConfig, TrainingConfig, to_dict
+from lora_atelier.training.config import (
+    LengthConfig,
+    LossConfig,
+    NetworkConfig,
+    NoiseConfig,
+    OptimizerConfig,
+    SubsetConfig,
+    TextConfig,
+    TrainingConfig,
+    to_dict,
+)
 from lora_atelier.training.dataset.samples import Dataset, Sample, Subset
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.optim import schedules
@@ -33,6 +43,23 @@ def pictures(*captions: str, folder: str = "input/ink") -> Dataset:
         Sample(Path(f"{n}.png"), 64, 64, text, hashlib.sha256(bytes([n])).hexdigest()) for n, text in enumerate(captions)
     )
     return Dataset((Subset(SubsetConfig(folder), samples, 1),))
+
+
+def with_settings(dataset: Dataset, **settings: Any) -> Dataset:
+    """The same pictures in a folder with other settings."""
+    (subset,) = dataset.subsets
+    return Dataset((dataclasses.replace(subset, config=dataclasses.replace(subset.config, **settings)),))
+
+
+def in_folders(*counts: tuple[int, int]) -> Dataset:
+    """Pictures 0, 1, 2, ... in folders of (pictures, repeats)."""
+    samples = iter(pictures(*"abcd").subsets[0].samples)
+    return Dataset(
+        tuple(
+            Subset(SubsetConfig(f"input/{n}"), tuple(next(samples) for _ in range(count)), repeats)
+            for n, (count, repeats) in enumerate(counts)
+        )
+    )
 
 
 class Folders:
@@ -94,9 +121,17 @@ def test_the_first_begins_and_the_next_goes_on(folders):
         {"optimizer": OptimizerConfig(schedule="constant", min_rate=1e-6, cycles=3, power=2.0)},
         {"optimizer": OptimizerConfig(schedule="constant", learning_rate=3e-4, optimizer_args="lr=1e-4")},
         {"dataset": pictures("a", "b", folder="input/moved")},
+        {"noise": NoiseConfig(levels="uniform", logit_mean=0.3, logit_std=2.0, sigmoid_scale=2.0, shift=2.0)},
+        {"noise": NoiseConfig(levels="uniform", offset_each_channel=False, offset_random=True, pyramid_discount=0.5)},
+        {"loss": LossConfig(huber_schedule="constant", huber_threshold=0.2, snr_gamma=1.0, preservation_prompt="a cat")},
+        {"text": TextConfig(learning_rate=1e-6)},
+        {"network": NetworkConfig(conv_rank=8, conv_alpha=2.0, lokr_factor=4)},
+        {"dataset": with_settings(pictures("a", "b"), variants=2, keep_tokens=3, mask_floor=0.5, validation_seed=4)},
+        {"dataset": with_settings(pictures("a", "b"), captions=False)},
     ],
 )  # fmt: skip
 def test_what_decides_no_weight_lets_the_run_go_on(folders, changed):
+    folders.config = dataclasses.replace(folders.config, noise=NoiseConfig(levels="uniform"))
     folders.trained(40)
     with folders.open(**changed) as opened:
         assert opened.why == "ink: goes on from step 40 of 100"
@@ -109,6 +144,14 @@ def test_what_decides_no_weight_lets_the_run_go_on(folders, changed):
         ({"precision": "fp32"}, "precision is fp32 now and was auto"),
         ({"optimizer": OptimizerConfig(schedule="constant", learning_rate=5e-5)}, "learning_rate is 5e-05 now and was 0.0001"),
         ({"network": NetworkConfig(rank=8)}, "rank is 8 now and was 16"),
+        ({"optimizer": OptimizerConfig("Lion", schedule="constant")}, "another: optimizer is Lion now and was AdamW"),
+        (
+            {"optimizer": OptimizerConfig(schedule="constant", learning_rate=1.0000001e-4)},
+            "learning_rate is 0.00010000001 now and was 0.0001",
+        ),
+        ({"noise": NoiseConfig(levels="shifted")}, "another: noise_levels is shifted now and was auto"),
+        ({"loss": LossConfig("huber")}, "another: loss is huber now and was mse"),
+        ({"text": TextConfig("clip", learning_rate=1e-5)}, "another: text_encoder is clip now and was none"),
         ({"models": {**MODELS, "model": "other"}}, "the model is another"),
         ({"models": {**MODELS, "vae": "other"}}, "the VAE is another"),
         ({"dataset": Dataset((dataclasses.replace(pictures("a", "b").subsets[0], repeats=5),))}, "repeats is 5 now and was 1"),
@@ -191,6 +234,29 @@ def test_a_dataset_that_changed_is_named_and_asked_about(folders, now, said):
     with folders.open(when="continue with the changes", dataset=now) as opened:
         assert opened.run.name == "ink" and opened.why.startswith("ink: goes on from step 40 of 100 with what has changed: ")
     assert folders.name(when="start over", dataset=now) == "ink-2"
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        (((4, 1),), ((2, 1), (2, 10)), "repeats of folder 2 is 10 now and was 1"),
+        (((4, 1),), ((2, 1), (2, 1)), "the pictures are in other folders"),
+        (((2, 1), (2, 5)), ((3, 1), (1, 5)), "the pictures are in other folders"),
+        (((2, 1), (2, 5)), ((4, 1),), "repeats is 1 now and was 5"),
+    ],
+)
+def test_the_same_pictures_in_other_folders_are_no_finished_run(tmp_path, then, now, said):
+    """They are seen more or less often, and in other batches."""
+    folders = Folders(tmp_path)
+    folders.dataset = in_folders(*then)
+    folders.trained(100, finished=True)
+    inputs = Inputs.of(folders.config, in_folders(*now), MODELS)
+    assert said in str(compare(folders.inputs, inputs))
+    try:
+        with folders.open(dataset=in_folders(*now)) as opened:
+            assert opened.run.name == "ink-2"
+    except AtelierError as error:
+        assert said in str(error)
 
 
 def test_changes_that_no_state_fits_are_refused_by_name(folders):
@@ -312,3 +378,92 @@ def test_a_run_that_is_let_go_can_be_taken_again(folders):
         owner.take()
         owner.release()
         owner.release()
+
+
+def test_an_owner_that_cannot_sign_has_it_all_the_same(tmp_path):
+    (tmp_path / "ink" / "owner.lock.json").mkdir(parents=True)
+    first, second = Owner(tmp_path / "ink"), Owner(tmp_path / "ink")
+    first.take()
+    with pytest.raises(AtelierError, match="trained right now by another ComfyUI"):
+        second.take()
+    first.release()
+    second.take()
+    second.release()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "ink").write_text("a file")
+    with pytest.raises(AtelierError, match=r"ink cannot be written \(.*\). Make it writable, or choose another name"):
+        Owner(tmp_path / "ink").take()
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "measured.jsonl", "owner.lock", "state", "samples"])
+@pytest.mark.parametrize("kind", ["other", "link"])
+def test_a_run_with_something_else_in_a_files_place_is_set_aside(folders, name, kind, tmp_path):
+    folders.trained(40)
+    path = folders.runs / "ink" / name
+    path.is_dir() and path.rename(tmp_path / "away")
+    path.unlink(missing_ok=True)
+    if kind == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    elif "." in name:
+        path.mkdir()
+    else:
+        path.write_bytes(b"")
+    with folders.open() as opened:
+        assert opened.why.startswith(f"ink-2: begins, since ink is set aside: {name}: this is no ")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_a_new_run_is_compared_with_is_what_is_most_like_it(folders):
+    folders.trained(40)
+    folders.trained(40, seed=1, network=NetworkConfig(rank=8))
+    with folders.open(seed=2) as opened:
+        assert opened.why == "ink-3: begins, since ink is another: seed is 2 now and was 0"
+
+
+def test_another_recipes_run_is_no_reason(folders):
+    Run("ink-2", folders.runs, folders.loras).write(config={"name": "ink-2"})
+    with folders.open() as opened:
+        assert opened.why == "ink: begins, since there is none of this name"
+    Run("ink", folders.runs, folders.loras).write(config={"name": "other"})
+    with folders.open() as opened:
+        assert opened.why == "ink-3: begins, since ink is a run of another recipe"
+
+
+def test_a_finished_run_is_not_said_to_go_on_without_more_steps(folders):
+    folders.trained(100, finished=True)
+    with pytest.raises(AtelierError, match=r"another caption: 1.png.*raise epochs or max_steps and set when_interrupted"):
+        folders.open(dataset=pictures("a", "c"))
+    assert folders.name(120, when="continue with the changes", dataset=pictures("a", "c")) == "ink"
+
+
+def test_a_run_whose_length_was_not_noted_is_asked_about(folders):
+    folders.trained(40)
+    run = Run("ink", folders.runs, folders.loras)
+    run.write(total=None)
+    with pytest.raises(AtelierError, match=r"ink does not say how many steps it was to have.*'continue with the changes'"):
+        folders.open()
+    assert folders.name(when="continue with the changes") == "ink"
+
+
+@pytest.mark.parametrize("left", [60, 0])
+def test_a_finished_run_of_which_an_older_state_is_left_is_finished(folders, left):
+    """The state says where it could go on; how far it came says its last file."""
+    folders.trained(100, finished=True)
+    state = folders.runs / "ink" / "state" / "state.safetensors"
+    state.unlink()
+    run = Run("ink", folders.runs, folders.loras)
+    if left:
+        run.save_state(State(left, {"a": torch.zeros(1)}, {}, {}))
+    for when in ("continue", "continue with the changes"):
+        with folders.open(when=when) as opened:
+            assert opened.finished and opened.why == "ink: is finished and handed on as it is"
+
+
+def test_an_early_end_without_a_state_is_handed_on(folders):
+    folders.trained(60, finished=True)
+    (folders.runs / "ink" / "state" / "state.safetensors").unlink()
+    for when in ("continue", "continue with the changes"):
+        with folders.open(when=when) as opened:
+            assert opened.finished and opened.why == "ink: is finished and handed on as it is"

@@ -171,7 +171,7 @@ def test_a_run_that_an_earlier_version_began_goes_on(tiny, with_validation, fres
     network = NetworkConfig(rank=2, alpha=1.0, targets="attention", dropout=0.2)
     rate = OptimizerConfig(learning_rate=1e-2, schedule="cosine")
     whole = recipe("begun", network=network, length=LengthConfig(max_steps=8), ema_decay=0.9, optimizer=rate)
-    with pytest.raises(AtelierError, match="begun was begun by an earlier version, which did not note its pictures"):
+    with pytest.raises(AtelierError, match=r"begun was begun by an earlier version, or its inputs.json is gone"):
         go(tiny("sd3"), with_validation, whole)
     done = go(tiny("sd3"), with_validation, whole, when="continue with the changes")
     expected = json.loads((stored / "expected.json").read_text())
