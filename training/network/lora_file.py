@@ -137,6 +137,16 @@ def _parts(branch: AdapterLayer, peft: bool) -> tuple[dict[str, Tensor], float]:
     return out, branch.scale * branch.rank
 
 
+def lost(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor of a file that holds NaN or infinite numbers which count, None if there is none.
+
+    The alpha of a LoKr with two whole halves counts for nothing: ai-toolkit writes 9999999999, which half precision lacks.
+    """
+    whole = {name.removesuffix(".lokr_w1") for name in tensors if name.endswith(".lokr_w1")}
+    unused = {f"{stem}.alpha" for stem in whole if f"{stem}.lokr_w2" in tensors}
+    return first_lost({name: tensor for name, tensor in tensors.items() if name not in unused})
+
+
 def read(
     tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module], names: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, AdapterLayer], list[str]]:
@@ -224,6 +234,8 @@ def _lora(down: Tensor, up: Tensor, mid: Tensor | None, alpha: float | None, mod
 
 def _product(kind: type[ProductLayer], tensors: dict[str, Tensor], alpha: float | None, module: nn.Module) -> ProductLayer:
     decomposed = next((tensors[n] for n in ("w2_b", "w1_b") if n in tensors), None)
+    if decomposed is None and alpha is not None and not math.isfinite(alpha):
+        alpha = None  # there is no rank to divide it by
     rank = decomposed.shape[0] if decomposed is not None else max(1, round(alpha or 1))
     if kind is LoKrLayer:
         if "t2" in tensors:  # the core becomes part of w2_b, which is the same map; ComfyUI cannot apply it where it was
