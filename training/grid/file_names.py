@@ -32,7 +32,8 @@ ONE_TRAINER = re.compile(
 STEP = re.compile(r"(?P<stem>.+?)(?:[-_. ]+(?:global_?)?steps?[-_= ]?|_(?=\d{9}\Z))(?P<number>\d{1,10})", re.IGNORECASE)
 EPOCH = re.compile(r"(?P<stem>.+?)(?:-(?=\d{6}\Z)|[-_. ]+e(?:p(?:och)?)?[-_= ]?)(?P<number>\d{1,10})", re.IGNORECASE)
 TAIL = re.compile(
-    r"(?P<stem>.*\d)(?P<tail>(?:[-_. ]+(?:(?:high|low)(?:[-_ ]?noise)?|ema|comfy(?:ui)?|converted|diffusers|kohya|fp16|fp32|bf16|fp8))+)",
+    r"(?P<stem>.*\d)"
+    r"(?P<tail>(?:[-_. ]+(?:(?:high|low)(?:[-_ ]?noise)?|ema|comfy(?:ui)?|converted|diffusers|kohya|b?fp?(?:8|16|32)))+)",
     re.IGNORECASE,
 )
 """What may follow the number: of the halves of a model with two experts (ai-toolkit), and of what other tools have converted."""

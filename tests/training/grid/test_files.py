@@ -136,10 +136,12 @@ SERIES = {
     ),
     "DiffSynth, by step": ([f"x/step-{n}.safetensors" for n in (1000, 500)], {}, "x", ["step-500", "step-1000"]),
     "finetrainers": (
-        [f"f/lora_weights/{n:06d}/pytorch_lora_weights.safetensors" for n in (10000, 500)], {}, "lora_weights", ["000500", "010000"],
+        [f"f/lora_weights/{n:06d}/pytorch_lora_weights.safetensors" for n in (10000, 500)], {},
+        "lora_weights", ["000500", "010000"],
     ),
     "PEFT, an adapter with a folder of its own": (
-        [f"p/checkpoint-{n}/default/adapter_model.safetensors" for n in (10, 5)], {}, "default", ["checkpoint-5", "checkpoint-10"],
+        [f"p/checkpoint-{n}/default/adapter_model.safetensors" for n in (10, 5)], {},
+        "default", ["checkpoint-5", "checkpoint-10"],
     ),
     "numbers from 0": ([f"x_{n}.safetensors" for n in (1, 0)], {}, "x", ["0", "1"]),
     "files that another tool has converted": (
