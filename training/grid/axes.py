@@ -30,6 +30,9 @@ class Numbered(Protocol):
     @property
     def step(self) -> int: ...
 
+    @property
+    def counted(self) -> int: ...
+
 
 N = TypeVar("N", bound=Numbered)
 
@@ -82,17 +85,21 @@ class EpochChoice:
         """The chosen ones of ``files`` (first to last), empty if none was saved; the last is always among every N-th."""
         if not self.numbers and not self.last:
             return [f for i, f in enumerate(files, 1) if i % self.every == 0 or i == len(files)]
-        return [f for i, f in enumerate(files, 1) if _number(f) in self.numbers or (self.last and i == len(files))]
+        others = self.numbers - {_number(file) for file in files}
+        return [
+            file for i, file in enumerate(files, 1)
+            if _number(file) in self.numbers or file.counted in others or (self.last and i == len(files))
+        ]  # fmt: skip
 
     def missing(self, files: Sequence[Numbered]) -> list[int]:
         """Epochs that were asked for one by one and are not among ``files``."""
-        there = {_number(file) for file in files}
+        there = {number for file in files for number in (_number(file), file.counted)}
         return [number for number in self.single if number not in there]
 
 
-def _number(file: Numbered) -> int:
-    """What a file is chosen by: its epoch, or its step where no epoch is known."""
-    return file.epoch or file.step
+def _number(file: Numbered) -> int | None:
+    """What a file is chosen by: its epoch, or its step where no epoch is known; else what it shows, such as ``step 500``."""
+    return file.epoch or file.step or None
 
 
 def parse_epochs(text: str) -> EpochChoice:

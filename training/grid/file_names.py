@@ -2,9 +2,9 @@
 
 Read are the habits of this pack, kohya's tools and musubi-tuner (``name-000004`` an epoch, ``name-step00000500`` a step, ``ss_*``
 metadata), of ai-toolkit (``name_000001500`` a step, ``training_info`` metadata), OneTrainer
-(``name2024-01-31_12-00-00-save-500-4-100``: steps, whole epochs, steps of the next), and of diffusers, PEFT, SimpleTuner and
-diffusion-pipe, whose files all have one name in folders called ``checkpoint-500`` or ``epoch4``. A number of which nobody says
-what it counts stays a part of a name.
+(``name2024-01-31_12-00-00-save-500-4-100``: steps, whole epochs, steps of the next), of diffusers, PEFT, SimpleTuner,
+diffusion-pipe and finetrainers, whose files all have one name in folders called ``checkpoint-500``, ``epoch4`` or ``000500``
+(or in a folder in these), and of DiffSynth (``epoch-0``). A number of which nobody says what it counts stays a part of a name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -22,14 +22,21 @@ ALIKE = re.compile(
 )
 """Names that a trainer gives to every file, so that the folder is what tells them apart."""
 COUNTER = re.compile(
-    r"(?P<word>checkpoint|global_?step|step|epoch|iter(?:ation)?|save)s?[-_ =]?(?P<number>\d{1,10})", re.IGNORECASE
+    r"(?P<word>checkpoint|global_?step|step|epoch|iter(?:ation)?|save)s?[-_ =]?(?P<number>\d{1,10})|(?P<bare>0\d{5})",
+    re.IGNORECASE,
 )
-"""A folder that is named by a count."""
+"""A name that is nothing but a count: of folders, and of DiffSynth's files; finetrainers' have a bare number of six digits."""
 ONE_TRAINER = re.compile(
     r"(?P<stem>.*?)-?\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(?:-save)?-(?P<step>\d{1,10})-(?P<epoch>\d{1,10})-\d{1,10}"
 )
 STEP = re.compile(r"(?P<stem>.+?)(?:[-_. ]+(?:global_?)?steps?[-_= ]?|_(?=\d{9}\Z))(?P<number>\d{1,10})", re.IGNORECASE)
 EPOCH = re.compile(r"(?P<stem>.+?)(?:-(?=\d{6}\Z)|[-_. ]+e(?:p(?:och)?)?[-_= ]?)(?P<number>\d{1,10})", re.IGNORECASE)
+TAIL = re.compile(
+    r"(?P<stem>.*\d)"
+    r"(?P<tail>(?:[-_. ]+(?:(?:high|low)(?:[-_ ]?noise)?|ema|comfy(?:ui)?|converted|diffusers|kohya|b?fp?(?:8|16|32)))+)",
+    re.IGNORECASE,
+)
+"""What may follow the number: of the halves of a model with two experts (ai-toolkit), and of what other tools have converted."""
 NUMBERED = re.compile(r"(?P<stem>.+?)[-_. ]*[-_. (](?P<number>\d{1,10})\)?")
 STEPS = ("checkpoint", "globalstep", "global_step", "step", "steps", "iter", "iteration")
 
@@ -61,6 +68,12 @@ class Told:
             return f"epoch {self.epoch}"
         return f"step {self.step}" if self.step else self.part
 
+    @property
+    def shown(self) -> int:
+        """The number in its label; -1 without one."""
+        found = re.search(r"[0-9]+", self.label)
+        return int(found[0]) if found else -1
+
     by_steps: bool = False
     """Whether its metadata counts steps foremost, as ai-toolkit does."""
 
@@ -71,30 +84,34 @@ def tell(name: str, facts: Mapping[str, str]) -> Told:
     path = path.with_name(path.name.rpartition(".")[0] or path.name)
     if ALIKE.fullmatch(path.name) and len(path.parts) > 1:
         path = path.parent
-        by_name = _folder(path)
-    else:
-        by_name = _file(path)
+    by_name = _counted(path) or _file(path)
     epoch, step, by_steps = _measured(facts)
     return Told(
         by_name.series, by_name.part, by_name.counts, by_name.number, epoch or by_name.epoch, step or by_name.step, by_steps
     )  # fmt: skip
 
 
-def _folder(path: PurePosixPath) -> Told:
-    """Of a file that has its folder's name."""
+def _counted(path: PurePosixPath) -> Told | None:
+    """Of a file or folder whose whole name is a count, or that lies in such a folder (``checkpoint-500/ema``); else None."""
+    inner = ""
     match = COUNTER.fullmatch(path.name)
+    if match is None and len(path.parts) > 1 and _file(path).counts == "nothing":
+        inner, path = path.name, path.parent
+        match = COUNTER.fullmatch(path.name)
     if match is None:
-        return _file(path)
-    number, word = int(match["number"]), match["word"].lower()
+        return None
+    number, word = int(match["number"] or match["bare"]), (match["word"] or "step").lower()
     series = str(path.parent) if len(path.parts) > 1 else word
     epoch, step = (number if word == "epoch" else 0), (number if word in STEPS else 0)
-    return Told(series, path.name, "folder", number, epoch, step)
+    return Told(f"{series}/{inner}" if inner else series, path.name, "folder", number, epoch, step)
 
 
 def _file(path: PurePosixPath) -> Told:
     def beside(stem: str) -> str:
         return str(path.with_name(stem)) if stem else str(path.parent) if len(path.parts) > 1 else "save"
 
+    if (match := TAIL.fullmatch(path.name)) and (told := _file(path.with_name(match["stem"]))).counts in ("epoch", "step"):
+        return replace(told, series=told.series + match["tail"])
     if match := ONE_TRAINER.fullmatch(path.name):
         stem = match["stem"].rstrip("-_ ")
         return Told(beside(stem), path.name, "step", int(match["step"]), int(match["epoch"]), int(match["step"]))

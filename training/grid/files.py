@@ -48,6 +48,8 @@ class FoundLoRA(SavedLoRA):
 
     title: str = ""
     """What stands above its column beside other files of its series; empty for one that stands alone."""
+    counted: int = -1
+    """The number in it; -1 without one."""
 
     @property
     def label(self) -> str:
@@ -73,6 +75,7 @@ def as_runs(names: Sequence[str], path_of: Callable[[str], Path], metadata: Call
             FoundLoRA(
                 read[name][0], told[name].epoch, told[name].step, KINDS[told[name].counts],
                 "" if len(members) == 1 and told[name].counts == "nothing" else told[name].label or "unnumbered",
+                told[name].shown,
             )
             for name in ordered
         ]  # fmt: skip
@@ -104,7 +107,8 @@ def _ordered(members: Sequence[str], told: Mapping[str, Told]) -> list[str]:
     else:
         place = {name: told[name].number for name in members}
     # One without a number is the last of its training, unless it says when it was saved.
-    return sorted(members, key=lambda name: (place[name] or float("inf"), told[name].counts == "nothing", natural(name)))
+    late = {name for name in members if told[name].counts == "nothing"}
+    return sorted(members, key=lambda name: (name in late and not place[name], place[name], name in late, natural(name)))
 
 
 def _titles(series: Sequence[str]) -> dict[str, str]:

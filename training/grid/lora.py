@@ -68,6 +68,8 @@ class Lora:
     def __init__(self, path: Path, model: host.Model, text: host.TextEncoder, layers: Layers, names: Names):
         self.path, self.model, self.text, self.layers = path, model, text, layers
         self.tensors = read_tensors(path, "take it out of the grid, or train again")
+        if (bad := lora_file.lost(self.tensors)) is not None:
+            raise AtelierError(f"{path.name} holds NaN or infinite numbers ({bad}). Take it out of the grid, or train again.")
         branches, self.beside = _plain(path, self.tensors, layers, names)
         self.beside = self.beside and not model.has_copies
         of_text = {name: branch for name, branch in branches.items() if name.startswith(TEXT)}

@@ -113,10 +113,10 @@ def remarks(runs: Sequence[Epochs], choice: EpochChoice, strengths: Sequence[flo
 
 def _there(runs: Sequence[Epochs]) -> str:
     """The saved files' epochs, or their steps where no epoch is known, or how many there are."""
-    numbers = [file.epoch or file.step for run in runs for file in run.files]
-    return (
-        ", ".join(map(str, numbers)) if all(numbers) else _list([file.label or file.path.stem for r in runs for file in r.files])
-    )
+    files = [file for run in runs for file in run.files]
+    if all(file.epoch and file.counted == file.epoch for file in files) or all(file.step and not file.epoch for file in files):
+        return _list([file.counted for file in files])
+    return _list([file.label or file.path.stem for file in files])
 
 
 def _list(items: Sequence[object]) -> str:

@@ -271,8 +271,7 @@ class Grid:
 
 def _reason(error: Exception, model: host.Model) -> str:
     error = compatibility.told(error, model) or error
-    kind = type(error).__name__
-    return str(error) if kind == "AtelierError" else f"{kind}: {error}"
+    return str(error) if isinstance(error, AtelierError) else f"{type(error).__name__}: {error}"
 
 
 def drawn_pages(paths: Sequence[Path]) -> Iterator[Image.Image]:

@@ -16,13 +16,14 @@ from .base_layer import is_conv, is_linear
 __all__ = ["LoRALayer", "is_conv", "is_linear"]
 
 
-def shares(scale: float) -> tuple[float, float]:
+def shares(scale: float, lean: float = 1.0) -> tuple[float, float]:
     """(a factor for A, one for B) whose product ``scale`` is: B's the power of two that is nearest to its root.
 
     In half precision a number that is made much smaller loses digits; so parted, a scale of 1/128 costs neither side more than a
-    factor of 16. The shares of 1 / ``scale`` undo those of ``scale``.
+    factor of 16. The shares of 1 / ``scale`` undo those of ``scale``. ``lean``: how many times larger A's numbers are than B's;
+    afterwards they are of one size.
     """
-    of_up = 2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0
+    of_up = 2.0 ** round(math.log2(abs(scale) * lean) / 2) if scale else 1.0
     return scale / of_up, of_up
 
 

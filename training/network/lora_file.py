@@ -125,7 +125,7 @@ def _parts(branch: AdapterLayer, peft: bool) -> tuple[dict[str, Tensor], float]:
     """(the factors of a branch by what follows the layer's name in the file, its alpha, which in PEFT's names is the rank)."""
     if isinstance(branch, LoRALayer):
         if peft:
-            of_down, of_up = shares(branch.scale)
+            of_down, of_up = shares(branch.scale, _lean(branch))
             return {".lora_B.weight": branch.up * of_up, ".lora_A.weight": branch.down * of_down}, float(branch.rank)
         return {".lora_up.weight": branch.up, ".lora_down.weight": branch.down}, branch.scale * branch.rank
     assert isinstance(branch, ProductLayer)
@@ -134,6 +134,23 @@ def _parts(branch: AdapterLayer, peft: bool) -> tuple[dict[str, Tensor], float]:
     if ".lokr_w2_b" in out:
         out[".lokr_w2_b"] = out[".lokr_w2_b"].flatten(1)  # a matrix also for a convolution, as LyCORIS writes it
     return out, branch.scale * branch.rank
+
+
+def _lean(branch: LoRALayer) -> float:
+    """How many times A is larger than B, which after a short training is near the smallest numbers of half precision; 1 where
+    nothing has to be parted."""
+    sizes = [factor.detach().square().mean().sqrt().item() for factor in (branch.down, branch.up)]
+    return sizes[0] / sizes[1] if branch.scale != 1 and all(0 < size < math.inf for size in sizes) else 1.0
+
+
+def lost(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor of a file that holds NaN or infinite numbers which count, None if there is none.
+
+    The alpha of a LoKr with two whole halves counts for nothing: ai-toolkit writes 9999999999, which half precision lacks.
+    """
+    whole = {name.removesuffix(".lokr_w1") for name in tensors if name.endswith(".lokr_w1")}
+    unused = {f"{stem}.alpha" for stem in whole if f"{stem}.lokr_w2" in tensors}
+    return first_lost({name: tensor for name, tensor in tensors.items() if name not in unused})
 
 
 def read(
@@ -223,6 +240,8 @@ def _lora(down: Tensor, up: Tensor, mid: Tensor | None, alpha: float | None, mod
 
 def _product(kind: type[ProductLayer], tensors: dict[str, Tensor], alpha: float | None, module: nn.Module) -> ProductLayer:
     decomposed = next((tensors[n] for n in ("w2_b", "w1_b") if n in tensors), None)
+    if decomposed is None and alpha is not None and not math.isfinite(alpha):
+        alpha = None  # there is no rank to divide it by
     rank = decomposed.shape[0] if decomposed is not None else max(1, round(alpha or 1))
     if kind is LoKrLayer:
         if "t2" in tensors:  # the core becomes part of w2_b, which is the same map; ComfyUI cannot apply it where it was

@@ -12,11 +12,10 @@ from ..config import NetworkConfig
 from ..errors import AtelierError
 from ..files import read_tensors
 from ..seeding import first_weights
-from ..tensors.finite import first_lost
 from .adapter import Adapter, build
 from .adapter_layer import AdapterLayer
 from .dropout import Dropout
-from .lora_file import read
+from .lora_file import lost, read
 from .targets import settings
 
 log = logging.getLogger("lora-atelier")
@@ -45,8 +44,8 @@ def start_from(
     Raises AtelierError when the file cannot be read, belongs to another model or holds another algorithm.
     """
     tensors = read_tensors(path, "choose another LoRA, or none", "start from")
-    if (lost := first_lost(tensors)) is not None:
-        raise AtelierError(f"start from: {path.name} holds NaN or infinite numbers ({lost}). Choose another LoRA, or none.")
+    if (bad := lost(tensors)) is not None:
+        raise AtelierError(f"start from: {path.name} holds NaN or infinite numbers ({bad}). Choose another LoRA, or none.")
     try:
         branches, unused = read(tensors, layers, names)
     except ValueError as error:

@@ -39,6 +39,11 @@ class SavedLoRA:
         """What stands above its column in a grid."""
         return f"step {self.step}" if self.kind in ("step", "moment") else f"epoch {self.epoch}"
 
+    @property
+    def counted(self) -> int:
+        """The number in its label, by which a person may ask for it."""
+        return self.step if self.kind in ("step", "moment") else self.epoch
+
 
 @dataclass(frozen=True)
 class Record:

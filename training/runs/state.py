@@ -57,6 +57,8 @@ def write_state(path: Path, state: State, older: Path) -> None:
 
 def _keep(path: Path, older: Path) -> None:
     """``older`` becomes what ``path`` is, which stays at its place wherever the file system can name a file twice."""
+    if older.exists() and os.path.samefile(path, older):
+        return  # a run was killed between the two names; giving a file a name that it has would leave the link behind
     link = older.with_name(f"{older.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         os.link(path, link)

@@ -19,6 +19,10 @@ class Saved:
     epoch: int
     step: int = 0
 
+    @property
+    def counted(self) -> int:
+        return self.step or self.epoch
+
 
 def parse_numbers(text: str, widget: str, default_step: float) -> list[float]:
     return [float(value) for value in numbers.numbers(text, widget, (str(default_step),))]
@@ -225,6 +229,14 @@ def test_epochs_that_are_not_there_are_told():
 
 def test_where_no_epoch_is_known_the_steps_are_chosen_by():
     assert parse_epochs("500").of([Saved(0, 250), Saved(0, 500)]) == [Saved(0, 500)]
+
+
+def test_a_file_is_found_by_the_number_that_its_column_shows():
+    saved = [Saved(1, 500), Saved(2, 1000), Saved(3)]
+    choice = parse_epochs("500, 3, 7")
+    assert choice.of(saved) == [saved[0], saved[2]] and choice.missing(saved) == [7]
+    assert parse_epochs("500-1000(+500)").of(saved) == saved[:2]
+    assert parse_epochs("2").of([Saved(1, 2), Saved(2, 4)]) == [Saved(2, 4)], "an epoch of that number comes first"
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=30, unique=True).map(sorted), st.integers(1, 40))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import files
+from lora_atelier.training.grid.axes import parse_epochs
 from lora_atelier.training.runs import reader
 from safetensors.torch import save_file
 
@@ -130,6 +131,25 @@ SERIES = {
         [f"x-epoch{e}-step{s}.safetensors" for e, s in ((1, 90), (10, 900), (2, 180))], {},
         "x", ["step 90", "step 180", "step 900"],
     ),
+    "DiffSynth, whose epochs begin at 0": (
+        [f"x/epoch-{n}.safetensors" for n in (1, 10, 0, 2)], {}, "x", ["epoch-0", "epoch-1", "epoch-2", "epoch-10"],
+    ),
+    "DiffSynth, by step": ([f"x/step-{n}.safetensors" for n in (1000, 500)], {}, "x", ["step-500", "step-1000"]),
+    "finetrainers": (
+        [f"f/lora_weights/{n:06d}/pytorch_lora_weights.safetensors" for n in (10000, 500)], {},
+        "lora_weights", ["000500", "010000"],
+    ),
+    "PEFT, an adapter with a folder of its own": (
+        [f"p/checkpoint-{n}/default/adapter_model.safetensors" for n in (10, 5)], {},
+        "default", ["checkpoint-5", "checkpoint-10"],
+    ),
+    "numbers from 0": ([f"x_{n}.safetensors" for n in (1, 0)], {}, "x", ["0", "1"]),
+    "files that another tool has converted": (
+        [f"m-{n:06d}_comfy.safetensors" for n in (10, 2)], {}, "m_comfy", ["epoch 2", "epoch 10"],
+    ),
+    "ai-toolkit, half of a model": (
+        [f"a_{n:09d}_high_noise.safetensors" for n in (1500, 250)], {}, "a_high_noise", ["step 250", "step 1500"],
+    ),
     "this pack's own, several batches a step": (
         ["w-step00000200.safetensors", "w-000001.safetensors"],
         {"w-step00000200.safetensors": {"lora_atelier.step": "200", "ss_steps": "50", "ss_epoch": "2"},
@@ -146,6 +166,26 @@ def test_every_trainers_files_have_their_names_and_order(case):
     assert run.name == title and labels(run) == expected
     (backwards,) = runs(names[::-1], facts)
     assert [file.path for file in backwards.files] == [file.path for file in run.files]
+
+
+def test_halves_and_averages_are_series_of_their_own():
+    ends = ("", "ema/")
+    found = runs([f"s/checkpoint-{n}/{end}pytorch_lora_weights.safetensors" for n in (5, 10) for end in ends])
+    assert [(run.name, labels(run)) for run in found] == [(n, ["checkpoint-5", "checkpoint-10"]) for n in ("s", "ema")]
+    found = runs([f"a_{n:09d}_{half}_noise.safetensors" for n in (5, 10) for half in ("high", "low")])
+    assert [(run.name, labels(run)) for run in found] == [(f"a_{n}_noise", ["step 5", "step 10"]) for n in ("high", "low")]
+
+
+def test_columns_are_asked_for_by_their_numbers():
+    by_step = {f"k-step{n:08d}.safetensors": {"ss_epoch": str(n // 500), "ss_steps": str(n)} for n in (500, 1000)}
+    for names, facts in (
+        (list(by_step), by_step), (["x_500.safetensors", "x_1000.safetensors"], {}),
+        (["o/ink2024-05-02_10-11-12-save-500-4-0.safetensors", "o/ink2024-05-02_11-11-12-save-1000-8-0.safetensors"], {}),
+    ):  # fmt: skip
+        (run,) = runs(names, facts)
+        assert [parse_epochs(text).of(run.files) for text in ("500", "1000", "7")] == [[run.files[0]], [run.files[1]], []]
+    (run,) = runs(["x/epoch-0.safetensors", "x/epoch-1.safetensors", "x.safetensors"])[:1]
+    assert parse_epochs("0").of(run.files) == [run.files[0]]
 
 
 def test_a_number_is_a_count_only_where_something_says_so():

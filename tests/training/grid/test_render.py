@@ -300,6 +300,45 @@ def test_a_cell_that_fails_is_blank_with_its_reason_and_costs_no_other(tiny, tmp
     assert grid.save_pages()[0].is_file()
 
 
+@pytest.mark.parametrize("part", ["lora_down.weight", "alpha"])
+@pytest.mark.parametrize("text", [False, True])
+def test_a_file_that_holds_no_numbers_is_named_and_nothing_else_blamed(tiny, tmp_path, part, text):
+    def spoil(tensors):
+        key = next(key for key in tensors if key.endswith(part) and key.startswith("lora_te") == text)
+        return tensors | {key: torch.full_like(tensors[key], float("nan"))}
+
+    t = tiny("sd15")
+    path = write_lora(t, tmp_path / "spoilt.safetensors", change=spoil, text=text)
+    cell = drawn(grid_of(t, tmp_path, path, strengths=(1.0,))).book.cells[0][1, 0]
+    assert isinstance(cell, Failed) and cell.reason.startswith("spoilt.safetensors holds NaN or infinite numbers (lora_")
+
+
+def test_a_cell_that_is_no_picture_says_so_in_a_sentence(tiny, tmp_path, monkeypatch):
+    t = tiny("sd15")
+    path = write_lora(t, tmp_path / "x.safetensors")
+    whole = host.PictureCodec.decode
+    monkeypatch.setattr(host.PictureCodec, "decode", lambda self, latents: whole(self, latents) * float("nan"))
+    cell = drawn(grid_of(t, tmp_path, path, strengths=(1.0,))).book.cells[0][1, 0]
+    assert isinstance(cell, Failed) and cell.reason.startswith("vae: ")
+    monkeypatch.undo()
+    assert isinstance(drawn(grid_of(t, tmp_path, path, strengths=(1.0,))).book.cells[0][1, 0], Path), "nothing is left of it"
+
+
+def test_a_lokr_of_whole_halves_has_no_use_for_its_alpha(tiny, tmp_path):
+    """ai-toolkit's is 9999999999, which is infinite in half precision; the stock loader does not look at it."""
+
+    def whole(tensors):
+        out = {k: v for k, v in tensors.items() if ".lokr_w2_" not in k}
+        out |= {k[:-2]: v @ tensors[k[:-1] + "b"] for k, v in tensors.items() if k.endswith(".lokr_w2_a")}
+        return {k: torch.tensor(9999999999.0).half() if k.endswith(".alpha") else v for k, v in out.items()}
+
+    t = tiny("sd15")
+    path = write_lora(t, tmp_path / "x.safetensors", change=whole, algorithm="LoKr")
+    grid = drawn(grid_of(t, tmp_path, path, strengths=(1.0,)))
+    assert alike(pixels(grid, 0, (1, 0)), stock(t, path, 1.0, "a fox", sampling()))
+    assert not np.array_equal(pixels(grid, 0, (1, 0)), pixels(grid, 0, (0, 0)))
+
+
 def test_each_file_is_read_once_and_each_prompt_encoded_once(tiny, tmp_path, monkeypatch):
     t = tiny("sd15")
     plain, reading = (write_lora(t, tmp_path / f"{x}.safetensors", seed=x, text=x == 2) for x in (1, 2))

@@ -178,8 +178,7 @@ def test_the_scale_costs_a_file_no_digits(comfyui, caplog, family, dtype, rank, 
     rounded = branch.up.to(dtype).double() @ branch.down.to(dtype).double()
     usual = off(rounded, product)
     found = off(made_by(file, stem, 0.7), 0.7 * scale * product)
-    assert found <= (16 * usual if peft else usual) + 1e-6
-    assert found < 0.02
+    assert found <= 1.2 * usual + 1e-6, "also where the scale is in the factors, since both are made of one size"
     again = Adapter(lora_file.read(file, where, names())[0]).branches["mid.fc"]
     assert off(again.delta_weight().double(), scale * product) <= found + 1e-6
     where["mid.fc"].weight.data.zero_()

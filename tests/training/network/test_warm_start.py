@@ -96,6 +96,17 @@ def test_another_algorithm_is_refused(tmp_path):
         start_from(tmp_path / "b.safetensors", layers(), names(), NetworkConfig())
 
 
+def test_a_lokr_of_whole_halves_goes_on_whatever_its_alpha(tmp_path):
+    """ai-toolkit's is 9999999999, which is infinite in half precision, and counts for nothing."""
+    where, config = layers(), NetworkConfig(rank=64, alpha=64.0, algorithm="LoKr", lokr_factor=2)
+    adapter = trained(where, config)
+    file = lora_file.to_file(adapter, names(), "SDXL", torch.float32, where)
+    assert not any(".lokr_w2_" in key for key in file)
+    save_file({k: torch.tensor(1e10).half() if k.endswith(".alpha") else v for k, v in file.items()}, tmp_path / "a.safetensors")
+    before, after = outputs(where, adapter), outputs(where, start_from(tmp_path / "a.safetensors", where, names(), config))
+    assert all(close(after[name], before[name]) for name in before)
+
+
 def test_a_file_without_numbers_is_no_start(tmp_path):
     saved(tmp_path / "a.safetensors", layers(), "LoRA")
     file = load_file(tmp_path / "a.safetensors")

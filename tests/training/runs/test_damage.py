@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,18 @@ def test_a_state_that_is_none(tmp_path, data):
     assert step_of(path) is None
     with pytest.raises(AtelierError, match="damaged"):
         read_state(path)
+
+
+def test_a_kill_between_the_two_names_of_a_state_leaves_nothing_behind(tmp_path):
+    """The state has both names then, and a file that is renamed to a name of its own stays where it was."""
+    path, before = tmp_path / "state.safetensors", tmp_path / "before.safetensors"
+    empty = {"state": {}, "param_groups": []}
+
+    def write(step: int) -> None:
+        write_state(path, State(step, {"a": torch.ones(1)}, empty, {}, {}, False), before)
+
+    write(1)
+    os.link(path, before)
+    write(2)
+    assert sorted(tmp_path.iterdir()) == [before, path]
+    assert read_state(path).step == 2 and read_state(before).step == 1
