@@ -25,6 +25,15 @@ def steps(number: int, **more) -> LengthConfig:
     return LengthConfig(max_steps=number, **more)
 
 
+def cancelled(t, pictures, config, patch, error, at: int) -> None:
+    """The run of ``config``, cancelled at its ``at``-th look for that."""
+    with patch.context() as one:
+        only_training_checks(one)
+        Stop(one, at, error)
+        with pytest.raises(type(error)):
+            go(t, pictures, config)
+
+
 def run_of(name: str) -> Run:
     return Run(name, host.runs_folder(), host.loras_folder())
 
@@ -72,11 +81,7 @@ def test_a_run_can_become_longer_twice(tiny, dataset, settings):  # noqa: F811
 def test_settings_that_the_messages_advise_let_an_interrupted_run_go_on(tiny, dataset, monkeypatch, interrupt):  # noqa: F811
     t = tiny("sd3")
     whole = go(t, dataset, recipe("whole", optimizer=STEADY))
-    only_training_checks(monkeypatch)
-    with monkeypatch.context() as patch:
-        Stop(patch, 5, interrupt)
-        with pytest.raises(type(interrupt)):
-            go(t, dataset, recipe("pieces", optimizer=STEADY))
+    cancelled(t, dataset, recipe("pieces", optimizer=STEADY), monkeypatch, interrupt, 5)
     changed = recipe("pieces", optimizer=STEADY, gradient_checkpointing=True, length=LengthConfig(epochs=3, save_every=2))
     said: list[str] = []
     pieces = go(t, dataset, changed, show=said.append)
@@ -87,11 +92,7 @@ def test_settings_that_the_messages_advise_let_an_interrupted_run_go_on(tiny, da
 
 def test_a_mended_caption_is_named_and_goes_on_where_that_is_wanted(tiny, dataset, monkeypatch, interrupt):  # noqa: F811
     t = tiny("sd3")
-    only_training_checks(monkeypatch)
-    with monkeypatch.context() as patch:
-        Stop(patch, 5, interrupt)
-        with pytest.raises(type(interrupt)):
-            go(t, dataset, recipe("pieces", optimizer=STEADY))
+    cancelled(t, dataset, recipe("pieces", optimizer=STEADY), monkeypatch, interrupt, 5)
     (subset,) = dataset.subsets
     first = subset.samples[0]
     # Said by the picture itself, since the caption file of the fixture's folder serves other tests.
@@ -112,11 +113,7 @@ def test_a_mended_caption_is_named_and_goes_on_where_that_is_wanted(tiny, datase
 
 def test_a_rate_that_is_changed_on_the_way_is_used(tiny, dataset, monkeypatch, interrupt):  # noqa: F811
     t = tiny("sd3")
-    only_training_checks(monkeypatch)
-    with monkeypatch.context() as patch:
-        Stop(patch, 5, interrupt)
-        with pytest.raises(type(interrupt)):
-            go(t, dataset, recipe("pieces", optimizer=STEADY))
+    cancelled(t, dataset, recipe("pieces", optimizer=STEADY), monkeypatch, interrupt, 5)
     slower = dataclasses.replace(STEADY, learning_rate=1e-3)
     go(t, dataset, recipe("pieces", optimizer=slower), when="continue with the changes")
     rows = [json.loads(line) for line in (host.runs_folder() / "pieces" / "history.jsonl").read_text().splitlines()]
@@ -135,11 +132,7 @@ def flip(path, at: float) -> None:
 def test_a_state_with_flipped_bytes_is_noticed_and_the_one_before_goes_on(tiny, dataset, monkeypatch, interrupt, at):  # noqa: F811
     t = tiny("sd3")
     whole = go(t, dataset, recipe("whole", optimizer=STEADY))
-    only_training_checks(monkeypatch)
-    with monkeypatch.context() as patch:
-        Stop(patch, 9, interrupt)
-        with pytest.raises(type(interrupt)):
-            go(t, dataset, recipe("pieces", optimizer=STEADY))
+    cancelled(t, dataset, recipe("pieces", optimizer=STEADY), monkeypatch, interrupt, 9)
     flip(host.runs_folder() / "pieces" / "state" / "state.safetensors", at)
     said: list[str] = []
     pieces = go(t, dataset, recipe("pieces", optimizer=STEADY), show=said.append)
@@ -150,11 +143,7 @@ def test_a_state_with_flipped_bytes_is_noticed_and_the_one_before_goes_on(tiny, 
 
 def test_two_damaged_states_are_an_error_that_says_what_to_do(tiny, dataset, monkeypatch, interrupt):  # noqa: F811
     t = tiny("sd3")
-    only_training_checks(monkeypatch)
-    with monkeypatch.context() as patch:
-        Stop(patch, 9, interrupt)
-        with pytest.raises(type(interrupt)):
-            go(t, dataset, recipe("pieces", optimizer=STEADY))
+    cancelled(t, dataset, recipe("pieces", optimizer=STEADY), monkeypatch, interrupt, 9)
     for name in ("state", "before"):
         flip(host.runs_folder() / "pieces" / "state" / f"{name}.safetensors", 0.6)
     with pytest.raises(AtelierError, match=r"state\.safetensors: the saved state is damaged.*'start over'"):
