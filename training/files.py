@@ -46,7 +46,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     its owner may read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary = temporary_beside(path)
     try:
         with full_disk_named(path):
             temporary.touch()
@@ -60,6 +60,16 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name in the same folder, which ``sweep`` knows."""
+    return path.with_name(f"{shortened(path.name, 230)}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def shortened(name: str, most: int) -> str:
+    """The beginning of a name, of at most ``most`` bytes; most systems know no names of more than 255."""
+    return os.fsencode(name)[:most].decode("utf-8", "ignore") if len(os.fsencode(name)) > most else name
 
 
 @contextmanager
@@ -150,7 +160,7 @@ def write_all(contents: Mapping[Path, bytes], done: Callable[[Path], None]) -> N
     temporaries: dict[Path, Path] = {}
     try:
         for path, data in contents.items():
-            temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+            temporary = temporary_beside(path)
             with full_disk_named(path), _named(path), open(temporary, "xb") as file:
                 temporaries[path] = temporary
                 file.write(data)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from ..config import SubsetConfig
 from ..dataset.caption_reader import CaptionFile, CaptionReader
-from ..dataset.captions import MAX_BYTES, caption_path, clean, some, unwritable
+from ..dataset.captions import MAX_BYTES, caption_file_of, clean, some, unwritable
 from ..dataset.encodings import encoded, writable
 from ..dataset.walk import find
 from ..dataset.words import parts
@@ -217,8 +216,7 @@ def _files(folder: Path, config: SubsetConfig, root: Path | None) -> dict[str, P
     files = {}
     for found in find(folder, root, config.nested, config.caption_extension):
         for picture in found.pictures:
-            usual, other = caption_path(picture, config.caption_extension), found.captions.get(picture)
-            file = other if other is not None and not os.path.lexists(usual) else usual
+            file = caption_file_of(picture, config.caption_extension, found.captions.get(picture))
             if file.is_symlink() and not is_inside(file, inside):
                 raise AtelierError(f"{file}: this is a link that leads out of {inside}. Copy the file into the folder instead.")
             files[picture.relative_to(folder).as_posix()] = file

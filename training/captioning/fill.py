@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..dataset.caption_reader import CaptionFile, CaptionReader
-from ..dataset.captions import caption_path, put_caption, some
+from ..dataset.captions import caption_file_of, put_caption, some
 from ..dataset.change_stamps import remember, stamp
 from ..dataset.encodings import writable
 from ..dataset.samples import Dataset, counted
@@ -87,7 +87,7 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Work
     for subset in captioned:
         reader = CaptionReader(subset.config)
         for sample in subset.samples:
-            file = caption_path(sample.path, subset.config.caption_extension)
+            file = caption_file_of(sample.path, subset.config.caption_extension, sample.caption_file)
             if sample.ready:
                 continue
             if file in tasks:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import AtelierError
+from ..files import shortened
 
 FOLDER = ".earlier-captions"
 """A hidden folder beside the captions, which no dataset reads."""
@@ -21,7 +22,7 @@ def keep(file: Path, data: bytes) -> None:
     """
     if not data.strip():
         return
-    copy = file.parent / FOLDER / f"{file.stem}.{hashlib.sha256(data).hexdigest()[:8]}{file.suffix}.bak"
+    copy = file.parent / FOLDER / f"{shortened(file.stem, 200)}.{hashlib.sha256(data).hexdigest()[:8]}{file.suffix}.bak"
     if copy.exists():
         return
     try:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..dataset.captions import caption_path, some
+from ..dataset.captions import caption_file_of, some
 from ..dataset.samples import Dataset, Sample, Subset, counted
 from ..dataset.tags import tag_frequency
 
@@ -50,7 +50,7 @@ class Report:
         after = {change.file: change.after for change in self.changes}
 
         def seen(sample: Sample, subset: Subset) -> Sample:
-            file = caption_path(sample.path, subset.config.caption_extension)
+            file = caption_file_of(sample.path, subset.config.caption_extension, sample.caption_file)
             return dataclasses.replace(sample, caption=after.get(file, sample.caption)) if subset.config.captions else sample
 
         subsets = (dataclasses.replace(s, samples=tuple(seen(sample, s) for sample in s.samples)) for s in dataset.subsets)

@@ -156,7 +156,13 @@ def repeats(text: str) -> bool:
 
 def with_suffix(suffix: str, caption: str) -> str:
     """``suffix`` as it stands behind the caption, once."""
-    return caption if not suffix or caption.endswith(suffix) else caption + suffix
+    return caption if not suffix or composed(caption).endswith(composed(suffix)) else caption + suffix
+
+
+def _without_front(text: str, front: str) -> str:
+    """The text without ``front``, however accents are stored; exactly the text if it does not begin so."""
+    whole, start = composed(text), composed(front)
+    return whole[len(start) :] if start and whole.startswith(start) else text
 
 
 @dataclass(frozen=True)
@@ -179,11 +185,14 @@ class TextWork:
 
     def bare(self, text: str) -> str:
         """The text without a frame that an earlier run put around it."""
-        text, trigger = text.strip(), self.trigger.strip().rstrip(",").rstrip()
-        if text in (trigger, joined(part for part in (trigger, f"{self.prefix}{self.suffix}".strip()) if part)):
+        text, trigger = text.strip(), self.trigger.strip().rstrip(COMMAS).rstrip()
+        alone = (trigger, joined(part for part in (trigger, f"{self.prefix}{self.suffix}".strip()) if part))
+        if composed(text) in map(composed, alone):
             return ""
-        text = text.removeprefix(f"{trigger}, ") if trigger else text
-        return text.removeprefix(self.prefix.lstrip()).removesuffix(self.suffix.rstrip()).strip()
+        text = _without_front(text, f"{trigger}, ") if trigger else text
+        text = _without_front(text, self.prefix.lstrip())
+        suffix, whole = composed(self.suffix.rstrip()), composed(text)
+        return (whole.removesuffix(suffix) if suffix and whole.endswith(suffix) else text).strip()
 
     def body(self, text: str) -> str:
         """Underscores, then replacements, then removals, then duplicates."""

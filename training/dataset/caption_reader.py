@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 from ..config import CAPTION_ENDINGS, SubsetConfig
 from ..errors import AtelierError
 from ..files import Unreadable, read_limited
-from .captions import MAX_BYTES, arranged, caption_path, clean, some
+from .captions import MAX_BYTES, arranged, caption_file_of, caption_path, clean, some
 from .encodings import SAMPLE, decoded, guess, text_of
+from .names import key
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class CaptionReader:
 
         ``other`` is one under another name than the usual one, which counts while there is no usual one.
         """
-        usual = caption_path(picture, self.config.caption_extension)
-        path = other if other is not None and not os.path.lexists(usual) else usual
+        path = caption_file_of(picture, self.config.caption_extension, other)
         return self.said(path, self.file(path))
 
     def said(self, path: Path, found: CaptionFile | None) -> str | None:
@@ -87,10 +86,10 @@ class CaptionReader:
         if picture.parent not in self._beside:
             found: dict[str, list[Path]] = {}
             for path in _of_endings(picture.parent, CAPTION_ENDINGS):
-                found.setdefault(path.name.casefold(), []).append(path)
+                found.setdefault(key(path.name), []).append(path)
             self._beside[picture.parent] = found
         known = self._beside[picture.parent]
-        names = {f"{name}{ending}".casefold() for name in (picture.stem, picture.name) for ending in CAPTION_ENDINGS}
+        names = {key(f"{name}{ending}") for name in (picture.stem, picture.name) for ending in CAPTION_ENDINGS}
         return sorted(path for name in names for path in known.get(name, ()) if path != own)
 
     def notes(self) -> list[str]:
@@ -114,10 +113,10 @@ class CaptionReader:
         return said
 
     def _guess(self, path: Path) -> str | None:
-        key = (path.parent, path.suffix.lower())
-        if key not in self._guesses:
-            self._guesses[key] = guess(self._unclear(path.parent, key[1]))
-        return self._guesses[key]
+        kind = (path.parent, path.suffix.lower())
+        if kind not in self._guesses:
+            self._guesses[kind] = guess(self._unclear(*kind))
+        return self._guesses[kind]
 
     @staticmethod
     def _unclear(folder: Path, ending: str) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -24,6 +26,12 @@ NAMED = 3
 def caption_path(picture: Path, extension: str = ".txt") -> Path:
     """The caption file of a picture: the same name with another suffix, in the same folder."""
     return picture.with_suffix(extension)
+
+
+def caption_file_of(picture: Path, extension: str, other: Path | None) -> Path:
+    """Where the picture's caption is read and written: the usual file, unless only ``other`` is there, under another name."""
+    usual = caption_path(picture, extension)
+    return other if other is not None and not os.path.lexists(usual) else usual
 
 
 def clean(text: str) -> str:
@@ -57,8 +65,9 @@ def put_caption(path: Path, data: bytes, durable: bool) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> AtelierError:
-    reason = error.strerror
-    return AtelierError(f"{path}: the caption cannot be written ({reason}). Allow writing in this folder, or copy the pictures.")
+    long = error.errno == errno.ENAMETOOLONG
+    remedy = "Shorten the picture's name." if long else "Allow writing in this folder, or copy the pictures."
+    return AtelierError(f"{path}: the caption cannot be written ({error.strerror}). {remedy}")
 
 
 def some(names: Sequence[str]) -> str:

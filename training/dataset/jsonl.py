@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
@@ -13,6 +14,7 @@ from .encodings import SAMPLE, Decoded, guess, text_of
 from .words import composed
 
 MAX_BYTES = 1 << 28
+FORM = '{"file_name": "1.png", "text": "a caption"}'
 TEXT = ("text", "caption")
 """Names under which the caption is looked for, in this order."""
 
@@ -21,7 +23,7 @@ def read_jsonl(file: Path, config: SubsetConfig) -> tuple[dict[Path, str], Decod
     """(caption by picture, the file's text and encoding, names that stand in several lines, of which the last wins).
 
     ``file_name`` counts from the file's folder. Names are compared with pictures that were found in the folder, never opened.
-    AtelierError naming file and line.
+    A file no line of which has a ``file_name`` is about something else, and holds none. AtelierError naming file and line.
     """
     try:
         if file.stat().st_size > MAX_BYTES:
@@ -33,16 +35,23 @@ def read_jsonl(file: Path, config: SubsetConfig) -> tuple[dict[Path, str], Decod
         raise AtelierError(f"{file}: this file cannot be read ({error.why}).") from error
     found = text_of(file, data, config.caption_encoding, lambda: guess(_beyond_ascii(data)))
     captions: dict[Path, str] = {}
-    twice = []
+    twice, others, rows = [], list[int](), 0
     for number, line in enumerate(found.text.split("\n"), 1):
         if not line.strip("\ufeff \t\r"):
             continue
-        name, caption = _row(file, number, line.strip("\ufeff"))
+        row = _object(file, number, line.strip("\ufeff"))
+        if isinstance(row, dict) and "file_name" not in row:
+            others.append(number)
+            continue
+        name, caption = _row(file, number, row)
+        rows += 1
         if caption is None:
             continue
         path = file.parent / name.replace("\\", "/")
         twice += [path.name] if captions.get(path, caption) != caption else []
         captions[path] = arranged(caption, config)
+    if others and rows:
+        raise _bad(file, others[0])
     return captions, found, twice
 
 
@@ -56,10 +65,17 @@ def _beyond_ascii(data: bytes) -> bytes:
     return bytes(out)
 
 
-def _row(file: Path, number: int, line: str) -> tuple[str, str | None]:
+def _object(file: Path, number: int, line: str) -> Any:
+    """What one line stands for."""
+    try:
+        return parse_json(line.encode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise _bad(file, number) from error
+
+
+def _row(file: Path, number: int, row: Any) -> tuple[str, str | None]:
     """(picture's name, caption) of one line."""
     try:
-        row = parse_json(line.encode("utf-8", "surrogatepass"))
         name = row["file_name"]
         caption = next(row[field] for field in TEXT if field in row)
         f"{name}{caption}".encode()  # half a pair of UTF-16, which JSON can hold, is no letter
@@ -71,7 +87,7 @@ def _row(file: Path, number: int, line: str) -> tuple[str, str | None]:
 
 
 def _bad(file: Path, number: int) -> AtelierError:
-    return AtelierError(f'{file}: line {number} is not of the form {{"file_name": "1.png", "text": "a caption"}}. Mend it.')
+    return AtelierError(f"{file}: line {number} is not of the form {FORM}. Mend it, or take the file out of the folder.")
 
 
 def captions_of(files: Iterable[Path], pictures: Iterable[Path], config: SubsetConfig) -> tuple[dict[Path, str], list[str]]:
@@ -88,6 +104,8 @@ def captions_of(files: Iterable[Path], pictures: Iterable[Path], config: SubsetC
             )
         elif stored.encoding not in ("utf-8", "utf-8-sig"):
             warnings.append(f"{file.name} is in {stored.encoding.upper()}.")
+        if not found:
+            warnings.append(f"{file.name} holds no captions, which stand in lines {FORM}; it is not used.")
         there = {known.get(composed(str(path))): text for path, text in found.items()}
         captions.update({path: text for path, text in there.items() if path is not None})
         if twice:

@@ -12,7 +12,7 @@ from ..files import is_inside
 from . import names, unused
 from .captions import caption_path
 from .images import EXTENSIONS
-from .names import natural_key
+from .names import key, natural_key
 from .samples import some
 from .unused import Reason, Unused
 
@@ -29,7 +29,8 @@ class FoundFolder:
     tables: tuple[Path, ...] = ()
     """``.jsonl`` files with captions."""
     captions: Mapping[Path, Path] = field(default_factory=dict)
-    """Caption files under other names than the usual one, by picture (``cat.TXT``, ``cat.jpg.txt``)."""
+    """Caption files under other names than the usual one, by picture (``cat.TXT``, ``cat.jpg.txt``); not there yet for a picture
+    whose usual one would take the place of another picture's."""
     masks: Mapping[Path, Path] = field(default_factory=dict)
     """Mask files by picture."""
     guessed: tuple[Path, ...] = ()
@@ -129,10 +130,10 @@ def _sorted(folder: Path) -> tuple[list[Path], list[Path], list[tuple[Reason, Pa
 def _by_mark(images: Sequence[Path]) -> tuple[list[Path], list[tuple[str, Path, bool]], list[Path], list[str]]:
     """(pictures, masks as (stem of the picture, file, sure), control pictures, names of pictures that only look like masks)."""
     pictures, masks, controls, lookalikes = [], [], [], []
-    stems = {file.stem.casefold() for file in images}
+    stems = {key(file.stem) for file in images}
     for file in images:
         kind, stem, sure = names.mark(file.stem)
-        if kind and (sure or stem.casefold() in stems):
+        if kind and (sure or key(stem) in stems):
             if kind == "mask":
                 masks.append((stem, file, sure))
             else:
@@ -165,8 +166,8 @@ def _companions(
 
 
 def _same_names(folder: Path, pictures: Sequence[Path]) -> bool:
-    known = {part.casefold() for picture in pictures for part in (picture.stem, picture.name)}
-    return any(stem.casefold() in known for stem, _, _ in _in_masks(folder, []))
+    known = {key(part) for picture in pictures for part in (picture.stem, picture.name)}
+    return any(key(stem) in known for stem, _, _ in _in_masks(folder, []))
 
 
 def _in_masks(folder: Path, passed: list[tuple[Reason, Path]]) -> list[tuple[str, Path, bool]]:
@@ -189,11 +190,11 @@ def _masks_of(
     """(mask by picture, masks that were told by a name which a picture may have as well); the first in order counts."""
     by_stem: dict[str, list[tuple[str, Path, bool]]] = {}
     for one in masks:
-        by_stem.setdefault(one[0].casefold(), []).append(one)
+        by_stem.setdefault(key(one[0]), []).append(one)
     pairs: dict[Path, Path] = {}
     belonging: set[Path] = set()
     for picture in pictures:
-        candidates = [*by_stem.get(picture.stem.casefold(), ()), *by_stem.get(picture.name.casefold(), ())]
+        candidates = [*by_stem.get(key(picture.stem), ()), *by_stem.get(key(picture.name), ())]
         belonging |= {path for _, path, _ in candidates}
         if candidates:
             pairs[picture] = min(candidates, key=lambda one: one[0] not in (picture.stem, picture.name))[1]
@@ -214,22 +215,22 @@ def _captions(
     spare: dict[str, Path] = {}
     for file in texts:
         if file not in exact:
-            spare.setdefault(file.name[: -len(ending)].casefold(), file)
+            spare.setdefault(key(file.name[: -len(ending)]), file)
     others = {}
     for picture in pictures:
-        if found := spare.get(picture.stem.casefold()) or spare.get(picture.name.casefold()):
+        if found := spare.get(key(picture.stem)) or spare.get(key(picture.name)):
             others[picture] = found
     without = {picture for picture in pictures if caption_path(picture, extension) not in exact}
     taken = exact | {file for picture, file in others.items() if picture in without}
     complete = without <= others.keys()
-    known = {part.casefold() for picture in pictures for part in (picture.stem, picture.name)}
-    unread = {f.stem.casefold() for f in files if f.suffix.lower() in names.PICTURE_LIKE} - known
+    known = {key(part) for picture in pictures for part in (picture.stem, picture.name)}
+    unread = {key(n) for f in files if f.suffix.lower() in names.PICTURE_LIKE for n in (f.stem, f.name)} - known
     for file in files:
-        suffix, stem = file.suffix.lower(), file.stem.casefold()
+        suffix, stem = file.suffix.lower(), key(file.stem)
         if file in taken or suffix in EXTENSIONS or suffix == ".jsonl":
             continue
         if file in texts:
-            twice = file in others.values()
+            twice = key(file.name[: -len(ending)]) in known
             reason = unused.CAPTION_TWICE if twice else unused.CAPTION_OF_UNUSED if stem in unread else unused.CAPTION_ALONE
         elif suffix in names.CAPTION_ENDINGS and stem in known:
             reason = unused.other_captions(file.suffix, complete)
@@ -238,19 +239,23 @@ def _captions(
         else:
             reason = names.left_over(suffix)
         passed.append((reason, file))
+    apart = {key(picture.stem) for picture in without & others.keys() if _has_whole_name(others[picture], picture)}
+    for picture in without - others.keys():
+        if key(picture.stem) in apart:
+            others[picture] = picture.with_name(picture.name + extension)
     return others
 
 
 def _has_whole_name(caption: Path, picture: Path) -> bool:
     """Whether the caption file is ``cat.jpg.txt`` rather than ``cat.TXT``."""
-    return caption.name.casefold().startswith(f"{picture.name.casefold()}.")
+    return key(caption.name).startswith(f"{key(picture.name)}.")
 
 
 def _shared_stems(pictures: Sequence[Path]) -> list[str]:
     """The sentence that names pictures whose caption and mask are one file, here or on systems that ignore case."""
     groups: dict[str, list[str]] = {}
     for picture in pictures:
-        groups.setdefault(picture.stem.casefold(), []).append(picture.name)
+        groups.setdefault(key(picture.stem), []).append(picture.name)
     pairs = [" and ".join(group) for group in groups.values() if len(group) > 1]
     if not pairs:
         return []

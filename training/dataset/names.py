@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from ..config import CAPTION_ENDINGS as CAPTION_ENDINGS
 from . import unused
 from .images import EXTENSIONS, HEIF
 from .unused import Reason
+from .words import composed
 
 NUMBERED = re.compile(r"(\d+)_(.*)", re.DOTALL)
 """``N_name``: a folder whose pictures are shown N times an epoch."""
@@ -26,7 +28,6 @@ REGULARISATION_FOLDERS = frozenset({
     "reg", "regs", "reg_images", "reg_img", "regularisation", "regularization", "regularisation_images", "regularization_images",
 })  # fmt: skip
 CAPTION_FOLDERS = frozenset({"caption", "captions", "text", "texts", "txt", "labels", "tags"})
-CAPTION_ENDINGS = frozenset({".txt", ".text", ".caption", ".captions", ".cap", ".tag", ".tags", ".prompt"})
 TABLE_ENDINGS = frozenset({".json", ".csv", ".tsv", ".parquet", ".yaml", ".yml", ".toml", ".xml"})
 
 SURE = re.compile(r"(.+)(?:(\.mask|-masklabel)|(\.control|-condlabel))", re.DOTALL | re.IGNORECASE)
@@ -73,6 +74,12 @@ def natural_key(name: str) -> tuple[object, ...]:
     """Sort key by which "2.png" comes before "10.png", the same on every system."""
     parts = re.split(r"(\d+)", name.casefold())
     return (*((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part), (-1, name))
+
+
+def key(name: str) -> str:
+    """The form in which two names are the same to a person, and on some systems: whatever the case, and however accents are
+    stored, which copying between systems changes."""
+    return composed(composed(name).casefold())
 
 
 def is_text(name: str) -> bool:

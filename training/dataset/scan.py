@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..config import SubsetConfig
@@ -86,9 +86,10 @@ def _mask(path: Path, config: SubsetConfig, one: Facts, found: FoundFolder, root
     return file, file_digest(file)
 
 
-def _subset(found: FoundFolder, config: SubsetConfig, root: Path, index: Index, base: Path, steps: Steps) -> Subset:
+def _subset(
+    found: FoundFolder, config: SubsetConfig, root: Path, index: Index, base: Path, texts: Mapping[Path, str], steps: Steps
+) -> Subset:  # fmt: skip
     facts, warnings = _facts(found.pictures, config, index, steps)
-    texts, unknown = captions_of(found.tables, found.pictures, config)
     class_caption = config.class_caption.strip() or found.class_caption
     samples, reader = [], CaptionReader(config)
     for path, one in facts.items():
@@ -108,7 +109,7 @@ def _subset(found: FoundFolder, config: SubsetConfig, root: Path, index: Index, 
     repeats, unusual = repeats_of(found, config)
     subset = Subset(config, tuple(samples), repeats, class_caption)
     said = [
-        *([unusual] if unusual else []), *found.warnings, *warnings, *reader.notes(), *unknown,
+        *([unusual] if unusual else []), *found.warnings, *warnings, *reader.notes(),
         *_mask_notes(found, config, samples), *unused.sentences(found.unused, base, quiet=False),
         *_content_notes(facts, found, config, samples), *holdout.remarks(subset),
     ]  # fmt: skip
@@ -161,11 +162,15 @@ def scan(
     subsets = []
     every = find(folder, root, config.nested, config.caption_extension)
     steps = Steps(progress, 2 * sum(len(found.pictures) for found in every))
+    tables = [table for found in every for table in found.tables]
+    # A table may stand in a folder around that of the pictures, as those of Hugging Face do.
+    texts, said = captions_of(tables, [path for found in every for path in found.pictures], config)
+    every = (dataclasses.replace(every[0], warnings=(*every[0].warnings, *said)), *every[1:])
     try:
         for found in every:
             below = "" if found.folder == folder else f"/{found.folder.relative_to(folder).as_posix()}"
             own = dataclasses.replace(config, folder=config.folder + below)
-            subsets.append(_subset(found, own, inside, memory, folder, steps))
+            subsets.append(_subset(found, own, inside, memory, folder, texts, steps))
     except BaseException:
         memory.save(complete=False)
         raise

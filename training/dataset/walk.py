@@ -33,16 +33,16 @@ class Walk:
         """``folder`` with all that belongs to it, then each ``N_name`` folder below."""
         own, below = look(folder, self.root, self.extension, mask_folders)
         numbered: list[FoundFolder] = []
-        beside = {path.name.casefold() for path in below}
+        beside = {names.key(path.name) for path in below}
         is_prepared = "img" in beside and bool(beside & {"reg", "log", "model"})
         masks: dict[str, list[Path]] = {}
         for path in below:
-            match = names.MASKS_OF.fullmatch(path.name.casefold())
+            match = names.MASKS_OF.fullmatch(names.key(path.name))
             if match and match[1] in beside and not leads_outside(path, self.root):
                 masks.setdefault(match[1], []).append(path)
         separate = {path for group in masks.values() for path in group}
         for path in (one for one in below if one not in separate):
-            name, its_masks = path.name.casefold(), tuple(masks.get(path.name.casefold(), ()))
+            name, its_masks = names.key(path.name), tuple(masks.get(names.key(path.name), ()))
             if reason := self._turned_away(path, is_prepared):
                 self.passed.append((reason, path))
             elif NUMBERED.fullmatch(path.name):
@@ -71,7 +71,7 @@ class Walk:
 
     def _turned_away(self, path: Path, is_prepared: bool) -> Reason | None:
         """Why a sub-folder is not even visited; AtelierError for a numbered one that is a link out of the root."""
-        name = path.name.casefold()
+        name = names.key(path.name)
         if path.is_symlink():
             if NUMBERED.fullmatch(path.name):
                 refuse_outside(path, self.root)
@@ -94,7 +94,7 @@ class Walk:
         return None
 
     def _ignored(self, path: Path) -> Reason:
-        if path.name.casefold() in names.CAPTION_FOLDERS and not holds_pictures(path):
+        if names.key(path.name) in names.CAPTION_FOLDERS and not holds_pictures(path):
             return unused.CAPTION_FOLDER
         return unused.UNNUMBERED if holds_pictures(path) else unused.NO_PICTURES
 
@@ -112,7 +112,8 @@ def find(folder: Path, root: Path | None = None, nested: bool = False, extension
 
     ``nested``: the pictures of all other sub-folders, however deep, belong to the folder around them. Links may lead anywhere
     inside ``root`` (default: the folder itself) and nowhere else. ``extension``: ending of caption files. Every other file and
-    folder is in some ``unused``: those of folders without pictures, in that of the first with some.
+    folder is in some ``unused``. What lies in folders without pictures belongs to the first that has some: files that are not
+    used, and tables, which may name pictures of sub-folders.
     """
     inside = (root or folder).resolve()
     refuse_outside(folder, inside)
@@ -121,13 +122,14 @@ def find(folder: Path, root: Path | None = None, nested: bool = False, extension
     with_pictures = [one for one in found if one.pictures]
     bare = [one for one in found if not one.pictures]
     passed = [*walk.passed, *(entry for one in bare for entry in one.unused)]
-    passed += [(unused.CAPTION_ALONE, table) for one in bare for table in one.tables]
+    tables = tuple(table for one in bare for table in one.tables)
     if not with_pictures:
+        passed += [(unused.CAPTION_ALONE, table) for table in tables]
         hints = sentences(passed, folder, quiet=False)
         expected = f"Put pictures ({FORMATS}) there, or into sub-folders named like '10_name'."
         raise AtelierError(" ".join([f"folder: {folder} has no pictures. {expected}", *(_upper(hint) for hint in hints)]))
     first = with_pictures[0]
-    with_pictures[0] = dataclasses.replace(first, unused=(*first.unused, *passed))
+    with_pictures[0] = dataclasses.replace(first, tables=(*tables, *first.tables), unused=(*first.unused, *passed))
     return tuple(with_pictures)
 
 

@@ -18,6 +18,8 @@ _UNSPACED = (
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, 0x3FFFF),
 )  # fmt: skip
 _STARTS = [first for first, _ in _UNSPACED]
+JOINERS = "\u200c\u200d"
+"""What joins two characters of several scripts, and two emoji to one."""
 _GO_ON = frozenset("ーｰっゃゅょぁぃぅぇぉッャュョァィゥェォﾞﾟ々")
 """Letters that never begin a word."""
 _PARTICLES = frozenset(
@@ -104,9 +106,16 @@ def _has_particle(text: str, end: int) -> bool:
 
 def _belong(left: str, right: str) -> bool:
     """Whether two neighbouring characters are of one word."""
-    if unicodedata.category(right)[0] == "M" or right in "\u200c\u200d" or left in "\u200c\u200d" or right in _GO_ON:
-        return _letter(left) or left in "\u200c\u200d"
+    if left in JOINERS or right in JOINERS or _changes_emoji(right):
+        return not (left.isspace() or right.isspace())
+    if unicodedata.category(right)[0] == "M" or right in _GO_ON:
+        return _letter(left)
     return _letter(left) and _letter(right) and not (_unspaced(left) or _unspaced(right))
+
+
+def _changes_emoji(character: str) -> bool:
+    """Whether it makes the emoji before it another one: a skin colour, or the way in which it is drawn."""
+    return "\U0001f3fb" <= character <= "\U0001f3ff" or character in "\ufe0e\ufe0f\u20e3"
 
 
 def _letter(character: str) -> bool:

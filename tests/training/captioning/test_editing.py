@@ -115,13 +115,14 @@ def test_a_caption_file_that_is_a_link_elsewhere_is_refused(folder: Path, tmp_pa
 
 
 def test_if_one_cannot_be_written_none_is(folder: Path) -> None:
-    """The last one's name is so long that no temporary file beside it can be made."""
-    long = "z" * 245
+    """The last one's name is so long that it can have no caption file with this ending."""
+    long = "z" * 251
     noise_picture((16, 16), 20).save(folder / f"{long}.png")
-    before = listed(folder)
-    with pytest.raises(AtelierError, match="cannot be written"):
-        write(folder, edits(folder, a="blue", b="new", **{long: "too long"}))
-    assert listed(folder) == before
+    config = SubsetConfig("input/set", caption_extension=".captions")
+    known = listed(folder, config)
+    with pytest.raises(AtelierError, match="cannot be written.*Shorten the picture's name"):
+        write(folder, [Edit(one.picture, "new", one.version) for one in known], config)
+    assert listed(folder, config) == known and not list(folder.rglob("*.captions"))
 
 
 def test_a_failure_half_way_puts_back_what_was_written_to_the_byte(

@@ -441,7 +441,7 @@ def test_a_class_caption_is_stronger_than_a_file_name_and_weaker_than_a_look(tmp
     assert texts(tmp_path) == {"crab": f"{said}, openmoji emoji, crab"}
 
 
-@pytest.mark.parametrize("name", ["crab_01.TXT", "crab_01.caption", "crab_01.png.txt", "CRAB_01.Tags"])
+@pytest.mark.parametrize("name", ["crab_01.wd14", "crab_01.caption", "crab_01.png.tags", "CRAB_01.Tags"])
 def test_a_caption_file_that_is_not_read_is_not_shadowed(folder, name):
     (folder / name).write_text("by hand, elsewhere")
     for mode in ("fill missing", "append"):
@@ -450,6 +450,61 @@ def test_a_caption_file_that_is_not_read_is_not_shadowed(folder, name):
         assert f"{name} beside crab_01.png" in report.describe(captioned)
     fill(dataset(folder), NAMES, "overwrite")
     assert (folder / "crab_01.txt").exists() and (folder / name).read_text() == "by hand, elsewhere"
+
+
+@pytest.mark.parametrize("name", ["crab_01.TXT", "CRAB_01.txt", "crab_01.png.txt", "CRAB_01.PNG.TXT"])
+def test_a_caption_file_of_another_name_is_kept_worked_on_and_written_where_it_is(folder, name):
+    (folder / name).write_text("crab, solo")
+    captioned, report = fill(dataset(folder), NAMES)
+    assert [s.caption for s in captioned.samples][1] == "crab, solo" and (folder / name).read_text() == "crab, solo"
+    assert report.kept == 1 and "left alone" not in report.describe(captioned)
+    _, report = fill(dataset(folder), ExistingCaptioner(), "overwrite", TextWork("ohwx"), dry_run=True)
+    assert [s.caption for s in report.foreseen.samples][1] == "ohwx, crab, solo"
+    fill(dataset(folder), ExistingCaptioner(), "overwrite", TextWork("ohwx"))
+    fill(dataset(folder), SAYS, "append")
+    assert (folder / name).read_text() == "ohwx, crab, solo\n"
+    fill(dataset(folder), NAMES, "overwrite")
+    assert [s.caption for s in dataset(folder).samples][1] == (folder / name).read_text().strip() == "openmoji emoji, crab"
+    assert len([path for path in folder.iterdir() if "crab" in path.name.lower()]) == 2, "picture and caption"
+    assert originals(folder).count(b"crab, solo") == 1
+
+
+def test_pictures_that_share_a_stem_keep_captions_of_their_whole_names(folder):
+    """A usual caption file for one of them would be that of the other as well, in the place of its own."""
+    Image.new("RGB", (8, 8), "blue").save(folder / "crab_01.jpg")
+    (folder / "crab_01.png.txt").write_text("a red crab")
+    fill(dataset(folder), SAYS)
+    captions = {s.path.name: s.caption for s in dataset(folder).samples}
+    assert (captions["crab_01.png"], captions["crab_01.jpg"]) == ("a red crab", "crab, solo")
+    assert (folder / "crab_01.jpg.txt").exists() and not (folder / "crab_01.txt").exists()
+
+
+def test_a_table_in_the_folder_around_describes_the_pictures_of_numbered_folders(folder):
+    for name in ("cat-face.png", "hot-dog.png"):
+        (folder / "10_thing").mkdir(exist_ok=True)
+        (folder / name).rename(folder / "10_thing" / name)
+    rows = [{"file_name": "10_thing/cat-face.png", "text": "a tabby"}, {"file_name": "crab_01.png", "text": "a crab"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = dataset(folder)
+    assert [s.caption for s in data.samples] == ["a crab", "a tabby", "thing"]
+    assert not any("metadata" in text for subset in data.subsets for text in (*subset.warnings, *subset.notes))
+    fill(data, SAYS)
+    assert list(texts(folder)) == ["hot-dog"], "what the table describes is kept"
+    (folder / "crab_01.png").unlink()
+    assert next(s.caption for s in dataset(folder).samples) == "a tabby"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows counts letters, and the whole path")
+@pytest.mark.parametrize("letter", ["n", "图"])
+def test_names_as_long_as_a_system_allows_are_captioned(folder, letter):
+    name = letter * (251 // len(letter.encode()))
+    Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    fill(dataset(folder), FileNameCaptioner("a thing"))
+    fill(dataset(folder), FileNameCaptioner("another"), "overwrite")
+    assert (folder / f"{name}.txt").read_text() == "another\n" and b"a thing\n" in originals(folder)
+    if letter == "n":
+        with pytest.raises(AtelierError, match=r"nnn\.caption: the caption cannot be written .*Shorten the picture's name\."):
+            fill(dataset(folder, caption_extension=".caption"), FileNameCaptioner("more"), "overwrite")
 
 
 @pytest.mark.parametrize("blank", [b"", b" \n", b"\t\r\n", "\ufeff".encode(), "\u200b\n".encode()])

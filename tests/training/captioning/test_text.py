@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -98,6 +99,28 @@ def test_underscores_become_spaces_but_faces_stay(text, expected):
 )
 def test_replacing(text, rules, expected):
     assert replaced(text, parse_rules(rules)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "expected"),
+    [
+        ("👩\u200d🎤 singer, 👩", "👩", "👩\u200d🎤 singer, X"),
+        ("👍🏽 up, 👍", "👍", "👍🏽 up, X"),
+        ("❤\ufe0f, ❤", "❤", "❤\ufe0f, X"),
+        ("👩\u200d🎤, 🎤", "🎤", "👩\u200d🎤, X"),
+        ("👍🏽!", "👍🏽", "X!"),
+        ("cat👍, 👍cat", "👍", "catX, Xcat"),
+    ],
+)
+def test_an_emoji_that_is_made_of_several_is_one(text, word, expected):
+    assert replaced(text, [(word, "X")]) == expected
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_frame_is_put_around_a_caption_once_however_accents_are_stored(form):
+    work = TextWork("rené", "été, ", ", café")
+    once = unicodedata.normalize(form, work.framed("chat"))
+    assert work.bare(once) == "chat" and work.framed(work.body(work.bare(once))) == "rené, été, chat, café"
 
 
 @pytest.mark.parametrize("line", ["cat", "-> dog", "cat => dog"])

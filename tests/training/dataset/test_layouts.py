@@ -126,6 +126,15 @@ def test_a_line_that_is_no_row_is_named(tmp_path, line):
         scan(tmp_path, config())
 
 
+def test_lines_about_something_else_are_no_table_and_it_is_said(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    (subset,) = scan(tmp_path, config())
+    assert subset.samples[0].caption is None and "log.jsonl holds no captions" in "\n".join(subset.warnings)
+    (tmp_path / "m.jsonl").write_text('{"file_name": "1.png", "text": "a"}')
+    assert scan(tmp_path, config())[0].samples[0].caption == "a"
+
+
 def test_a_table_cannot_reach_out_of_the_folder(tmp_path):
     folder = tmp_path / "set"
     picture(folder / "1.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -276,6 +277,35 @@ def test_pictures_that_share_a_stem_may_have_captions_of_their_whole_names(tmp_p
         put(tmp_path / f"{name}.txt", f"of {name}")
     (subset,) = scan(tmp_path, config())
     assert [s.caption for s in subset.samples] == ["of 001.jpg", "of 001.png"] and subset.warnings == ()
+
+
+@pytest.mark.parametrize(("one", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_is_the_same_however_its_accents_are_stored(tmp_path, one, other):
+    """Archives and drives of a Mac bring the second form of names that other systems write in the first."""
+    picture(tmp_path / unicodedata.normalize(one, "café.jpg"))
+    put(tmp_path / unicodedata.normalize(other, "café.txt"), "coffee")
+    Image.new("L", (64, 48)).save(tmp_path / unicodedata.normalize(other, "café-masklabel.png"))
+    (subset,) = scan(tmp_path, config(masks="files"))
+    assert [s.caption for s in subset.samples] == ["coffee"] and subset.samples[0].mask is not None and subset.warnings == ()
+
+
+@pytest.mark.parametrize("names_", [("cat.TXT", "cat.jpg.txt"), ("cat.TXT", "CAT.txt"), ("cat.txt", "cat.jpg.TXT", "CAT.txt")])
+def test_second_captions_are_said_to_be_that(tmp_path, names_):
+    picture(tmp_path / "cat.jpg")
+    for name in names_:
+        put(tmp_path / name, "a cat")
+    (subset,) = scan(tmp_path, config())
+    if len({path.name for path in tmp_path.iterdir()}) == 1 + len(names_):
+        assert f"second caption files of a picture are not used ({len(names_) - 1})" in said((subset,))
+        assert "without a picture" not in said((subset,))
+
+
+@pytest.mark.parametrize("ending", CAPTION_ENDINGS)
+def test_every_ending_that_captions_may_have_is_named(tmp_path, ending):
+    picture(tmp_path / "cat.jpg")
+    put(tmp_path / f"cat{ending}", "a cat")
+    extension = ".caption" if ending == ".txt" else ".txt"
+    assert f"{ending} files look like captions" in said(scan(tmp_path, config(caption_extension=extension)))
 
 
 def test_a_caption_belongs_to_the_picture_of_its_own_case(tmp_path):
