@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ def _files(folder: Path, config: SubsetConfig, root: Path | None) -> dict[str, P
     for found in find(folder, root, config.nested, config.caption_extension):
         for picture in found.pictures:
             file = caption_file_of(picture, config.caption_extension, found.captions.get(picture))
-            if file.is_symlink() and not is_inside(file, inside):
+            if os.path.islink(file) and not is_inside(file, inside):
                 raise AtelierError(f"{file}: this is a link that leads out of {inside}. Copy the file into the folder instead.")
             files[picture.relative_to(folder).as_posix()] = file
     return files

@@ -120,7 +120,7 @@ def test_if_one_cannot_be_written_none_is(folder: Path) -> None:
     noise_picture((16, 16), 20).save(folder / f"{long}.png")
     config = SubsetConfig("input/set", caption_extension=".captions")
     known = listed(folder, config)
-    with pytest.raises(AtelierError, match="cannot be written.*Shorten the picture's name"):
+    with pytest.raises(AtelierError, match=r"cannot be written.*Shorten the picture's name"):
         write(folder, [Edit(one.picture, "new", one.version) for one in known], config)
     assert listed(folder, config) == known and not list(folder.rglob("*.captions"))
 
