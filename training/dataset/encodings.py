@@ -49,12 +49,14 @@ def codec(encoding: str) -> str:
 
 
 def decoded(data: bytes, declared: str = "detect") -> Decoded | None:
-    """The text if its encoding is certain: by its mark, as UTF-8, by the zeros of UTF-16, or as ``declared``; else None."""
+    """The text if its encoding is certain: by its mark, as UTF-8, by the zeros of UTF-16, the escapes of ISO-2022-JP, or as ``declared``; else None."""
     for mark, name in MARKS:
         if data.startswith(mark):
             return _tried(data, name)
     if b"\0" in data:
         return _wide(data)
+    if b"\x1b$" in data:  # by which it changes to Japanese; each of its bytes alone is ASCII
+        return _tried(data, "iso2022-jp")
     found = _tried(data, "utf-8")
     if found is not None and not (_short_letters(found.text) and declared in USUAL):
         return found
@@ -147,7 +149,16 @@ def guess(data: bytes) -> str | None:
     if not readings or readings[0][0] < LEAST or sum(letter > "\x7f" for letter in readings[0][2]) < FEWEST:
         return None
     best = readings[0]
+    if best[1] == "gb18030" and _hangul(data):
+        return None
     return None if any(best[0] - one[0] < AHEAD for one in readings[1:] if one[2] != best[2]) else best[1]
+
+
+def _hangul(data: bytes) -> bool:
+    """Whether the bytes are Korean words as well: both are pairs, but Korean keeps to a third of them, and has spaces."""
+    found = _tried(data, "euc-kr")
+    odd = [letter for letter in found.text if letter > "\x7f"] if found else []
+    return bool(odd) and all("가" <= letter <= "힣" or letter < "\u3040" for letter in odd)
 
 
 def plausible(text: str, encoding: str) -> bool:

@@ -149,6 +149,24 @@ def test_unicode_is_certain_with_and_without_its_mark(encoding: str, text: str) 
     assert found is not None and found.text == text and encoded(text, found.encoding) == text.encode(encoding)
 
 
+def test_japanese_of_mails_is_not_taken_for_the_ascii_that_its_bytes_are(tmp_path: Path) -> None:
+    text = "1人の女の子、長い髪"
+    (tmp_path / "1.txt").write_bytes(text.encode("iso2022-jp"))
+    found = reader().file(tmp_path / "1.txt")
+    assert found is not None and (found.text, found.encoding, found.guessed) == (text, "iso2022-jp", False)
+    data, name = writable(f"{text}, café\n", found.encoding, "detect")
+    assert (name, data.decode("utf-8")) == ("utf-8", f"{text}, café\n")
+    assert writable(text, found.encoding, "detect") == (text.encode("iso2022-jp"), "iso2022-jp")
+    (tmp_path / "2.txt").write_bytes(b"a \x1b$B cat \xff")
+    with pytest.raises(AtelierError, match=r"2\.txt"):
+        reader().file(tmp_path / "2.txt")
+
+
+@pytest.mark.parametrize("text", ["빨간 드레스를 입은 소녀", "소녀, 긴 머리, 미소", "벚꽃 나무 아래에 서 있다, 봄날 오후의 햇살"])
+def test_korean_is_not_taken_for_chinese(text: str) -> None:
+    assert guess(text.encode("cp949")) in (None, "euc-kr")
+
+
 @pytest.mark.parametrize("data", [b"\x00\x01\x02\x00", b"a\0b", "a cat".encode("utf-16-le") + b"\x00", b"\0" * 8])
 def test_what_is_no_text_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(data)
