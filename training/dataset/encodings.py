@@ -49,7 +49,8 @@ def codec(encoding: str) -> str:
 
 
 def decoded(data: bytes, declared: str = "detect") -> Decoded | None:
-    """The text if its encoding is certain: by its mark, as UTF-8, by the zeros of UTF-16, the escapes of ISO-2022-JP, or as ``declared``; else None."""
+    """The text if its encoding is certain: by its mark, as UTF-8, by the zeros of UTF-16,
+    the escapes of ISO-2022-JP, or as ``declared``; else None."""
     for mark, name in MARKS:
         if data.startswith(mark):
             return _tried(data, name)
