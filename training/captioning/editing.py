@@ -8,6 +8,7 @@ the answer, to the byte, which makes undoing it one more edit. A file keeps its 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -85,8 +86,16 @@ def write(
     for edit in edits:
         if edit.picture not in files:
             raise AtelierError(f"captions: {edit.picture[:200]!r} is not a picture of {folder.name}. Load the folder again.")
-    if len({files[edit.picture] for edit in edits}) < len(edits):
-        raise AtelierError("captions: two edits mean the same caption file. Send one of them.")
+    first: dict[Path, Edit] = {}
+    for edit in edits:
+        other = first.setdefault(files[edit.picture], edit)
+        if edit.picture == other.picture and edit is not other:
+            raise AtelierError(f"captions: there are two edits of {edit.picture}. Send one of them.")
+        if dataclasses.replace(edit, picture=other.picture) != other:
+            raise AtelierError(
+                f"captions: {other.picture} and {edit.picture} share one caption file, and these texts differ. Nothing was saved. "
+                "Give both the same text, or rename one of the pictures."
+            )
     reader = CaptionReader(config)
     before = {edit.picture: reader.file(files[edit.picture]) for edit in edits}
     stale = [edit.picture for edit in edits if version_of(before[edit.picture]) != edit.version]

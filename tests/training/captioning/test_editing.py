@@ -99,8 +99,16 @@ def test_two_pictures_that_share_a_caption_file_are_not_edited_at_once(folder: P
     noise_picture((16, 16), 20).save(folder / "a.jpg")
     both = [Edit(one.picture, one.picture, one.version) for one in listed(folder) if one.picture.startswith("a.")]
     assert len(both) == 2
-    with pytest.raises(AtelierError, match="the same caption file"):
+    before = (folder / "a.txt").read_bytes()
+    with pytest.raises(AtelierError, match=r"a\.jpg and a\.png share one caption file, and these texts differ"):
         write(folder, both)
+    with pytest.raises(AtelierError, match=r"there are two edits of a\.jpg"):
+        write(folder, [both[0], both[0], dataclasses.replace(both[0])])
+    assert (folder / "a.txt").read_bytes() == before
+    undo, now = write(folder, [dataclasses.replace(one, caption="a bulk change") for one in both])
+    assert [one.caption for one in now] == ["a bulk change"] * 2 and now[0].version == now[1].version
+    write(folder, undo)
+    assert (folder / "a.txt").read_bytes() == before
 
 
 def test_a_caption_file_that_is_a_link_elsewhere_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
