@@ -93,8 +93,8 @@ def write(
             raise AtelierError(f"captions: there are two edits of {edit.picture}. Send one of them.")
         if dataclasses.replace(edit, picture=other.picture) != other:
             raise AtelierError(
-                f"captions: {other.picture} and {edit.picture} share one caption file, and these texts differ. Nothing was saved. "
-                "Give both the same text, or rename one of the pictures."
+                f"captions: {other.picture} and {edit.picture} share one caption file, and these texts differ. Nothing was "
+                "saved. Give both the same text, or rename one of the pictures."
             )
     reader = CaptionReader(config)
     before = {edit.picture: reader.file(files[edit.picture]) for edit in edits}
