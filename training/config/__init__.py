@@ -23,10 +23,10 @@ from .recipe import (
     check_run_name,
 )
 from .stored import from_dict, to_dict
-from .subset import CAPTION_ENDINGS, ENCODINGS, Broken, CaptionLines, Crop, Masks, Role, SubsetConfig
+from .subset import CAPTION_ENDINGS, ENCODINGS, GUESSED, Broken, CaptionLines, Crop, Masks, Role, SubsetConfig
 
 __all__ = [
-    "CAPTION_ENDINGS", "ENCODINGS", "RESERVED", "Algorithm", "Broken", "CaptionLines", "Crop", "HuberSchedule",
+    "CAPTION_ENDINGS", "ENCODINGS", "GUESSED", "RESERVED", "Algorithm", "Broken", "CaptionLines", "Crop", "HuberSchedule",
     "LengthConfig", "Levels", "LossConfig", "LossKind", "Masks", "NetworkConfig", "NoiseConfig", "OnDivergence",
     "OptimizerConfig", "OptimizerName", "Precision", "Role", "SavePrecision", "ScheduleName", "SubsetConfig", "Syntax", "Targets",
     "TextConfig", "TextEncoders", "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict", "to_dict",

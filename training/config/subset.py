@@ -19,10 +19,12 @@ CaptionLines = Literal["one text", "alternatives"]
 CAPTION_ENDINGS = (
     ".txt", ".text", ".caption", ".captions", ".cap", ".tags", ".tag", ".prompt", ".wd14", ".wd14_cap", ".llmcap", ".booru",
 )  # fmt: skip
-ENCODINGS = (
+GUESSED = (
     "utf-8", "gb18030", "big5", "shift-jis", "euc-jp", "euc-kr", "windows-1250", "windows-1251", "koi8-r", "windows-1252",
     "windows-1253", "windows-1254", "utf-16-le", "utf-16-be",
 )  # fmt: skip
+"""Encodings that a guess may find."""
+ENCODINGS = (*GUESSED, "windows-874", "windows-1255", "windows-1256", "windows-1258")
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from ..config import ENCODINGS
+from ..config import GUESSED
 from ..errors import AtelierError
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
-CODECS = {"shift-jis": "cp932", "euc-kr": "cp949"}
+CODECS = {"windows-874": "cp874", "shift-jis": "cp932", "euc-kr": "cp949"}
 """Names under which Python has the form that Windows writes."""
 # First bytes of the signs that everyday text is made of, by which a chance reading is told from a real one.
 USUAL = {
@@ -136,7 +136,7 @@ def guess(data: bytes) -> str | None:
         from charset_normalizer import from_bytes
     except ImportError:
         return None
-    own = {codecs.lookup(codec(name)).name.replace("-", "_"): name for name in ENCODINGS if not name.startswith("utf")}
+    own = {codecs.lookup(codec(name)).name.replace("-", "_"): name for name in GUESSED if not name.startswith("utf")}
     sample = data[: data.find(b"\n", SAMPLE)] if len(data) > SAMPLE and b"\n" in data[SAMPLE:] else data
     # Languages are only looked for in texts of some length; saying the same again adds no evidence, and takes none away.
     long = b"\n".join([sample] * (1 + 256 // max(1, len(sample))))

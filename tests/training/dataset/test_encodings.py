@@ -235,3 +235,14 @@ def test_a_guess_costs_one_look_at_the_folder(tmp_path: Path, monkeypatch: pytes
     one = reader()
     assert all(one.caption(tmp_path / f"{i}.png") for i in range(30))
     assert len(reads) == 60
+
+
+@pytest.mark.parametrize(
+    ("encoding", "codec", "text"),
+    [("windows-874", "cp874", "แมวส้ม"), ("windows-1255", "cp1255", "חתול כתום"), ("windows-1256", "cp1256", "قطة برتقالية"),
+     ("windows-1258", "cp1258", "con mèo màu cam")],
+)  # fmt: skip
+def test_encodings_that_are_never_guessed_can_be_said(tmp_path: Path, encoding: str, codec: str, text: str) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode(codec))
+    said = CaptionReader(SubsetConfig("input/x", caption_encoding=encoding)).caption(tmp_path / "a.png")
+    assert said == text
