@@ -218,6 +218,19 @@ def test_another_model_is_named(tiny, folder):
         render(tiny("sd15"), folder, order(1))
 
 
+def test_guidance_that_a_node_has_laid_on_the_model_counts(tiny, folder):
+    from comfy_extras.nodes_model_advanced import RescaleCFG
+    from lora_atelier.training import host
+
+    t = tiny("sd3")
+    render(t, folder, order())
+    with torch.inference_mode():
+        (rescaled,) = RescaleCFG().patch(t.model.patcher, 0.7)
+    other = SimpleNamespace(model=host.Model(rescaled), text=t.text, codec=t.codec)
+    with pytest.raises(AtelierError, match=r"\(another model\)"):
+        render(other, folder, order())
+
+
 def test_a_picture_of_somebody_else_is_never_overwritten(tiny, folder):
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(folder / "reg-00001.png")
