@@ -175,7 +175,8 @@ def lost_numbers(step: int, untrained: bool) -> str:
         )
     return (
         f"The numbers became NaN or infinite at step {step}. The files and the state saved before that are intact. Lower the "
-        "learning rate, or set precision to bf16 or fp32, and queue again."
+        "learning rate, or set precision to bf16 or fp32, and queue again: with when_interrupted on 'continue with the changes' "
+        "it goes on from that state."
     )
 
 
@@ -184,7 +185,10 @@ def no_memory(step: int, due: bool, advice: str) -> str:
     said = f"memory: the device ran out of memory after step {step}. What was saved is intact: "
     if due:
         return f"{said}draw smaller previews (preview width and height) or none (preview steps 0), and queue again to go on."
-    return f"{said}close what else uses the device and queue again to go on. {advice}"
+    return (
+        f"{said}close what else uses the device and queue again to go on. {advice} What changes the result as well (batch_size, "
+        "resolution, precision) needs when_interrupted on 'continue with the changes' to go on from here."
+    )
 
 
 def next_pause(step: int, config: TrainingConfig, plan: Plan, total: int) -> int:
