@@ -13,7 +13,8 @@ from lora_atelier.tests.host import support
 # The tiny random model needs no long training; everything else stays as it is shipped.
 SHORT = {
     "LoadDataset": {"repeats": 1},
-    "ConfigureLoRA": {"epochs": 2, "save_every": 1},
+    # A name of its own: other tests on the same server queue the workflow with another length, and a run would ask about that.
+    "ConfigureLoRA": {"name": "seen", "epochs": 2, "save_every": 1},
     "TrainLoRA": {"preview_steps": 1},
     "EpochWeightGrid": {"steps": 2},
     "KSampler": {"steps": 2},
