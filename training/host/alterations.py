@@ -72,17 +72,17 @@ def _of_drawing(patcher: Any) -> dict[str, Any]:
 
 
 def _digest(parts: Mapping[str, Any], patcher: Any) -> str:
-    found = {name: value for name, value in parts.items() if _holds(value)}
+    found = {name: value for name, value in parts.items() if holds(value)}
     said = _remembered(found, getattr(patcher, "model", None)) if found else ""
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16] if found else ""
 
 
-def _holds(value: object) -> bool:
+def holds(value: object) -> bool:
     """Whether there is anything in ``value``, whose dictionaries and lists may be nested and empty."""
     if isinstance(value, Mapping):
-        return any(map(_holds, value.values()))
+        return any(map(holds, value.values()))
     if isinstance(value, (list, tuple, set)):
-        return any(map(_holds, value))
+        return any(map(holds, value))
     return value is not None and value != ""
 
 
@@ -116,7 +116,7 @@ class _Teller:
 
     def _parts(self, value: Any) -> str:
         if isinstance(value, Mapping):
-            entries = sorted((self.tell(key), self.tell(part)) for key, part in value.items() if _holds(part))
+            entries = sorted((self.tell(key), self.tell(part)) for key, part in value.items() if holds(part))
             return f"{{{', '.join(f'{key}: {part}' for key, part in entries)}}}"
         if isinstance(value, (list, tuple)):
             return f"[{', '.join(map(self.tell, value))}]"
@@ -142,7 +142,7 @@ class _Teller:
     def _object(self, value: Any) -> str:
         if hasattr(value, "object_patches") and hasattr(value, "patches"):  # a whole patcher
             laid = {"objects": value.object_patches, **_of_drawing(value), **{k: getattr(value, k, None) for k in FOR_BOTH}}
-            return f"{_name(type(value))}({identity_of(value.model, value)}){self.tell(laid) if _holds(laid) else ''}"
+            return f"{_name(type(value))}({identity_of(value.model, value)}){self.tell(laid) if holds(laid) else ''}"
         if isinstance(value, comfy.model_base.BaseModel):
             # What is loaded into it at this moment, by whichever copy, is none of its own.
             return f"{_name(type(value))}({identity_of(value, _Loaded(value), patches=False)})"
@@ -176,7 +176,7 @@ class _Loaded:
 def _remembered(value: Any, model: Any) -> str:
     """``value`` as it was when it was first seen: what a function counts while it is used is no setting of it."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(sorted(f'{key!r}: {_remembered(part, model)}' for key, part in value.items() if _holds(part)))}}}"
+        return f"{{{', '.join(sorted(f'{key!r}: {_remembered(part, model)}' for key, part in value.items() if holds(part)))}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_remembered(part, model) for part in value)}]"
     known = _told.get(id(value))

@@ -90,7 +90,7 @@ class Model:
         foreign += [getattr(self.patcher, n, None) for n in ("wrappers", "callbacks", "injections", "additional_models")]
         every = self.base.diffusion_model.modules() if modules is None else modules
         foreign += [dict(m._forward_hooks) or dict(m._forward_pre_hooks) for m in every]
-        return _holds(foreign)
+        return alterations.holds(foreign)
 
     @property
     def family(self) -> str:
@@ -479,13 +479,6 @@ def _alike(conditions: Sequence[Conditions]) -> list[list[int]]:
         else:
             groups.append([i])
     return groups
-
-
-def _holds(value: object) -> bool:
-    """Whether there is anything in ``value``, whose dictionaries and lists may be nested and empty."""
-    if isinstance(value, (dict, list)):
-        return any(_holds(v) for v in (value.values() if isinstance(value, dict) else value))
-    return value is not None
 
 
 def _form(x: Tensor, conditioning: Conditions) -> tuple[object, ...]:
