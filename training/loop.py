@@ -18,6 +18,7 @@ from .evaluation.validation import validate
 from .network.adapter import Adapter
 from .optim import optimizers, schedules
 from .optim.ema import Average
+from .optim.flat_optimizer import FlatOptimizer
 from .performance.memory import what_helps
 from .recorder import Callbacks, LostNumbers, Recorder
 from .runs.record import SaveKind
@@ -39,11 +40,10 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
     total, width = session.total_steps, config.optimizer.accumulate
     updates = config.optimizer.updates(total)
     schedules.check(config.optimizer, updates)
-    parameters = list(adapter.parameters())
-    groups = [(group["params"], config.optimizer.peak * group["rate"]) for group in adapter.parameter_groups()]
-    optimizer = optimizers.build(config.optimizer, groups)
+    flat = adapter.flatten(model.compute_dtype)
+    optimizer = FlatOptimizer(config.optimizer, flat)
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
-    average = Average(adapter.state(), config.ema_decay) if config.ema_decay else None
+    average = Average(flat, config.ema_decay) if config.ema_decay else None
     steps = StepContext(session, callbacks.warn, callbacks.cancelled)
     state = run.load_state(callbacks.warn)
     step, due, sound = 0, False, True
@@ -56,21 +56,23 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
         # Gradients are not kept: a group of batches that is not complete is gone through again, and then what is due after it.
         done = step if step == total else step - step % width
         averages = average.state() if average else {}
-        at = State(done, adapter.state(), optimizer.state_dict(), scaler.state_dict(), averages, due and done == step)
+        at = State(done, adapter.state(), optimizer.state(), scaler.state_dict(), averages, due and done == step)
         run.save_state(at)
         recorder.snapped = time.monotonic()
 
     @contextmanager
     def best_weights() -> Iterator[None]:
         """What is saved, sampled and measured: averages, where there are any."""
-        with optimizers.averaged(optimizer), average.swapped_in() if average else nullcontext():
+        with optimizers.averaged(optimizer.of_torch), average.swapped_in() if average else nullcontext():
             yield
 
     def learn_from(step: int) -> Tensor:
         """The loss of a batch, whose gradient is added to those before it. Nothing of the graph outlives this call."""
         adapter.begin_step(config.seed, step)
+        flat.begin()
         loss = step_loss(session, plan.batch(step), step)
         scaler.scale(loss / min(width, total - (step - step % width))).backward()
+        flat.collect()
         return loss.detach()
 
     try:
@@ -83,17 +85,18 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                     steps.acquire()
                     loss = steps.run(partial(learn_from, step))
                     factor = schedules.factor(config.optimizer, step // width, updates)
-                    rate = optimizers.used_rate(optimizer, config.optimizer.peak * factor)
+                    rate = optimizers.used_rate(optimizer.of_torch, config.optimizer.peak * factor)
 
                     if (step + 1) % width == 0 or step + 1 == total:
                         sound = False
-                        scaler.unscale_(optimizer)
-                        if config.optimizer.clip_norm > 0:
-                            nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
-                        optimizers.set_rate(optimizer, factor)
-                        scaler.step(optimizer)
+                        with optimizer.gradients_in_place():
+                            scaler.unscale_(optimizer.of_torch)
+                            if config.optimizer.clip_norm > 0:
+                                nn.utils.clip_grad_norm_(flat.parameters, config.optimizer.clip_norm)
+                            optimizers.set_rate(optimizer.of_torch, factor)
+                            scaler.step(optimizer.of_torch)
                         scaler.update()
-                        optimizer.zero_grad(set_to_none=True)
+                        flat.zero()
                         if config.network.scale_weight_norms > 0:
                             adapter.limit_norms(config.network.scale_weight_norms)
                         if average is not None:
@@ -148,13 +151,13 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
 
 
 def go_on(
-    state: State, adapter: Adapter, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, average: Average | None
+    state: State, adapter: Adapter, optimizer: FlatOptimizer, scaler: torch.amp.GradScaler, average: Average | None
 ) -> None:
     """Takes over what a run had learnt; its rates are today's. AtelierError where that doesn't fit."""
-    rates = [group.get("initial_lr") for group in optimizer.param_groups]
+    rates = [group.get("initial_lr") for group in optimizer.of_torch.param_groups]
     try:
         adapter.load_state(state.adapter)
-        optimizer.load_state_dict(dict(state.optimizer))
+        optimizer.load_state(state.optimizer)
         scaler.load_state_dict(dict(state.scaler))
         if average is not None:
             average.load_state(state.average)
@@ -162,7 +165,7 @@ def go_on(
         raise AtelierError(
             f"state: what the run had learnt does not fit what is to be trained ({error}). Set when_interrupted to 'start over'."
         ) from error
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+    for group, rate in zip(optimizer.of_torch.param_groups, rates, strict=True):
         group["initial_lr"] = rate
 
 

@@ -26,7 +26,7 @@ class StepContext:
     def __init__(self, session: Session, say: Callable[[str], None], cancelled: Callable[[BaseException], bool]):
         model = session.model
         self.config = without_effect(session.config, model.device)
-        self._session, self._say, self._parameters = session, say, list(session.adapter.parameters())
+        self._session, self._say = session, say
         self._alone = not can_offload(model.device)
         """Whether everything else has been put aside already, as far as there is another place for it."""
         self._compiled = Compiled(model.blocks() if session.config.compile else [], say, cancelled)
@@ -55,10 +55,12 @@ class StepContext:
         If the device has no memory left for it, it is done once more without any other model there, and then with the next
         cheaper setting; which then stays.
         """
-        before = [None if p.grad is None else p.grad.clone() for p in self._parameters]
+        flat = self._session.adapter.flat
+        assert flat is not None
+        before = flat.kept()
         while True:
             try:
-                return self._compiled.run(work, self._parameters)
+                return self._compiled.run(work, flat)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -67,8 +69,7 @@ class StepContext:
                     raise
                 traceback.clear_frames(error.__traceback__)  # the failed step's tensors
             # Only now is the error gone, and with it what it held.
-            for parameter, gradient in zip(self._parameters, before, strict=True):
-                parameter.grad = None if gradient is None else gradient.clone()
+            flat.restore(before)
             self.release()
             gc.collect()
             slower = f"The run goes on, slower: {difference(self.config, less)}."
@@ -80,11 +81,12 @@ class StepContext:
     def _enter(self) -> None:
         session, config, enter = self._session, self.config, self._held.enter_context
         enter(session.model.hold(session.text, offload=config.offload_blocks))
-        enter(session.adapter.attached(session.layers))
+        # What lies between two blocks is there for both, unless one's weights are away or its inputs are copies.
+        enter(session.adapter.attached(session.layers, not (config.offload_blocks or config.gradient_checkpointing)))
         if config.compile:
             enter(self._compiled.on())
         if config.gradient_checkpointing:
             enter(checkpointed(session.blocks()))
         if config.offload_activations:
             weights = [*session.model.weights(), *(session.text.weights() if session.text else ())]
-            enter(offloaded([*weights, *self._parameters]))
+            enter(offloaded([*weights, *session.adapter.fixed()]))

@@ -90,6 +90,6 @@ def measured(session: Session, batch: Batch) -> memory.Measured:
         given = noised_prediction(model, x0, sigma, torch.zeros_like(x0), session.encoded.conditionings(one), [{}])
         return given.prediction.square().mean()
 
-    with adapter.attached(session.layers):
+    with adapter.attached(session.layers), adapter.listening():
         found = memory.measure(session.blocks(), [*frozen, *adapter.parameters()], forward, model.device)
     return memory.Measured(weights_of(model, session.text), found, tuple(tuple(p.shape) for p in adapter.parameters()))

@@ -15,8 +15,11 @@ from ..tensors.method_patch import patched
 from . import fused_linear
 from .adapter_layer import AdapterLayer, Strength
 from .dropout import Dropout
+from .flat import FlatParameters
 from .lora import LoRALayer
 from .lycoris import LoHaLayer, LoKrLayer
+from .norm_limit import limit_alike
+from .shared_input import Listener, Together, units
 from .targets import LayerSettings, settings
 
 
@@ -32,6 +35,11 @@ class Adapter(nn.Module):
         """LoRA+: factor on the learning rate of the up-matrices."""
         self.strength: Strength = 1.0
         """A number, or one number a picture of the batch, (B,)."""
+        self.flat: FlatParameters | None = None
+        """Where all parameters lie while they are trained."""
+        self._listener: Listener | None = None
+        self._heard: Listener | None = None
+        self._together: Together | None = None
 
     @classmethod
     def fresh(cls, layers: Mapping[str, nn.Module], config: NetworkConfig, seed: int) -> Adapter:
@@ -41,25 +49,50 @@ class Adapter(nn.Module):
         branches = {name: build(layer, wanted[name], config, generator) for name, layer in layers.items()}
         return cls(branches, Dropout(config.dropout, config.rank_dropout, config.module_dropout), config.lora_plus_ratio)
 
+    def flatten(self, computes_in: torch.dtype) -> FlatParameters:
+        """All parameters, on the device where they are now, in one tensor; ``computes_in``: the model's number format."""
+        groups = [(group["rate"], group["params"]) for group in self.parameter_groups()]
+        self.flat = FlatParameters(self.branches, groups, computes_in)
+        for name, branch in self.branches.items():
+            branch.lie_in(self.flat, name)
+        return self.flat
+
     @contextmanager
-    def attached(self, layers: Mapping[str, nn.Module]) -> Iterator[Adapter]:
+    def listening(self) -> Iterator[None]:
+        """Hears, in a pass of the network while this lasts, which layers read one tensor."""
+        listener = Listener()
+        self._listener = listener
+        try:
+            yield
+        finally:
+            self._listener = None
+        self._heard = listener
+
+    @contextmanager
+    def attached(self, layers: Mapping[str, nn.Module], across_blocks: bool = False) -> Iterator[Adapter]:
         """Adds every branch to its layer's output while the context lasts; on error and interrupt too it comes off.
 
-        Nothing is dropped until ``begin_step`` is called inside.
+        Nothing is dropped until ``begin_step`` is called inside. ``across_blocks``: layers of different blocks that read one
+        tensor may be computed at once, since no block's weights come and go, and none is computed twice.
         """
-        together = {layers[name]: b for name, b in self.branches.items() if b.fuses and fused_linear.known(layers[name])}
+        fused = {name: layers[name] for name, b in self.branches.items() if b.fuses and fused_linear.known(layers[name])}
         handles = []
         self.end_step()
+        if self.flat is not None and self._heard is not None:
+            found = units(self.flat, {name: self.branches[name] for name in fused}, layers, self._heard.readers(across_blocks))
+            self._together = Together(self.flat, found)
         try:
             for name, branch in self.branches.items():
-                if layers[name] not in together:
+                if name not in fused:
                     handles.append(layers[name].register_forward_hook(self._hook(branch)))
-            with patched(together, "forward", lambda layer, usual: self._fused(together[layer], layer, usual)):
+            names = {layer: name for name, layer in fused.items()}
+            with patched(names, "forward", lambda layer, usual: self._fused(names[layer], layer, usual)):
                 yield self
         finally:
             for handle in handles:
                 handle.remove()
             self.end_step()
+            self._together = None
 
     def _hook(self, branch: AdapterLayer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -70,12 +103,19 @@ class Adapter(nn.Module):
 
         return hook
 
-    def _fused(self, branch: AdapterLayer, layer: nn.Module, usual: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _fused(self, name: str, layer: nn.Module, usual: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        branch = self.branches[name]
         beside, home = self._hook(branch), next(branch.parameters()).device
 
         def forward(x: Tensor, *more: object, **named: object) -> Tensor:
             whole = branch.mask is None and isinstance(self.strength, float) and self.strength == 1.0
             if whole and x.device == home and torch.is_grad_enabled() and not more and not named and fused_linear.plain(layer, x):
+                if self._listener is not None:
+                    self._listener.note(name, x)
+                if self._together is not None and not torch.compiler.is_compiling():
+                    answer = self._together.answer(name, x, fused_linear.plain)
+                    if answer is not None:
+                        return answer
                 return branch.fused_forward(layer, x)
             output = usual(x, *more, **named)
             added = beside(layer, (x,), output)
@@ -103,6 +143,8 @@ class Adapter(nn.Module):
 
     def end_step(self) -> None:
         """From here on nothing is dropped: for samples and for judging."""
+        if self._together is not None:
+            self._together.forget()
         for branch in self.branches.values():
             branch.mask = None
             branch.clear_cache()
@@ -124,7 +166,10 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def limit_norms(self, limit: float) -> None:
         """Shrinks every D whose Frobenius norm is above ``limit`` to it, all factors by the same ratio; no device sync."""
-        for branch in self.branches.values():
+        alike = limit_alike(self.flat, self.branches, limit) if self.flat is not None else frozenset[str]()
+        for name, branch in self.branches.items():
+            if name in alike:
+                continue
             ratio = limit / branch.delta_norm().clamp_min(limit)
             factors: list[Tensor] = [*branch.factors()]
             torch._foreach_mul_(factors, ratio ** (1 / len(factors)))
@@ -146,6 +191,10 @@ class Adapter(nn.Module):
         for name, tensor in mine.items():
             tensor.copy_(state[name])
         self.end_step()
+
+    def fixed(self) -> list[Tensor]:
+        """What stays in its place whatever a pass does with it."""
+        return [*self.parameters(), *(self.flat.tensors() if self.flat is not None else ())]
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())

@@ -6,6 +6,7 @@ is W' = m * (W + D) / ||W + D||, row by row, m being trained and the norm held c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .base_layer import bias_of, is_conv, weight_of, weight_shape
+from .flat import FlatParameters
 
 EPS = torch.finfo(torch.float32).eps
 Strength = float | Tensor
@@ -55,6 +57,7 @@ class AdapterLayer(nn.Module):
         self.conv = {k: getattr(source, k) for k in ("stride", "padding", "dilation")} if is_conv(layer) else None
         self.mask: DropoutMask | None = None
         """Set for a training step; None while the adapter is only used."""
+        self._flat: tuple[FlatParameters, str] | None = None
         self.register_parameter("magnitude", None)
         self.register_buffer("base_norm", None, persistent=False)
         self._norm: tuple[tuple[int, ...], Tensor] | None = None
@@ -62,6 +65,23 @@ class AdapterLayer(nn.Module):
     def delta(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
         """strength * D(x), scale included, in ``x``'s number format; not yet divided by any norm."""
         raise NotImplementedError
+
+    @property
+    def folded(self) -> Mapping[str, float]:
+        """What a step's copies of some parameters are multiplied with, by their names."""
+        return {}
+
+    def lie_in(self, flat: FlatParameters, name: str) -> None:
+        """The parameters lie in ``flat``, under ``name``."""
+        self._flat = flat, name
+
+    def used(self, part: str, dtype: torch.dtype) -> tuple[Tensor, bool]:
+        """A parameter for a pass in ``dtype``, and whether it is the step's copy, which has what is ``folded`` into it."""
+        if self._flat is not None and torch.is_grad_enabled() and self._flat[0].computes_in == dtype:
+            leaf = self._flat[0].leaf(self._flat[1], part)
+            if leaf is not None:
+                return leaf, True
+        return self.get_parameter(part), False
 
     @property
     def fuses(self) -> bool:

@@ -1,13 +1,15 @@
 """Fused linear: a frozen Linear and the LoRA beside it as one autograd function.
 
 Beside a layer, a branch costs more passes over memory than arithmetic: its product is added to a copy of the layer's output, and
-backward its gradient to that of the layer. Here both are added where the layer's own product lies. And where the layer computes
+backward its gradient to that of the layer. Here both are added where the layer's own product lies. Layers that read the same
+tensor share the products of their LoRAs, and add up the gradients of what they read in one place. And where the layer computes
 in another format than its weight is stored in, autograd keeps the weight as it is stored and not the converted one: of all layers
 together, that would be a second copy of the model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -94,10 +96,90 @@ class _FusedLinear(torch.autograd.Function):
         x, weight, hidden, down, up = ctx.saved_tensors
         kind = grad_output.dtype
         rows = x.flatten(0, -2)
-        grad_hidden = (grad_output @ up.to(kind)).mul_(ctx.scale)
+        grad_hidden = _scaled(grad_output @ up.to(kind), ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad_output @ weight.to(kind)).addmm_(grad_hidden, down.to(kind)).view(x.shape)
         grad_down = (grad_hidden.t() @ rows).to(down.dtype)
-        grad_up = (grad_output.t() @ hidden).mul_(ctx.scale).to(up.dtype)
+        grad_up = _scaled(grad_output.t() @ hidden, ctx.scale).to(up.dtype)
         return grad_x, None, None, grad_down, grad_up, None
+
+
+def _scaled(made: Tensor, scale: float) -> Tensor:
+    """``made``, changed itself; most often the scale lies in the down-matrix already, and nothing is to be done."""
+    return made if scale == 1.0 else made.mul_(scale)
+
+
+def shared_linear(layers: Sequence[nn.Module], x: Tensor, down: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """x W^T + b + (x down^T) up^T of each of ``layers`` for x (..., in), in x's number format.
+
+    ``down`` (layers * rank, in) holds the down-matrices one after another, scales in them; ``ups`` are stacks (count, out, rank)
+    of the up-matrices of neighbours, in the same order. All in x's number format.
+    """
+    own: Any = layers
+    frozen = [tensor for layer in own for tensor in (layer.weight, layer.bias)]
+    made = _SharedLinear.apply(x, down, len(ups), *ups, *frozen)
+    return tuple(out.view(*x.shape[:-1], -1) for out in made)
+
+
+class _SharedContext(AutogradContext):
+    stacks: int
+
+
+class _SharedLinear(torch.autograd.Function):
+    """Gradients for x, down and ups; weights and biases, in turns, are frozen."""
+
+    @staticmethod
+    def forward(ctx: _SharedContext, x: Tensor, down: Tensor, stacks: int, *rest: Tensor | None) -> tuple[Tensor, ...]:
+        """(rows, out) for each layer, all dimensions of x but the last as one."""
+        every: Any = rest
+        ups, weights, biases = every[:stacks], every[stacks::2], rest[stacks + 1 :: 2]
+        rows, rank, outs = x.flatten(0, -2), ups[0].shape[2], list[Tensor]()
+        hidden = rows @ down.t()
+        for up in ups:
+            first, (count, outputs, _) = len(outs), up.shape
+            whole = x.new_empty((count, len(rows), outputs))
+            for i in range(count):
+                _product(rows, weights[first + i], biases[first + i], whole[i])
+            narrow = hidden[:, first * rank : (first + count) * rank]
+            if count == 1:
+                whole[0].addmm_(narrow, up[0].t())
+            else:
+                whole.baddbmm_(narrow.view(-1, count, rank).transpose(0, 1), up.transpose(1, 2))
+            # The network may change each in place, which it may not do to a view that was made in here.
+            outs += [whole[i].data for i in range(count)]
+        ctx.save_for_backward(x, down, hidden, *ups, *weights)
+        ctx.stacks = stacks
+        ctx.set_materialize_grads(False)
+        return tuple(outs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _SharedContext, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, down, hidden, *rest = ctx.saved_tensors
+        ups, weights = rest[: ctx.stacks], rest[ctx.stacks :]
+        rows, rank = x.flatten(0, -2), ups[0].shape[2]
+        sides = [slice(i * rank, (i + 1) * rank) for i in range(len(weights))]
+        grad_hidden, grad_ups, grad_x = torch.empty_like(hidden), [torch.empty_like(up) for up in ups], None
+        singles = [(up[i], grad_up[i]) for up, grad_up in zip(ups, grad_ups, strict=True) for i in range(len(up))]
+        for gradient, weight, side, (up, grad_up) in zip(gradients, weights, sides, singles, strict=True):
+            if gradient is None:
+                grad_hidden[:, side].zero_()
+                grad_up.zero_()
+                continue
+            torch.mm(gradient, up, out=grad_hidden[:, side])
+            torch.mm(gradient.t(), hidden[:, side], out=grad_up)
+            if ctx.needs_input_grad[0]:
+                weight = weight.to(gradient.dtype)
+                grad_x = gradient @ weight if grad_x is None else grad_x.addmm_(gradient, weight)
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_hidden @ down if grad_x is None else grad_x.addmm_(grad_hidden, down)
+            grad_x = grad_x.view(x.shape)
+        return grad_x, grad_hidden.t() @ rows, None, *grad_ups, *[None] * (2 * len(weights))
+
+
+def _product(rows: Tensor, weight: Any, bias: Tensor | None, out: Tensor) -> None:
+    if bias is None:
+        torch.mm(rows, weight.to(rows.dtype).t(), out=out)
+    else:
+        torch.addmm(bias.to(rows.dtype), rows, weight.to(rows.dtype).t(), out=out)

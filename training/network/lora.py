@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -44,19 +45,30 @@ class LoRALayer(AdapterLayer):
         self.up = nn.Parameter(torch.zeros((outputs, rank, *[1] * (len(inputs) - 1))))
 
     @property
+    def folded(self) -> Mapping[str, float]:
+        # Not B: in fp16 its numbers, which begin at zero, have no digits to lose.
+        return {"down": self.scale}
+
+    def _matrices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
+        """A, B and what their product is still to be multiplied with."""
+        (down, folded), (up, _) = self.used("down", dtype), self.used("up", dtype)
+        return down, up, 1.0 if folded else self.scale
+
+    @property
     def fuses(self) -> bool:
         return self.magnitude is None and self.conv is None
 
     def fused_forward(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return fused_linear.linear(layer, x, self.down, self.up, self.scale)
+        down, up, scale = self._matrices(x.dtype)
+        return fused_linear.linear(layer, x, down, up, scale)
 
     def add_to(self, layer: nn.Module, x: Tensor, output: Tensor, strength: Strength) -> Tensor:
         pictures = self.conv is not None and output.ndim == 4 and output.is_contiguous()
         if self.magnitude is not None or output.dtype != x.dtype or (self.conv is not None and not pictures):
             return super().add_to(layer, x, output, strength)
         # One fused multiplication and addition: no tensor of the output's size between.
-        hidden, up = self._bottleneck(x)
-        factor = self.scale * (1.0 if isinstance(strength, Tensor) else strength)
+        hidden, up, scale = self._bottleneck(x)
+        factor = scale * (1.0 if isinstance(strength, Tensor) else strength)
         hidden = times(hidden, strength) if isinstance(strength, Tensor) else hidden
         if pictures:
             up = up.flatten(1).expand(len(output), -1, -1)
@@ -66,24 +78,25 @@ class LoRALayer(AdapterLayer):
         return sum_.view(output.shape)
 
     def delta(self, x: Tensor, strength: Strength = 1.0) -> Tensor:
-        hidden, up = self._bottleneck(x)
-        hidden = times(hidden, strength * self.scale)
+        hidden, up, scale = self._bottleneck(x)
+        hidden = times(hidden, strength * scale)
         return F.linear(hidden, up) if self.conv is None else F.conv2d(hidden, up)
 
-    def _bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A(x) and B, with what dropout leaves of them."""
-        down, up = self.down.to(x.device, x.dtype), self.up.to(x.device, x.dtype)
+    def _bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """A(x) and B, with what dropout leaves of them, and what their product is still to be multiplied with."""
+        down, up, scale = self._matrices(x.dtype)
+        down, up = down.to(x.device, x.dtype), up.to(x.device, x.dtype)
         hidden = F.linear(x, down) if self.conv is None else F.conv2d(x, down, **self.conv)
         mask = self.mask
         if mask is None:
-            return hidden, up
+            return hidden, up, scale
         if mask.kept is not None:
             up = up * mask.kept.to(up.device, up.dtype).view(1, -1, *[1] * (up.ndim - 2))
         if mask.dropout > 0:
             stream = mask_generator(mask.seed, hidden.device)
             kept = torch.empty_like(hidden).bernoulli_(1 - mask.dropout, generator=stream)
             hidden = hidden * kept.div_(1 - mask.dropout)
-        return hidden, up
+        return hidden, up, scale
 
     def delta_weight(self) -> Tensor:
         return (self.up.flatten(1) @ self.down.flatten(1) * self.scale).view(self.shape)

@@ -56,7 +56,7 @@ class ProductLayer(AdapterLayer):
 
     def _cast(self, dtype: torch.dtype, device: torch.device | None = None) -> list[Any]:
         """The parameters in the order of ``names``, None for absent ones; ``device`` None: where they lie."""
-        return [None if (p := getattr(self, name)) is None else p.to(device, dtype) for name in self.names]
+        return [None if getattr(self, name) is None else self.used(name, dtype)[0].to(device, dtype) for name in self.names]
 
     def _drop_rows(self, out: Tensor) -> Tensor:
         if self.mask is None or self.mask.kept is None:

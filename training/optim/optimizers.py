@@ -71,6 +71,17 @@ SOURCES: dict[str, OptimizerSource] = {
 }  # fmt: skip
 
 
+BY_MATRIX = {"Adafactor", "CAME"}
+"""Optimizers that look at rows and columns."""
+BY_MATRIX_IF = {"use_gc", "adanorm", "cautious", "slice_p", "percentile_clipping", "min_8bit_size"}
+"""Arguments with which the others look at each matrix by itself."""
+
+
+def goes_by_number(config: OptimizerConfig) -> bool:
+    """Whether each number's step depends on its own gradients (and on sums over all) alone, wherever a matrix begins and ends."""
+    return config.name not in BY_MATRIX and not BY_MATRIX_IF & config.args.keys()
+
+
 def build(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
     """The optimizer over ``groups``, whose parameters already lie on their devices. A part with rate 0 is not trained.
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,15 @@ GRAPHS = 256
 """So many shapes and kinds of blocks may be compiled; torch's own limit of 8 is soon reached by buckets."""
 APART = 0.25
 """Largest relative distance of a compiled gradient from the plain one that may be rounding, in half precisions."""
+
+
+class Gradient(Protocol):
+    """Where a step's gradient is added up (``FlatParameters``)."""
+
+    gradient: Tensor
+
+    def kept(self) -> Tensor | None: ...
+    def restore(self, kept: Tensor | None) -> None: ...
 
 
 class Compiled:
@@ -67,14 +77,14 @@ class Compiled:
                 for name in tensor.__dict__.keys() - names:
                     del tensor.__dict__[name]
 
-    def run(self, step: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> Tensor:
-        """What ``step`` gives, which adds to the gradients of ``parameters``.
+    def run(self, step: Callable[[], Tensor], gradient: Gradient) -> Tensor:
+        """What ``step`` gives, which adds to ``gradient``.
 
         If it fails, it is done once more without compiled code; if that goes, compiling was to blame and is left from then on.
         """
         if not self.active:
             return step()
-        before = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
+        before = gradient.kept()
         known = self.graphs
         try:
             found = step()
@@ -86,24 +96,22 @@ class Compiled:
         else:
             if self._asked and not self.graphs:
                 self._give_up("torch found nothing in them to compile")
-            if self.graphs == known or self._proved(step, before):
+            if self.graphs == known or self._proved(step, gradient, before):
                 return found
             reason = "their gradient is not that of the plain ones with this version of torch"
         self.active = False
-        for parameter, gradient in before:
-            parameter.grad = gradient
+        gradient.restore(before)
         found = step()
         self._give_up(reason)
         return found
 
-    def _proved(self, step: Callable[[], Tensor], before: Sequence[tuple[nn.Parameter, Tensor | None]]) -> bool:
+    def _proved(self, step: Callable[[], Tensor], gradient: Gradient, before: Tensor | None) -> bool:
         """Whether new graphs gave the gradient that plain code gives, but for rounding; it stays what they gave.
 
         torch 2.11 compiled an in-place product in an autograd function to a gradient of zeros, without a word.
         """
-        compiled = [parameter.grad for parameter, _ in before]
-        for parameter, gradient in before:
-            parameter.grad = None if gradient is None else gradient.clone()
+        compiled = gradient.gradient.clone()
+        gradient.restore(before)
         self.active = False
         try:
             step()
@@ -114,21 +122,12 @@ class Compiled:
             return True
         finally:
             self.active = True
-            plain = [parameter.grad for parameter, _ in before]
-            for (parameter, _), gradient in zip(before, compiled, strict=True):
-                parameter.grad = gradient
-        apart: list[Tensor] = []
-        added: list[Tensor] = []
-        for (_, start), one, other in zip(before, compiled, plain, strict=True):
-            if (one is None) != (other is None):
-                return False
-            if one is not None and other is not None:
-                apart.append((one.float() - other.float()).square().sum())
-                added.append((other.float() - (0.0 if start is None else start.float())).square().sum())
-        if not added:
-            return True
-        far, whole = torch.stack([torch.stack(apart).sum(), torch.stack(added).sum()]).tolist()  # waits for the device once
-        return not math.isfinite(whole) or far <= APART**2 * whole
+            plain = gradient.gradient.clone()
+            gradient.restore(compiled)
+        far = (compiled - plain).square().sum()
+        added = (plain if before is None else plain - before).square().sum()
+        apart, whole = torch.stack([far, added]).tolist()  # waits for the device once
+        return not math.isfinite(whole) or apart <= APART**2 * whole
 
     def _give_up(self, reason: str) -> None:
         self.active = False

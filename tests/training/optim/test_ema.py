@@ -31,7 +31,7 @@ def copies(tensors) -> list[torch.Tensor]:
 def test_it_is_that_of_diffusers_over_the_same_steps(adapter, decay):
     from diffusers.training_utils import EMAModel
 
-    average = Average(adapter.state(), decay)
+    average = Average(adapter.flatten(torch.float32), decay)
     theirs = EMAModel(adapter.parameters(), decay=decay)
     for step in range(40):
         move(adapter, step)
@@ -43,12 +43,12 @@ def test_it_is_that_of_diffusers_over_the_same_steps(adapter, decay):
 
 
 def test_the_decay_rises_to_its_limit(adapter):
-    average = Average(adapter.state(), 0.9)
+    average = Average(adapter.flatten(torch.float32), 0.9)
     assert [average.decay_at(n) for n in (0, 1, 8, 1000)] == pytest.approx([0, 2 / 11, 0.5, 0.9])
 
 
 def test_swapping_in_is_undone_bit_for_bit_also_on_an_error(adapter):
-    average = Average(adapter.state(), 0.9)
+    average = Average(adapter.flatten(torch.float32), 0.9)
     for step in range(3):
         move(adapter, step)
         average.update()
@@ -62,12 +62,13 @@ def test_swapping_in_is_undone_bit_for_bit_also_on_an_error(adapter):
 def test_going_on_from_a_saved_state_equals_an_uninterrupted_run(adapter, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    average = Average(adapter.state(), 0.95)
+    flat = adapter.flatten(torch.float32)
+    average = Average(flat, 0.95)
     for step in range(5):
         move(adapter, step)
         average.update()
-    save_file(average.state(), tmp_path / "ema.safetensors")
-    resumed = Average(adapter.state(), 0.95)
+    save_file({name: tensor.clone() for name, tensor in average.state().items()}, tmp_path / "ema.safetensors")
+    resumed = Average(flat, 0.95)
     resumed.load_state(load_file(tmp_path / "ema.safetensors"))
     for step in range(5, 9):
         move(adapter, step)
@@ -80,8 +81,8 @@ def test_going_on_from_a_saved_state_equals_an_uninterrupted_run(adapter, tmp_pa
 
 def test_what_does_not_fit_is_refused(adapter):
     with pytest.raises(AtelierError, match="EMA decay: 1 must lie"):
-        Average(adapter.state(), 1)
-    average = Average(adapter.state(), 0.9)
+        Average(adapter.flatten(torch.float32), 1)
+    average = Average(adapter.flatten(torch.float32), 0.9)
     state = average.state()
     del state["a.up"]
     with pytest.raises(ValueError, match="another adapter"):

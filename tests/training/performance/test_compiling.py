@@ -57,27 +57,45 @@ def adapter_on(network: nn.ModuleList, skipped: int = -1) -> tuple[Adapter, dict
     return adapter, layers
 
 
+class Sum:
+    """The gradient of a few parameters as the loop's ``FlatParameters`` keeps it."""
+
+    def __init__(self, *parameters: nn.Parameter):
+        self.gradient = torch.zeros(sum(p.numel() for p in parameters))
+        for parameter, part in zip(parameters, self.gradient.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view(parameter.shape)
+
+    def kept(self) -> torch.Tensor:
+        return self.gradient.clone()
+
+    def restore(self, kept: torch.Tensor | None) -> None:
+        self.gradient.copy_(torch.zeros_like(self.gradient) if kept is None else kept)
+
+
 def gradients(
     network, adapter, layers, compiled: Compiled, twice: bool = False, width: int = 4, anew: bool = True
 ) -> list[torch.Tensor]:
     """Of one pass, computed in the way that a held model computes."""
     start = torch.linspace(-1, 1, width * 6).view(width, 6)
     shift = torch.ones(width, 6)
+    flat = adapter.flat or adapter.flatten(torch.float32)
 
     def step() -> torch.Tensor:
+        flat.begin()
         x = start.clone()
         with OutOfPlace():
             for block in network:
                 x = block(x, shift, options={})
         loss = x.square().sum()
         loss.backward()
+        flat.collect()
         return loss
 
     if anew:
-        adapter.zero_grad()
+        flat.zero()
     with adapter.attached(layers), compiled.on(), checkpointed(list(network) if twice else []):
-        compiled.run(step, adapter.parameters())
-    return [p.grad.clone() for p in adapter.parameters()]
+        compiled.run(step, flat)
+    return [part.clone() for part in flat.named(flat.gradient).values()]
 
 
 def close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
@@ -125,19 +143,22 @@ def test_real_machine_code_gives_the_same_gradient_and_leaves_no_trace(monkeypat
 
 def three_steps(t, compiled: Compiled, twice: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
     adapter, layers = new_adapter(t, "attention + feed-forward"), t.model.layers()
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3)
+    flat = adapter.flatten(t.model.compute_dtype)
+    optimizer = torch.optim.AdamW(flat.parameters, lr=1e-3)
     losses = []
     with t.model.hold(), adapter.attached(layers), compiled.on(), checkpointed(t.model.blocks() if twice else []):
         for number in range(3):
 
             def step(number: int = number) -> torch.Tensor:
+                flat.begin()
                 loss = one_loss(t, latents(t, 2), levels(t, 2), [1, 2], seed=number)
                 loss.backward()
+                flat.collect()
                 return loss
 
-            losses.append(compiled.run(step, adapter.parameters()).item())
+            losses.append(compiled.run(step, flat).item())
             optimizer.step()
-            optimizer.zero_grad()
+            flat.zero()
     return losses, adapter.state()
 
 
@@ -176,9 +197,19 @@ def step():
     loss.backward()
     return loss
 
+class Sum:
+    gradient = torch.zeros(30)
+
+    def kept(self):
+        return self.gradient.clone()
+
+    def restore(self, kept):
+        self.gradient.copy_(kept)
+
+layer.weight.grad, layer.bias.grad = Sum.gradient[:25].view(5, 5), Sum.gradient[25:]
 with compiled.on():
-    first = compiled.run(step, layer.parameters())
-    second = compiled.run(step, layer.parameters())
+    first = compiled.run(step, Sum())
+    second = compiled.run(step, Sum())
 plain = torch.autograd.grad(layer(torch.ones(3, 5)).exp().sum(), layer.weight)[0]
 assert torch.equal(first, second) and torch.allclose(layer.weight.grad, 2 * plain)
 assert not compiled.active and "forward" not in layer.__dict__
@@ -233,8 +264,9 @@ def test_the_comparison_leaves_the_gradient_of_the_batches_before():
     compiled, plain = Compiled(list(network), pytest.fail, backend="eager"), Compiled([], pytest.fail)
     found = []
     for one in (compiled, plain):
-        for parameter in adapter.parameters():
-            parameter.grad = torch.ones_like(parameter)
+        flat = adapter.flat or adapter.flatten(torch.float32)
+        flat.gradient.fill_(1.0)
+        flat.is_empty = False
         found.append(gradients(network, adapter, layers, one, anew=False))
     assert compiled.active and close(*found)
 
@@ -252,7 +284,7 @@ def test_a_cancel_and_a_persons_mistake_are_not_taken_for_the_compilers():
             raise error
 
         with pytest.raises(type(error)):
-            compiled.run(step, [])
+            compiled.run(step, Sum())
         assert len(calls) == 1 and compiled.active
 
 
@@ -263,12 +295,13 @@ def test_an_error_that_is_not_the_compilers_comes_through():
         raise ValueError("nothing to do with it")
 
     with pytest.raises(ValueError, match="nothing to do"):
-        compiled.run(step, [])
+        compiled.run(step, Sum())
 
 
 def test_a_failed_attempt_leaves_no_gradient_behind():
     weight = nn.Parameter(torch.ones(2))
-    weight.grad = torch.full((2,), 5.0)  # of the batch before
+    total = Sum(weight)
+    total.gradient.fill_(5.0)  # of the batch before
     compiled = Compiled(list(blocks()), lambda _: None)
     tries: list[int] = []
 
@@ -280,7 +313,7 @@ def test_a_failed_attempt_leaves_no_gradient_behind():
             raise RuntimeError("the backward graph could not be compiled")
         return loss
 
-    compiled.run(step, [weight])
+    compiled.run(step, total)
     assert torch.equal(weight.grad, torch.full((2,), 8.0)) and not compiled.active
 
 
@@ -291,7 +324,7 @@ def test_blocks_in_which_nothing_is_compiled_are_named():
     block.forward = lambda *given: alone(*given)
     compiled = Compiled([block], said.append, backend="eager")
     with compiled.on():
-        compiled.run(lambda: block(torch.ones(2, 6), torch.ones(2, 6)), [])
+        compiled.run(lambda: block(torch.ones(2, 6), torch.ones(2, 6)), Sum())
     assert len(said) == 1 and "found nothing" in said[0] and not compiled.active
 
 
