@@ -162,7 +162,7 @@ def ours(name: str, dtype: torch.dtype, rank: int) -> dict[str, int]:
                 flat.begin()
                 loss = forward()
             with counted() as back:
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 flat.collect()
         with counted() as clipping:
             torch.nn.utils.clip_grad_norm_(flat.parameters, 1.0)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from .conftest import COMFYUI
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -107,3 +112,13 @@ def test_a_run_is_followed_in_copies_of_what_it_has_learnt(benchmark):
             step(*trained)
     assert course.steps == [2, 4] and 0 < course.seconds[0] < course.seconds[1]
     assert [lora["weight"][0].item() for lora in course.loras] == [-2, -4]
+
+
+def test_a_step_asks_little_more_of_the_device_than_the_bare_model():
+    """Counted on Stable Diffusion 1.5 at its real size, without numbers; counts do not depend on the machine."""
+    line = [sys.executable, str(FOLDER / "launches.py"), "--models", "sd15", "--no-peft", "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env={**os.environ, "ATELIER_COMFYUI": str(COMFYUI)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["models"]["sd15"]["ours"]["layers"] == 160
+    assert found["forward_ratio"] <= 1.3 and found["backward_ratio"] <= 2.0

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .adapter_layer import AdapterLayer
 
-ALIGNMENT = 256
-"""Numbers; each matrix begins at a multiple. Products want eight at least, and an optimizer in 8 bits scales 256 together."""
+ALIGNMENT = 8
+"""Numbers; each matrix begins at a multiple, without which a GPU's units for products would not serve half precisions."""
 
 
 Rates = Sequence[tuple[float, Sequence[nn.Parameter]]]

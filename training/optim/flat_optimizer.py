@@ -17,6 +17,8 @@ class FlatOptimizer:
     def __init__(self, config: OptimizerConfig, flat: FlatParameters):
         self._flat = flat
         self._whole = optimizers.goes_by_number(config)
+        # One in 8 bits scales 256 numbers together, wherever a matrix ends, so what it keeps belongs to the whole.
+        self._splits = self._whole and config.name != "AdamW8bit"
         parts = [(parameters, config.peak * rate) for parameters, rate in flat.parts(self._whole)]
         self._trained = [i for i, (_, rate) in enumerate(parts) if rate > 0]
         self.of_torch = optimizers.build(config, parts)
@@ -28,8 +30,10 @@ class FlatOptimizer:
     def state(self) -> dict[str, Any]:
         """What is kept of each parameter, whichever way they lie."""
         state = self.of_torch.state_dict()
-        return flat_state.split(state, self._flat, self._trained) if self._whole else state
+        return flat_state.split(state, self._flat, self._trained) if self._splits else state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes over what ``state()`` gave; ValueError and the like where it is another's."""
-        self.of_torch.load_state_dict(flat_state.joined(state, self._flat, self._trained) if self._whole else dict(state))
+        if self._whole and not self._splits and len(state["state"]) > len(self._trained):
+            raise ValueError("it was kept for each matrix by itself")
+        self.of_torch.load_state_dict(flat_state.joined(state, self._flat, self._trained) if self._splits else dict(state))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..network.flat import ALIGNMENT, FlatParameters, Slot
+from ..network.flat import FlatParameters, Slot
 
 State = Mapping[str, Any]
 
@@ -35,11 +35,7 @@ def _part(value: object, slot: Slot, begin: int, size: int) -> object:
     """What of a group's ``value`` belongs to ``slot``; what belongs to no place belongs to all."""
     if not isinstance(value, Tensor) or not value.ndim:
         return value
-    if value.numel() == size:
-        return value.flatten()[slot.start - begin : slot.end - begin].view(slot.shape)
-    if value.numel() * ALIGNMENT == size and value.ndim == 1:  # one for each block of an optimizer in 8 bits
-        return value[(slot.start - begin) // ALIGNMENT : -(-(slot.end - begin) // ALIGNMENT)]
-    return value
+    return value[slot.start - begin : slot.end - begin].view(slot.shape) if value.shape == (size,) else value
 
 
 def joined(state: State, flat: FlatParameters, trained: Sequence[int]) -> dict[str, Any]:
@@ -63,21 +59,20 @@ def joined(state: State, flat: FlatParameters, trained: Sequence[int]) -> dict[s
 def _whole(name: str, kept: Sequence[tuple[Slot, State]], begin: int, size: int, device: torch.device) -> object:
     """A group's value from those of its parameters."""
     values = [(slot, values[name]) for slot, values in kept if name in values]
-    of_numbers = [value for slot, value in values if isinstance(value, Tensor) and value.shape == slot.shape]
+    of_numbers = [value for slot, value in values if _is_of_each(value, slot)]
     if of_numbers:
         whole = torch.zeros(size, dtype=of_numbers[0].dtype, device=device)
         for slot, value in values:
             place = whole[slot.start - begin : slot.end - begin].view(slot.shape)
-            if isinstance(value, Tensor) and (value.shape not in (slot.shape, ()) or value.dtype != whole.dtype):
+            if isinstance(value, Tensor) and ((value.ndim and not _is_of_each(value, slot)) or value.dtype != whole.dtype):
                 raise ValueError(f"{name} has other sizes")
-            place.copy_(value) if isinstance(value, Tensor) else place.fill_(value)
-        return whole
-    blocks = [-(-slot.shape.numel() // ALIGNMENT) for slot, _ in values]
-    if all(isinstance(value, Tensor) and value.shape == (count,) for (_, value), count in zip(values, blocks, strict=True)):
-        whole = torch.zeros(size // ALIGNMENT, dtype=values[0][1].dtype, device=device)
-        for (slot, value), count in zip(values, blocks, strict=True):
-            whole[(slot.start - begin) // ALIGNMENT :][:count] = value
+            place.copy_(value.view(slot.shape) if value.ndim else value) if isinstance(value, Tensor) else place.fill_(value)
         return whole
     # Steps and the like. Parameters that had no gradient in some steps have taken fewer.
     every = [value for _, value in values]
     return max(every, key=float) if name == "step" else every[0]
+
+
+def _is_of_each(value: object, slot: Slot) -> bool:
+    """Whether ``value`` has a number for each of the slot's; some optimizers keep them in one row."""
+    return isinstance(value, Tensor) and value.shape in (slot.shape, (slot.shape.numel(),))
