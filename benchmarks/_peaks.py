@@ -31,7 +31,7 @@ BF16: tuple[tuple[str, float, str], ...] = (
     (r"GeForce RTX 4090", 165.2, "AD102"),
     (r"GeForce RTX 4080", 97.5, "AD102"),
 )
-"""(pattern of the name without "NVIDIA", TFLOP/s, key of ``SOURCES``). Data sheets often say twice as much: of sparse matrices."""
+"""(pattern of the name without "NVIDIA", TFLOP/s, key of ``SOURCES``). Data sheets often say twice that: of sparse matrices."""
 
 
 def nominal(device: str, dtype: str) -> float | None:

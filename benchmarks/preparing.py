@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -73,6 +74,17 @@ def in_turns(groups: Sequence[Any], sides: dict[str, Callable[[Any], object]]) -
     return seconds
 
 
+def ratio(seconds: dict[str, list[float]], what: str) -> float:
+    """What is done ahead to what is done alone: the median over the groups."""
+    pairs = zip(seconds[f"{what}_ahead"], seconds[f"{what}_alone"], strict=True)
+    return statistics.median(ahead / alone for ahead, alone in pairs)
+
+
+def say(found: dict[str, Any]) -> None:
+    """What is known so far, to the person."""
+    print({name: round(value, 3) for name, value in found.items()}, file=sys.stderr, flush=True)
+
+
 def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     import comfy.sd
     import torch
@@ -89,6 +101,7 @@ def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     dataset = Dataset(scan(place / "pictures", config))
     result: dict[str, Any] = {"threads": workers.WORKERS, "scan_seconds": time.perf_counter() - begin}
+    say(result)
     pictures = encoded.work_of(Plan(dataset, 0), 1).pictures
     groups = [pictures[i : i + GROUP] for i in range(0, len(pictures), GROUP)]
 
@@ -98,6 +111,8 @@ def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
 
     both = in_turns(groups, {"read_alone": lambda g: read(g, False), "read_ahead": lambda g: read(g, True)})
     result |= {name: sum(values) for name, values in both.items()}
+    result["ratio_of_reading"] = ratio(both, "read")
+    say(result)
     if Path("/proc/self/clear_refs").exists():
         reset_peak()
         before = peak_bytes()
@@ -120,8 +135,7 @@ def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     whole = [pictures[i : i + options.group] for i in range(0, options.encoded, options.group)]
     both = in_turns(whole, {"prepared_alone": lambda g: prepare(g, True), "prepared_ahead": lambda g: prepare(g, False)})
     result |= {name: sum(values) for name, values in both.items()}
-    ratios = [ahead / alone for ahead, alone in zip(both["prepared_ahead"], both["prepared_alone"], strict=True)]
-    result["ratio_of_prepared"] = statistics.median(ratios)
+    result["ratio_of_preparing"] = ratio(both, "prepared")
     result |= {"encoded": options.encoded, "vae_dtype": str(vae.vae_dtype).removeprefix("torch.")}
     result["pictures_at_once"] = codec.at_once(options.resolution, options.resolution)
     for name, count in (

@@ -213,7 +213,7 @@ class EncodedDataset:
             for batch in coming:
                 yield self._encoded(batch)
 
-    def _encoded(self, batch: stream.Batch) -> list[Encoded]:
+    def _encoded(self, batch: stream.PixelBatch) -> list[Encoded]:
         pixels = to_unit(to_device(batch.levels, self._pictures.device))
         latents = self._pictures.encode(pixels)
         if len(latents) != len(pixels):

@@ -22,7 +22,7 @@ Shown = tuple[Sample, View]
 
 
 @dataclass(frozen=True)
-class Batch:
+class PixelBatch:
     """Pictures of one size that are encoded together."""
 
     shown: Sequence[Shown]
@@ -34,7 +34,7 @@ class Batch:
 
 def batches(
     pictures: Sequence[Shown], at_once: Callable[[Size], int], ahead: bool, pinned: bool = False
-) -> Generator[Batch, None, None]:  # fmt: skip
+) -> Generator[PixelBatch, None, None]:  # fmt: skip
     """``pictures`` in batches of one size, sizes and pictures in their order.
 
     ``at_once(size)`` says how many of a size go together, and is asked when a batch is begun. ``ahead``: several threads read
@@ -99,5 +99,5 @@ class _Begun:
         self._places[number] = shown.levels(sample.path).numpy()
         return shown.mask_levels(sample) if sample.mask else None
 
-    def batch(self, masks: Sequence[Tensor | None]) -> Batch:
-        return Batch(self.shown, self.levels, masks)
+    def batch(self, masks: Sequence[Tensor | None]) -> PixelBatch:
+        return PixelBatch(self.shown, self.levels, masks)
