@@ -27,7 +27,7 @@ from .workers import Behind
 PIXELS_AT_ONCE, PIXELS_ON_CPU = 32 * 1024 * 1024, 256 * 256
 """Pictures of one size go through the VAE together, at most this many pixels, and on a GPU as many as there is memory for: more
 would not make it faster, and wait in main memory. A CPU is faster by it only where the pictures are so small that all fits its
-caches; on two cores pictures of 1024 px took as long alone."""
+caches."""
 FILES_BEHIND = 64
 """Cache files that may wait to be written while the encoder goes on."""
 IN_MEMORY = 2 * 2**30

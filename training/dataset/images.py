@@ -319,7 +319,7 @@ def cut(
 def to_unit(levels: Tensor) -> Tensor:
     """8-bit levels as float32 in 0..1, as in ComfyUI's IMAGE, on whatever device they lie."""
     # By a tensor: a GPU would multiply by the reciprocal of a plain number, which rounds otherwise than a CPU divides.
-    return levels.float() / torch.full((), 255.0, device=levels.device)
+    return levels.float().div_(torch.full((), 255.0, device=levels.device))
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

@@ -53,12 +53,14 @@ def batches(
     following = next(coming, None)
     try:
         while waiting or following is not None:
+            found = waiting.popleft() if waiting else None
+            # Before the batch is waited for, and worked on by the caller, so that the threads have work meanwhile.
             while following is not None and _has_room([begun.shown for begun, _ in waiting], following):
                 begun = _Begun(following, pinned)
                 waiting.append((begun, [pool.submit(begun.read, i) for i in range(len(following))]))
                 following = next(coming, None)
-            begun, parts = waiting.popleft()
-            yield begun.batch([part.result() for part in parts])
+            if found is not None:
+                yield found[0].batch([part.result() for part in found[1]])
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -99,6 +99,18 @@ def test_no_more_wait_than_one_batch_and_two_a_thread(shown, monkeypatch, count)
     assert threading.get_ident() not in reads.threads and 1 <= len(reads.threads) <= WORKERS
 
 
+@pytest.mark.parametrize("count", [1, 7, 20])
+def test_the_next_batch_is_read_while_the_caller_works_on_one(shown, monkeypatch, count):
+    reads, taken = Reads(monkeypatch), 0
+    for batch in stream.batches(shown, lambda size: count, ahead=True):
+        taken += len(batch.shown)
+        end = time.monotonic() + 30
+        while len(reads.begun) <= taken < COUNT:  # the caller waits for it, and does not ask for it
+            assert time.monotonic() < end, "the threads have nothing to do"
+            time.sleep(0.001)
+    assert taken == COUNT
+
+
 def test_large_files_count_by_what_they_take(shown, monkeypatch):
     reads, taken = Reads(monkeypatch), 0
     monkeypatch.setattr(stream, "MEMORY", 3 * 64 * 96 * stream.BYTES_A_PIXEL)
