@@ -193,8 +193,8 @@ class EncodedDataset:
     def _on_cpu(self) -> bool:
         """Whether the encoders share the cores with whatever else is done meanwhile.
 
-        Then nothing is done beside them: on two cores, pictures that were decoded ahead and files that were written behind made
-        the whole no faster (``benchmarks/README.md``), and tensors in a second thread give OpenMP a second team of threads.
+        Then nothing is done beside them: on two cores the whole was no faster with pictures decoded ahead and files written
+        behind (``benchmarks/README.md``), and tensors in a second thread give OpenMP a second team of threads.
         """
         return self._pictures.device.type == "cpu"
 
