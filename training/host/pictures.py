@@ -102,7 +102,8 @@ class PictureCodec:
         if len(pixels) == 1:
             alone: Tensor = self.vae.encode(pixels)
             return alone
-        if self._takes_films and self._on_cpu:  # where nothing is gained by several at once
+        if self._takes_films and (self._on_cpu or not hasattr(self.vae, "vae_encode_crop_pixels")):
+            # A CPU gains nothing by several at once, and a VAE of another kind than the host's may take no films ready made.
             return torch.cat([self._encode(one[None]) for one in pixels])
         together = self._encode_together(pixels)
         if together is not None:

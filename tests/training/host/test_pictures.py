@@ -186,6 +186,23 @@ def test_pictures_are_films_of_one_frame_and_not_the_frames_of_one(comfyui, kind
     assert torch.equal(found[:, :, 0, 0, 0], pixels[:, :8, :8].movedim(-1, 1).mean((-1, -2)))
 
 
+class Stranger(Films):
+    """One that other nodes made, which cuts nothing itself."""
+
+    @property
+    def vae_encode_crop_pixels(self):
+        raise AttributeError("vae_encode_crop_pixels")
+
+    def encode(self, pixels):
+        self.shapes.append(tuple(pixels.shape))
+        return pixels.movedim(-1, 0)[None].mean((-1, -2), keepdim=True)
+
+
+def test_a_vae_of_another_kind_gets_its_pictures_one_by_one(comfyui):
+    vae = Stranger(shapes=[], patcher=SimpleNamespace(load_device=torch.device("cuda"), model=torch.nn.Module()))
+    assert host.PictureCodec(vae).encode(noise(3, 9)).shape[0] == 3 and vae.shapes == [(1, 9, 9, 3)] * 3
+
+
 @pytest.mark.skipif(GPU != "pretend", reason="a limit on the memory can be pretended only")
 def test_a_device_that_runs_full_gives_the_latents_of_single_pictures(tiny):
     vae = copy.copy(tiny("sd15").codec.vae)
