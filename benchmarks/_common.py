@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("ATELIER_RESULTS") or ROOT / "benchmarks" / "results")
 BUILT = ROOT / ".studio" / "bench"
 """Models that are put together once; not part of the repository."""
 
@@ -98,8 +98,8 @@ def finish(benchmark: str, result: dict[str, Any], *, as_json: bool, keep: bool,
     result["load_average_after"] = load_average()
     if keep:
         path = result_path(benchmark, result, case=case)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"saved: {path.relative_to(ROOT)}", file=sys.stderr)
+        print(f"saved: {path}", file=sys.stderr)
     if as_json:
         print(json.dumps(result))

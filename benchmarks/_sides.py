@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import _common
 import _memory
 import _models
+import _peaks
 import torch
 from _case import CLOCKS, DTYPES, Case, Forward, Found, Train, latents_of, load_into_host, seconds_of, text_of
 from _rivals import peft, stock
@@ -49,8 +50,9 @@ def watched(found: Found, peak: _memory.Peak, clock: str) -> Iterator[None]:
         handle.remove()
 
 
-def ours(case: Case) -> tuple[Train, Forward]:
-    """This pack: its whole loop with its defaults, on latents that other nodes made. And the model's forward pass alone."""
+def ours(case: Case) -> tuple[Train, Forward, Mapping[str, Any]]:
+    """This pack: its whole loop with its defaults, on latents that other nodes made; the model's forward pass alone; and the
+    layers beside which it trains."""
     from lora_atelier.training import host
     from lora_atelier.training.config import LengthConfig, NetworkConfig, SubsetConfig, TrainingConfig
     from lora_atelier.training.dataset import precomputed
@@ -103,7 +105,7 @@ def ours(case: Case) -> tuple[Train, Forward]:
             conditions = [loaded.condition(text, x[i : i + 1], {}) for i in range(case.batch)]
             return seconds_of(lambda: loaded.predict(x, sigma, conditions), count, case.clock)
 
-    return run, forward
+    return run, forward, select(loaded.layers(), NetworkConfig(rank=case.rank, **chosen))  # type: ignore[arg-type]
 
 
 def copies(case: Case, run: Train, base: int) -> float:
@@ -129,23 +131,55 @@ def profiled(run: Train, case: Case) -> str:
     return table
 
 
-def utilisation(forward: Forward, case: Case) -> dict[str, float]:
-    """``flops`` of a step without checkpointing (a frozen base: twice the forward pass), and what a large product reaches."""
+@contextmanager
+def adapted(layers: Mapping[str, Any], rank: int) -> Iterator[list[float]]:
+    """Operations that LoRAs beside ``layers`` add to a step for what passes through them meanwhile, as a list to be summed up.
+
+    A product with each factor forward; back, one for the gradient of what came in and one for the factor's own.
+    """
+    counted: list[float] = []
+
+    def passed(layer: Any, _given: Any, out: Any) -> None:
+        width = layer.weight.shape[0]
+        counted.append(3 * 2.0 * rank * out.numel() / width * (layer.weight[0].numel() + width))
+
+    handles = [layer.register_forward_hook(passed) for layer in layers.values()]
+    try:
+        yield counted
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def utilisation(forward: Forward, layers: Mapping[str, Any], case: Case) -> dict[str, float]:
+    """``flops`` of a step without checkpointing, and what the GPU can do in a second: measured, and as its maker says.
+
+    A frozen base asks for twice its forward pass, in which it has no gradients of its own, and the adapter for its own.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, adapted(layers, case.rank) as more:
         forward(0)
     side = 8192
     a = torch.randn(side, side, device="cuda", dtype=DTYPES[case.dtype])
     times = sorted(seconds_of(lambda: torch.mm(a, a), 10))
-    return {"flops": 2.0 * counter.get_total_flops(), "product_flops_per_second": 2 * side**3 / times[len(times) // 2]}
+    out = {"flops": 2.0 * counter.get_total_flops() + sum(more)}
+    out["product_flops_per_second"] = 2 * side**3 / times[len(times) // 2]
+    nominal = _peaks.nominal(torch.cuda.get_device_name(), case.dtype)
+    return out if nominal is None else {**out, "nominal_flops_per_second": nominal}
 
 
 def main() -> None:
     case = Case(**json.loads(sys.argv[1]))
     # What the host chooses on a CPU instead keeps the stock trainer from larger batches: it has no backward pass.
     _common.use_host(torch_attention=True)
-    run, forward = {"ours": ours, "stock": stock, "stock_bypass": stock, "peft": peft}[case.side](case)
+    run: Train
+    forward: Forward | None
+    layers: Mapping[str, Any] = {}
+    if case.side == "ours":
+        run, forward, layers = ours(case)
+    else:
+        run, forward = {"stock": stock, "stock_bypass": stock, "peft": peft}[case.side](case)
     base = _models.file_of(case.model, case.dtype).stat().st_size
     result: dict[str, Any] = {"base_bytes": base}
     if case.profile:
@@ -162,7 +196,7 @@ def main() -> None:
     if forward is not None:
         result["forward_seconds"] = forward(case.steps)
         if torch.cuda.is_available() and case.side == "ours":
-            result |= utilisation(forward, case)
+            result |= utilisation(forward, layers, case)
     print(json.dumps(result))
 
 

@@ -12,9 +12,12 @@ The sides take turns, round after round, so that whatever else the machine does 
 | ``ratio_to_stock_bypass``, ``_default`` | every linear and convolution | the stock node; it also trains norms and biases |
 | the same with ``_own_targets`` | attention + feed-forward, the default | the stock node as it is |
 | ``share_of_floor`` | attention + feed-forward | twice the forward pass, the least a frozen base asks for |
+| ``share_of_a_large_product`` | attention + feed-forward | on a GPU: the rate of a product of two matrices of 8,192 x 8,192 |
+| ``share_of_nominal_peak`` | attention + feed-forward | the GPU's rate by its maker (MFU), if it is in ``_peaks.py`` |
 | ``extra_base_copies`` | attention + feed-forward | the most a step of a 64-pixel picture holds, in times of the weights |
 
-Below 1 is faster for the ratios; for ``share_of_floor`` 1 is perfect. Without a GPU only Stable Diffusion 1.5 is measured.
+Below 1 is faster for the ratios; for the shares 1 is perfect. A step's operations are counted as twice those of the forward pass,
+without what checkpointing repeats, and those of the adapter. Without a GPU only Stable Diffusion 1.5 is measured.
 """
 
 from __future__ import annotations
@@ -106,6 +109,8 @@ def figures(found: dict[Side, list[dict[str, Any]]]) -> dict[str, Any]:
             rate = first["flops"] / seconds[OURS]
             out["teraflops_per_second"] = round(rate / 1e12, 1)
             out["share_of_a_large_product"] = round(rate / first["product_flops_per_second"], 3)
+            if "nominal_flops_per_second" in first:
+                out["share_of_nominal_peak"] = round(rate / first["nominal_flops_per_second"], 3)
     return out
 
 

@@ -122,3 +122,108 @@ def test_a_step_asks_little_more_of_the_device_than_the_bare_model():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["models"]["sd15"]["ours"]["layers"] == 160
     assert found["forward_ratio"] <= 1.3 and found["backward_ratio"] <= 2.0
+
+
+# All of them --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(benchmark, monkeypatch, tmp_path):
+    """``bench all`` with other benchmarks: one ends well, one fails, one says nothing, one goes on for ever."""
+    module = benchmark("all")
+    for name, text in {
+        "good": "import json, sys; print('a table'); print(json.dumps({'given': sys.argv[1:]}))",
+        "bad": "raise SystemExit('no GPU memory')",
+        "mute": "print('nothing of use')",
+        "endless": (
+            "import subprocess, sys, time, pathlib\n"
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+            "pathlib.Path(__file__).with_name('child').write_text(str(child.pid))\n"
+            "time.sleep(600)"
+        ),
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    return module
+
+
+def test_a_part_that_fails_or_hangs_is_named_and_the_next_begins(parts, tmp_path):
+    names = ("bad", "endless", "mute", "missing", "good")
+    found = parts.run_all(
+        [parts.Part(name, (name, "--x", "1"), 15.0 if name == "endless" else 60.0) for name in names], None, True
+    )
+    assert list(found) == list(names)
+    assert "ended with 1" in found["bad"]["failed"] and "no result" in found["mute"]["failed"]
+    assert found["endless"] == {"seconds": 15.0, "failed": "not done after 15 s"}
+    assert found["missing"]["failed"] == "there is no missing.py"
+    assert found["good"]["result"] == {"given": ["--x", "1", "--json", "--save"]}
+    child = int((tmp_path / "child").read_text())
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z", "what it had started has ended too"
+
+
+def test_when_the_time_is_over_the_rest_is_named(parts):
+    found = parts.run_all([parts.Part("good", ("good",), 60.0), parts.Part("late", ("good",), 60.0)], 0.0, False)
+    assert {one["failed"] for one in found.values()} == {"no time was left for it"}
+
+
+def test_every_part_is_a_benchmark_and_takes_its_arguments(benchmark):
+    module = benchmark("all")
+    for part in (*module.ON_GPU, *module.ON_CPU):
+        file = FOLDER / f"{part.arguments[0]}.py"
+        text = file.read_text(encoding="utf-8")
+        assert all(f'"{word}"' in text for word in ("--json", "--save", *part.arguments[1:]) if word.startswith("--")), part
+
+
+# A GPU's rate -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "rate"),
+    [
+        ("NVIDIA H200", 989.4), ("NVIDIA A100-SXM4-80GB", 312.0), ("NVIDIA A100 80GB PCIe", 312.0), ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA L4", 121.0), ("NVIDIA L40S", 362.05), ("NVIDIA L40", None),
+        ("Tesla T4", None),
+    ],
+)  # fmt: skip
+def test_a_rate_is_named_only_of_the_card_that_it_was_said_of(benchmark, device, rate):
+    peaks = benchmark("_peaks")
+    assert peaks.nominal(device, "bf16") == (None if rate is None else rate * 1e12)
+    assert peaks.nominal(device, "fp32") is None
+    assert {source for _, _, source in peaks.BF16} == set(peaks.SOURCES)
+
+
+def test_shares_are_of_the_rates_that_were_measured_and_said(benchmark):
+    step_time = benchmark("step_time")
+    first = side([0.5], flops=100e12, product_flops_per_second=800e12, nominal_flops_per_second=1000e12)
+    figures = step_time.figures({step_time.OURS: [first]})
+    assert (figures["teraflops_per_second"], figures["share_of_a_large_product"], figures["share_of_nominal_peak"]) == (
+        200,
+        0.25,
+        0.2,
+    )
+    unknown = {name: value for name, value in first.items() if not name.startswith("nominal")}
+    assert "share_of_nominal_peak" not in step_time.figures({step_time.OURS: [unknown]})
+
+
+def test_what_an_adapter_adds_is_what_torch_counts_of_its_products(benchmark):
+    """A LoRA written out, forward and backward, on a linear and on a convolution, counted by torch."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sides = benchmark("_sides")
+    rank = 4
+    layers = {"a": torch.nn.Linear(24, 40), "b": torch.nn.Conv2d(6, 10, 3, padding=1)}
+    given = {"a": torch.randn(2, 5, 24, requires_grad=True), "b": torch.randn(2, 6, 8, 8, requires_grad=True)}
+    downs = {"a": torch.nn.Linear(24, rank, bias=False), "b": torch.nn.Conv2d(6, rank, 3, padding=1, bias=False)}
+    ups = {"a": torch.nn.Linear(rank, 40, bias=False), "b": torch.nn.Conv2d(rank, 10, 1, bias=False)}
+    with FlopCounterMode(display=False) as counter:
+        for name in layers:
+            ups[name](downs[name](given[name])).sum().backward()
+    with sides.adapted(layers, rank) as counted:
+        for name, layer in layers.items():
+            layer(given[name])
+    assert sum(counted) == counter.get_total_flops()
+    layers["a"](given["a"])
+    assert len(counted) == 2, "nothing is counted afterwards"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from unittest.mock import PropertyMock
 
 import pytest
 import torch
@@ -49,3 +50,17 @@ def test_latents_are_the_hosts_own_and_can_be_learnt_from(vae):
     pictures = codec.decode(found)
     assert pictures.shape == (1, 64, 96, 3) and pictures.device.type == "cpu" and pictures.isfinite().all()
     assert codec.identity() == host.PictureCodec(vae).identity()
+
+
+def test_several_pictures_are_what_each_is_alone_where_they_go_together(vae, monkeypatch):
+    """As on a GPU, also where a VAE is for films, of which each picture is one."""
+    codec = host.PictureCodec(vae)
+    pixels = torch.rand(3, 64, 96, 3, generator=torch.Generator().manual_seed(2))
+    alone = torch.cat([codec.encode(one[None]) for one in pixels])
+    seen, real = [], type(vae).encode
+    monkeypatch.setattr(type(vae), "encode", lambda self, x: seen.append(len(x)) or real(self, x))
+    monkeypatch.setattr(host.PictureCodec, "_on_cpu", PropertyMock(return_value=False))
+    together = codec.encode(pixels)
+    assert seen == [3] and together.shape == alone.shape
+    assert (together - alone).norm() <= 1e-4 * alone.norm(), "to rounding"
+    assert torch.equal(vae.encode(pixels[:1]).cpu().float(), alone[:1]), "the VAE is as it was"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,23 +13,29 @@ from torch import Tensor
 from ..errors import NotFinite
 from ..protocols import CaptionEncoder, EncodedText, PictureEncoder
 from ..tensors.finite import first_lost, is_finite
-from . import masks, precomputed
+from ..tensors.transfer import to_device
+from . import masks, precomputed, stream
 from .augment import FIXED, caption_variants, plain_caption, sighted_caption
 from .buckets import Size
 from .cache import TensorCache, cache_key
+from .images import to_unit
 from .plan import Batch, Plan
 from .samples import Dataset, Sample
 from .views import View, view, views
+from .workers import Behind
 
-PIXELS_AT_ONCE, PIXELS_ON_CPU = 1024 * 1024, 256 * 256
-"""Pictures of one size go through the VAE together, up to this many pixels: that keeps a GPU busy and costs no more memory than
-one large picture. A CPU is faster by it only where the pictures are so small that all fits its caches."""
+PIXELS_AT_ONCE, PIXELS_ON_CPU = 32 * 1024 * 1024, 256 * 256
+"""Pictures of one size go through the VAE together, at most this many pixels, and on a GPU as many as there is memory for: more
+would not make it faster, and wait in main memory. A CPU is faster by it only where the pictures are so small that all fits its
+caches."""
+FILES_BEHIND = 64
+"""Cache files that may wait to be written while the encoder goes on."""
 IN_MEMORY = 2 * 2**30
 """Bytes of latents, and of text encodings, that are kept in memory; the rest is read from the cache when its turn comes."""
 Advance = Callable[..., None]
 Tensors = dict[str, Tensor]
-Chunk = list[tuple[Sample, View]]
-"""Pictures of one size."""
+Encoded = tuple[Sample, View, Tensors]
+"""A picture, how it was shown, and its ``latent`` and, where it has one, ``mask``."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +87,30 @@ class EncodedDataset:
 
         What is encoded already stays in the cache, so a cancelled preparation goes on where it stopped.
         """
-        missing: dict[Size, Chunk] = {}
+        missing: list[stream.Shown] = []
         done = 0
         for sample, shown in work.pictures:
             if self._cache.has(self._key(sample, shown)):
                 advance(done := done + 1)
             else:
-                missing.setdefault(shown.size, []).append((sample, shown))
-        for chunk in self._encode(self._chunks(missing)):
-            for _ in chunk:
+                missing.append((sample, shown))
+        with self._writing() as writing, closing(self._encode(missing)) as batches:
+            for found in batches:
+                for sample, shown, tensors in found:
+                    writing.do(partial(self._cache.put, self._key(sample, shown), tensors))
+                for _ in found:
+                    advance(done := done + 1)
+            unread = []
+            for text in work.texts:
+                if self._cache.has(self._text_key(text)):
+                    advance(done := done + 1)
+                else:
+                    unread.append(text)
+            for text, said in zip(unread, self._texts.encode_all(unread), strict=True):
+                check_text(text, said)
+                # Not held in memory: how many there are must not count here.
+                writing.do(partial(self._cache.put, self._text_key(text), said))
                 advance(done := done + 1)
-        unread = []
-        for text in work.texts:
-            if self._cache.has(self._text_key(text)):
-                advance(done := done + 1)
-            else:
-                unread.append(text)
-        for text, found in zip(unread, self._texts.encode_all(unread), strict=True):
-            check_text(text, found)
-            self._cache.put(self._text_key(text), found)  # not held in memory: how many there are must not count here
-            advance(done := done + 1)
 
     def latents(self, batch: Batch) -> tuple[Tensor, list[View], Tensor | None]:
         """(B, C, H, W) as the VAE gave them, how each picture was cut, and loss masks (B, 1, h, w) in 0..1 or None."""
@@ -109,8 +120,8 @@ class EncodedDataset:
         if subset.config.variants:
             found = [self._picture(sample, one) for sample, one in zip(samples, shown, strict=True)]
         else:
-            chunks = self._chunks({batch.size: list(zip(samples, shown, strict=True))})
-            found = [tensors for chunk in chunks for tensors in self._tensors(chunk, _read(chunk))]
+            fresh = self._encode(list(zip(samples, shown, strict=True)))
+            found = [tensors for some in fresh for _, _, tensors in some]
         latents = torch.stack([tensors["latent"] for tensors in found])
         if all("mask" not in tensors for tensors in found):
             return latents, shown, None
@@ -167,9 +178,8 @@ class EncodedDataset:
         key = self._key(sample, shown)
         found = self._latents.get(key) or self._cache.get(key)
         if found is None:
-            list(self._encode([[(sample, shown)]]))
-            found = self._cache.get(key)
-            assert found is not None
+            ((_, _, found),) = next(self._encode([(sample, shown)]))
+            self._cache.put(key, found)
         return self._latents.keep(key, found)
 
     def _stored(self, key: str, held: _Held) -> Tensors:
@@ -179,36 +189,44 @@ class EncodedDataset:
             raise precomputed.lost()
         return held.keep(key, found)
 
-    def _tensors(self, chunk: Chunk, pixels: Tensor) -> list[Tensors]:
-        """Latent and mask of every picture of the chunk; ``pixels`` is (B, H, W, 3) in 0..1."""
+    @property
+    def _on_cpu(self) -> bool:
+        """Whether the encoders share the cores with whatever else is done meanwhile.
+
+        Then nothing is done beside them: on two cores the whole was no faster with pictures decoded ahead and files written
+        behind (``benchmarks/README.md``), and tensors in a second thread give OpenMP a second team of threads.
+        """
+        return self._pictures.device.type == "cpu"
+
+    def _writing(self) -> Behind:
+        return Behind(not self._on_cpu, FILES_BEHIND)
+
+    def _at_once(self, size: Size) -> int:
+        most = (PIXELS_ON_CPU if self._on_cpu else PIXELS_AT_ONCE) // (size[0] * size[1])
+        return max(1, most if self._on_cpu or most <= 1 else min(most, self._pictures.at_once(*size)))
+
+    def _encode(self, pictures: Sequence[stream.Shown]) -> Generator[list[Encoded], None, None]:
+        """Latent and mask of every picture, batch by batch."""
+        pinned = self._pictures.device.type == "cuda"
+        coming = stream.batches(pictures, self._at_once, ahead=not self._on_cpu and len(pictures) > 1, pinned=pinned)
+        with closing(coming):
+            for batch in coming:
+                yield self._encoded(batch)
+
+    def _encoded(self, batch: stream.PixelBatch) -> list[Encoded]:
+        pixels = to_unit(to_device(batch.levels, self._pictures.device))
         latents = self._pictures.encode(pixels)
         if len(latents) != len(pixels):
             # A video VAE takes several pictures for one film.
             latents = torch.cat([self._pictures.encode(one[None]) for one in pixels])
         out = []
-        for (sample, shown), latent in zip(chunk, latents, strict=True):
+        for (sample, shown), latent, mask in zip(batch.shown, latents, batch.masks, strict=True):
             check_latent(sample, latent)
             tensors = {"latent": latent}
-            if sample.mask:
-                tensors["mask"] = masks.to_latent_size(shown.mask(sample), (latent.shape[-2], latent.shape[-1]))
-            out.append(tensors)
+            if mask is not None:
+                tensors["mask"] = masks.to_latent_size(to_unit(mask), (latent.shape[-2], latent.shape[-1]))
+            out.append((sample, shown, tensors))
         return out
-
-    def _chunks(self, missing: dict[Size, Chunk]) -> list[Chunk]:
-        """Pictures of one size in groups that are encoded together."""
-        most = PIXELS_ON_CPU if self._pictures.device.type == "cpu" else PIXELS_AT_ONCE
-        out = []
-        for (width, height), group in missing.items():
-            count = max(1, most // (width * height))
-            out += [group[i : i + count] for i in range(0, len(group), count)]
-        return out
-
-    def _encode(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
-        """Encodes and stores chunk by chunk, yielding each when it is done."""
-        for chunk, pixels in zip(chunks, _read_all(chunks, ahead=self._pictures.device.type != "cpu"), strict=True):
-            for (sample, shown), tensors in zip(chunk, self._tensors(chunk, pixels), strict=True):
-                self._cache.put(self._key(sample, shown), tensors)
-            yield chunk
 
 
 class _Held:
@@ -228,30 +246,6 @@ class _Held:
             self._tensors[key] = tensors
             self._bytes += size
         return tensors
-
-
-def _read_all(chunks: Sequence[Chunk], ahead: bool) -> Iterator[Tensor]:
-    """The pixels of every chunk; ``ahead``: each is read from the disk while the one before it is worked on.
-
-    Where a CPU does that work, reading ahead costs more than it saves: tensors in a second thread give OpenMP a second team of
-    threads, and as long as that thread lives, convolutions took 6 % longer on two cores.
-    """
-    if not ahead:
-        yield from map(_read, chunks)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_read, chunks[0]) if chunks else None
-        for after in (*chunks[1:], None):
-            if coming is None:
-                return
-            pixels = coming.result()
-            coming = pool.submit(_read, after) if after is not None else None
-            yield pixels
-
-
-def _read(chunk: Chunk) -> Tensor:
-    """(B, H, W, 3) in 0..1."""
-    return torch.stack([shown.pixels(sample.path) for sample, shown in chunk])
 
 
 def check_latent(sample: Sample, latent: Tensor) -> None:

@@ -297,11 +297,13 @@ def _on_white(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_tensor(image: Image.Image, scaled: tuple[int, int], box: tuple[int, int, int, int]) -> torch.Tensor:
+def cut(
+    image: Image.Image, scaled: tuple[int, int], box: tuple[int, int, int, int], flipped: bool = False
+) -> torch.Tensor:  # fmt: skip
     """The part ``box`` (left, top, right, bottom) of the picture as if scaled to ``scaled`` (width, height).
 
-    Returns float32 (H, W, 3) in 0..1, ComfyUI's layout; (H, W) for a grey picture. Only the part that is kept is resampled. Both
-    ways use Lanczos: Pillow widens the kernel with the scale, so shrinking is antialiased, and near scale 1 it stays even where
+    Returns uint8 (H, W, 3), (H, W) for a grey picture; ``flipped``: mirrored. Only the part that is kept is resampled. Both ways
+    use Lanczos: Pillow widens the kernel with the scale, so shrinking is antialiased, and near scale 1 it stays even where
     Pillow's box filter would drop or double pixels; a strong reduction first averages whole blocks (``reducing_gap``).
     """
     left, top, right, bottom = box
@@ -309,7 +311,15 @@ def to_tensor(image: Image.Image, scaled: tuple[int, int], box: tuple[int, int, 
     part = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
     size = (right - left, bottom - top)
     resized = image if image.size == size == scaled else image.resize(size, Image.Resampling.LANCZOS, part, reducing_gap=3.0)
-    return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0)
+    levels = np.asarray(resized)
+    # No operation of torch's: in a thread beside the encoder it would bring threads of its own.
+    return torch.from_numpy(np.array(levels[:, ::-1] if flipped else levels))
+
+
+def to_unit(levels: Tensor) -> Tensor:
+    """8-bit levels as float32 in 0..1, as in ComfyUI's IMAGE, on whatever device they lie."""
+    # By a tensor: a GPU would multiply by the reciprocal of a plain number, which rounds otherwise than a CPU divides.
+    return levels.float().div_(torch.full((), 255.0, device=levels.device))
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

@@ -13,7 +13,7 @@ from ..errors import AtelierError
 from ..seeding import crop_draw
 from .augment import FIXED, mirrored
 from .buckets import Size, crop_box
-from .images import open_picture, to_tensor
+from .images import cut, open_picture, to_unit
 from .masks import open_mask
 from .samples import Sample
 
@@ -43,23 +43,29 @@ class View:
         """What a cache key must contain so that other pixels never share it."""
         return (self.sample_key, self.size, self.scaled, self.crop, *(("flipped",) if self.flipped else ()))
 
-    def pixels(self, path: Path) -> torch.Tensor:
-        """Float32 (H, W, 3) in 0..1; AtelierError if the file is broken or was replaced since the folder was read."""
+    def levels(self, path: Path) -> torch.Tensor:
+        """Uint8 (H, W, 3); AtelierError if the file is broken or was replaced since the folder was read."""
         image = open_picture(path)
         if image.size != self.original:
             raise AtelierError(f"{path}: the picture has changed since the folder was read. Queue the workflow again.")
         return self._cut(image)
 
-    def mask(self, sample: Sample) -> torch.Tensor:
-        """Float32 (H, W) in 0..1, cut as the picture is; 1 is learnt. AtelierError naming the file if it doesn't fit."""
+    def pixels(self, path: Path) -> torch.Tensor:
+        """``levels`` as float32 in 0..1."""
+        return to_unit(self.levels(path))
+
+    def mask_levels(self, sample: Sample) -> torch.Tensor:
+        """Uint8 (H, W), cut as the picture is; 255 is learnt. AtelierError naming the file if it doesn't fit."""
         assert sample.mask is not None
-        return self._cut(open_mask(sample.mask, sample.path, self.original))[..., 0]
+        return self._cut(open_mask(sample.mask, sample.path, self.original))
+
+    def mask(self, sample: Sample) -> torch.Tensor:
+        """``mask_levels`` as float32 in 0..1."""
+        return to_unit(self.mask_levels(sample))
 
     def _cut(self, image: Image.Image) -> torch.Tensor:
         left, top = self.crop
-        pixels = to_tensor(image, self.scaled, (left, top, left + self.size[0], top + self.size[1]))
-        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-        return pixels.flip(1) if self.flipped else pixels
+        return cut(image, self.scaled, (left, top, left + self.size[0], top + self.size[1]), self.flipped)
 
 
 def view(sample: Sample, config: SubsetConfig, size: Size, seed: int = 0, sighting: int = 0) -> View:

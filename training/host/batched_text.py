@@ -19,6 +19,8 @@ from torch import Tensor
 from ..errors import is_out_of_memory
 
 TOKENS_AT_ONCE, TOKENS_ON_CPU = 4096, 320
+FEWEST, MOST = 16, 64
+"""Captions that are known to the encoders at a time; so many answers wait in memory."""
 Row = tuple[int, ...]
 Answer = tuple[Tensor, Tensor | None, dict[str, Tensor]]
 """What an encoder gives for rows: hidden states (rows, tokens, width), pooled (rows, width), and whatever else it has."""
@@ -39,6 +41,12 @@ class BatchedEncoders:
             for ahead in self._aheads:
                 stack.enter_context(ahead.in_place())
             yield
+
+
+def captions_of_a_pass(tokens: Any, device: torch.device) -> int:
+    """How many captions as long as ``tokens`` the encoders on ``device`` are told of at a time: as many as fill a GPU's pass."""
+    longest = max((sum(map(len, rows)) for rows in _rows(tokens).values()), default=0)
+    return FEWEST if device.type == "cpu" or not longest else min(MOST, max(FEWEST, TOKENS_AT_ONCE // longest))
 
 
 class _Ahead:

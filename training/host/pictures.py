@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import logging
+from typing import Any, NoReturn
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..errors import AtelierError
+from ..errors import AtelierError, is_out_of_memory
 from . import alterations
 from .model import held
 from .weights import identity_of, mended
+
+log = logging.getLogger("lora-atelier")
+TILED = ("encode_tiled_", "encode_tiled_1d", "encode_tiled_3d", "_encode_tiled_owned")
+"""What the host's VAE calls where it has run out of memory."""
+
+
+class _TooMany(Exception):
+    """There is no memory for so many pictures at once."""
 
 
 class PictureCodec:
@@ -19,6 +29,8 @@ class PictureCodec:
 
     def __init__(self, vae: Any):
         self.vae = vae
+        self._most: int | None = None
+        """Pixels of which there was once no memory for twice as many."""
         mended(getattr(vae, "patcher", None))
 
     @property
@@ -56,10 +68,25 @@ class PictureCodec:
     def identity(self) -> str:
         return identity_of(self.vae.first_stage_model, self.vae.patcher) + alterations.of_sampling(self.vae.patcher)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, 3) in 0..1 -> latents on the CPU, unscaled (see ``Model.latents_in``).
+    def at_once(self, width: int, height: int) -> int:
+        """How many pictures of a size can be encoded together while all models stay where they are, by the host's own measure.
 
-        AtelierError while a model is held, if the host would have to put that model aside to make room.
+        At least 1, for which the host makes room, and never more than went well.
+        """
+        if self._on_cpu:
+            return 1
+        patcher = self.vae.patcher
+        # Hosts that page weights in count those that can go as free: a larger batch is worth more to them.
+        free = getattr(patcher, "get_free_memory", comfy.model_management.get_free_memory)(patcher.load_device)
+        room = int((free - self._missing()) // max(1, self._work(width, height)))
+        return max(1, min(room, self._most // (width * height)) if self._most is not None else room)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, 3) in 0..1, wherever they are -> latents on the CPU, one for each, unscaled (see ``Model.latents_in``).
+
+        In the number format that the host has chosen for its VAE. Where there is no memory for all of them fewer go together, and
+        a single picture in tiles, as the host does it. AtelierError while a model is held, if the host would have to put that
+        model aside to make room.
         """
         if any(model.device == self.vae.patcher.load_device for model in held) and not self._fits_beside(pixels):
             raise AtelierError(
@@ -67,31 +94,84 @@ class PictureCodec:
                 "the pictures are encoded before the training."
             )
         with torch.inference_mode():
-            latents: Tensor = self.vae.encode(pixels)
+            latents = self._encode(pixels)
         with torch.inference_mode(False), torch.no_grad():
             return latents.detach().to("cpu", torch.float32, copy=True)
 
+    def _encode(self, pixels: Tensor) -> Tensor:
+        if len(pixels) == 1:
+            alone: Tensor = self.vae.encode(pixels)
+            return alone
+        if self._takes_films and (self._on_cpu or not hasattr(self.vae, "vae_encode_crop_pixels")):
+            # A CPU gains nothing by several at once, and a VAE of another kind than the host's may take no films ready made.
+            return torch.cat([self._encode(one[None]) for one in pixels])
+        together = self._encode_together(pixels)
+        if together is not None:
+            return together
+        half = len(pixels) // 2
+        self._most = half * pixels.shape[1] * pixels.shape[2]
+        log.info("VAE: there is no memory for %d pictures at once; %d go together.", len(pixels), half)
+        comfy.model_management.soft_empty_cache()
+        return torch.cat([self._encode(pixels[:half]), self._encode(pixels[half:])])
+
+    def _encode_together(self, pixels: Tensor) -> Tensor | None:
+        """None where there is no memory for them all: what is tried next waits until the error, and what it holds, is gone."""
+        vae = copy.copy(self.vae)
+        for name in TILED:
+            if hasattr(vae, name):
+                setattr(vae, name, _refuse_tiles)
+        if self._takes_films:  # pictures would be the frames of one film; so each is a film of one frame
+            pixels = vae.vae_encode_crop_pixels(pixels).unsqueeze(1)
+            vae.crop_input = False
+        try:
+            latents: Tensor = vae.encode(pixels)
+        except _TooMany:
+            return None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return latents
+
+    @property
+    def _on_cpu(self) -> bool:
+        return bool(comfy.model_management.is_device_cpu(self.vae.patcher.load_device))
+
+    @property
+    def _takes_films(self) -> bool:
+        return self.dimensions == 3 and not getattr(self.vae, "not_video", False)
+
+    def _work(self, width: int, height: int) -> float:
+        """Bytes that the VAE takes to encode one picture, by the host's own measure."""
+        shape = (1, 3, 1, height, width) if self.dimensions == 3 else (1, 3, height, width)
+        return float(self.vae.memory_used_encode(shape, self.vae.vae_dtype))
+
+    def _missing(self) -> float:
+        """Bytes that what is not yet loaded of the VAE will take."""
+        return 1.1 * float(self.vae.patcher.model_size() - self.vae.patcher.loaded_size())
+
     def _fits_beside(self, pixels: Tensor) -> bool:
         """Whether the VAE can encode ``pixels`` while all other models stay where they are, by the host's own measure."""
-        management, patcher = comfy.model_management, self.vae.patcher
-        if management.is_device_cpu(patcher.load_device):
+        management = comfy.model_management
+        if self._on_cpu:
             return True
         if management.DISABLE_SMART_MEMORY:
             return False
-        seen = pixels.movedim(-1, 1)
-        if self.vae.latent_dim == 3:
-            seen = seen.unsqueeze(2) if self.vae.not_video else seen.movedim(1, 0).unsqueeze(0)
-        work = self.vae.memory_used_encode(seen.shape, self.vae.vae_dtype)
-        work = max(management.minimum_inference_memory(), work + management.extra_reserved_memory())
-        missing = patcher.model_size() - patcher.loaded_size()
-        free: int = management.get_free_memory(patcher.load_device)
-        return bool(free > 1.1 * missing + work)
+        work = self._work(pixels.shape[2], pixels.shape[1]) + management.extra_reserved_memory()
+        needed: float = max(management.minimum_inference_memory(), work)
+        free: int = management.get_free_memory(self.vae.patcher.load_device)
+        return free > self._missing() + needed
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> (B, H, W, 3) in 0..1 on the CPU."""
         with torch.inference_mode():
             pixels: Tensor = self.vae.decode(latents).cpu()
         return pixels.reshape(-1, *pixels.shape[-3:])
+
+
+def _refuse_tiles(*_arguments: Any, **_named: Any) -> NoReturn:
+    """Stands where the host would go on in tiles, whose seams several pictures needn't have that fit alone."""
+    raise _TooMany
 
 
 class PictureReader:

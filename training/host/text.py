@@ -20,12 +20,9 @@ from ..performance.out_of_place import OutOfPlace
 from ..protocols import CanvasText
 from ..tensors.finite import first_lost
 from . import alterations
-from .batched_text import BatchedEncoders
+from .batched_text import BatchedEncoders, captions_of_a_pass
 from .plain_text import named, plain
 from .weights import identity_of, mended, names_of_layers, put_twin_aside, resident
-
-AT_ONCE = 16
-"""Captions of which the encoders may read several in one pass; so many answers wait in memory."""
 
 Conditioning = dict[str, Tensor]
 """One encoded text: ``cond`` (1, tokens, width), usually ``pooled_output`` (1, width), and whatever else the encoder gives."""
@@ -84,8 +81,12 @@ class TextEncoder:
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[Conditioning]:
         """The same as ``encode`` for each text, batched; equal up to rounding."""
-        for start in range(0, len(texts), AT_ONCE):
-            tokens = [self.tokenize(text) for text in texts[start : start + AT_ONCE]]
+        start = 0
+        while start < len(texts):
+            tokens = [self.tokenize(texts[start])]
+            after = start + captions_of_a_pass(tokens[0], self.device)
+            tokens += [self.tokenize(text) for text in texts[start + 1 : after]]
+            start = after
             ahead = BatchedEncoders(self.clip, tokens)
             for one in tokens:
                 with ahead.in_place():

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from unittest.mock import PropertyMock
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +24,8 @@ from lora_atelier.training.errors import AtelierError, NotFinite
 from PIL import Image
 from safetensors.torch import load_file
 
+from ...conftest import GPU
+
 
 class Averages:
     """A codec whose latents are the mean colours of 8 x 8 pixels; notes how many pictures came at once."""
@@ -26,9 +36,13 @@ class Averages:
         self.calls: list[int] = []
         self.film = film
 
+    def at_once(self, width, height):
+        return 4
+
     def encode(self, pixels):
+        assert pixels.device.type == self.device.type and pixels.dtype == torch.float32
         self.calls.append(len(pixels))
-        latents = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        latents = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8).cpu()
         return latents[:1, :, None] if self.film else latents
 
     def identity(self):
@@ -286,3 +300,164 @@ def test_a_text_encoder_that_gives_no_numbers_names_the_caption_and_leaves_nothi
     assert made.text("ohwx, part 1, red, round")["cond"].isfinite().all()
     stored = list((tmp_path / "cache").glob("*/*.safetensors"))
     assert stored and all(tensor.isfinite().all() for path in stored for tensor in load_file(path).values())
+
+
+# Beside a GPU -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """What is done where the encoder has a GPU: threads read ahead and write behind. On one where there is one."""
+    monkeypatch.setattr(EncodedDataset, "_on_cpu", PropertyMock(return_value=False))
+    if GPU:
+        monkeypatch.setattr(Averages, "device", torch.device("cuda"))
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before, "no thread is left"
+
+
+VARIED = {"flip": True, "crop": "random", "variants": 3, "masks": "files", "validation_share": 0.2}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("??/*.safetensors")}
+
+
+def test_the_cache_holds_the_same_bytes_with_and_without_threads(folder, tmp_path, monkeypatch, request):
+    Image.new("L", (64, 64), 40).save(folder / "2.mask.png")
+    seen = {}
+    for kind in ("alone", "beside"):
+        if kind == "beside":
+            request.getfixturevalue("beside")
+        advanced: list[int] = []
+        plan, _, codec, _ = prepared(folder, tmp_path / kind, advance=advanced.append, **VARIED)
+        assert advanced == list(range(1, len(work_of(plan, 3)) + 1))
+        seen[kind] = contents(tmp_path / kind / "cache")
+        assert (max(codec.calls) <= 4) == (kind == "beside")
+    assert seen["alone"] == seen["beside"] and len(seen["alone"]) > 30
+
+
+@pytest.mark.parametrize("values", [FRESH, {**FRESH, "masks": "files"}])
+def test_pictures_that_are_encoded_in_their_step_are_read_in_threads(beside, folder, tmp_path, values):
+    Image.new("L", (64, 64), 255).save(folder / "0.mask.png")
+    plan, encoded, _, _ = prepared(folder, tmp_path, **values)
+    for step in range(2 * plan.steps_per_epoch):
+        batch = plan.batch(step)
+        latents, views, _ = encoded.latents(batch)
+        for index, shown, latent in zip(batch.samples, views, latents, strict=True):
+            pixels = shown.pixels(plan.dataset.subsets[batch.subset].samples[index].path)
+            expected = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 0), 8)
+            assert torch.allclose(latent, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 9, 12, 20])
+def test_a_cancel_beside_a_gpu_keeps_what_was_encoded_and_ends_everything(beside, folder, tmp_path, stop_at):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(done):
+        if done == stop_at:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        prepared(folder, tmp_path, advance=cancel)
+    assert not list((tmp_path / "cache").glob("??/*.partial"))
+    stored = len(contents(tmp_path / "cache"))
+    assert stored >= stop_at, "what was told as done is there"
+    _, _, codec, texts = prepared(folder, tmp_path)
+    assert sum(codec.calls) + len(texts.calls) == 21 - stored
+
+
+def test_nothing_is_ready_before_it_is_written(beside, folder, tmp_path, monkeypatch):
+    real = TensorCache.put
+    monkeypatch.setattr(TensorCache, "put", lambda self, key, tensors: (time.sleep(0.02), real(self, key, tensors)))
+    plan, _, _, _ = prepared(folder, tmp_path)
+    assert len(contents(tmp_path / "cache")) == len(work_of(plan, 3)) == 21
+
+
+def test_a_disk_that_is_full_behind_the_encoder_is_told_and_nothing_goes_on(beside, folder, tmp_path, monkeypatch):
+    real, written = os.replace, []
+
+    def replace(source, target):
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(target)
+        real(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(AtelierError, match=r"cache: .* \(No space left on device\)"):
+        plan = Plan(dataset(folder), 5)
+        made = EncodedDataset(plan.dataset, 5, Averages(), Lengths(), TensorCache(tmp_path / "cache", 2**30))
+        patched.setattr(os, "replace", replace)
+        made.prepare(work_of(plan, 3), lambda done: None)
+    assert len(contents(tmp_path / "cache")) == 3 and not list((tmp_path / "cache").glob("??/*.partial"))
+    prepared(folder, tmp_path)
+    assert len(contents(tmp_path / "cache")) == 21
+
+
+@pytest.mark.parametrize("name", ["3.png", "9.png"])
+def test_a_broken_picture_is_named_beside_a_gpu_too(beside, folder, tmp_path, name):
+    plan = Plan(dataset(folder), 0)
+    (folder / name).write_bytes(b"no picture")
+    made = EncodedDataset(plan.dataset, 0, Averages(), Lengths(), TensorCache(tmp_path / "cache", 2**30))
+    with pytest.raises(AtelierError, match=name.replace(".", r"\.")):
+        made.prepare(work_of(plan, 1), lambda done: None)
+
+
+def test_a_picture_without_numbers_is_named_beside_a_gpu_too(beside, folder, tmp_path):
+    odd = Image.open(folder / "4.png").getpixel((0, 0))[0]
+    plan = Plan(dataset(folder), 5)
+    made = EncodedDataset(plan.dataset, 5, Broken(odd), Lengths(), TensorCache(tmp_path / "cache", 2**30))
+    with pytest.raises(NotFinite, match=r"4\.png"):
+        made.prepare(work_of(plan, 1), lambda done: None)
+    stored = list((tmp_path / "cache").glob("*/*.safetensors"))
+    assert all(tensor.isfinite().all() for path in stored for tensor in load_file(path).values())
+
+
+KILLED = """
+import sys, types
+from pathlib import Path
+from unittest.mock import PropertyMock
+package = types.ModuleType("lora_atelier"); package.__path__ = [sys.argv[1]]; sys.modules["lora_atelier"] = package
+import torch
+from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.dataset.cache import TensorCache
+from lora_atelier.training.dataset.encoded import EncodedDataset, work_of
+from lora_atelier.training.dataset.plan import Plan
+from lora_atelier.training.dataset.samples import Dataset
+from lora_atelier.training.dataset.scan import scan
+
+class Codec:
+    device = torch.device("cpu")
+    def at_once(self, width, height): return 2
+    def identity(self): return "codec"
+    def encode(self, pixels): return pixels.repeat(1, 4, 4, 1).movedim(-1, 1)
+
+class Texts:
+    def identity(self): return "texts"
+    def reading_of(self, text): return ()
+    def encode_all(self, texts): return ({"cond": torch.ones(1, 77, 768)} for _ in texts)
+
+EncodedDataset._on_cpu = PropertyMock(return_value=False)
+found = Dataset(scan(Path(sys.argv[2]), SubsetConfig("input/x", resolution=64, bucket_step=32, flip=True)))
+made = EncodedDataset(found, 0, Codec(), Texts(), TensorCache(Path(sys.argv[3]), 2**30))
+def advance(done):
+    print(done, flush=True)
+while True:
+    made.prepare(work_of(Plan(found, 0), 9), advance)
+    for path in Path(sys.argv[3]).glob("??/*"):
+        path.unlink()
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 5, 16, 23])
+def test_killed_at_any_moment_only_whole_files_bear_their_names(folder, tmp_path, root, lines):
+    cache = TensorCache(tmp_path / "cache", 2**30)
+    line = [sys.executable, "-c", KILLED, str(root), str(folder), str(cache.folder)]
+    run = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    for _ in range(lines):
+        assert run.stdout is not None and run.stdout.readline()
+    run.kill()
+    run.wait()
+    for path in cache.folder.glob("??/*.safetensors"):
+        found = cache.get(path.stem)
+        assert found is not None and path.exists(), "none is damaged, for a damaged one is removed"

@@ -14,10 +14,11 @@ from lora_atelier.training.dataset.images import (
     EXTENSIONS,
     HEIF,
     check_picture,
+    cut,
     look_at,
     open_picture,
     picture_size,
-    to_tensor,
+    to_unit,
 )
 from lora_atelier.training.errors import AtelierError
 from PIL import Image, ImageCms, features
@@ -237,11 +238,21 @@ def test_a_large_photo_below_the_limit_passes(tmp_path):
     assert picture_size(path) == (10_000, 10_000)
 
 
+def to_tensor(image, scaled, box):
+    return to_unit(cut(image, scaled, box))
+
+
 def test_the_tensor_has_comfyuis_layout_and_untouched_values():
     image = stripes(64, 32)
     tensor = to_tensor(image, (64, 32), (0, 0, 64, 32))
     assert tensor.shape == (32, 64, 3) and tensor.dtype == torch.float32
     assert torch.equal(tensor, torch.from_numpy(np.array(image)).float() / 255)
+    assert torch.equal(cut(image, (64, 32), (0, 0, 64, 32), flipped=True), torch.from_numpy(np.array(image)).flip(1))
+
+
+def test_every_level_is_the_float_that_numpy_divides_to():
+    levels = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(to_unit(torch.from_numpy(levels)).numpy(), levels.astype(np.float32) / np.float32(255.0))
 
 
 def noise(size, seed=0):

@@ -11,7 +11,7 @@ from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset import index
 from lora_atelier.training.dataset.from_nodes import subset_of
 from lora_atelier.training.dataset.scan import scan
-from lora_atelier.training.dataset.workers import AHEAD, Steps, in_parallel
+from lora_atelier.training.dataset.workers import AHEAD, Behind, Steps, in_parallel
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
@@ -123,3 +123,67 @@ def test_the_results_keep_their_order_and_nothing_begins_after_a_failure():
     with pytest.raises(Cancelled):
         in_parallel(work, range(10_000), Steps(None, 10_000))
     assert len(begun) <= AHEAD
+
+
+# Behind the back -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_work_behind_is_done_in_its_order_and_all_of_it(threaded):
+    done, threads = [], set()
+    with Behind(threaded, 3) as behind:
+        for number in range(50):
+            behind.do(lambda n=number: (done.append(n), threads.add(threading.get_ident())))
+    assert done == list(range(50))
+    assert (threading.get_ident() in threads) != threaded and len(threads) == 1
+
+
+def test_no_more_work_waits_than_the_limit():
+    gate, begun, given = threading.Event(), threading.Event(), []
+
+    def slow():
+        begun.set()
+        assert gate.wait(30)
+
+    def give(behind):
+        for number in range(10):
+            behind.do(slow)
+            given.append(number)
+
+    with Behind(True, 4) as behind:
+        giver = threading.Thread(target=give, args=(behind,))
+        giver.start()
+        assert begun.wait(30)
+        giver.join(0.2)
+        assert len(given) <= 4 and giver.is_alive()
+        gate.set()
+        giver.join(30)
+    assert len(given) == 10
+
+
+def test_what_failed_behind_is_raised_and_nothing_is_begun_after_it():
+    done = []
+
+    def work(number):
+        if number == 2:
+            raise AtelierError("the disk is full")
+        done.append(number)
+
+    with pytest.raises(AtelierError, match="the disk is full"), Behind(True, 2) as behind:
+        for number in range(1000):
+            behind.do(lambda n=number: work(n))
+    assert done[:2] == [0, 1] and len(done) <= 4
+    with pytest.raises(AtelierError, match="the disk is full"), Behind(True, 9) as behind:
+        behind.do(lambda: work(2))
+
+
+def test_a_cancel_leaves_what_was_given_done_and_no_thread():
+    done, gate = [], threading.Event()
+    before = threading.active_count()
+    with pytest.raises(Cancelled), Behind(True, 9) as behind:
+        behind.do(lambda: done.append(gate.wait(30)))
+        for number in range(5):
+            behind.do(lambda n=number: done.append(n))
+        gate.set()
+        raise Cancelled
+    assert done == [True, *range(5)] and threading.active_count() == before

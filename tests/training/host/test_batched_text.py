@@ -129,3 +129,18 @@ def test_an_error_that_is_no_lack_of_memory_is_not_swallowed(encoders, monkeypat
     monkeypatch.setitem(vars(reader), "encode", broken)
     with pytest.raises(RuntimeError, match="broken"):
         list(text.encode_all(CAPTIONS[:3]))
+
+
+@pytest.mark.parametrize(("rows", "kind", "captions"), [(77, "cuda", 53), (77, "cpu", 16), (512, "cuda", 16), (9, "cuda", 64)])
+def test_a_gpu_is_told_of_as_many_captions_as_fill_a_pass(comfyui, rows, kind, captions):
+    from lora_atelier.training.host.batched_text import captions_of_a_pass
+
+    row = [(7, 1.0)] * rows
+    assert captions_of_a_pass({"l": [row], "g": [row[:5]]}, torch.device(kind)) == captions
+
+
+def test_what_the_host_tokenizes_in_a_way_of_its_own_is_read_as_before(comfyui):
+    from lora_atelier.training.host.batched_text import captions_of_a_pass
+
+    for tokens in ({}, ["a"], {"l": []}, {"l": [[]]}):
+        assert captions_of_a_pass(tokens, torch.device("cuda")) == 16
