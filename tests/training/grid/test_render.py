@@ -12,7 +12,7 @@ import torch
 from lora_atelier.training import files, host
 from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.config.sampling import SamplerSettings
-from lora_atelier.training.grid import cell_renderer, cells, lora, plan, render
+from lora_atelier.training.grid import cell_renderer, cells, lora, plan, render, side_by_side
 from lora_atelier.training.grid.features import ColoursAndEdges
 from lora_atelier.training.grid.judge import Judge
 from lora_atelier.training.grid.sheet import Failed
@@ -34,7 +34,7 @@ def write_lora(t, path: Path, *, seed: int = 3, text: bool = False, change=lambd
     layers, names = adaptable_layers(t.model, t.text)
     chosen = choose({n: layer for n, layer in layers.items() if not n.startswith(TEXT)}, "attention + feed-forward")
     chosen |= text_layers(layers, "all") if text else {}
-    adapter = Adapter.fresh(chosen, NetworkConfig(rank=2, alpha=2.0, **settings), seed)
+    adapter = Adapter.fresh(chosen, NetworkConfig(**{"rank": 2, "alpha": 2.0, **settings}), seed)
     stream = torch.Generator().manual_seed(seed)
     for branch in adapter.branches.values():
         for parameter in branch.factors():
@@ -93,14 +93,20 @@ def hooks(t) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in found)
 
 
-def sampled(t, found: lora.Lora, strengths, sampler: str, cfg: float) -> torch.Tensor:
-    """Latents of all ``strengths`` in one batch, or of a single one as the sampler gives it alone."""
+def beside(t, *pictures: tuple[lora.Lora, float]) -> tuple[side_by_side.SideBySide, list[side_by_side.Beside]]:
+    owner = side_by_side.SideBySide(adaptable_layers(t.model, t.text)[0], t.model.device)
+    return owner, [side_by_side.Beside(file.of_model, strength) for file, strength in pictures]
+
+
+def sampled(t, pictures, sampler: str, cfg: float) -> torch.Tensor:
+    """Latents of all ``pictures`` (file, strength) in one batch, or of a single one as the sampler gives it alone."""
+    owner, shown = beside(t, *pictures)
     settings, more = SamplerSettings(sampler, "normal", 3, cfg), {"latent_size": (8, 8), "seed": 5}
     texts = [[[text.pop("cond"), text]] for text in (t.conditioning(1), t.conditioning(2))]
-    with torch.inference_mode(), found.attached(strengths) as rows:
-        if len(strengths) == 1:
+    with torch.inference_mode(), owner.attached(shown) as rows, t.model.each_call(rows.spread):
+        if len(pictures) == 1:
             return t.model.sample(*texts, settings, **more)
-        return t.model.sample_together(*texts, settings, len(strengths), rows.choose, **more)
+        return t.model.sample_together(*texts, settings, len(pictures), rows.choose, **more)
 
 
 SAMPLERS = [
@@ -109,51 +115,44 @@ SAMPLERS = [
 ]  # fmt: skip
 
 
+def two_files(t, folder: Path) -> list[tuple[lora.Lora, float]]:
+    """Pictures of a file at three strengths, and of one of another rank that leaves half of the layers alone at two."""
+    some = lambda tensors: {k: v for i, (k, v) in enumerate(sorted(tensors.items())) if i // 3 % 2}  # noqa: E731
+    one = opened(t, write_lora(t, folder / "one.safetensors"))
+    other = opened(t, write_lora(t, folder / "other.safetensors", seed=4, change=some, rank=5))
+    assert one.beside and other.beside and not one.of_text and 0 < len(other.of_model) < len(one.of_model)
+    return [(one, 0.4), (other, 1.0), (one, 1.0), (one, -0.7), (other, 0.5)]
+
+
 @pytest.mark.parametrize(("name", "sampler"), SAMPLERS)
-def test_a_batch_of_strengths_is_the_single_pictures(tiny, tmp_path, name, sampler):
+def test_a_batch_of_files_and_strengths_is_the_single_pictures(tiny, tmp_path, name, sampler):
     """Also where the sampler draws noise on its way or changes the guidance."""
     t = tiny(name)
-    found = opened(t, write_lora(t, tmp_path / "ink.safetensors"))
-    assert found.beside and not found.reads_text
-    together = sampled(t, found, STRENGTHS, sampler, 3.0)
-    for row, strength in enumerate(STRENGTHS):
-        alone = sampled(t, found, [strength], sampler, 3.0)
-        assert (together[row] - alone[0]).abs().max() < 1e-3 * alone.abs().max(), strength
-    assert (together[0] - together[1]).abs().max().item() > 0.01 * together.abs().max().item()
+    pictures = two_files(t, tmp_path)
+    together = sampled(t, pictures, sampler, 3.0)
+    for row, picture in enumerate(pictures):
+        alone = sampled(t, [picture], sampler, 3.0)
+        assert (together[row] - alone[0]).abs().max() < 1e-3 * alone.abs().max(), picture
+    least = 0.01 * together.abs().max()
+    assert all((a - b).abs().max() > least for i, a in enumerate(together) for b in together[:i])
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("room", [True, False])
-def test_each_picture_keeps_its_strength_however_the_host_batches(tiny, tmp_path, monkeypatch, cfg, room):
+def test_each_picture_keeps_its_own_however_the_host_batches(tiny, tmp_path, monkeypatch, cfg, room):
     """Without guidance there is one pass a picture; with little memory both halves go one after the other."""
     t = tiny("sd3")
-    found = opened(t, write_lora(t, tmp_path / "ink.safetensors"))
-    expected = [sampled(t, found, [strength], "euler", cfg)[0] for strength in STRENGTHS]
+    pictures = two_files(t, tmp_path)
+    expected = [sampled(t, [picture], "euler", cfg)[0] for picture in pictures]
     seen = []
-    real = lora.Strengths.spread
-    monkeypatch.setattr(lora.Strengths, "spread", lambda self, batch: seen.append(batch) or real(self, batch))
+    real = side_by_side.Rows.spread
+    monkeypatch.setattr(side_by_side.Rows, "spread", lambda self, batch: seen.append(batch) or real(self, batch))
     if not room:
         monkeypatch.setattr(t.model.base, "memory_required", lambda *_a, **_k: 1e30)
-    together = sampled(t, found, STRENGTHS, "euler", cfg)
-    assert set(seen) == {6 if room and cfg > 1 else 3}
+    together = sampled(t, pictures, "euler", cfg)
+    assert set(seen) == {10 if room and cfg > 1 else 5}
     for one, other in zip(together, expected, strict=True):
         assert (one - other).abs().max() < 1e-3 * other.abs().max()
-
-
-def test_a_batch_that_does_not_fit_is_refused_not_guessed():
-    rows = lora.Strengths(Adapter({}), [0.5, 1.0, 1.5], torch.device("cpu"))
-    rows.spread(6)
-    assert rows._adapter.strength.tolist() == [0.5, 1.0, 1.5, 0.5, 1.0, 1.5]
-    rows.choose([2, 0])
-    rows.spread(4)
-    assert rows._adapter.strength.tolist() == [1.5, 0.5, 1.5, 0.5]
-    rows.choose([1])
-    rows.spread(2)
-    assert rows._adapter.strength == 1.0
-    rows.choose([0, 1])
-    for batch in (0, 1, 3):
-        with pytest.raises(RuntimeError, match="do not fit"):
-            rows.spread(batch)
 
 
 @pytest.mark.parametrize(("name", "text", "sampler"), [("sd15", True, "euler"), ("sd3", False, "euler_ancestral")])
@@ -225,39 +224,6 @@ def test_what_is_not_wholly_understood_goes_the_hosts_way(tiny, tmp_path, how):
         assert np.array_equal(pixels(grid, 0, (1, row)), stock(t, path, strength, "a fox", sampling()))
     clean = drawn(grid_of(t, tmp_path / "clean", strengths=(1.0,)))
     assert np.array_equal(pixels(grid, 0, (0, 0)), pixels(clean, 0, (0, 0))), "the model is what it was"
-
-
-@pytest.mark.parametrize("strength", [0.0, 0.7, torch.tensor([0.5, 1.0, -2.0])], ids=["zero", "one number", "one a picture"])
-@pytest.mark.parametrize("shape", [(3, 8), (3, 5, 8), (6, 5, 8)], ids=["rows", "tokens", "two rows a picture"])
-def test_what_is_added_in_place_is_what_an_adapter_adds(strength, shape):
-    layers = {"a": torch.nn.Linear(8, 12)}
-    stream = torch.Generator().manual_seed(1)
-    adapters = []
-    for kind in (Adapter, lora.Shown):
-        branch = LoRALayer(layers["a"], 2, 0.5, torch.Generator().manual_seed(2))
-        branch.up.data = torch.randn(branch.up.shape, generator=torch.Generator().manual_seed(3))
-        adapters.append(kind({"a": branch}))
-    x = torch.randn(shape, generator=stream)
-    found = []
-    for adapter in adapters:
-        adapter.strength = strength
-        with adapter.attached(layers), torch.no_grad():
-            found.append(layers["a"](x))
-    assert torch.allclose(*found, atol=1e-6)
-    with torch.no_grad():
-        assert torch.equal(found[1], layers["a"](x)) == (not isinstance(strength, torch.Tensor) and strength == 0)
-
-
-def test_a_layer_that_is_passed_by_is_noticed():
-    layers = {"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)}
-    adapter = Adapter.fresh(layers, NetworkConfig(rank=1), 0)
-    with lora._all_used(adapter, layers):
-        layers["a"](torch.zeros(1, 2))
-        layers["b"](torch.zeros(1, 2))
-    with pytest.raises(lora.UnusedLayers, match="such as b"), lora._all_used(adapter, layers):
-        layers["a"](torch.zeros(1, 2))
-        layers["b"].forward(torch.zeros(1, 2))  # as a compiled network calls it
-    assert not any(layer._forward_hooks for layer in layers.values())
 
 
 def test_layers_that_are_passed_by_make_the_host_merge(tiny, tmp_path, monkeypatch):
