@@ -17,11 +17,12 @@ from ..performance.network_graph import NetworkGraph
 from ..protocols import CanvasText
 from .lora import Lora, join
 from .plan import Page
+from .sheet import Failed
 from .side_by_side import Beside, SideBySide
-from .waiting import Order
+from .waiting import CellOrder
 
-Drawn = Image.Image | NotFinite
-"""A cell's picture, or why it is none while the others of its batch are."""
+Drawn = Image.Image | Failed
+"""A cell's picture, or why it is none while others of its batch may be."""
 Reading = tuple[Lora | None, float, str]
 """A text as it is read with a LoRA at some strength; None: without any."""
 
@@ -67,18 +68,18 @@ class CellRenderer:
         """AtelierError if the model cannot read what the text encoder gives."""
         compatibility.check_conditioning(self.model, self._read(None, self.sampling.negative))
 
-    def plain(self, page: Page) -> Image.Image:
+    def plain(self, page: Page) -> Drawn:
         """A cell without any LoRA."""
         self.read([(None, page.prompt), (None, self.sampling.negative)])
         positive, negative = self._read(None, page.prompt), self._read(None, self.sampling.negative)
-        return _one(self._pictures(self._alone(self.model, positive, negative, page.seed), 1))
+        return self._pictures(self._alone(self.model, positive, negative, page.seed), 1)[0]
 
-    def merged(self, model: host.Model, text: host.TextEncoder, page: Page) -> Image.Image:
+    def merged(self, model: host.Model, text: host.TextEncoder, page: Page) -> Drawn:
         """A cell with what the host made of model and text encoder."""
         positive, negative = text.for_sampling(page.prompt), text.for_sampling(self.sampling.negative)
-        return _one(self._pictures(self._alone(model, positive, negative, page.seed), 1))
+        return self._pictures(self._alone(model, positive, negative, page.seed), 1)[0]
 
-    def beside(self, orders: Sequence[Order], page: Page) -> list[Drawn]:
+    def beside(self, orders: Sequence[CellOrder], page: Page) -> list[Drawn]:
         """Cells of one page with their LoRAs beside the model, in one batch if their conditionings can share one.
 
         UnusedLayers, with the files that are concerned, if some layer of a file was never asked.
@@ -90,9 +91,9 @@ class CellRenderer:
         whole = [i for i in range(len(orders)) if i not in lost]
         conditions = {i: [one for one in read[i] if not isinstance(one, NotFinite)] for i in whole}
         drawn = dict(zip(whole, self._beside([orders[i] for i in whole], [conditions[i] for i in whole], page), strict=True))
-        return [lost[i] if i in lost else drawn[i] for i in range(len(orders))]
+        return [Failed(str(lost[i])) if i in lost else drawn[i] for i in range(len(orders))]
 
-    def _beside(self, orders: Sequence[Order], conditions: Sequence[Sequence[CanvasText]], page: Page) -> list[Drawn]:
+    def _beside(self, orders: Sequence[CellOrder], conditions: Sequence[Sequence[CanvasText]], page: Page) -> list[Drawn]:
         if not orders:
             return []
         positive, negative = join([c[0] for c in conditions]), join([c[1] for c in conditions])
@@ -111,7 +112,7 @@ class CellRenderer:
                 )  # fmt: skip
         return self._pictures(latents, len(orders))
 
-    def read(self, wanted: Iterable[tuple[Order | None, str]]) -> None:
+    def read(self, wanted: Iterable[tuple[CellOrder | None, str]]) -> None:
         """Encodes what of ``wanted`` (a cell's text, None for one without a LoRA) was not yet, in as few passes as there can be.
 
         A text is encoded once, and once more for every file with a part in the text encoder at every strength.
@@ -138,7 +139,7 @@ class CellRenderer:
         if self.graph is not None:
             self.graph.drop()
 
-    def count_that_fits(self, orders: Sequence[Order]) -> int:
+    def count_that_fits(self, orders: Sequence[CellOrder]) -> int:
         """How many of the first ``orders`` can be drawn in one batch by the host's own measure, with their files."""
         count = len(orders)
         while count > 1:
@@ -154,7 +155,7 @@ class CellRenderer:
                 count = fitting
         return count
 
-    def _read(self, order: Order | None, text: str) -> CanvasText:
+    def _read(self, order: CellOrder | None, text: str) -> CanvasText:
         self.read([(order, text)])
         found = self._encoded[_reading(order, text)]
         if isinstance(found, NotFinite):
@@ -165,7 +166,7 @@ class CellRenderer:
         return model.sample(positive, negative, self.sampling.settings, latent_size=self.latent_size, seed=seed)
 
     def _pictures(self, latents: Tensor, count: int) -> list[Drawn]:
-        """NotFinite in place of one of which the model or the VAE gives something that is no picture."""
+        """Failed in place of one of which the model or the VAE gives something that is no picture."""
         pixels = self.codec.decode(latents)
         frames = max(1, len(pixels) // count)
         out: list[Drawn] = []
@@ -174,20 +175,13 @@ class CellRenderer:
             try:
                 compatibility.check_picture(self.model, latents[i : i + 1], own)
             except NotFinite as lost:
-                out.append(lost)
+                out.append(Failed(str(lost)))
             else:
                 out.append(to_picture(own[0]))
         return out
 
 
-def _reading(order: Order | None, text: str) -> Reading:
+def _reading(order: CellOrder | None, text: str) -> Reading:
     if order is None or not order.lora.of_text or not order.text_strength:
         return None, 0.0, text
     return order.lora, order.text_strength, text
-
-
-def _one(drawn: Sequence[Drawn]) -> Image.Image:
-    (one,) = drawn
-    if isinstance(one, NotFinite):
-        raise one
-    return one

@@ -98,6 +98,7 @@ class SavedBehind:
         self._threads.shutdown()
         if kind is None:
             self.finish()
+        self._writing = {}
 
     def known(self, facts: CellFacts) -> Path | None:
         """The cell's file if it is there and whole."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -20,27 +19,23 @@ from ..network.scope import adaptable_layers
 from ..runs.layout import CELLS_FOLDER
 from .advice import Advice
 from .alike import repeats
+from .cell_keeper import CellKeeper, Spot, Work
 from .cell_renderer import CellRenderer, Drawn
-from .cells import CellFacts, CellStore, SavedBehind, contents
+from .cells import CellStore, SavedBehind
 from .judge import Judge, Losses, Place, advise, advise_page, compared, judged, table
 from .lora import Lora, passed_over
 from .pages import Pages
 from .pixels import to_batch
-from .plan import Axes, Column, describe_size
+from .plan import Axes, Column
 from .sheet import Failed
 from .side_by_side import UnusedLayers
-from .waiting import Due, Order, Waiting
+from .waiting import Due, CellOrder, Waiting
 
 __all__ = ["Grid", "Sampling", "to_batch", "to_picture"]
 
 log = logging.getLogger("lora-atelier")
 AT_ONCE = 8
 """Cells of one batch where the number is not given; more gains little and needs much memory."""
-
-Work = dict[int, list[int]]
-"""Rows that are still to be drawn, by page."""
-Spot = tuple[Column | None, list[Place]]
-"""A picture's file, and where on its page it is shown."""
 
 
 class Grid:
@@ -66,29 +61,23 @@ class Grid:
         """``base`` names the model in the title; ``together`` cells share a batch at most, 0 for as many as fit; ``remarks`` are
         what is known of the axes before anything is drawn."""
         self.model, self.text, self.axes, self.sampling, self.folder, self.graph = model, text, axes, sampling, folder, graph
-        self.judge, self.losses, self.show = judge, losses or {}, show
+        self.judge, self.losses = judge, losses or {}
         compatibility.check(model, text, codec)
         self._layers, self._names = adaptable_layers(model, text)
-        rows = sum(bool(strength) or bool(self._text_strength(strength)) for strength in axes.strengths)
-        cells = len(axes.columns) * rows
-        most = min(together or AT_ONCE, max(1, cells))
-        # A batch may begin with one row of a file and end with one of another.
-        seats = max([len({i // rows for i in range(i, min(i + most, cells))}) for i in range(0, cells, most)], default=1)
+        most, seats = axes.together(together or AT_ONCE)
         self.brush = CellRenderer(model, text, codec, sampling, self._layers, seats)
         identity = cache_key(model.sampling_identity(), text.identity(), codec.identity())
-        self.store = SavedBehind(CellStore(folder / CELLS_FOLDER, identity, graph))
         self.book = Pages(axes, sampling, base or model.family, judge)
+        store = CellStore(folder / CELLS_FOLDER, identity, graph)
+        self.keeper = CellKeeper(SavedBehind(store), self.book, model, text, show)
         self.together = together or model.pictures_that_fit(most, self.brush.latent_size)
         self._given = bool(together)
         self._remarks = [*remarks, *self.brush.remarks()]
         self._of_files: dict[int, str] = {}
-        self._done = self._drawn = 0
-        self._seconds = 0.0
-        self._advance: Callable[..., None] = lambda _done, _picture: None
 
     def check(self) -> None:
         """AtelierError, before anything is drawn or written, if the model cannot read what the text encoder gives."""
-        if any(self.store.known(self._facts(None, page, 0)) is None for page in range(len(self.axes.pages))):
+        if any(self.keeper.known(None, page, 0) is None for page in range(len(self.axes.pages))):
             self.brush.check()
 
     def render(self, advance: Callable[..., None]) -> None:
@@ -97,13 +86,9 @@ class Grid:
         A file is opened once, and let go of when its last cell is drawn; until a batch is full its cells wait for the next
         file's.
         """
-        self._advance = advance
-        self._done = self._drawn = 0
-        self._seconds = 0.0
         self._waiting = Waiting(len(self.axes.pages))
-        self.show(describe_size(self.axes, self.sampling.width, self.sampling.height))
         try:
-            with self.store:
+            with self.keeper.keeping(advance):
                 self._control()
                 for number, column in enumerate(self.axes.columns, 1):
                     self._column(number, column)
@@ -136,9 +121,9 @@ class Grid:
 
     def _control(self) -> None:
         """The pictures without any LoRA."""
-        missing = self._take_known(0, None, range(1))
+        missing = self.keeper.take_known(0, None, range(1))
         for page in missing:
-            self._attempt(page, [(None, [(0, 0)])], partial(self._plain_cell, page, list(missing)))
+            self.keeper.attempt(page, [(None, [(0, 0)])], partial(self._plain_cell, page, list(missing)))
 
     def _column(self, number: int, column: Column) -> None:
         """What is known of one file, and the rest to be drawn; a file that cannot be read costs its own cells only."""
@@ -148,7 +133,7 @@ class Grid:
                 raise AtelierError(f"{column.file.path.name} is gone; train again, or choose other epochs.")
             if said := passed_over(column.file.path, self._names):
                 self._of_files[number] = f"{column.label}: {said}"
-            missing = self._take_known(number, column, rows)
+            missing = self.keeper.take_known(number, column, rows)
             if not missing:
                 return
             lora = Lora(column.file.path, self.model, self.text, self._layers, self._names)
@@ -157,7 +142,7 @@ class Grid:
             for page in range(len(self.axes.pages)):
                 for row in rows:
                     if (number, row) not in self.book.cells[page]:
-                        self._place(page, (number, row), Failed(_reason(error, self.model)))
+                        self.keeper.place(page, (number, row), Failed(self.keeper.reason(error)))
             return
         missing = self._take_control(number, column, missing)
         if not lora.beside:
@@ -166,24 +151,13 @@ class Grid:
         for page, wanted in missing.items():
             for row in wanted:
                 strength = self.axes.strengths[row]
-                order = Order(lora, strength, self._text_strength(strength))
-                path = self.store.store.path(self._facts(column, page, row))
+                order = CellOrder(lora, strength, self.axes.on_text(strength))
+                path = self.keeper.path(column, page, row)
                 self._waiting.add(page, path, Due(order, column, [(number, row)]))
 
-    def _plain_cell(self, page: int, others: Sequence[int], _some: Sequence[int]) -> list[Image.Image]:
+    def _plain_cell(self, page: int, others: Sequence[int], _some: Sequence[int]) -> list[Drawn]:
         self.brush.read([(None, self.axes.pages[number].prompt) for number in others])
         return [self.brush.plain(self.axes.pages[page])]
-
-    def _take_known(self, number: int, column: Column | None, rows: Sequence[int]) -> Work:
-        """Places what was drawn before; the rest by page."""
-        missing: Work = {}
-        for page in range(len(self.axes.pages)):
-            for row in rows:
-                if (path := self.store.known(self._facts(column, page, row))) is not None:
-                    self._place(page, (number, row), path)
-                else:
-                    missing.setdefault(page, []).append(row)
-        return missing
 
     def _take_control(self, number: int, column: Column, missing: Work) -> Work:
         """At strength 0 a file changes nothing: its cell is the picture without a LoRA. Returns what is still to be drawn."""
@@ -191,12 +165,12 @@ class Grid:
         for page, rows in missing.items():
             control = self.book.cells[page].get((0, 0))
             for row in rows:
-                idle = self.axes.strengths[row] == 0 and self._text_strength(0.0) == 0
+                idle = self.axes.strengths[row] == 0 and self.axes.on_text(0.0) == 0
                 if idle and isinstance(control, Path):
-                    self.store.finish()
+                    self.keeper.finish()
                     with Image.open(control) as opened:
                         picture = opened.convert("RGB")
-                    self._put(page, (column, [(number, row)]), picture)
+                    self.keeper.put(page, (column, [(number, row)]), picture)
                 else:
                     left.setdefault(page, []).append(row)
         return left
@@ -216,7 +190,8 @@ class Grid:
             if not self._given:
                 batch = batch[: self.brush.count_that_fits([due.order for due in batch])]
             spots: list[Spot] = [(due.column, due.places) for due in batch]
-            self._attempt(page, spots, partial(self._beside_cells, page, batch), range(len(batch)))
+            if not self.keeper.attempt(page, spots, partial(self._beside_cells, page, batch), self.brush.release):
+                self.together = 1
             self._waiting.take(page, batch)
         except UnusedLayers as error:
             self._waiting.take(page, [due for due in batch if due.places[0] in self.book.cells[page]])
@@ -230,7 +205,7 @@ class Grid:
             self.brush.forget(lora)
 
     def _beside_cells(self, page: int, batch: Sequence[Due], some: Sequence[int]) -> Sequence[Drawn]:
-        if self.together > 1:  # what other pages need of these files is read along with it
+        if len(some) > 1:  # what other pages need of these files is read along with it
             prompts, negative = [one.prompt for one in self.axes.pages], self.sampling.negative
             self.brush.read([(o, text) for number, o in self._waiting.orders() for text in (prompts[number], negative)])
         return self.brush.beside([batch[i].order for i in some], self.axes.pages[page])
@@ -239,94 +214,15 @@ class Grid:
         """Draws with weights that the host has merged: strengths outside, since each costs a pass over the model."""
         for row in sorted({places[0][1] for _, places in missing}):
             strength = self.axes.strengths[row]
-            merge = cache(partial(lora.merged, strength, self._text_strength(strength)))
+            merge = cache(partial(lora.merged, strength, self.axes.on_text(strength)))
             for page, places in missing:
                 if places[0][1] == row:
-                    self._attempt(page, [(column, places)], partial(self._merged_cell, merge, page))
+                    self.keeper.attempt(page, [(column, places)], partial(self._merged_cell, merge, page))
 
     def _merged_cell(
         self, merge: Callable[[], tuple[host.Model, host.TextEncoder]], page: int, _some: Sequence[int]
-    ) -> list[Image.Image]:
+    ) -> list[Drawn]:
         return [self.brush.merged(*merge(), self.axes.pages[page])]
-
-    def _attempt(
-        self, page: int, spots: Sequence[Spot], draw: Callable[[Sequence[int]], Sequence[Drawn]], some: Sequence[int] = (0,)
-    ) -> None:
-        """Draws and keeps ``some`` of the cells; if they fail together, one by one from here on. One that fails stays blank with
-        its reason."""
-        start = time.monotonic()
-        try:
-            pictures = draw(some)
-        except UnusedLayers:
-            raise
-        except Exception as error:
-            if host.is_interrupt(error):
-                raise
-            if len(some) == 1:
-                column, places = spots[some[0]]
-                log.exception("grid: cell failed: %s, row %d", column.label if column else "no LoRA", places[0][1])
-                self._put(page, spots[some[0]], Failed(_reason(error, self.model)))
-                return
-            log.warning("grid: %d cells in one batch failed (%s); they are drawn one by one from here on", len(some), error)
-            self.together = 1
-            self.brush.release()
-            host.free_memory()
-            for one in some:
-                self._attempt(page, spots, draw, [one])
-            return
-        self._seconds += time.monotonic() - start
-        self._drawn += sum(len(spots[one][1]) for one in some)
-        for one, picture in zip(some, pictures, strict=True):
-            self._put(page, spots[one], picture)
-
-    def _put(self, page: int, spot: Spot, drawn: Drawn | Failed) -> None:
-        """Keeps a picture and shows it in all its places."""
-        column, places = spot
-        picture = drawn if isinstance(drawn, Image.Image) else None
-        if isinstance(drawn, Exception):
-            log.error("grid: cell failed: %s, row %d: %s", column.label if column else "no LoRA", places[0][1], drawn)
-            drawn = Failed(str(drawn))
-        for place in places:
-            if picture is None:
-                assert isinstance(drawn, Failed)
-                self._place(page, place, drawn)
-            else:
-                self._place(page, place, self.store.save(self._facts(column, page, place[1]), picture), picture)
-
-    def _place(self, page: int, place: Place, cell: Path | Failed, drawn: Image.Image | None = None) -> None:
-        self.book.put(page, place, cell, drawn)
-        self._done += 1
-        self.show(self._status())
-        self._advance(self._done, self.book.preview(page))
-
-    def _status(self) -> str:
-        """``cell 7 of 31 · 2.1 s a cell · 0:50 left``, the time by what was drawn so far."""
-        line = f"cell {self._done} of {self.axes.cells}"
-        if not self._drawn:
-            return line
-        pace = self._seconds / self._drawn
-        minutes, seconds = divmod(round(pace * (self.axes.cells - self._done)), 60)
-        return f"{line} · {pace:.1f} s a cell · {minutes}:{seconds:02d} left"
-
-    def _text_strength(self, strength: float) -> float:
-        return strength if self.axes.text_strength is None else self.axes.text_strength
-
-    def _facts(self, column: Column | None, page: int, row: int) -> CellFacts:
-        shown = self.axes.pages[page]
-        sampling = replace(self.sampling, seed=shown.seed)
-        reading = self.text.reading_of(f"{shown.prompt}\n{sampling.negative}")
-        if column is None:
-            return CellFacts(shown.prompt, None, None, None, 0, 0, sampling, reading)
-        path, strength = column.file.path, self.axes.strengths[row]
-        return CellFacts(
-            shown.prompt, host.lora_name(path), contents.of(path), column.file.epoch, strength, self._text_strength(strength),
-            sampling, reading,
-        )  # fmt: skip
-
-
-def _reason(error: Exception, model: host.Model) -> str:
-    error = compatibility.told(error, model) or error
-    return str(error) if isinstance(error, AtelierError) else f"{type(error).__name__}: {error}"
 
 
 def drawn_pages(paths: Sequence[Path]) -> Iterator[Image.Image]:

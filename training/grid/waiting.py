@@ -12,7 +12,7 @@ from .plan import Column
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class CellOrder:
     """What a cell is drawn with beside its page's prompt and seed."""
 
     lora: Lora
@@ -24,7 +24,7 @@ class Order:
 class Due:
     """A picture that is to be drawn, and the places in which it is shown: several where files hold the same."""
 
-    order: Order
+    order: CellOrder
     column: Column
     places: list[Place]
 
@@ -52,7 +52,7 @@ class Waiting:
     def first(self, page: int, count: int) -> list[Due]:
         return list(self._due[page].values())[:count]
 
-    def orders(self) -> list[tuple[int, Order]]:
+    def orders(self) -> list[tuple[int, CellOrder]]:
         """(page, order) of all that wait."""
         return [(page, one.order) for page, due in enumerate(self._due) for one in due.values()]
 

@@ -27,7 +27,7 @@ from ..performance.checkpointing import blocks_of
 from ..performance.frozen_layers import lightened
 from ..performance.out_of_place import KERNELS, Care, OutOfPlace
 from ..performance.quantised_layers import unpacking
-from ..performance.recording import CudaRecorder, Recorder
+from ..performance.recording import CudaRecorder, GraphRecorder
 from ..protocols import CanvasText, Conditions, EncodedText, Prediction
 from ..tensors.transfer import to_device
 from . import alterations, lockstep
@@ -437,7 +437,7 @@ class Model:
         """Whether copies on other devices take part, which know nothing of what is attached here."""
         return bool(getattr(self.patcher, "get_additional_models_with_key", lambda _key: [])("multigpu"))
 
-    def recorder(self) -> Recorder | None:
+    def recorder(self) -> GraphRecorder | None:
         """What can record the network's passes in sampling; None where nothing can, or other nodes' code takes part in them."""
         paged = getattr(self.patcher, "is_dynamic", lambda: False)()
         if self.device.type != "cuda" or torch.version.cuda is None or self.is_altered or self.has_copies:

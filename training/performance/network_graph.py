@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tensors.method_patch import patched
-from .recording import Recorder, Recording
+from .recording import GraphRecorder, Recording
 
 log = logging.getLogger("lora-atelier")
 FORMS = 4
@@ -50,7 +50,7 @@ class NetworkGraph:
     one form from another).
     """
 
-    def __init__(self, network: nn.Module, recorder: Recorder, device: torch.device, state: Callable[[], State]):
+    def __init__(self, network: nn.Module, recorder: GraphRecorder, device: torch.device, state: Callable[[], State]):
         self.network, self.device = network, device
         self._recorder, self._state = recorder, state
         self._forms: dict[Hashable, _Form] = {}

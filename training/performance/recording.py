@@ -22,7 +22,7 @@ class Recording(Protocol):
         """Does the work on what the fixed places hold now."""
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """Makes recordings on one device."""
 
     def capture(self, work: Work) -> Recording:

@@ -18,7 +18,6 @@ from lora_atelier.training.grid.judge import Judge
 from lora_atelier.training.grid.sheet import Failed
 from lora_atelier.training.network import lora_file
 from lora_atelier.training.network.adapter import Adapter
-from lora_atelier.training.network.lora import LoRALayer
 from lora_atelier.training.network.scope import TEXT, adaptable_layers, text_layers
 from lora_atelier.training.network.targets import choose
 from lora_atelier.training.runs.record import SavedLoRA
@@ -174,9 +173,12 @@ def test_at_strength_0_a_cell_is_the_control_and_is_not_drawn_again(tiny, tmp_pa
     t, asked = tiny("sd3"), []
     path = write_lora(t, tmp_path / "ink.safetensors", text=True)
     real = cell_renderer.CellRenderer.beside
-    monkeypatch.setattr(
-        cell_renderer.CellRenderer, "beside", lambda brush, *given: asked.append(list(given[2])) or real(brush, *given)
-    )
+
+    def beside(brush, orders, page):
+        asked.append([order.strength for order in orders])
+        return real(brush, orders, page)
+
+    monkeypatch.setattr(cell_renderer.CellRenderer, "beside", beside)
     grid = drawn(grid_of(t, tmp_path, path, strengths=(0.0, 1.0), prompts=("a fox", "an owl")))
     assert asked == [[1.0], [1.0]]
     assert np.array_equal(pixels(grid, 1, (1, 0)), stock(t, path, 0.0, "an owl", sampling()))
@@ -231,7 +233,7 @@ def test_layers_that_are_passed_by_make_the_host_merge(tiny, tmp_path, monkeypat
     path = write_lora(t, tmp_path / "ink.safetensors")
 
     def refuse(self, *_args):
-        raise lora.UnusedLayers("one layer was passed by")
+        raise side_by_side.UnusedLayers("one layer was passed by")
 
     monkeypatch.setattr(cell_renderer.CellRenderer, "beside", refuse)
     grid = drawn(grid_of(t, tmp_path, path, strengths=(0.5, 1.0)))
@@ -309,9 +311,14 @@ def test_each_file_is_read_once_and_each_prompt_encoded_once(tiny, tmp_path, mon
     t = tiny("sd15")
     plain, reading = (write_lora(t, tmp_path / f"{x}.safetensors", seed=x, text=x == 2) for x in (1, 2))
     read, encoded = [], []
-    real_read, real_encode = lora.read_tensors, host.TextEncoder.for_sampling
+    real_read, real_encode = lora.read_tensors, host.TextEncoder.for_sampling_all
     monkeypatch.setattr(lora, "read_tensors", lambda path, *more: read.append(path.stem) or real_read(path, *more))
-    monkeypatch.setattr(host.TextEncoder, "for_sampling", lambda self, text: encoded.append(text) or real_encode(self, text))
+
+    def encode(self, texts, *more):
+        encoded.extend(texts)
+        return real_encode(self, texts, *more)
+
+    monkeypatch.setattr(host.TextEncoder, "for_sampling_all", encode)
     drawn(grid_of(t, tmp_path, plain, prompts=("a fox", "an owl"), seeds=(1, 2), strengths=(0.5, 1.0)))
     assert read == ["1"] and sorted(encoded) == ["", "a fox", "an owl"]
     encoded.clear()
