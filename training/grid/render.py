@@ -29,7 +29,7 @@ from .pixels import to_batch
 from .plan import Axes, Column
 from .sheet import Failed
 from .side_by_side import UnusedLayers
-from .waiting import Due, CellOrder, Waiting
+from .waiting import CellOrder, Due, Waiting
 
 __all__ = ["Grid", "Sampling", "to_batch", "to_picture"]
 
@@ -156,7 +156,7 @@ class Grid:
                 self._waiting.add(page, path, Due(order, column, [(number, row)]))
 
     def _plain_cell(self, page: int, others: Sequence[int], _some: Sequence[int]) -> list[Drawn]:
-        self.brush.read([(None, self.axes.pages[number].prompt) for number in others])
+        self.brush.read([(None, text) for text in (*(self.axes.pages[n].prompt for n in others), self.sampling.negative)])
         return [self.brush.plain(self.axes.pages[page])]
 
     def _take_control(self, number: int, column: Column, missing: Work) -> Work:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from lora_atelier.training.network import lora_file
 from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.scope import TEXT, adaptable_layers, text_layers
 from lora_atelier.training.network.targets import choose
+from lora_atelier.training.performance.recording import EagerRecorder
 from lora_atelier.training.runs.record import SavedLoRA
 from PIL import Image
 from safetensors import safe_open
@@ -305,6 +308,179 @@ def test_a_lokr_of_whole_halves_has_no_use_for_its_alpha(tiny, tmp_path):
     grid = drawn(grid_of(t, tmp_path, path, strengths=(1.0,)))
     assert alike(pixels(grid, 0, (1, 0)), stock(t, path, 1.0, "a fox", sampling()))
     assert not np.array_equal(pixels(grid, 0, (1, 0)), pixels(grid, 0, (0, 0)))
+
+
+def readers(t) -> int:
+    from comfy.sd1_clip import SDClipModel
+
+    return sum(isinstance(module, SDClipModel) for module in t.text.clip.cond_stage_model.modules())
+
+
+class Passes:
+    """Counts the passes of the diffusion network and of the text encoders while it lasts, and the pictures of each."""
+
+    def __init__(self, t):
+        self.rows: list[int] = []
+        self.text: list[int] = []
+        self._t = t
+
+    def __enter__(self) -> Passes:
+        from comfy.sd1_clip import SDClipModel
+
+        readers = [module for module in self._t.text.clip.cond_stage_model.modules() if isinstance(module, SDClipModel)]
+        watched = [(self._t.model.base.diffusion_model, self.rows), *((reader, self.text) for reader in readers)]
+        self._handles = [
+            module.register_forward_pre_hook(lambda _m, given, rows=rows: rows.append(len(given[0]))) for module, rows in watched
+        ]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize(("together", "batches"), [(0, [8, 8, 8, 6]), (5, [5] * 6), (7, [7, 7, 7, 7, 2])])
+def test_batches_are_filled_across_files(tiny, tmp_path, together, batches):
+    """6 epochs at 5 strengths: as many passes of the network as full batches take, each of one cell for the control before."""
+    t, steps, strengths = tiny("sd3"), 3, (0.2, 0.4, 0.6, 0.8, 1.0)
+    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in range(6)]
+    with Passes(t) as counted:
+        grid = drawn(grid_of(t, tmp_path, *paths, strengths=strengths, how={"steps": steps, "cfg": 1.0}, together=together))
+    assert counted.rows == [size for size in (1, *batches) for _ in range(steps)]
+    assert counted.text == [2] * len(counted.text) and len(counted.text) == readers(t), "prompt and negative in one pass"
+    assert grid.book.cells[0].keys() == {(0, 0), *((x, y) for x in range(1, 7) for y in range(5))}
+    shown = [pixels(grid, 0, (x, y)) for x in range(1, 7) for y in range(5)]
+    assert all(np.abs(a - b).max() > 4 for i, a in enumerate(shown) for b in shown[:i])
+
+
+def test_pictures_of_one_batch_are_those_of_the_stock_nodes(tiny, tmp_path):
+    """Files side by side, with and without a part in the text encoder, of several ranks, and a strength for each."""
+    t, strengths = tiny("sd15"), (1.0, -0.7)
+    paths = [
+        write_lora(t, tmp_path / "1.safetensors", seed=1, text=True), write_lora(t, tmp_path / "2.safetensors", seed=2, rank=4),
+        write_lora(t, tmp_path / "3.safetensors", seed=3, text=True, rank=1),
+    ]  # fmt: skip
+    with Passes(t) as counted:
+        grid = drawn(grid_of(t, tmp_path, *paths, strengths=strengths, prompts=("a fox", "an owl")))
+    assert counted.rows == [2, 2] * 2 + [12, 12] * 2
+    # Two prompts and the empty one, plain; then the same for two files at two strengths, of 77 tokens each, in lots of four.
+    assert counted.text == [3, 4, 4, 4]
+    alone = drawn(grid_of(t, tmp_path / "alone", *paths, strengths=strengths, prompts=("a fox", "an owl"), together=1))
+    for page, prompt in enumerate(("a fox", "an owl")):
+        for place in ((x, y) for x in (1, 2, 3) for y in (0, 1)):
+            found = pixels(grid, page, place)
+            assert np.abs(found - pixels(alone, page, place)).max() <= 1, (page, place)
+            if place[0] == 2:  # what is merged into a text encoder of random weights rounds otherwise than what is beside it
+                assert alike(found, stock(t, paths[1], strengths[place[1]], prompt, sampling())), (page, place)
+    assert np.abs(pixels(grid, 0, (1, 0)) - stock(t, paths[0], 1.0, "a fox", sampling())).mean() < 0.3
+
+
+def test_recorded_passes_draw_the_same_pictures_bit_for_bit(tiny, tmp_path, monkeypatch):
+    """What surrounds a CUDA graph, with a recorder that runs everything again."""
+    t = tiny("sd15")
+    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed, text=seed == 2) for seed in (1, 2, 3)]
+    how = {"how": {"steps": 6}, "together": 4}
+    expected = drawn(grid_of(t, tmp_path / "as always", *paths, **how))
+    captured = []
+
+    class Counting(EagerRecorder):
+        def capture(self, work):
+            captured.append(work)
+            return super().capture(work)
+
+    monkeypatch.setattr(host.Model, "recorder", lambda self: Counting())
+    grid = drawn(grid_of(t, tmp_path / "recorded", *paths, **how))
+    assert not grid.brush.graph.reason and grid.brush.graph.replays > 10
+    assert len(captured) == 2, "one for the full batches, one for the last cell"
+    for place in expected.book.cells[0]:
+        assert np.array_equal(pixels(grid, 0, place), pixels(expected, 0, place)), place
+    assert "forward" not in vars(t.model.base.diffusion_model)
+
+
+def test_a_file_that_gives_no_numbers_costs_its_own_cells_of_a_batch(tiny, tmp_path):
+    t = tiny("sd15")
+    good, other = (write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
+    wild = write_lora(t, tmp_path / "wild.safetensors", change=lambda x: {k: v * 1e30 if v.ndim else v for k, v in x.items()})
+    with Passes(t) as counted:
+        grid = drawn(grid_of(t, tmp_path, good, wild, other, strengths=(0.5, 1.0)))
+    assert counted.rows == [2, 2, 12, 12] and grid.together == 6, "nobody is drawn a second time for it"
+    for row in range(2):
+        failed = grid.book.cells[0][2, row]
+        assert isinstance(failed, Failed) and failed.reason.startswith("model: what this SD15 model drew is NaN or infinite")
+        for column, path in ((1, good), (3, other)):
+            assert alike(pixels(grid, 0, (column, row)), stock(t, path, (0.5, 1.0)[row], "a fox", sampling()))
+
+
+def test_a_file_whose_layers_are_passed_by_is_merged_and_the_others_are_not(tiny, tmp_path, monkeypatch):
+    t = tiny("sd3")
+    good, passed = (write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
+    merged, real, real_merged = [], cell_renderer.CellRenderer.beside, lora.Lora.merged
+
+    def refuse(brush, orders, page):
+        if bad := [order.lora for order in orders if order.lora.path == passed]:
+            raise side_by_side.UnusedLayers("one layer was passed by", [bad[0].of_model])
+        return real(brush, orders, page)
+
+    monkeypatch.setattr(cell_renderer.CellRenderer, "beside", refuse)
+    monkeypatch.setattr(lora.Lora, "merged", lambda self, *how: merged.append(self.path) or real_merged(self, *how))
+    grid = drawn(grid_of(t, tmp_path, good, passed, strengths=(0.5, 1.0)))
+    assert set(merged) == {passed}
+    assert np.array_equal(pixels(grid, 0, (2, 1)), stock(t, passed, 1.0, "a fox", sampling()))
+    assert alike(pixels(grid, 0, (1, 1)), stock(t, good, 1.0, "a fox", sampling()))
+
+
+def test_files_that_need_memory_make_smaller_batches(tiny, tmp_path, monkeypatch):
+    """What stands beside the model counts, and what may come later is the first to go."""
+    t, asked, grids = tiny("sd3"), [], []
+    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in range(4)]
+    layer_sizes = sum(2 * sum(b.shape) for b in opened(t, paths[0]).of_model.values())  # rank 2, one number for each in and out
+
+    def fits(self, wanted, size, beside=0):
+        asked.append(beside + sum(grid.brush._of_model.bytes for grid in grids))
+        return min(wanted, 3 if asked[-1] > 2 * 4 * layer_sizes else 8)
+
+    monkeypatch.setattr(host.Model, "pictures_that_fit", fits)
+    with Passes(t) as counted:
+        grids.append(grid_of(t, tmp_path, *paths, strengths=(0.5, 1.0), how={"cfg": 1.0, "steps": 1}))
+        drawn(grids[0])
+    assert max(asked) == 4 * 4 * layer_sizes, "four files in fp32"
+    assert counted.rows == [1, 3, 3, 2]
+    assert alike(pixels(grids[0], 0, (4, 1)), stock(t, paths[3], 1.0, "a fox", sampling(cfg=1.0, steps=1)))
+
+
+def test_a_file_is_let_go_of_with_its_last_cell(tiny, tmp_path, monkeypatch):
+    t, alive = tiny("sd3"), []
+    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in range(5)]
+    known: weakref.WeakSet = weakref.WeakSet()
+    real = lora.Lora.__init__
+
+    def opening(self, *given):
+        gc.collect()
+        alive.append(len(known))
+        known.add(self)
+        real(self, *given)
+
+    monkeypatch.setattr(lora.Lora, "__init__", opening)
+    drawn(grid_of(t, tmp_path, *paths, strengths=(0.5, 1.0), how={"steps": 1}, together=2))
+    gc.collect()
+    assert max(alive) <= 1 and not known
+
+
+def test_files_of_one_content_are_drawn_once(tiny, tmp_path):
+    t = tiny("sd3")
+    paths = [write_lora(t, tmp_path / f"{name}.safetensors") for name in ("one", "other")]
+    with Passes(t) as counted:
+        grid = drawn(grid_of(t, tmp_path, *paths, strengths=(0.5, 1.0), how={"cfg": 1.0, "steps": 1}))
+    assert counted.rows == [1, 2]
+    assert grid.remarks() == ["epoch 2 gives the same pictures as epoch 1."]
+
+
+def test_a_disk_that_takes_nothing_is_told(tiny, tmp_path, monkeypatch):
+    t = tiny("sd3")
+    path = write_lora(t, tmp_path / "ink.safetensors")
+    monkeypatch.setattr(cells.CellStore, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        drawn(grid_of(t, tmp_path, path, strengths=(1.0,), how={"steps": 1}))
 
 
 def test_each_file_is_read_once_and_each_prompt_encoded_once(tiny, tmp_path, monkeypatch):
