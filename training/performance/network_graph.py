@@ -55,6 +55,8 @@ class NetworkGraph:
         self._recorder, self._state = recorder, state
         self._forms: dict[Hashable, _Form] = {}
         self._ground: Hashable = None
+        # Asked before every pass, so not by a walk over the modules; the tensors in these may be replaced.
+        self._homes = [home for module in network.modules() for home in (module._parameters, module._buffers) if home]
         self.reason = ""
         """Why nothing is recorded any more; empty while it is."""
         self.replays = 0
@@ -142,8 +144,8 @@ class NetworkGraph:
             raise NotRecordable(f"a replay is {far / whole if whole else far:.2g} of the answer away from it")
 
     def _tensors(self) -> Iterator[Tensor]:
-        yield from self.network.parameters()
-        yield from self.network.buffers()
+        for home in self._homes:
+            yield from (tensor for tensor in home.values() if tensor is not None)
 
     def _form_of(self, value: Any, inputs: list[Tensor]) -> Hashable:
         """Everything of the arguments that a recording takes for constant; ``inputs`` gets the tensors that it does not."""
