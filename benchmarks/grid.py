@@ -65,7 +65,7 @@ def write_epochs(model: Any, folder: Path, count: int) -> list[Path]:
         stream = torch.Generator().manual_seed(epoch)
         for branch in adapter.branches.values():
             up: Any = branch.factors()[1]
-            up.data = torch.randn(up.shape, generator=stream) * 0.01
+            up.data = torch.randn(up.shape, generator=stream) * 0.05
         paths.append(folder / f"bench-{epoch:06d}.safetensors")
         save_file(lora_file.to_file(adapter, model.lora_names(), model.family, torch.float16), paths[-1])
     return paths

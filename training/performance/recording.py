@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,9 +48,10 @@ class CudaRecorder:
     """CUDA graphs with one memory pool; none of their answers is kept while another one is replayed."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
 
     def capture(self, work: Work) -> Recording:
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # What other threads (a server's, say) ask of the device meanwhile is none of the recording's.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
