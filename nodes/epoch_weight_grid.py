@@ -235,7 +235,7 @@ def _more_inputs() -> list[Any]:
         ),
         io.Int.Input(
             "cells_at_once", default=0, min=0, max=64, optional=True,
-            tooltip="Strengths of a row that are drawn in one batch; 0: as many as fit, up to 8; 1: one by one.",
+            tooltip="Cells that are drawn in one batch, of several files too; 0: as many as fit, up to 8; 1: one by one.",
         ),
         io.Boolean.Input(
             "scores", default=True, optional=True,

@@ -1,8 +1,9 @@
-"""Cell renderer: samples cells alone, in batches of several strengths, or with the host's merged weights."""
+"""Cell renderer: samples cells alone, in batches of several files and strengths, or with the host's merged weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 from PIL import Image
 from torch import Tensor
@@ -10,17 +11,42 @@ from torch import Tensor
 from .. import compatibility, host
 from ..config.sampling import Sampling
 from ..dataset.images import to_picture
+from ..errors import NotFinite
+from ..network.scope import Layers
+from ..performance.network_graph import NetworkGraph
 from ..protocols import CanvasText
 from .lora import Lora, join
 from .plan import Page
+from .sheet import Failed
+from .side_by_side import Beside, SideBySide
+from .waiting import CellOrder
+
+Drawn = Image.Image | Failed
+"""A cell's picture, or why it is none while others of its batch may be."""
+Reading = tuple[Lora | None, float, str]
+"""A text as it is read with a LoRA at some strength; None: without any."""
 
 
 class CellRenderer:
-    """Model, text encoder and VAE with one person's sampler settings."""
+    """Model, text encoder and VAE with one person's sampler settings; ``layers`` are those that a LoRA may stand beside."""
 
-    def __init__(self, model: host.Model, text: host.TextEncoder, codec: host.PictureCodec, sampling: Sampling):
-        self.model, self.text, self.codec, self.sampling = model, text, codec, sampling
-        self._encoded: dict[str, CanvasText] = {}
+    def __init__(
+        self,
+        model: host.Model,
+        text: host.TextEncoder,
+        codec: host.PictureCodec,
+        sampling: Sampling,
+        layers: Layers | None = None,
+        seats: int = 1,
+    ):
+        """``seats``: of how many files there will be pictures in one batch at most."""
+        self.model, self.text, self.codec, self.sampling, self.seats = model, text, codec, sampling, seats
+        self._encoded: dict[Reading, CanvasText | NotFinite] = {}
+        self._of_model = SideBySide(layers or {}, model.device)
+        self._of_text = SideBySide(layers or {}, text.device)
+        recorder = model.recorder() if layers else None
+        network = model.base.diffusion_model
+        self.graph = None if recorder is None else NetworkGraph(network, recorder, model.device, lambda: self._of_model.state)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -40,56 +66,122 @@ class CellRenderer:
 
     def check(self) -> None:
         """AtelierError if the model cannot read what the text encoder gives."""
-        compatibility.check_conditioning(self.model, self._encode(self.sampling.negative))
+        compatibility.check_conditioning(self.model, self._read(None, self.sampling.negative))
 
-    def plain(self, page: Page) -> Image.Image:
+    def plain(self, page: Page) -> Drawn:
         """A cell without any LoRA."""
-        positive, negative = self._encode(page.prompt), self._encode(self.sampling.negative)
+        self.read([(None, page.prompt), (None, self.sampling.negative)])
+        positive, negative = self._read(None, page.prompt), self._read(None, self.sampling.negative)
         return self._pictures(self._alone(self.model, positive, negative, page.seed), 1)[0]
 
-    def merged(self, model: host.Model, text: host.TextEncoder, page: Page) -> Image.Image:
+    def merged(self, model: host.Model, text: host.TextEncoder, page: Page) -> Drawn:
         """A cell with what the host made of model and text encoder."""
         positive, negative = text.for_sampling(page.prompt), text.for_sampling(self.sampling.negative)
         return self._pictures(self._alone(model, positive, negative, page.seed), 1)[0]
 
-    def beside(self, lora: Lora, page: Page, strengths: Sequence[float], text_strengths: Sequence[float]) -> list[Image.Image]:
-        """Cells of one LoRA at several strengths, in one batch if their conditionings can share one."""
-        conditions = [self._conditions(lora, page, strength) for strength in text_strengths]
+    def beside(self, orders: Sequence[CellOrder], page: Page) -> list[Drawn]:
+        """Cells of one page with their LoRAs beside the model, in one batch if their conditionings can share one.
+
+        UnusedLayers, with the files that are concerned, if some layer of a file was never asked.
+        """
+        texts = page.prompt, self.sampling.negative
+        self.read([(order, text) for order in orders for text in texts])
+        read = [[self._encoded[_reading(order, text)] for text in texts] for order in orders]
+        lost = {i: one for i, pair in enumerate(read) for one in pair if isinstance(one, NotFinite)}
+        whole = [i for i in range(len(orders)) if i not in lost]
+        conditions = {i: [one for one in read[i] if not isinstance(one, NotFinite)] for i in whole}
+        drawn = dict(zip(whole, self._beside([orders[i] for i in whole], [conditions[i] for i in whole], page), strict=True))
+        return [Failed(str(lost[i])) if i in lost else drawn[i] for i in range(len(orders))]
+
+    def _beside(self, orders: Sequence[CellOrder], conditions: Sequence[Sequence[CanvasText]], page: Page) -> list[Drawn]:
+        if not orders:
+            return []
         positive, negative = join([c[0] for c in conditions]), join([c[1] for c in conditions])
         if positive is None or negative is None:
-            return [
-                picture
-                for one, text in zip(strengths, text_strengths, strict=True)
-                for picture in self.beside(lora, page, [one], [text])
-            ]
-        with lora.attached(strengths) as rows:
-            if len(strengths) == 1:
+            return [one for order, read in zip(orders, conditions, strict=True) for one in self._beside([order], [read], page)]
+        beside = [Beside(order.lora.of_model, order.strength) for order in orders]
+        recorded = nullcontext() if self.graph is None else self.graph.in_place()
+        with self._of_model.attached(beside, self.seats) as rows, self.model.each_call(rows.spread), recorded:
+            if len(orders) == 1:
                 latents = self._alone(self.model, positive, negative, page.seed)
             else:
                 shared = positive is conditions[0][0] and negative is conditions[0][1]
                 latents = self.model.sample_together(
-                    positive, negative, self.sampling.settings, len(strengths), rows.choose, latent_size=self.latent_size,
+                    positive, negative, self.sampling.settings, len(orders), rows.choose, latent_size=self.latent_size,
                     seed=page.seed, whole=not shared,
                 )  # fmt: skip
-        return self._pictures(latents, len(strengths))
+        return self._pictures(latents, len(orders))
 
-    def _conditions(self, lora: Lora, page: Page, strength: float) -> tuple[CanvasText, CanvasText]:
-        texts = page.prompt, self.sampling.negative
-        if lora.reads_text and strength:
-            return lora.encode(texts[0], strength), lora.encode(texts[1], strength)
-        return self._encode(texts[0]), self._encode(texts[1])
+    def read(self, wanted: Iterable[tuple[CellOrder | None, str]]) -> None:
+        """Encodes what of ``wanted`` (a cell's text, None for one without a LoRA) was not yet, in as few passes as there can be.
 
-    def _encode(self, text: str) -> CanvasText:
-        """A prompt is encoded once, unless a LoRA has a part in the text encoder."""
-        if text not in self._encoded:
-            self._encoded[text] = self.text.for_sampling(text)
-        return self._encoded[text]
+        A text is encoded once, and once more for every file with a part in the text encoder at every strength.
+        """
+        asked = dict.fromkeys(_reading(order, text) for order, text in wanted)
+        missing = [reading for reading in asked if reading not in self._encoded]
+        if not missing:
+            return
+        kinds = list(dict.fromkeys((lora, strength) for lora, strength, _ in missing))
+        beside = [Beside(None if lora is None else lora.of_text, strength) for lora, strength in kinds]
+        versions = [kinds.index((lora, strength)) for lora, strength, _ in missing]
+        with self._of_text.attached(beside) as rows:
+            found = self.text.for_sampling_all([text for *_, text in missing], versions, rows.exactly)
+        self._encoded |= zip(missing, found, strict=True)
+
+    def forget(self, lora: Lora) -> None:
+        """Lets go of what was read with a file that is no longer needed."""
+        self._encoded = {reading: found for reading, found in self._encoded.items() if reading[0] is not lora}
+
+    def release(self) -> None:
+        """Lets go of all files and recordings."""
+        self._of_model.release()
+        self._of_text.release()
+        if self.graph is not None:
+            self.graph.drop()
+
+    def count_that_fits(self, orders: Sequence[CellOrder]) -> int:
+        """How many of the first ``orders`` can be drawn in one batch by the host's own measure, with their files."""
+        count = len(orders)
+        while count > 1:
+            files = list({id(order.lora): order.lora.of_model for order in orders[:count]}.values())
+            more = self._of_model.numbers(files, self.seats) * self.model.compute_dtype.itemsize - self._of_model.bytes
+            fitting = self.model.pictures_that_fit(count, self.latent_size, max(0, more))
+            if fitting == count:
+                break
+            if self.seats > len(files):  # room for files that come later is the first to go
+                self.seats = len(files)
+                self.release()
+            else:
+                count = fitting
+        return count
+
+    def _read(self, order: CellOrder | None, text: str) -> CanvasText:
+        self.read([(order, text)])
+        found = self._encoded[_reading(order, text)]
+        if isinstance(found, NotFinite):
+            raise found
+        return found
 
     def _alone(self, model: host.Model, positive: CanvasText, negative: CanvasText, seed: int) -> Tensor:
         return model.sample(positive, negative, self.sampling.settings, latent_size=self.latent_size, seed=seed)
 
-    def _pictures(self, latents: Tensor, count: int) -> list[Image.Image]:
-        """NotFinite when the model or the VAE gives something that is no picture."""
+    def _pictures(self, latents: Tensor, count: int) -> list[Drawn]:
+        """Failed in place of one of which the model or the VAE gives something that is no picture."""
         pixels = self.codec.decode(latents)
-        compatibility.check_picture(self.model, latents, pixels)
-        return [to_picture(one) for one in pixels[:: max(1, len(pixels) // count)]]
+        frames = max(1, len(pixels) // count)
+        out: list[Drawn] = []
+        for i in range(count):
+            own = pixels[i * frames : (i + 1) * frames]
+            try:
+                compatibility.check_picture(self.model, latents[i : i + 1], own)
+            except NotFinite as lost:
+                out.append(Failed(str(lost)))
+            else:
+                out.append(to_picture(own[0]))
+        return out
+
+
+def _reading(order: CellOrder | None, text: str) -> Reading:
+    if order is None or not order.lora.of_text or not order.text_strength:
+        return None, 0.0, text
+    return order.lora, order.text_strength, text

@@ -45,11 +45,14 @@ class Pages:
         scale = min(1.0, max(share, 24 / min(sampling.width, sampling.height)))
         self._small = max(1, round(sampling.width * scale)), max(1, round(sampling.height * scale))
 
-    def put(self, page: int, place: Place, cell: Path | Failed) -> None:
-        """Keeps a cell, looks at it, and draws it on the preview; the control goes into every row."""
+    def put(self, page: int, place: Place, cell: Path | Failed, drawn: Image.Image | None = None) -> None:
+        """Keeps a cell, looks at it, and draws it on the preview; the control goes into every row.
+
+        ``drawn`` is what is in the file, or will be.
+        """
         self.cells[page][place] = cell
         self.looks[page].pop(place, None)
-        picture: Cell = cell if isinstance(cell, Failed) else _open(cell)
+        picture: Cell = cell if isinstance(cell, Failed) else drawn or _open(cell)
         if isinstance(picture, Image.Image):
             self.looks[page][place] = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
         if self.judge is not None and isinstance(picture, Image.Image):

@@ -58,6 +58,17 @@ class Axes:
         """Pictures to sample: the control is sampled once a page and shown in every row."""
         return len(self.prompts) * len(self.seeds) * (1 + len(self.columns) * len(self.strengths))
 
+    def on_text(self, strength: float) -> float:
+        """What the text encoder gets where the model gets ``strength``."""
+        return strength if self.text_strength is None else self.text_strength
+
+    def together(self, most: int) -> tuple[int, int]:
+        """(cells, files) that a batch of at most so many cells holds at most, on a page of which nothing is drawn yet."""
+        rows = sum(strength != 0 or self.on_text(strength) != 0 for strength in self.strengths)
+        cells = len(self.columns) * rows
+        files = [len({i // rows for i in range(first, min(first + most, cells))}) for first in range(0, cells, most)]
+        return min(most, max(1, cells)), max(files, default=1)
+
     @property
     def title(self) -> str:
         return ", ".join(dict.fromkeys(column.run for column in self.columns))

@@ -4,11 +4,14 @@ The host encodes a prompt at a time: on a GPU that leaves most of it idle (or re
 caption), on a CPU the weights are cast anew for each. Its encoders take lists of token rows though, and give every row what it
 would have alone. So when the host asks an encoder for the rows of one caption, the rows of the captions that come next go through
 with them, and are there when their turn comes. Everything else (joining encoders, weights, long prompts) remains the host's work.
+
+The same words may be read in several versions (with a LoRA at several strengths, say): whoever lays them beside the encoder's
+layers is told before each pass in which version every row is to be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,24 +25,40 @@ TOKENS_AT_ONCE, TOKENS_ON_CPU = 4096, 320
 FEWEST, MOST = 16, 64
 """Captions that are known to the encoders at a time; so many answers wait in memory."""
 Row = tuple[int, ...]
+Read = tuple[int, Row]
+"""A row in a version."""
 Answer = tuple[Tensor, Tensor | None, dict[str, Tensor]]
 """What an encoder gives for rows: hidden states (rows, tokens, width), pooled (rows, width), and whatever else it has."""
 
 
-class BatchedEncoders:
-    """The encoders in ``clip``, knowing which ``tokens`` (each as ``clip.tokenize`` gives it) they will be asked for in turn."""
+Versions = Callable[[Sequence[int]], None]
+"""Told before a pass the version of each of its rows."""
 
-    def __init__(self, clip: Any, tokens: Sequence[Any]):
-        coming = [_rows(one) for one in tokens]
+
+def one_version(_versions: Sequence[int]) -> None:
+    """Nothing tells versions apart."""
+
+
+class BatchedEncoders:
+    """The encoders in ``clip``, knowing which ``tokens`` (each as ``clip.tokenize`` gives it) they will be asked for in turn.
+
+    ``versions`` says in which version each is read, if not all in one, and ``tell`` is told them.
+    """
+
+    def __init__(self, clip: Any, tokens: Sequence[Any], versions: Sequence[int] | None = None, tell: Versions = one_version):
+        self._versions = [0] * len(tokens) if versions is None else versions
+        self._tell = tell
+        coming = [(version, _rows(one)) for version, one in zip(self._versions, tokens, strict=True)]
         encoders = (m for m in clip.cond_stage_model.modules() if isinstance(m, sd1_clip.ClipTokenWeightEncoder))
-        self._aheads = [_Ahead(encoder, coming, clip.patcher.load_device) for encoder in encoders]
+        self._aheads = [_Ahead(encoder, coming, clip.patcher.load_device, tell) for encoder in encoders]
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """While this lasts, an encoder that is asked for one of the captions reads the following ones in the same pass."""
+    def in_place(self, number: int) -> Iterator[None]:
+        """While this lasts, an encoder that is asked for caption ``number`` reads the following ones in the same pass."""
+        self._tell([self._versions[number]])
         with ExitStack() as stack:
             for ahead in self._aheads:
-                stack.enter_context(ahead.in_place())
+                stack.enter_context(ahead.in_place(self._versions[number]))
             yield
 
 
@@ -52,15 +71,17 @@ def captions_of_a_pass(tokens: Any, device: torch.device) -> int:
 class _Ahead:
     """Stands before an encoder's ``encode``."""
 
-    def __init__(self, encoder: Any, coming: Sequence[dict[str, list[Row]]], device: torch.device):
-        self._encoder, self._coming = encoder, coming
+    def __init__(self, encoder: Any, coming: Sequence[tuple[int, dict[str, list[Row]]]], device: torch.device, tell: Versions):
+        self._encoder, self._coming, self._tell = encoder, coming, tell
+        self._version = 0
         self._tokens = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_AT_ONCE
         """As many go through at once; 0: every caption alone."""
         self._encode = encoder.encode
-        self._found: dict[Row, Answer] = {}
+        self._found: dict[Read, Answer] = {}
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self, version: int) -> Iterator[None]:
+        self._version = version
         own = vars(self._encoder).get("encode")
         self._encoder.encode = self
         try:
@@ -74,8 +95,8 @@ class _Ahead:
     def __call__(self, rows: list[list[Any]]) -> Any:
         if not self._tokens or not rows or not all(_plain(row) for row in rows):
             return self._encode(rows)
-        wanted = [tuple(row) for row in rows]
-        missing = [row for row in dict.fromkeys(wanted) if row not in self._found]
+        wanted = [(self._version, tuple(row)) for row in rows]
+        missing = [one for one in dict.fromkeys(wanted) if one not in self._found]
         if missing:
             lot = self._lot(missing)
             parts = self._read(lot)
@@ -83,29 +104,33 @@ class _Ahead:
                 self._tokens = 0
                 return self._encode(rows)
             self._found |= zip(lot, parts, strict=True)
-        return _joined([self._found[row] for row in wanted])
+        return _joined([self._found[one] for one in wanted])
 
-    def _read(self, lot: list[Row]) -> list[Answer] | None:
+    def _read(self, lot: list[Read]) -> list[Answer] | None:
         """The answer to each row; None where there is no memory for them all, or where the encoder's answer cannot be parted.
 
         What is tried next waits until this has returned: an error that is still held holds the memory too.
         """
         try:
-            return _parts(self._encode([list(row) for row in lot]), len(lot))
+            self._tell([version for version, _ in lot])
+            return _parts(self._encode([list(row) for _, row in lot]), len(lot))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return None
+        finally:
+            self._tell([self._version])
 
-    def _lot(self, missing: list[Row]) -> list[Row]:
+    def _lot(self, missing: list[Read]) -> list[Read]:
         """``missing`` and what comes of the same length, as many as go through at once."""
-        kinds = {kind for one in self._coming for kind, rows in one.items() if missing[0] in rows}
+        first = missing[0][1]
+        kinds = {kind for _, one in self._coming for kind, rows in one.items() if first in rows}
         if len(kinds) != 1:  # no telling what this encoder will be asked for
             return missing
         (kind,) = kinds
-        after = (row for one in self._coming for row in one.get(kind, []) if len(row) == len(missing[0]))
-        most = self._tokens // len(missing[0])
-        ahead = [row for row in dict.fromkeys(after) if row not in missing and row not in self._found]
+        after = ((version, row) for version, one in self._coming for row in one.get(kind, []) if len(row) == len(first))
+        most = self._tokens // len(first)
+        ahead = [one for one in dict.fromkeys(after) if one not in missing and one not in self._found]
         return [*missing, *ahead[: max(0, most - len(missing))]]
 
 

@@ -27,6 +27,7 @@ from ..performance.checkpointing import blocks_of
 from ..performance.frozen_layers import lightened
 from ..performance.out_of_place import KERNELS, Care, OutOfPlace
 from ..performance.quantised_layers import unpacking
+from ..performance.recording import CudaRecorder, GraphRecorder
 from ..protocols import CanvasText, Conditions, EncodedText, Prediction
 from ..tensors.transfer import to_device
 from . import alterations, lockstep
@@ -436,9 +437,22 @@ class Model:
         """Whether copies on other devices take part, which know nothing of what is attached here."""
         return bool(getattr(self.patcher, "get_additional_models_with_key", lambda _key: [])("multigpu"))
 
-    def pictures_that_fit(self, wanted: int, latent_size: tuple[int, int]) -> int:
-        """How many pictures of this size can be sampled in one batch by the host's own measure, 1 to ``wanted``."""
-        free = comfy.model_management.get_free_memory(self.device)
+    def recorder(self) -> GraphRecorder | None:
+        """What can record the network's passes in sampling; None where nothing can, or other nodes' code takes part in them."""
+        paged = getattr(self.patcher, "is_dynamic", lambda: False)()
+        if self.device.type != "cuda" or torch.version.cuda is None or self.is_altered or self.has_copies:
+            return None
+        if paged:
+            log.info("grid: the host pages this model's weights in and out, so that the network's passes are not recorded")
+            return None
+        return CudaRecorder()
+
+    def pictures_that_fit(self, wanted: int, latent_size: tuple[int, int], beside: int = 0) -> int:
+        """How many pictures of this size can be sampled in one batch by the host's own measure, 1 to ``wanted``.
+
+        ``beside``: bytes of what stands beside the model and is not there yet.
+        """
+        free = comfy.model_management.get_free_memory(self.device) - beside
         free -= max(0, self.patcher.model_size() - self.patcher.loaded_size())
         for count in range(wanted, 1, -1):
             # The host takes conditional and unconditional parts apart by itself if both don't fit.

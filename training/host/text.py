@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..performance.out_of_place import OutOfPlace
 from ..protocols import CanvasText
 from ..tensors.finite import first_lost
 from . import alterations
-from .batched_text import BatchedEncoders, captions_of_a_pass
+from .batched_text import BatchedEncoders, Versions, captions_of_a_pass, one_version
 from .plain_text import named, plain
 from .weights import identity_of, mended, names_of_layers, put_twin_aside, resident
 
@@ -88,8 +89,8 @@ class TextEncoder:
             tokens += [self.tokenize(text) for text in texts[start + 1 : after]]
             start = after
             ahead = BatchedEncoders(self.clip, tokens)
-            for one in tokens:
-                with ahead.in_place():
+            for number, one in enumerate(tokens):
+                with ahead.in_place(number):
                     found = self._encode(one)
                 yield found
 
@@ -148,7 +149,35 @@ class TextEncoder:
     def for_sampling(self, text: str) -> CanvasText:
         """CONDITIONING as CLIPTextEncode makes it of ``text``, in its syntax."""
         with torch.inference_mode():
-            encoded: CanvasText = self.clip.encode_from_tokens_scheduled(self.tokenize(text))
+            return self._checked(text, self.clip.encode_from_tokens_scheduled(self.tokenize(text)))
+
+    def for_sampling_all(
+        self, texts: Sequence[str], versions: Sequence[int] | None = None, tell: Versions = one_version
+    ) -> list[CanvasText | NotFinite]:
+        """The same for each text, batched, equal up to rounding; and what ``for_sampling`` would raise for one that is lost.
+
+        A text is read in its version, if ``versions`` names one for each: ``tell`` is told before every pass of an encoder that
+        of each row, and of the text that the host works on otherwise.
+        """
+        versions = [0] * len(texts) if versions is None else versions
+        scheduled = bool(getattr(self.clip, "use_clip_schedule", False))  # it reads a text several times, in the host's own way
+        out: list[CanvasText | NotFinite] = []
+        for start in range(0, len(texts), AT_ONCE):
+            part = list(zip(texts, versions, strict=True))[start : start + AT_ONCE]
+            tokens = [self.tokenize(text) for text, _ in part]
+            ahead = BatchedEncoders(self.clip, tokens, [version for _, version in part], tell)
+            for number, (text, version) in enumerate(part):
+                tell([version])
+                with torch.inference_mode(), nullcontext() if scheduled else ahead.in_place(number):
+                    found: CanvasText = self.clip.encode_from_tokens_scheduled(tokens[number])
+                try:
+                    out.append(self._checked(text, found))
+                except NotFinite as lost:
+                    out.append(lost)
+        return out
+
+    def _checked(self, text: str, encoded: CanvasText) -> CanvasText:
+        """NotFinite where a prompt was lost."""
         if any(first_lost({"cond": cond, **extras}) is not None for cond, extras in encoded):
             raise NotFinite(
                 f"clip: it gives NaN or infinite numbers for the prompt {text[:80]!r}. Start ComfyUI with --fp32-text-enc or "

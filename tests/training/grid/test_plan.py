@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid.axes import parse_epochs
 from lora_atelier.training.grid.files import as_runs
-from lora_atelier.training.grid.plan import PAGE_PIXELS, PAGE_SIDE, Axes, check_size, columns_of, describe_size, remarks, spread
+from lora_atelier.training.grid.plan import (
+    PAGE_PIXELS,
+    PAGE_SIDE,
+    Axes,
+    Column,
+    check_size,
+    columns_of,
+    describe_size,
+    remarks,
+    spread,
+)  # fmt: skip
 from lora_atelier.training.runs.record import SavedLoRA
 from lora_atelier.training.runs.run import Epochs
 
@@ -91,3 +101,18 @@ def test_large_pages_are_cut_so_that_every_cell_is_on_one_and_each_can_be_opened
         assert smallest or (max(cells) <= PAGE_SIDE and cells[0] * cells[1] <= PAGE_PIXELS)
     if (1 + columns) * width <= PAGE_SIDE and rows * height <= PAGE_SIDE and (1 + columns) * width * rows * height <= PAGE_PIXELS:
         assert len(parts) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "strengths", "text", "most", "expected"),
+    [
+        (6, (0.2, 0.4, 0.6, 0.8, 1.0), None, 8, (8, 3)), (6, (0.0, 0.25, 0.5, 0.75, 1.0), None, 8, (8, 2)),
+        (6, (0.0, 0.25, 0.5, 0.75, 1.0), 0.5, 8, (8, 3)), (8, (1.0,), None, 8, (8, 8)), (2, (1.0, 0.5), None, 8, (4, 2)),
+        (3, (1.0, 0.5), None, 2, (2, 1)), (3, (0.0,), None, 8, (1, 1)), (0, (1.0,), None, 8, (1, 1)),
+        (9, (1.0, 2.0), None, 1, (1, 1)),
+    ],
+)  # fmt: skip
+def test_how_many_cells_and_files_a_batch_holds(files, strengths, text, most, expected):
+    """At strength 0 nothing is drawn, unless the text encoder has a strength of its own."""
+    columns = tuple(Column(SavedLoRA(Path(f"{i}.safetensors"), i, i), "ink", str(i)) for i in range(files))
+    assert Axes(("a fox",), columns, strengths, (1,), text).together(most) == expected

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,15 @@ import torch
 from lora_atelier.training import files, host
 from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.config.sampling import SamplerSettings
-from lora_atelier.training.grid import cell_renderer, cells, lora, plan, render
+from lora_atelier.training.grid import cell_renderer, cells, lora, plan, render, side_by_side
 from lora_atelier.training.grid.features import ColoursAndEdges
 from lora_atelier.training.grid.judge import Judge
 from lora_atelier.training.grid.sheet import Failed
 from lora_atelier.training.network import lora_file
 from lora_atelier.training.network.adapter import Adapter
-from lora_atelier.training.network.lora import LoRALayer
 from lora_atelier.training.network.scope import TEXT, adaptable_layers, text_layers
 from lora_atelier.training.network.targets import choose
+from lora_atelier.training.performance.recording import EagerRecorder
 from lora_atelier.training.runs.record import SavedLoRA
 from PIL import Image
 from safetensors import safe_open
@@ -34,7 +36,7 @@ def write_lora(t, path: Path, *, seed: int = 3, text: bool = False, change=lambd
     layers, names = adaptable_layers(t.model, t.text)
     chosen = choose({n: layer for n, layer in layers.items() if not n.startswith(TEXT)}, "attention + feed-forward")
     chosen |= text_layers(layers, "all") if text else {}
-    adapter = Adapter.fresh(chosen, NetworkConfig(rank=2, alpha=2.0, **settings), seed)
+    adapter = Adapter.fresh(chosen, NetworkConfig(**{"rank": 2, "alpha": 2.0, **settings}), seed)
     stream = torch.Generator().manual_seed(seed)
     for branch in adapter.branches.values():
         for parameter in branch.factors():
@@ -93,14 +95,20 @@ def hooks(t) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in found)
 
 
-def sampled(t, found: lora.Lora, strengths, sampler: str, cfg: float) -> torch.Tensor:
-    """Latents of all ``strengths`` in one batch, or of a single one as the sampler gives it alone."""
+def beside(t, *pictures: tuple[lora.Lora, float]) -> tuple[side_by_side.SideBySide, list[side_by_side.Beside]]:
+    owner = side_by_side.SideBySide(adaptable_layers(t.model, t.text)[0], t.model.device)
+    return owner, [side_by_side.Beside(file.of_model, strength) for file, strength in pictures]
+
+
+def sampled(t, pictures, sampler: str, cfg: float) -> torch.Tensor:
+    """Latents of all ``pictures`` (file, strength) in one batch, or of a single one as the sampler gives it alone."""
+    owner, shown = beside(t, *pictures)
     settings, more = SamplerSettings(sampler, "normal", 3, cfg), {"latent_size": (8, 8), "seed": 5}
     texts = [[[text.pop("cond"), text]] for text in (t.conditioning(1), t.conditioning(2))]
-    with torch.inference_mode(), found.attached(strengths) as rows:
-        if len(strengths) == 1:
+    with torch.inference_mode(), owner.attached(shown) as rows, t.model.each_call(rows.spread):
+        if len(pictures) == 1:
             return t.model.sample(*texts, settings, **more)
-        return t.model.sample_together(*texts, settings, len(strengths), rows.choose, **more)
+        return t.model.sample_together(*texts, settings, len(pictures), rows.choose, **more)
 
 
 SAMPLERS = [
@@ -109,51 +117,44 @@ SAMPLERS = [
 ]  # fmt: skip
 
 
+def two_files(t, folder: Path) -> list[tuple[lora.Lora, float]]:
+    """Pictures of a file at three strengths, and of one of another rank that leaves half of the layers alone at two."""
+    some = lambda tensors: {k: v for i, (k, v) in enumerate(sorted(tensors.items())) if i // 3 % 2}  # noqa: E731
+    one = opened(t, write_lora(t, folder / "one.safetensors"))
+    other = opened(t, write_lora(t, folder / "other.safetensors", seed=4, change=some, rank=5))
+    assert one.beside and other.beside and not one.of_text and 0 < len(other.of_model) < len(one.of_model)
+    return [(one, 0.4), (other, 1.0), (one, 1.0), (one, -0.7), (other, 0.5)]
+
+
 @pytest.mark.parametrize(("name", "sampler"), SAMPLERS)
-def test_a_batch_of_strengths_is_the_single_pictures(tiny, tmp_path, name, sampler):
+def test_a_batch_of_files_and_strengths_is_the_single_pictures(tiny, tmp_path, name, sampler):
     """Also where the sampler draws noise on its way or changes the guidance."""
     t = tiny(name)
-    found = opened(t, write_lora(t, tmp_path / "ink.safetensors"))
-    assert found.beside and not found.reads_text
-    together = sampled(t, found, STRENGTHS, sampler, 3.0)
-    for row, strength in enumerate(STRENGTHS):
-        alone = sampled(t, found, [strength], sampler, 3.0)
-        assert (together[row] - alone[0]).abs().max() < 1e-3 * alone.abs().max(), strength
-    assert (together[0] - together[1]).abs().max().item() > 0.01 * together.abs().max().item()
+    pictures = two_files(t, tmp_path)
+    together = sampled(t, pictures, sampler, 3.0)
+    for row, picture in enumerate(pictures):
+        alone = sampled(t, [picture], sampler, 3.0)
+        assert (together[row] - alone[0]).abs().max() < 1e-3 * alone.abs().max(), picture
+    least = 0.01 * together.abs().max()
+    assert all((a - b).abs().max() > least for i, a in enumerate(together) for b in together[:i])
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("room", [True, False])
-def test_each_picture_keeps_its_strength_however_the_host_batches(tiny, tmp_path, monkeypatch, cfg, room):
+def test_each_picture_keeps_its_own_however_the_host_batches(tiny, tmp_path, monkeypatch, cfg, room):
     """Without guidance there is one pass a picture; with little memory both halves go one after the other."""
     t = tiny("sd3")
-    found = opened(t, write_lora(t, tmp_path / "ink.safetensors"))
-    expected = [sampled(t, found, [strength], "euler", cfg)[0] for strength in STRENGTHS]
+    pictures = two_files(t, tmp_path)
+    expected = [sampled(t, [picture], "euler", cfg)[0] for picture in pictures]
     seen = []
-    real = lora.Strengths.spread
-    monkeypatch.setattr(lora.Strengths, "spread", lambda self, batch: seen.append(batch) or real(self, batch))
+    real = side_by_side.Rows.spread
+    monkeypatch.setattr(side_by_side.Rows, "spread", lambda self, batch: seen.append(batch) or real(self, batch))
     if not room:
         monkeypatch.setattr(t.model.base, "memory_required", lambda *_a, **_k: 1e30)
-    together = sampled(t, found, STRENGTHS, "euler", cfg)
-    assert set(seen) == {6 if room and cfg > 1 else 3}
+    together = sampled(t, pictures, "euler", cfg)
+    assert set(seen) == {10 if room and cfg > 1 else 5}
     for one, other in zip(together, expected, strict=True):
         assert (one - other).abs().max() < 1e-3 * other.abs().max()
-
-
-def test_a_batch_that_does_not_fit_is_refused_not_guessed():
-    rows = lora.Strengths(Adapter({}), [0.5, 1.0, 1.5], torch.device("cpu"))
-    rows.spread(6)
-    assert rows._adapter.strength.tolist() == [0.5, 1.0, 1.5, 0.5, 1.0, 1.5]
-    rows.choose([2, 0])
-    rows.spread(4)
-    assert rows._adapter.strength.tolist() == [1.5, 0.5, 1.5, 0.5]
-    rows.choose([1])
-    rows.spread(2)
-    assert rows._adapter.strength == 1.0
-    rows.choose([0, 1])
-    for batch in (0, 1, 3):
-        with pytest.raises(RuntimeError, match="do not fit"):
-            rows.spread(batch)
 
 
 @pytest.mark.parametrize(("name", "text", "sampler"), [("sd15", True, "euler"), ("sd3", False, "euler_ancestral")])
@@ -175,9 +176,12 @@ def test_at_strength_0_a_cell_is_the_control_and_is_not_drawn_again(tiny, tmp_pa
     t, asked = tiny("sd3"), []
     path = write_lora(t, tmp_path / "ink.safetensors", text=True)
     real = cell_renderer.CellRenderer.beside
-    monkeypatch.setattr(
-        cell_renderer.CellRenderer, "beside", lambda brush, *given: asked.append(list(given[2])) or real(brush, *given)
-    )
+
+    def beside(brush, orders, page):
+        asked.append([order.strength for order in orders])
+        return real(brush, orders, page)
+
+    monkeypatch.setattr(cell_renderer.CellRenderer, "beside", beside)
     grid = drawn(grid_of(t, tmp_path, path, strengths=(0.0, 1.0), prompts=("a fox", "an owl")))
     assert asked == [[1.0], [1.0]]
     assert np.array_equal(pixels(grid, 1, (1, 0)), stock(t, path, 0.0, "an owl", sampling()))
@@ -227,45 +231,12 @@ def test_what_is_not_wholly_understood_goes_the_hosts_way(tiny, tmp_path, how):
     assert np.array_equal(pixels(grid, 0, (0, 0)), pixels(clean, 0, (0, 0))), "the model is what it was"
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.7, torch.tensor([0.5, 1.0, -2.0])], ids=["zero", "one number", "one a picture"])
-@pytest.mark.parametrize("shape", [(3, 8), (3, 5, 8), (6, 5, 8)], ids=["rows", "tokens", "two rows a picture"])
-def test_what_is_added_in_place_is_what_an_adapter_adds(strength, shape):
-    layers = {"a": torch.nn.Linear(8, 12)}
-    stream = torch.Generator().manual_seed(1)
-    adapters = []
-    for kind in (Adapter, lora.Shown):
-        branch = LoRALayer(layers["a"], 2, 0.5, torch.Generator().manual_seed(2))
-        branch.up.data = torch.randn(branch.up.shape, generator=torch.Generator().manual_seed(3))
-        adapters.append(kind({"a": branch}))
-    x = torch.randn(shape, generator=stream)
-    found = []
-    for adapter in adapters:
-        adapter.strength = strength
-        with adapter.attached(layers), torch.no_grad():
-            found.append(layers["a"](x))
-    assert torch.allclose(*found, atol=1e-6)
-    with torch.no_grad():
-        assert torch.equal(found[1], layers["a"](x)) == (not isinstance(strength, torch.Tensor) and strength == 0)
-
-
-def test_a_layer_that_is_passed_by_is_noticed():
-    layers = {"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)}
-    adapter = Adapter.fresh(layers, NetworkConfig(rank=1), 0)
-    with lora._all_used(adapter, layers):
-        layers["a"](torch.zeros(1, 2))
-        layers["b"](torch.zeros(1, 2))
-    with pytest.raises(lora.UnusedLayers, match="such as b"), lora._all_used(adapter, layers):
-        layers["a"](torch.zeros(1, 2))
-        layers["b"].forward(torch.zeros(1, 2))  # as a compiled network calls it
-    assert not any(layer._forward_hooks for layer in layers.values())
-
-
 def test_layers_that_are_passed_by_make_the_host_merge(tiny, tmp_path, monkeypatch):
     t = tiny("sd3")
     path = write_lora(t, tmp_path / "ink.safetensors")
 
     def refuse(self, *_args):
-        raise lora.UnusedLayers("one layer was passed by")
+        raise side_by_side.UnusedLayers("one layer was passed by")
 
     monkeypatch.setattr(cell_renderer.CellRenderer, "beside", refuse)
     grid = drawn(grid_of(t, tmp_path, path, strengths=(0.5, 1.0)))
@@ -339,13 +310,191 @@ def test_a_lokr_of_whole_halves_has_no_use_for_its_alpha(tiny, tmp_path):
     assert not np.array_equal(pixels(grid, 0, (1, 0)), pixels(grid, 0, (0, 0)))
 
 
+def readers(t) -> int:
+    from comfy.sd1_clip import SDClipModel
+
+    return sum(isinstance(module, SDClipModel) for module in t.text.clip.cond_stage_model.modules())
+
+
+class Passes:
+    """Counts the passes of the diffusion network and of the text encoders while it lasts, and the pictures of each."""
+
+    def __init__(self, t):
+        self.rows: list[int] = []
+        self.text: list[int] = []
+        self._t = t
+
+    def __enter__(self) -> Passes:
+        from comfy.sd1_clip import SDClipModel
+
+        readers = [module for module in self._t.text.clip.cond_stage_model.modules() if isinstance(module, SDClipModel)]
+        watched = [(self._t.model.base.diffusion_model, self.rows), *((reader, self.text) for reader in readers)]
+        self._handles = [
+            module.register_forward_pre_hook(lambda _m, given, rows=rows: rows.append(len(given[0]))) for module, rows in watched
+        ]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize(("together", "batches"), [(0, [8, 8, 8, 6]), (5, [5] * 6), (7, [7, 7, 7, 7, 2])])
+def test_batches_are_filled_across_files(tiny, tmp_path, together, batches):
+    """6 epochs at 5 strengths: as many passes of the network as full batches take, each of one cell for the control before."""
+    t, steps, strengths = tiny("sd3"), 3, (0.2, 0.4, 0.6, 0.8, 1.0)
+    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in range(6)]
+    with Passes(t) as counted:
+        grid = drawn(grid_of(t, tmp_path, *paths, strengths=strengths, how={"steps": steps, "cfg": 1.0}, together=together))
+    assert counted.rows == [size for size in (1, *batches) for _ in range(steps)]
+    assert counted.text == [2] * len(counted.text) and len(counted.text) == readers(t), "prompt and negative in one pass"
+    assert grid.book.cells[0].keys() == {(0, 0), *((x, y) for x in range(1, 7) for y in range(5))}
+    shown = [pixels(grid, 0, (x, y)) for x in range(1, 7) for y in range(5)]
+    assert all(np.abs(a - b).max() > 4 for i, a in enumerate(shown) for b in shown[:i])
+
+
+def test_pictures_of_one_batch_are_those_of_the_stock_nodes(tiny, tmp_path):
+    """Files side by side, with and without a part in the text encoder, of several ranks, and a strength for each."""
+    t, strengths = tiny("sd15"), (1.0, -0.7)
+    paths = [
+        write_lora(t, tmp_path / "1.safetensors", seed=1, text=True), write_lora(t, tmp_path / "2.safetensors", seed=2, rank=4),
+        write_lora(t, tmp_path / "3.safetensors", seed=3, text=True, rank=1),
+    ]  # fmt: skip
+    with Passes(t) as counted:
+        grid = drawn(grid_of(t, tmp_path, *paths, strengths=strengths, prompts=("a fox", "an owl")))
+    assert counted.rows == [2, 2] * 2 + [12, 12] * 2
+    # Two prompts and the empty one, plain; then the same for two files at two strengths, of 77 tokens each, in lots of four.
+    assert counted.text == [3, 4, 4, 4]
+    alone = drawn(grid_of(t, tmp_path / "alone", *paths, strengths=strengths, prompts=("a fox", "an owl"), together=1))
+    for page, prompt in enumerate(("a fox", "an owl")):
+        for place in ((x, y) for x in (1, 2, 3) for y in (0, 1)):
+            found = pixels(grid, page, place)
+            assert np.abs(found - pixels(alone, page, place)).max() <= 1, (page, place)
+            if place[0] == 2:  # what is merged into a text encoder of random weights rounds otherwise than what is beside it
+                assert alike(found, stock(t, paths[1], strengths[place[1]], prompt, sampling())), (page, place)
+    assert np.abs(pixels(grid, 0, (1, 0)) - stock(t, paths[0], 1.0, "a fox", sampling())).mean() < 0.3
+
+
+def test_recorded_passes_draw_the_same_pictures_bit_for_bit(tiny, tmp_path, monkeypatch):
+    """What surrounds a CUDA graph, with a recorder that runs everything again."""
+    t = tiny("sd15")
+    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed, text=seed == 2) for seed in (1, 2, 3)]
+    how = {"how": {"steps": 6}, "together": 4}
+    expected = drawn(grid_of(t, tmp_path / "as always", *paths, **how))
+    captured = []
+
+    class Counting(EagerRecorder):
+        def capture(self, work):
+            captured.append(work)
+            return super().capture(work)
+
+    monkeypatch.setattr(host.Model, "recorder", lambda self: Counting())
+    grid = drawn(grid_of(t, tmp_path / "recorded", *paths, **how))
+    assert not grid.brush.graph.reason and grid.brush.graph.replays > 10
+    assert len(captured) == 2, "one for the full batches, one for the last cell"
+    for place in expected.book.cells[0]:
+        assert np.array_equal(pixels(grid, 0, place), pixels(expected, 0, place)), place
+    assert "forward" not in vars(t.model.base.diffusion_model)
+
+
+def test_a_file_that_gives_no_numbers_costs_its_own_cells_of_a_batch(tiny, tmp_path):
+    t = tiny("sd15")
+    good, other = (write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
+    wild = write_lora(t, tmp_path / "wild.safetensors", change=lambda x: {k: v * 1e30 if v.ndim else v for k, v in x.items()})
+    with Passes(t) as counted:
+        grid = drawn(grid_of(t, tmp_path, good, wild, other, strengths=(0.5, 1.0)))
+    assert counted.rows == [2, 2, 12, 12] and grid.together == 6, "nobody is drawn a second time for it"
+    for row in range(2):
+        failed = grid.book.cells[0][2, row]
+        assert isinstance(failed, Failed) and failed.reason.startswith("model: what this SD15 model drew is NaN or infinite")
+        for column, path in ((1, good), (3, other)):
+            assert alike(pixels(grid, 0, (column, row)), stock(t, path, (0.5, 1.0)[row], "a fox", sampling()))
+
+
+def test_a_file_whose_layers_are_passed_by_is_merged_and_the_others_are_not(tiny, tmp_path, monkeypatch):
+    t = tiny("sd3")
+    good, passed = (write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
+    merged, real, real_merged = [], cell_renderer.CellRenderer.beside, lora.Lora.merged
+
+    def refuse(brush, orders, page):
+        if bad := [order.lora for order in orders if order.lora.path == passed]:
+            raise side_by_side.UnusedLayers("one layer was passed by", [bad[0].of_model])
+        return real(brush, orders, page)
+
+    monkeypatch.setattr(cell_renderer.CellRenderer, "beside", refuse)
+    monkeypatch.setattr(lora.Lora, "merged", lambda self, *how: merged.append(self.path) or real_merged(self, *how))
+    grid = drawn(grid_of(t, tmp_path, good, passed, strengths=(0.5, 1.0)))
+    assert set(merged) == {passed}
+    assert np.array_equal(pixels(grid, 0, (2, 1)), stock(t, passed, 1.0, "a fox", sampling()))
+    assert alike(pixels(grid, 0, (1, 1)), stock(t, good, 1.0, "a fox", sampling()))
+
+
+def test_files_that_need_memory_make_smaller_batches(tiny, tmp_path, monkeypatch):
+    """What stands beside the model counts, and what may come later is the first to go."""
+    t, asked, grids = tiny("sd3"), [], []
+    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in range(4)]
+    layer_sizes = sum(2 * sum(b.shape) for b in opened(t, paths[0]).of_model.values())  # rank 2, one number for each in and out
+
+    def fits(self, wanted, size, beside=0):
+        asked.append(beside + sum(grid.brush._of_model.bytes for grid in grids))
+        return min(wanted, 3 if asked[-1] > 2 * 4 * layer_sizes else 8)
+
+    monkeypatch.setattr(host.Model, "pictures_that_fit", fits)
+    with Passes(t) as counted:
+        grids.append(grid_of(t, tmp_path, *paths, strengths=(0.5, 1.0), how={"cfg": 1.0, "steps": 1}))
+        drawn(grids[0])
+    assert max(asked) == 4 * 4 * layer_sizes, "four files in fp32"
+    assert counted.rows == [1, 3, 3, 2]
+    assert alike(pixels(grids[0], 0, (4, 1)), stock(t, paths[3], 1.0, "a fox", sampling(cfg=1.0, steps=1)))
+
+
+def test_a_file_is_let_go_of_with_its_last_cell(tiny, tmp_path, monkeypatch):
+    t, alive = tiny("sd3"), []
+    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in range(5)]
+    known: weakref.WeakSet = weakref.WeakSet()
+    real = lora.Lora.__init__
+
+    def opening(self, *given):
+        gc.collect()
+        alive.append(len(known))
+        known.add(self)
+        real(self, *given)
+
+    monkeypatch.setattr(lora.Lora, "__init__", opening)
+    drawn(grid_of(t, tmp_path, *paths, strengths=(0.5, 1.0), how={"steps": 1}, together=2))
+    gc.collect()
+    assert max(alive) <= 1 and not known
+
+
+def test_files_of_one_content_are_drawn_once(tiny, tmp_path):
+    t = tiny("sd3")
+    paths = [write_lora(t, tmp_path / f"{name}.safetensors") for name in ("one", "other")]
+    with Passes(t) as counted:
+        grid = drawn(grid_of(t, tmp_path, *paths, strengths=(0.5, 1.0), how={"cfg": 1.0, "steps": 1}))
+    assert counted.rows == [1, 2]
+    assert grid.remarks() == ["epoch 2 gives the same pictures as epoch 1."]
+
+
+def test_a_disk_that_takes_nothing_is_told(tiny, tmp_path, monkeypatch):
+    t = tiny("sd3")
+    path = write_lora(t, tmp_path / "ink.safetensors")
+    monkeypatch.setattr(cells.CellStore, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        drawn(grid_of(t, tmp_path, path, strengths=(1.0,), how={"steps": 1}))
+
+
 def test_each_file_is_read_once_and_each_prompt_encoded_once(tiny, tmp_path, monkeypatch):
     t = tiny("sd15")
     plain, reading = (write_lora(t, tmp_path / f"{x}.safetensors", seed=x, text=x == 2) for x in (1, 2))
     read, encoded = [], []
-    real_read, real_encode = lora.read_tensors, host.TextEncoder.for_sampling
+    real_read, real_encode = lora.read_tensors, host.TextEncoder.for_sampling_all
     monkeypatch.setattr(lora, "read_tensors", lambda path, *more: read.append(path.stem) or real_read(path, *more))
-    monkeypatch.setattr(host.TextEncoder, "for_sampling", lambda self, text: encoded.append(text) or real_encode(self, text))
+
+    def encode(self, texts, *more):
+        encoded.extend(texts)
+        return real_encode(self, texts, *more)
+
+    monkeypatch.setattr(host.TextEncoder, "for_sampling_all", encode)
     drawn(grid_of(t, tmp_path, plain, prompts=("a fox", "an owl"), seeds=(1, 2), strengths=(0.5, 1.0)))
     assert read == ["1"] and sorted(encoded) == ["", "a fox", "an owl"]
     encoded.clear()

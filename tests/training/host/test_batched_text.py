@@ -144,3 +144,52 @@ def test_what_the_host_tokenizes_in_a_way_of_its_own_is_read_as_before(comfyui):
 
     for tokens in ({}, ["a"], {"l": []}, {"l": [[]]}):
         assert captions_of_a_pass(tokens, torch.device("cuda")) == 16
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "qwen"])
+def test_prompts_in_several_versions_are_read_in_few_passes_each_in_its_own(encoders, passes, name):
+    """A version is a factor on what each layer of one kind answers, as a LoRA's strength would be."""
+    text, factors, now = encoders[name], (1.0, 1.5, -0.5), []
+    layers = [layer for layer_name, layer in text.layers().items() if layer_name.endswith(("fc1", "wi_0", "gate_proj"))]
+
+    def weigh(_layer, _given, output):
+        rows = torch.tensor([factors[version] for version in now[-1]])
+        assert len(rows) in (1, len(output)), "each row of the pass was told"
+        return output * rows.view(-1, *[1] * (output.ndim - 1))
+
+    handles = [layer.register_forward_hook(weigh) for layer in layers]
+    try:
+        wanted = [(caption, version) for caption in CAPTIONS[:5] for version in range(3)]
+        alone = []
+        for caption, version in wanted:
+            now.append([version])
+            alone.append(text.for_sampling(caption))
+        rows = passes(text)
+        together = text.for_sampling_all([c for c, _ in wanted], [v for _, v in wanted], lambda versions: now.append([*versions]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert layers and len(rows) < 0.7 * len(wanted) * len(readers(text))
+    for single, found in zip(alone, together, strict=True):
+        assert torch.allclose(single[0][0], found[0][0], rtol=1e-4, atol=1e-4)
+        assert single[0][1].keys() == found[0][1].keys()
+    assert not torch.allclose(together[0][0][0], together[1][0][0], atol=1e-3), "the versions differ"
+
+
+def test_a_prompt_that_is_lost_is_lost_alone(encoders):
+    from lora_atelier.training.errors import NotFinite
+
+    text, now = encoders["sd15"], []
+    (layer, *_) = (layer for name, layer in text.layers().items() if name.endswith("fc1"))
+
+    def spoil(_layer, _given, output):
+        rows = torch.tensor([float("nan") if version else 1.0 for version in now[-1]])
+        return output * rows.view(-1, 1, 1)
+
+    handle = layer.register_forward_hook(spoil)
+    try:
+        found = text.for_sampling_all(["a dog", "a dog", "a cat"], [0, 1, 0], lambda versions: now.append([*versions]))
+    finally:
+        handle.remove()
+    assert isinstance(found[1], NotFinite) and "for the prompt 'a dog'" in str(found[1])
+    assert all(torch.isfinite(found[i][0][0]).all() for i in (0, 2))
