@@ -7,6 +7,7 @@ cache for all kinds it would take the widths of a UNet's levels for sizes that v
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ NOTES = PLACE | {
     "wrappers", "callbacks",
 }  # fmt: skip
 """What it notes there in all. Where there is more, somebody may ask for the place."""
+_numbers = itertools.count()
 PATCHES = ("patches", "patches_replace", "wrappers", "callbacks")
 
 
@@ -153,8 +155,9 @@ def _unplaced(options: object) -> bool:
 
 
 def _copy(function: types.FunctionType) -> types.FunctionType:
-    """The same function with code of its own; torch keeps what it compiles by code object."""
-    code = function.__code__.replace()
+    """The same function with code of its own, by which torch keeps what it compiles, and with a name of its own, by which it
+    keeps what sizes it has met."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
     twin = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin
