@@ -21,6 +21,8 @@ STAY_PLAIN: dict[tuple[str, str], str] = {}
 COUNTS = {"SD 1.5": 7, "SDXL": 7, "Flux dev": 2, "Krea 2": 1}
 """Compilations of some models' first size, counted by hand: a UNet's transformer blocks at two sizes, its residual blocks by
 their widths and sizes, one way down and one up; Flux's two kinds."""
+MORE = {"HiDream I1": 1}
+"""Compilations beyond one for each kind, which must not grow; HiDream's sends tokens to experts by a mask."""
 DEPTHS = {"depth", "depth_single_blocks", "n_layers", "num_layers", "num_blocks", "num_visual_blocks", "layers"}
 
 
@@ -86,9 +88,10 @@ def test_blocks_compile_whole_once_a_kind_to_the_same_gradient(recipe, comfyui):
     assert apart(expected, gradients(animal, adapter, compiled)) == {}
     assert not counters["graph_break"]
     assert {(recipe.family, name) for name in names_of(said)} == {key for key in STAY_PLAIN if key[0] == recipe.family}
-    assert compiled.active and compiled.graphs == len(met) == COUNTS.get(recipe.name, len(met))
+    wanted = len(met) + MORE.get(recipe.name, 0)
+    assert compiled.active and compiled.graphs == wanted == COUNTS.get(recipe.name, wanted)
     assert apart(expected, gradients(animal, adapter, compiled)) == {}
-    assert compiled.settled and compiled.graphs == len(met)
+    assert compiled.settled and compiled.graphs == wanted
 
 
 def names_of(said: list[str]) -> list[str]:
