@@ -28,7 +28,7 @@ def fit(session: Session, say: Callable[[str], None]) -> Session:
     if (config.offload_activations or config.offload_blocks) and not activation_offload.can_offload(model.device):
         say(activation_offload.NOTHING_TO_DO)
     if config.compile:
-        say("compile: the first steps of every picture size take longer, since the model's blocks are compiled for it")
+        say("compile: the first steps, and those of a second picture size, take longer, since the model's blocks are compiled")
     wanted = now = without_effect(config, model.device)
     batch = largest_batch(session.plan)
     pictures = len(batch.samples)

@@ -31,6 +31,7 @@ from ..performance.recording import CudaRecorder, GraphRecorder
 from ..protocols import CanvasText, Conditions, EncodedText, Prediction
 from ..tensors.transfer import to_device
 from . import alterations, lockstep
+from .attention import attention, differentiable_attention
 from .text import TextEncoder
 from .weights import identity_of, mended, names_of_layers, put_back, put_twin_aside, resident, without_inference_tensors
 
@@ -275,6 +276,7 @@ class Model:
                     # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
                     away = offloaded if patcher is self.patcher else []
                     stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device))
+                stack.enter_context(differentiable_attention())
                 stack.enter_context(unpacking(modules))
                 stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))
                 yield
@@ -339,7 +341,7 @@ class Model:
         options = dict(self.patcher.model_options.get("transformer_options", {}))
         # Mean-flow networks ask where the step ends: at its beginning, where the mean velocity is the velocity.
         ends = torch.stack([sigma[0], sigma[0]])
-        options.update(sigmas=sigma, sample_sigmas=ends, cond_or_uncond=[0], optimized_attention_override=_attention)
+        options.update(sigmas=sigma, sample_sigmas=ends, cond_or_uncond=[0], optimized_attention_override=attention)
         try:
             denoised = self.base.apply_model(x, sigma, transformer_options=options, **conditioning)
         finally:
@@ -467,18 +469,6 @@ class Model:
         of_text = strength if text_strength is None else text_strength
         patcher, clip = comfy.sd.load_lora_for_models(self.patcher, clip, tensors, strength, of_text)
         return patcher, clip
-
-
-def _attention(_chosen: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-    """Attention by torch's own kernel instead of what the host or a node has chosen for sampling.
-
-    Some of those kernels have no backward pass; others keep every probability for it, and choose their chunks by the memory that
-    is free, so that a pass that is computed again need not be the same.
-    """
-    from comfy.ldm.modules.attention import attention_pytorch
-
-    answer: Tensor = attention_pytorch(*args, **kwargs)
-    return answer
 
 
 def _alike(conditions: Sequence[Conditions]) -> list[list[int]]:

@@ -162,9 +162,12 @@ class TextEncoder:
         versions = [0] * len(texts) if versions is None else versions
         scheduled = bool(getattr(self.clip, "use_clip_schedule", False))  # it reads a text several times, in the host's own way
         out: list[CanvasText | NotFinite] = []
-        for start in range(0, len(texts), AT_ONCE):
-            part = list(zip(texts, versions, strict=True))[start : start + AT_ONCE]
-            tokens = [self.tokenize(text) for text, _ in part]
+        rest = list(zip(texts, versions, strict=True))
+        while rest:
+            tokens = [self.tokenize(rest[0][0])]
+            count = captions_of_a_pass(tokens[0], self.device)
+            part, rest = rest[:count], rest[count:]
+            tokens += [self.tokenize(text) for text, _ in part[1:]]
             ahead = BatchedEncoders(self.clip, tokens, [version for _, version in part], tell)
             for number, (text, version) in enumerate(part):
                 tell([version])

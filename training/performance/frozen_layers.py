@@ -110,9 +110,19 @@ def _stored(layer: Any, used: Tensor) -> Tensor:
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sides, padding: Sides) -> Tensor:
     if product_suits(x, weight):
+        if torch.compiler.is_compiling():  # which does not know the operator
+            return _unfolded(x, weight, bias, stride, padding)
         out: Tensor = torch.ops.aten.thnn_conv2d(x, weight, weight.shape[2:], bias, stride, padding)
         return out
     return F.conv2d(x, weight, bias, stride, padding)
+
+
+def _unfolded(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sides, padding: Sides) -> Tensor:
+    """What ``thnn_conv2d`` computes, in the same two steps."""
+    sides = [(x.shape[i + 2] + 2 * padding[i] - weight.shape[i + 2]) // stride[i] + 1 for i in (0, 1)]
+    product: Tensor = weight.flatten(1) @ F.unfold(x, weight.shape[2:], padding=padding, stride=stride)
+    out = product.view(*product.shape[:2], *sides)
+    return out if bias is None else out + bias.view(-1, 1, 1)
 
 
 class _ConvolutionContext(AutogradContext):

@@ -183,16 +183,21 @@ class Care:
 
 
 def without_in_place(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """``module`` with what ``OutOfPlace`` does to its augmented assignments; changed itself.
+    """``module`` with what ``OutOfPlace`` does to its augmented assignments and ``KERNELS``; changed itself.
 
     It is a graph as ``torch.compile`` hands it to a backend: every node's ``meta`` has an ``example_value``.
     """
     for node in list(module.graph.nodes):
-        plain = AUGMENTED.get(node.target) if node.op == "call_function" else None
+        if node.op != "call_function":
+            continue
+        kernel = getattr(node.target, "overloadpacket", node.target)
+        plain = AUGMENTED.get(node.target) or KERNELS.get(kernel)
         values = [a.meta.get("example_value") if isinstance(a, torch.fx.Node) else a for a in node.args]
         if plain is None or not any(isinstance(v, Tensor) and v.requires_grad for v in values):
             continue
         node.target = plain
+        if kernel in KERNELS:
+            continue
         left = values[0]
         other: Any = values[1]
         if isinstance(left, Tensor) and torch.result_type(left, other) != left.dtype:

@@ -94,7 +94,11 @@ def gradients(
     if anew:
         flat.zero()
     with adapter.attached(layers), compiled.on(), checkpointed(list(network) if twice else []):
+        before = flat.kept()
         compiled.run(step, flat)
+        if compiled.active and not compiled.graphs:  # in the first step it only looks
+            flat.restore(before)
+            compiled.run(step, flat)
     return [part.clone() for part in flat.named(flat.gradient).values()]
 
 
@@ -108,21 +112,150 @@ def test_one_graph_serves_all_blocks_that_are_alike_and_holds_of_every_size(twic
     adapter, layers = adapter_on(network)
     said: list[str] = []
     compiled = Compiled(list(network), said.append, backend="aot_eager")
-    for width, graphs in ((4, 2), (4, 2), (5, 4)):  # the first block's input carries no gradient, which makes another graph
+    # The second size makes a graph for every size, also for the first block, whose input carries no gradient.
+    for width, graphs, settled in ((4, 1, False), (4, 1, True), (5, 2, False), (7, 2, True), (4, 2, True), (9, 2, True)):
         expected = gradients(network, adapter, layers, Compiled([], said.append), twice, width)
         assert close(gradients(network, adapter, layers, compiled, twice, width), expected)
-        assert compiled.graphs == graphs
+        assert (compiled.graphs, compiled.settled) == (graphs, settled)
     assert said == [] and compiled.active
 
 
 def test_a_block_without_an_adapter_does_not_take_it_from_the_others():
     """The graph of a block without hooks would fit one with hooks, if torch did not look at them."""
     network = blocks()
-    adapter, layers = adapter_on(network, skipped=0)
+    adapter, layers = adapter_on(network, skipped=1)
     compiled = Compiled(list(network), pytest.fail, backend="eager")
     expected = gradients(network, adapter, layers, Compiled([], pytest.fail))
     assert all(g.abs().max() > 0 for g in expected)
     assert close(gradients(network, adapter, layers, compiled), expected)
+    assert compiled.graphs == 2
+
+
+def test_a_block_that_no_gradient_reaches_is_not_compiled():
+    network = blocks(2)
+    adapter, layers = adapter_on(network, skipped=0)
+    compiled = Compiled(list(network), pytest.fail, backend="eager")
+    expected = gradients(network, adapter, layers, Compiled([], pytest.fail))
+    assert close(gradients(network, adapter, layers, compiled), expected)
+    assert compiled.graphs == 1
+
+
+class Placed(Block):
+    """Asks where it stands, as a UNet's blocks do for patches."""
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor, options: dict | None = None) -> torch.Tensor:
+        assert options is not None
+        if (options["block"][0], options["block_index"]) in options.get("patches_replace", {}):
+            x = x * 3
+        options["activations_shape"] = [2, *x.shape]
+        return super().forward(x, shift)
+
+
+@pytest.mark.parametrize(("more", "graphs"), [({}, 1), ({"patches_replace": {("input", 2): 1}}, 3), ({"of_a_node": 1}, 3)])
+def test_where_a_block_stands_makes_no_other_graph_unless_somebody_may_ask(more, graphs):
+    torch.manual_seed(1)
+    network = nn.ModuleList(Placed() for _ in range(4))
+    adapter, layers = adapter_on(network)
+    compiled = Compiled(list(network), pytest.fail, backend="eager")
+
+    def once(compiled: Compiled) -> list[torch.Tensor]:
+        def step() -> torch.Tensor:
+            x = torch.linspace(-1, 1, 24).view(4, 6)
+            with OutOfPlace():
+                for number, block in enumerate(network):
+                    options = {"block": ("input", number), "block_index": number, **more}
+                    x = block(x, torch.ones(4, 6), options=options)
+                    assert options["activations_shape"] == [2, 4, 6] and options["block_index"] == number
+            loss = x.square().sum()
+            loss.backward()
+            return loss
+
+        adapter.zero_grad()
+        with adapter.attached(layers), compiled.on():
+            compiled.run(step, adapter.parameters())
+        return [p.grad.clone() for p in adapter.parameters()]
+
+    expected = once(Compiled([], pytest.fail))
+    for _ in range(3):
+        assert close(once(compiled), expected)
+    assert compiled.graphs == graphs if graphs == 1 else compiled.graphs >= graphs
+
+
+class Branching(Block):
+    """Asks a tensor for a number, which no graph can hold."""
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor, options: dict | None = None) -> torch.Tensor:
+        return super().forward(x, shift) if x.sum() > -1e9 else x
+
+
+def test_a_block_that_torch_cannot_trace_runs_plain_and_is_named_once():
+    torch.manual_seed(1)
+    network, said = nn.ModuleList([Block(), Branching(), Block(), Branching()]), []
+    adapter, layers = adapter_on(network)
+    compiled = Compiled(list(network), said.append, backend="eager")
+    expected = gradients(network, adapter, layers, Compiled([], pytest.fail))
+    for _ in range(2):
+        assert close(gradients(network, adapter, layers, compiled), expected)
+    assert compiled.graphs == 1 and compiled.active
+    assert len(said) == 1 and "run as plain code" in said[0] and ": Branching (" in said[0]
+
+
+def test_forms_beyond_the_limit_run_plain_and_are_named_once(monkeypatch):
+    monkeypatch.setattr(compiling, "GRAPHS", 1)
+    network, said = blocks(), []
+    adapter, layers = adapter_on(network)
+    compiled = Compiled(list(network), said.append, backend="eager")
+    for width in (4, 5, 6, 7):
+        expected = gradients(network, adapter, layers, Compiled([], pytest.fail), width=width)
+        assert close(gradients(network, adapter, layers, compiled, width=width), expected)
+    assert len(said) == 1 and "Block (they come in more than 1 forms)" in said[0] and compiled.graphs == 1
+
+
+def test_the_settings_hold_in_the_thread_in_which_a_gpu_computes_blocks_again():
+    import threading
+
+    import torch._dynamo.config as settings
+
+    network, seen = blocks(1), []
+    adapter, layers = adapter_on(network)
+
+    def backend(module: torch.fx.GraphModule, _inputs: object):
+        seen.append(settings.skip_nnmodule_hook_guards)
+        return module
+
+    compiled = Compiled(list(network), pytest.fail, backend=backend)
+    given = torch.ones(2, 6), torch.ones(2, 6)
+    with adapter.attached(layers), compiled.on():
+        compiled.run(lambda: network[0](*given), [])
+        thread = threading.Thread(target=lambda: network[0](*given))
+        thread.start()
+        thread.join()
+    assert seen == [False]
+
+
+def test_gradients_stay_in_their_places():
+    """Where all lie in one buffer, or in a captured graph, another tensor in a parameter's ``grad`` would be lost."""
+    network = blocks()
+    adapter, layers = adapter_on(network)
+    for parameter in adapter.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    places = [p.grad.data_ptr() for p in adapter.parameters()]
+    compiled = Compiled(list(network), pytest.fail, backend="eager")
+    x, shift = torch.linspace(-1, 1, 24).view(4, 6), torch.ones(4, 6)
+
+    def step() -> torch.Tensor:
+        out = x.clone()
+        with OutOfPlace():
+            for block in network:
+                out = block(out, shift)
+        loss = out.sum()
+        loss.backward()
+        return loss
+
+    with adapter.attached(layers), compiled.on():
+        for _ in range(2):
+            compiled.run(step, adapter.parameters())
+    assert compiled.graphs == 1 and [p.grad.data_ptr() for p in adapter.parameters()] == places
 
 
 def test_real_machine_code_gives_the_same_gradient_and_leaves_no_trace(monkeypatch):
@@ -317,15 +450,14 @@ def test_a_failed_attempt_leaves_no_gradient_behind():
     assert torch.equal(weight.grad, torch.full((2,), 8.0)) and not compiled.active
 
 
-def test_blocks_in_which_nothing_is_compiled_are_named():
-    said: list[str] = []
-    block = blocks(1)[0]
-    alone = torch._dynamo.disable(block.forward)
-    block.forward = lambda *given: alone(*given)
-    compiled = Compiled([block], said.append, backend="eager")
-    with compiled.on():
-        compiled.run(lambda: block(torch.ones(2, 6), torch.ones(2, 6)), Sum())
-    assert len(said) == 1 and "found nothing" in said[0] and not compiled.active
+def test_blocks_of_which_none_can_be_traced_end_compiling_with_the_reason():
+    torch.manual_seed(1)
+    network, said = nn.ModuleList([Branching(), Branching()]), []
+    adapter, layers = adapter_on(network)
+    compiled = Compiled(list(network), said.append, backend="eager")
+    expected = gradients(network, adapter, layers, Compiled([], pytest.fail))
+    assert close(gradients(network, adapter, layers, compiled), expected)
+    assert len(said) == 1 and "could not be compiled (" in said[0] and not compiled.active
 
 
 def test_dropout_and_compiling_are_refused_together():

@@ -99,3 +99,28 @@ def test_a_second_pass_has_what_the_first_one_had():
         assert decided() is mode
     with again(mode):
         assert isinstance(decided(), OutOfPlace)
+
+
+def test_a_kernel_without_a_backward_is_parted_in_a_compiled_graph_too(monkeypatch):
+    """The host's fused kernels are such operators; where no gradient passes, they stay."""
+    from lora_atelier.training.performance import out_of_place
+
+    @torch.library.custom_op("atelier_test::square", mutates_args=())
+    def square(x: torch.Tensor) -> torch.Tensor:
+        return x * x
+
+    square.register_fake(torch.empty_like)
+    packet, calls = torch.ops.atelier_test.square, []
+
+    def step_by_step(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x.requires_grad)
+        return x * x
+
+    monkeypatch.setitem(out_of_place.KERNELS, packet, step_by_step)
+    compiled = torch.compile(
+        lambda x, y: packet(x) + packet(y), backend=lambda module, _inputs: out_of_place.without_in_place(module), fullgraph=True
+    )
+    x, y = torch.tensor([3.0], requires_grad=True), torch.tensor([2.0])
+    found = compiled(x, y)
+    found.backward()
+    assert found.item() == 13.0 and x.grad is not None and x.grad.item() == 6.0 and calls == [True]
