@@ -34,7 +34,7 @@ def rounded(matrix: Tensor, kind: EightBits) -> tuple[Tensor, Tensor]:
 
 
 def meant(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The matrix that they stand for, each number rounded to ``dtype`` once."""
+    """The matrix that they stand for, as ``dtype``."""
     # Not every format has arithmetic of its own, but each fits into bf16.
     factors = numbers if numbers.dtype == torch.int8 else numbers.to(dtype)
     return torch.mul(factors, scale, out=torch.empty(numbers.shape, dtype=dtype, device=numbers.device))
