@@ -111,8 +111,13 @@ def _forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     own: Any = layer
 
     def forward(x: Tensor) -> Tensor:
+        bias = own.bias
+        if bias is not None:
+            # Of what is still elsewhere, or has something laid on it by the host, only ``bias_of`` knows.
+            plain = bias.device == x.device and not getattr(own, "bias_function", None)
+            bias = bias.to(x.dtype) if plain else bias_of(layer, x)
         # A view made inside the step could not be changed in place by the network afterwards.
-        out: Tensor = _EightBitProduct.apply(x, own.weight, own.scale_weight, bias_of(layer, x))
+        out: Tensor = _EightBitProduct.apply(x, own.weight, own.scale_weight, bias)
         return out.view(*x.shape[:-1], -1)
 
     return forward
