@@ -35,7 +35,7 @@ KINDS = ("fp8", "int8")
 
 
 def by_hand(weight: Tensor, kind: str) -> Tensor:
-    """The weights that eight bits with a scale a row stand for, float32, from the format's own numbers; ties go to the even one."""
+    """What eight bits with a scale a row stand for, float32, from the format's own numbers; a tie goes to the even one."""
     wide = weight.detach().cpu().float().numpy()
     scale, grid = np.abs(wide).max(1, keepdims=True) / np.float32(SIZES[kind]), GRIDS[kind]
     asked = wide / scale
