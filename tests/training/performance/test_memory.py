@@ -150,8 +150,10 @@ def test_the_line():
 
 def test_what_helps_names_only_what_is_not_done_yet():
     plain = memory.what_helps(TrainingConfig("a", network=NetworkConfig(64)), 4, CUDA)
-    order = ["gradient_checkpointing", "batch_size", "offload_activations", "offload_blocks", "base_weights", "resolution", "rank",
-             "AdamW8bit"]  # fmt: skip
+    order = [
+        "gradient_checkpointing", "batch_size", "offload_activations", "offload_blocks", "base_weights", "resolution", "rank",
+        "AdamW8bit",
+    ]  # fmt: skip
     places = [plain.index(word) for word in order]
     assert places == sorted(places)
     done = TrainingConfig(
