@@ -142,8 +142,10 @@ def test_blocks_that_are_away_travel_in_eight_bits(tiny, kind, monkeypatch):
         "lora_atelier.training.host.model.kept_away", lambda blocks, modules, device: kept_away(blocks, modules, device, carrier)
     )
     away, sizes = t.model.blocks(), [memory.bytes_of([*b.parameters(), *b.buffers()]) - spared(b) for b in t.model.blocks()]
+    # Where there is another memory, what lies outside of the blocks waits there too, and comes once.
+    outside = preflight.weights_of(t.model, None).outside if t.model.device.type != "cpu" else 0
     gradients(t, new_adapter(t), again=True, offload=1.0)
-    assert len(away) == 2 and 0 < carrier.most <= sum(sorted(sizes)[-2:])
+    assert len(away) == 2 and 0 < carrier.most <= sum(sorted(sizes)[-2:]) + outside
 
 
 @pytest.mark.parametrize("name", FAMILIES)
