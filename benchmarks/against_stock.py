@@ -114,7 +114,9 @@ def followed(course: Course, lora: Callable[[], Tensors], every: int) -> Iterato
         handle.remove()
 
 
-def train_ours(patcher: Any, data: Pictures, steps: int, rate: float, every: int) -> Course:
+def train_ours(
+    patcher: Any, data: Pictures, steps: int, rate: float, every: int, base_weights: Any = "as loaded", seed: int = 0
+) -> Course:
     """This pack's loop with its defaults, such as the cosine schedule, but beside every layer."""
     from lora_atelier.training import host
     from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, SubsetConfig, TrainingConfig
@@ -141,8 +143,9 @@ def train_ours(patcher: Any, data: Pictures, steps: int, rate: float, every: int
 
     network = NetworkConfig(rank=RANK, alpha=RANK, include="*")
     config = TrainingConfig(
-        "bench", network=network, optimizer=OptimizerConfig(learning_rate=rate), length=LengthConfig(max_steps=steps)
-    )
+        "bench", network=network, optimizer=OptimizerConfig(learning_rate=rate), length=LengthConfig(max_steps=steps),
+        base_weights=base_weights, seed=seed,
+    )  # fmt: skip
     course = Course()
     with tempfile.TemporaryDirectory() as place, torch.inference_mode(False):
         folder, cache = Path(place), TensorCache(Path(place) / "cache", 2**40)
@@ -152,13 +155,13 @@ def train_ours(patcher: Any, data: Pictures, steps: int, rate: float, every: int
         model = host.Model(patcher)
         names = model.lora_names()
         with followed(course, lambda: lora_file.to_file(adapter[0], names, model.family, torch.float32), every):
-            model = model.for_training(torch.float32)
+            model = model.for_training(torch.float32, base_weights)
             layers = select(model.layers(), network)
-            adapter.append(Adapter.fresh(layers, network, 0).to(model.device))
+            adapter.append(Adapter.fresh(layers, network, seed).to(model.device))
             levels = NoiseLevelSampler.suited(model.prediction, config.noise, model.sigmas, family_named(model.family))
-            encoded: Any = EncodedDataset(dataset, 0, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
+            encoded: Any = EncodedDataset(dataset, seed, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
             run = Run.begin("bench", folder / "runs", folder / "loras")
-            train(Session(model, None, layers, adapter[0], levels, encoded, Plan(dataset, 0), config), run, Callbacks())
+            train(Session(model, None, layers, adapter[0], levels, encoded, Plan(dataset, seed), config), run, Callbacks())
     return course
 
 
@@ -226,7 +229,7 @@ class Style:
         return self.of(pictures)
 
 
-def judge(patcher: Any, lora: Tensors, data: Pictures, style: Style) -> tuple[float, float, float]:
+def judge(patcher: Any, lora: Tensors, data: Pictures, style: Style | None) -> tuple[float, float, float]:
     """(loss of the velocity, loss of the clean picture, style), with the LoRA at strength 1; means over pictures and levels."""
     import comfy.model_management
     import comfy.sd
@@ -238,7 +241,7 @@ def judge(patcher: Any, lora: Tensors, data: Pictures, style: Style) -> tuple[fl
             patcher, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0.0)
         comfy.model_management.load_models_gpu([patcher], force_full_load=True)
     model = host.Model(patcher)
-    likeness = style.drawn(model, data.texts[:DRAWN])
+    likeness = style.drawn(model, data.texts[:DRAWN]) if style else 0.0
     velocity, picture = [], []
     with model.hold(), torch.no_grad():
         x0 = model.latents_in(data.latents.to(model.device))

@@ -66,7 +66,7 @@ ADVANCED = frozenset(WIDGETS) - {
     "text_encoder",
 } | {
     "precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing", "compile", "offload_activations",
-    "offload_blocks",
+    "offload_blocks", "base_weights",
 }  # fmt: skip
 
 
@@ -158,6 +158,7 @@ class ConfigureLoRA(io.ComfyNode):
                     "plain: captions and prompts are text as it stands, brackets and all. ComfyUI: (weights:1.2) and "
                     "embedding:names in them count.",
                 ),
+                *_added_later(),
             ], ADVANCED),
             outputs=[CONFIG.Output(display_name="config", tooltip="Connect to Train LoRA.")],
         )  # fmt: skip
@@ -309,6 +310,16 @@ def _memory() -> list[Any]:
         _number(
             "offload_blocks", 0.0, 0.0, 1.0, 0.1,
             "Share of the model's blocks that wait in main memory until they are used: slower, for models larger than the GPU.",
+        ),
+    ]  # fmt: skip
+
+
+def _added_later() -> list[Any]:
+    """Behind all others, since workflows store values by their place."""
+    return [
+        _choice(
+            "base_weights", settings.BaseWeights,
+            "How the model's large weights are held while it trains. fp8, int8: rounded to half of their memory; another LoRA.",
         ),
     ]  # fmt: skip
 

@@ -198,7 +198,7 @@ def run_training(
     precomputed.check(dataset, model.latent_channels, model.frames)
     check_weighting(model.prediction, config.loss)
     optimizers.check(config.optimizer, model.device.type)
-    model = model.for_training(compute_dtype(config.precision, model.device))
+    model = model.for_training(compute_dtype(config.precision, model.device), config.base_weights)
     learns_text = config.text.encoders != "none"
     if learns_text:
         text.check()
@@ -380,6 +380,8 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
     )  # fmt: skip
     if compute_dtype(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
         say(f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here")
+    if remark_on_weights := job.model.remark():
+        say(remark_on_weights)
     text = job.text if job.learns_text else None
     session = Session(job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config)
     try:

@@ -11,6 +11,7 @@ from .noise import HuberSchedule, Levels, LossConfig, LossKind, NoiseConfig, Wei
 from .optimizer import OptimizerConfig, OptimizerName, ScheduleName
 from .recipe import (
     RESERVED,
+    BaseWeights,
     LengthConfig,
     OnDivergence,
     Precision,
@@ -26,8 +27,8 @@ from .stored import from_dict, to_dict
 from .subset import CAPTION_ENDINGS, ENCODINGS, GUESSED, Broken, CaptionLines, Crop, Masks, Role, SubsetConfig
 
 __all__ = [
-    "CAPTION_ENDINGS", "ENCODINGS", "GUESSED", "RESERVED", "Algorithm", "Broken", "CaptionLines", "Crop", "HuberSchedule",
-    "LengthConfig", "Levels", "LossConfig", "LossKind", "Masks", "NetworkConfig", "NoiseConfig", "OnDivergence",
+    "CAPTION_ENDINGS", "ENCODINGS", "GUESSED", "RESERVED", "Algorithm", "BaseWeights", "Broken", "CaptionLines", "Crop",
+    "HuberSchedule", "LengthConfig", "Levels", "LossConfig", "LossKind", "Masks", "NetworkConfig", "NoiseConfig", "OnDivergence",
     "OptimizerConfig", "OptimizerName", "Precision", "Role", "SavePrecision", "ScheduleName", "SubsetConfig", "Syntax", "Targets",
     "TextConfig", "TextEncoders", "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict", "to_dict",
 ]  # fmt: skip

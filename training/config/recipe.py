@@ -16,6 +16,7 @@ SavePrecision = Literal["fp16", "bf16", "fp32"]
 WhenEnough = Literal["off", "say", "stop"]
 OnDivergence = Literal["warn", "stop"]
 TextEncoders = Literal["none", "clip", "all"]
+BaseWeights = Literal["as loaded", "fp8", "int8"]
 Syntax = Literal["plain", "ComfyUI"]
 """What captions and prompts are: text as it stands, or text with weights in brackets and ``embedding:`` names."""
 RUN_NAME = re.compile(r"[^\W_][\w .+-]*", re.UNICODE)
@@ -127,6 +128,8 @@ class TrainingConfig:
     """Keep in main memory what the backward pass needs: slower, and far less memory on the GPU."""
     offload_blocks: float = 0.0
     """Share of the model's blocks whose weights stay in main memory and come to the GPU for their own passes only; 0 to 1."""
+    base_weights: BaseWeights = "as loaded"
+    """How the model's large weights are held while it trains: as they are, or rounded to eight bits, in half of the memory."""
     seed: int = 0
     """Seeds the adapter, the order of pictures, the crops and the noise."""
     comment: str = ""
@@ -137,6 +140,7 @@ class TrainingConfig:
         object.__setattr__(self, "name", check_run_name(self.name))
         choice("precision", self.precision, Precision)
         choice("save precision", self.save_precision, SavePrecision)
+        choice("base weights", self.base_weights, BaseWeights)
         refuse(not 0 <= self.ema_decay < 1, f"EMA decay: {self.ema_decay} is outside 0 to 0.9999; 0 is off, 0.999 is usual.")
         refuse(
             not self.network.trains_model and self.text.encoders == "none",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..families import family_named
+from ..performance.eight_bit_layers import spared
 from ..performance.memory import Weights
 from ..tensors.safetensors_header import Header
 from .model import Model
@@ -58,7 +59,8 @@ class Outline(Model):
         nowhere = torch.device("meta")
         super().__init__(comfy.model_patcher.ModelPatcher(base.to(nowhere), nowhere, nowhere))
         blocks = tuple(_numbers(block) * stored.itemsize for block in self.blocks())
-        self.stored = Weights(blocks, _numbers(self.base.diffusion_model) * stored.itemsize - sum(blocks))
+        outside = _numbers(self.base.diffusion_model) * stored.itemsize - sum(blocks)
+        self.stored = Weights(blocks, outside, tuple(map(spared, self.blocks())))
         """What its weights take where it works."""
 
     def text(self) -> dict[str, Tensor] | None:

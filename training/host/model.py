@@ -17,6 +17,7 @@ from comfy import lora as comfy_lora
 from comfy import sampler_helpers
 from torch import Tensor, nn
 
+from ..config import BaseWeights
 from ..config.sampling import SamplerSettings
 from ..errors import AtelierError
 from ..families import BESIDE, family_named
@@ -24,6 +25,7 @@ from ..network.base_layer import is_conv, is_linear, refusal
 from ..objective.noise import expand_like
 from ..performance.block_offload import kept_away, scattered
 from ..performance.checkpointing import blocks_of
+from ..performance.eight_bit_layers import in_eight_bits, remark
 from ..performance.frozen_layers import lightened
 from ..performance.out_of_place import KERNELS, Care, OutOfPlace
 from ..performance.quantised_layers import unpacking
@@ -33,7 +35,16 @@ from ..tensors.transfer import to_device
 from . import alterations, lockstep
 from .attention import attention, differentiable_attention
 from .text import TextEncoder
-from .weights import identity_of, mended, names_of_layers, put_back, put_twin_aside, resident, without_inference_tensors
+from .weights import (
+    identity_of,
+    lay_aside,
+    mended,
+    names_of_layers,
+    put_back,
+    put_twin_aside,
+    resident,
+    without_inference_tensors,
+)
 
 log = logging.getLogger("lora-atelier")
 held: list[Model] = []
@@ -74,6 +85,7 @@ class Model:
         self._parts: dict[nn.Module, list[nn.Module]] = {}
         self._care: Care | None = None
         self._origin = patcher
+        self._base_weights: BaseWeights = "as loaded"
 
     def _is_trusted(self, modules: Iterable[nn.Module] | None = None) -> bool:
         """Whether nothing but the network's own, known code runs when it is asked; ``modules`` are the network's."""
@@ -179,8 +191,9 @@ class Model:
         # Of this copy: on the network that all copies share there may be what another one has asked for.
         return self._compute_dtype or self.patcher.get_model_object("manual_cast_dtype") or self.base.get_dtype()
 
-    def for_training(self, dtype: torch.dtype | None) -> Model:
-        """This model as the loop can hold it, with its arithmetic in ``dtype`` (None: as loaded); its weights stay as they are.
+    def for_training(self, dtype: torch.dtype | None, base_weights: BaseWeights = "as loaded") -> Model:
+        """This model as the loop can hold it, with its arithmetic in ``dtype`` (None: as loaded); its weights stay as they are,
+        but while it is held, for which ``base_weights`` may ask for eight bits.
 
         A model whose weights the host pages in op by op may lose them between forward and backward, so its resident twin is
         taken, which the host itself makes.
@@ -190,8 +203,12 @@ class Model:
             patcher = patcher.clone()
             patcher.set_model_compute_dtype(dtype)
         changed = Model(patcher)
-        changed._compute_dtype, changed._origin = dtype, self.patcher
+        changed._compute_dtype, changed._origin, changed._base_weights = dtype, self.patcher, base_weights
         return changed
+
+    def remark(self) -> str:
+        """What comes of holding its weights otherwise than as loaded, in a sentence; empty where they are as loaded."""
+        return remark(self.blocks(), self._base_weights) if self._base_weights != "as loaded" else ""
 
     def retire(self) -> None:
         """After a run: a twin that was made for it goes back to main memory; the graph's own model stays where it is."""
@@ -252,12 +269,16 @@ class Model:
         offloaded = [blocks[i] for i in scattered(len(blocks), offload)]
         management = comfy.model_management
         patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
+        rounded = self._base_weights if self._base_weights != "as loaded" else None
         with torch.inference_mode(False), torch.enable_grad():
             # Asking for all memory makes the host put every other model aside, and leave in main memory what need not be on the
             # device; on a CPU it has no effect. What it moves in inference mode stays what a graph has made.
-            room = 1e20 if self._room is None or offloaded else self._room
+            stays_home = bool(offloaded) or rounded is not None
+            room = 1e20 if self._room is None or stays_home else self._room
             with torch.inference_mode():
-                management.load_models_gpu(patchers, memory_required=room, force_full_load=not offloaded)
+                if rounded and self.device.type != "cpu":
+                    lay_aside(self.patcher)  # what is there already, the host would leave there
+                management.load_models_gpu(patchers, memory_required=room, force_full_load=not stays_home)
             with ExitStack() as stack:
                 # Each of these is undone even if what comes after it fails, as other nodes' callbacks may.
                 modules = [module for patcher in patchers for module in self._modules(patcher.model)]
@@ -271,6 +292,8 @@ class Model:
                     management.in_training = True
                 stack.callback(self.patcher.cleanup)
                 self.patcher.pre_run()
+                if rounded:
+                    stack.enter_context(in_eight_bits(self.blocks(), rounded, self.device, offloaded))
                 for patcher in patchers:
                     # What the host has left in main memory it would bring for each operation, through a buffer that the next
                     # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.

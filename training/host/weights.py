@@ -39,12 +39,16 @@ def put_twin_aside(twin: Any, origin: Any) -> None:
 
     The host would take the patcher that it was made from for it, whose weights are others: so it could never free it.
     """
-    if twin.model is origin.model:
-        return
+    if twin.model is not origin.model:
+        lay_aside(twin)
+
+
+def lay_aside(patcher: Any) -> None:
+    """Takes ``patcher`` off the device, and whatever else holds the very same model there."""
     management = comfy.model_management
-    others = [loaded for loaded in management.current_loaded_models if loaded.model is not twin]
+    others = [loaded for loaded in management.current_loaded_models if getattr(loaded.model, "model", None) is not patcher.model]
     with torch.inference_mode():  # moved weights stay what they were
-        management.free_memory(1e30, twin.load_device, keep_loaded=others)
+        management.free_memory(1e30, patcher.load_device, keep_loaded=others)
 
 
 def names_of_layers(keys: Mapping[str, Any], prefix: str) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from ..tensors.method_patch import patched
 from ..tensors.precision import has_native_support
 from .activation_offload import SMALLEST, can_offload, place, places
 from .block_offload import on_device
+from .eight_bit_layers import spared
 
 if TYPE_CHECKING:
     from torch.multiprocessing.reductions import StorageWeakRef
@@ -66,15 +67,18 @@ class Weights:
     blocks: tuple[int, ...]
     """Of the model's blocks, each."""
     outside: int
+    spared: tuple[int, ...] = ()
+    """How much less each block takes where its weights are held in eight bits."""
 
     @classmethod
     def of(cls, blocks: Sequence[nn.Module], everything: Iterable[Tensor]) -> Weights:
         sizes = tuple(bytes_of([*block.parameters(), *block.buffers()]) for block in blocks)
-        return cls(sizes, bytes_of(everything) - sum(sizes))
+        return cls(sizes, bytes_of(everything) - sum(sizes), tuple(map(spared, blocks)))
 
     def needed(self, config: TrainingConfig) -> int:
         """On the device."""
-        return on_device(self.outside, self.blocks, config.offload_blocks)
+        less = self.spared if self.spared and config.base_weights != "as loaded" else (0,) * len(self.blocks)
+        return on_device(self.outside, [size - by for size, by in zip(self.blocks, less, strict=True)], config.offload_blocks)
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,8 @@ def what_helps(config: TrainingConfig, pictures: int, device: torch.device) -> s
         ways.append("set offload_blocks above 0")
     if config.precision == "fp32" and has_native_support(torch.bfloat16, device):
         ways.append("set precision to bf16")
+    if config.base_weights == "as loaded":
+        ways.append("set base_weights to fp8 or int8 (another LoRA, by rounding)")
     ways.append("lower resolution")
     if config.text.encoders != "none":
         ways.append("set text_encoder to none")

@@ -150,12 +150,16 @@ def test_the_line():
 
 def test_what_helps_names_only_what_is_not_done_yet():
     plain = memory.what_helps(TrainingConfig("a", network=NetworkConfig(64)), 4, CUDA)
-    order = ["gradient_checkpointing", "batch_size", "offload_activations", "offload_blocks", "resolution", "rank", "AdamW8bit"]
+    order = [
+        "gradient_checkpointing", "batch_size", "offload_activations", "offload_blocks", "base_weights", "resolution", "rank",
+        "AdamW8bit",
+    ]  # fmt: skip
     places = [plain.index(word) for word in order]
     assert places == sorted(places)
     done = TrainingConfig(
-        "a", optimizer=OptimizerConfig("AdamW8bit"), gradient_checkpointing=True, offload_activations=True, offload_blocks=0.5
-    )
+        "a", optimizer=OptimizerConfig("AdamW8bit"), gradient_checkpointing=True, offload_activations=True, offload_blocks=0.5,
+        base_weights="int8",
+    )  # fmt: skip
     assert memory.what_helps(done, 1, CUDA) == "What helps, most first: lower resolution."
     text = TrainingConfig("a", text=TextConfig("clip"), precision="fp32")
     assert "precision to bf16" in memory.what_helps(text, 1, CUDA) and "text_encoder to none" in memory.what_helps(text, 1, CPU)

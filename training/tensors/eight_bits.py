@@ -1,0 +1,87 @@
+"""Matrices in eight bits: how they are rounded, the numbers that they stand for, and products that round the other side as well.
+
+Both formats have one scale a row. That of ``int8`` is the host's ``TensorWiseINT8Layout`` with a scale a channel, to the number;
+that of ``fp8`` is the ``scale_weight`` of its older files, with a row's in place of the whole matrix's. They are held as plain
+tensors, which every host, a compiler and a CUDA graph know.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+EightBits = Literal["fp8", "int8"]
+DTYPES: dict[EightBits, torch.dtype] = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+TINY = 1e-30
+"""The least scale, that of a row of zeros."""
+LEAST_ROWS, LEAST_WIDTH = 512, 2048
+"""From so many rows, and numbers in a row on both sides, a GPU's products in eight bits are taken to be worth rounding for. By
+arithmetic: below that, reading and writing what is rounded takes longer than the product saves. Not measured on a GPU."""
+
+
+def rounded(matrix: Tensor, kind: EightBits) -> tuple[Tensor, Tensor]:
+    """(numbers, scale) of a (rows, columns) matrix: eight bits each in ``kind``, and float32, (rows, 1).
+
+    A row that holds something not finite has a scale that is not finite either, so that it does not pass for numbers.
+    """
+    dtype, wide = DTYPES[kind], matrix.float()
+    largest = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
+    scale = (wide.abs().amax(1, keepdim=True) / largest).clamp(min=TINY)
+    wide = (wide / scale).clamp_(-largest, largest)  # what lies beyond by rounding would be NaN
+    return (wide.round_() if dtype == torch.int8 else wide).to(dtype), scale
+
+
+def meant(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The matrix that they stand for, as ``dtype``."""
+    # Not every format has arithmetic of its own, but each fits into bf16.
+    factors = numbers if numbers.dtype == torch.int8 else numbers.to(dtype)
+    return torch.mul(factors, scale, out=torch.empty(numbers.shape, dtype=dtype, device=numbers.device))
+
+
+def is_faster(x: Tensor, numbers: Tensor) -> bool:
+    """Whether ``eight_bit_product`` of x (rows, in) takes less time there than a product with the matrix that is meant.
+
+    Only where x is in half precision: who asks for float32 wants no rounding of that size.
+    """
+    outputs, inputs = numbers.shape
+    large = x.shape[0] >= LEAST_ROWS and min(outputs, inputs) >= LEAST_WIDTH and outputs % 16 == inputs % 16 == 0
+    return large and x.dtype in (torch.bfloat16, torch.float16) and has_products(x.device, numbers.dtype)
+
+
+def has_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there are units for products of ``dtype``: fp8 since Ada and Hopper, int8 since Turing."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= ((7, 5) if dtype == torch.int8 else (8, 9))
+
+
+def eight_bit_product(x: Tensor, numbers: Tensor, scale: Tensor) -> Tensor:
+    """x W^T, (rows, out), for x (rows, in) rounded row by row to the format of ``numbers``; W is what they stand for.
+
+    On an NVIDIA GPU by its own products; elsewhere from the same rounded numbers, in float32.
+    """
+    given, own = rounded(x, "int8" if numbers.dtype == torch.int8 else "fp8")
+    multiply = _in_hardware if x.device.type == "cuda" else _anywhere
+    return multiply(given, own, numbers, scale, x.dtype)
+
+
+def _in_hardware(given: Tensor, own: Tensor, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    if numbers.dtype == torch.int8:
+        sums = torch._int_mm(given, numbers.t())
+        return (sums * own).mul_(scale.t()).to(dtype)
+    if dtype == torch.bfloat16 and _scales_rows(given.device):
+        return torch._scaled_mm(given, numbers.t(), scale_a=own, scale_b=scale.t(), out_dtype=dtype)
+    one = torch.ones((), device=given.device)
+    product = torch._scaled_mm(given, numbers.t(), scale_a=one, scale_b=one, out_dtype=torch.float32)
+    return product.mul_(own).mul_(scale.t()).to(dtype)
+
+
+def _scales_rows(device: torch.device) -> bool:
+    """Whether products in fp8 take a scale a row (since Hopper)."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _anywhere(given: Tensor, own: Tensor, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (given.float() @ numbers.float().t()).mul_(own).mul_(scale.t()).to(dtype)
