@@ -22,7 +22,7 @@ from ..errors import AtelierError
 from ..families import BESIDE, family_named
 from ..network.base_layer import is_conv, is_linear, refusal
 from ..objective.noise import expand_like
-from ..performance.block_offload import kept_away, scattered
+from ..performance.block_offload import Traffic, kept_away, scattered
 from ..performance.checkpointing import blocks_of
 from ..performance.frozen_layers import lightened
 from ..performance.out_of_place import KERNELS, Care, OutOfPlace
@@ -239,15 +239,16 @@ class Model:
         return seen
 
     @contextmanager
-    def hold(self, text: TextEncoder | None = None, offload: float = 0.0) -> Iterator[None]:
+    def hold(self, text: TextEncoder | None = None, offload: float | Traffic = 0.0) -> Iterator[None]:
         """The model on its device, outside inference mode, differentiable, and afterwards exactly as it was found.
 
         Weights made by other nodes are inference tensors, which autograd refuses; meanwhile ordinary tensors over the very
         same storage stand in their places, so nothing is copied. ``text`` is held as well, for training it. The weights of the
-        share ``offload`` of the blocks (0 to 1) stay in main memory until they are used.
+        blocks that ``offload`` names, or of this share of them (0 to 1), stay in main memory until they are used.
         """
         blocks = self.blocks() if offload else []
-        offloaded = [blocks[i] for i in scattered(len(blocks), offload)]
+        traffic = offload if isinstance(offload, Traffic) else Traffic(scattered(len(blocks), offload))
+        offloaded = [blocks[i] for i in traffic.away]
         management = comfy.model_management
         patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
         with torch.inference_mode(False), torch.enable_grad():
@@ -273,7 +274,7 @@ class Model:
                     # What the host has left in main memory it would bring for each operation, through a buffer that the next
                     # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
                     away = offloaded if patcher is self.patcher else []
-                    stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device))
+                    stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device, traffic))
                 stack.enter_context(unpacking(modules))
                 stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))
                 yield
