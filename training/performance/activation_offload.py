@@ -51,7 +51,8 @@ class Buffers:
         self._side = side
         self._free: list[Tensor] = []
         """Longest unused first."""
-        self._used = self._held = self._most = 0
+        self.used = self.held = self._most = 0
+        """Bytes in use, and in use or free."""
         self.made = 0
         """How many have been asked of the system so far."""
 
@@ -63,18 +64,18 @@ class Buffers:
             found = min(fitting, key=len)
             self._free = [buffer for buffer in self._free if buffer is not found]
         else:
-            while self._free and self._held + size > max(self._most, self._used + size):
-                self._held -= self._free.pop(0).nbytes
+            while self._free and self.held + size > max(self._most, self.used + size):
+                self.held -= self._free.pop(0).nbytes
             found = self._side.locked(size)
-            self._held += found.nbytes
+            self.held += found.nbytes
             self.made += 1
-        self._used += found.nbytes
-        self._most = max(self._most, self._used)
+        self.used += found.nbytes
+        self._most = max(self._most, self.used)
         return found
 
     def give_back(self, buffer: Tensor) -> None:
         """Copies from it may still be under way: the next ones into it begin after them, on the same side."""
-        self._used -= buffer.nbytes
+        self.used -= buffer.nbytes
         self._free.append(buffer)
 
 
@@ -88,6 +89,7 @@ class _Parked:
         self.numbers = buffer[: form.nbytes].view(form.dtype).as_strided(form.shape, form.stride())
         self.changed = False
         """Whether the tensor was changed in place while it was leaving."""
+        self.asked_for = False
         weakref.finalize(self, buffers.give_back, buffer)
 
 
@@ -104,6 +106,8 @@ class Offload:
         self._parked: list[weakref.ref[_Parked]] = []
         """In the order in which they left; the backward pass asks for the last ones first."""
         self._leaving: deque[tuple[Tensor, int, _Parked, Copying]] = deque()
+        self._lately: deque[tuple[weakref.ref[_Parked], Tensor]] = deque(maxlen=AHEAD)
+        """What has come, since layers that saved one input ask for it one after the other."""
         self._coming: list[tuple[weakref.ref[_Parked], Tensor, Copying]] = []
         self._known: dict[tuple[object, ...], weakref.ref[_Parked]] = {}
         """What is leaving, by where and what it is: many layers save one input."""
@@ -143,6 +147,7 @@ class Offload:
         parked = known() if known is not None else None
         if parked is not None:
             return parked
+        self._lately.clear()
         parked = _Parked(tensor, self.buffers)
         copying = self._side.begin([(parked.numbers, tensor)])
         while self._parked and self._parked[-1]() is None:
@@ -169,8 +174,13 @@ class Offload:
             self._let_go()
         if parked.changed:
             raise RuntimeError(CHANGED)
+        lately = next((tensor for ref, tensor in self._lately if ref() is parked), None)
+        if lately is not None:
+            return lately
+        parked.asked_for = True
         tensor, copying = self._taken(parked) or self._begun(parked)
         self._side.wait(copying)
+        self._lately.append((weakref.ref(parked), tensor))
         for following in self._next(parked):
             if all(ref() is not following for ref, _, _ in self._coming):
                 self._coming.append((weakref.ref(following), *self._begun(following)))
@@ -200,7 +210,7 @@ class Offload:
         seen = False
         for ref in reversed(self._parked):
             other = ref()
-            if seen and other is not None:
+            if seen and other is not None and not other.asked_for:
                 found.append(other)
             seen = seen or other is parked
             if len(found) == AHEAD:
@@ -214,6 +224,7 @@ class Offload:
         for _, _, copying in self._coming:
             self._side.wait(copying)
         self._coming.clear()
+        self._lately.clear()
         self._parked.clear()
         self._known.clear()
 
