@@ -56,11 +56,13 @@ def recomputed(activations: Activations, fits: Callable[[frozenset[int]], bool],
             added.append(block)
     if not fits(frozenset(chosen)):
         return frozenset(range(len(activations.blocks)))
-    # One that helped only a little may have become needless through those after it; the dearest first.
-    for block in sorted(added, key=lambda i: (-activations.blocks[i].flops, i)):
-        if fits(frozenset(chosen - {block})):
-            chosen.remove(block)
-    return frozenset(chosen)
+    # Some that helped a little may have become needless through those after them; the dearest first.
+    while True:
+        dearest = sorted((i for i in added if i in chosen), key=lambda i: (-activations.blocks[i].flops, i))
+        needless = next((i for i in dearest if fits(frozenset(chosen - {i}))), None)
+        if needless is None:
+            return frozenset(chosen)
+        chosen.remove(needless)
 
 
 def away(
@@ -89,8 +91,7 @@ def away(
     while len(chosen) < len(sizes) and not fits(tuple(sorted(chosen))):
         chosen.append(min((i for i in range(len(sizes)) if i not in chosen), key=cost))
     for i in sorted(chosen, key=lambda i: (sizes[i], i)):
-        less = tuple(sorted(set(chosen) - {i}))
-        if fits(less):
+        if fits(tuple(sorted(set(chosen) - {i}))):
             chosen.remove(i)
     return tuple(sorted(chosen))
 

@@ -1,7 +1,7 @@
 """A device whose copies come as late as they may, and which sees what a GPU would only show by chance.
 
-Its memory is main memory. A copy of its side stream is made when somebody waits for it and no sooner; until then what it will fill
-is full of NaN, so a result that was reckoned too early is none. And as CUDA's own sanitizer does, it keeps account of what each
+Its memory is main memory. A copy of its side stream is made when somebody waits for it and no sooner; until then what it fills
+is NaN, so a result that was reckoned too early is none. And as CUDA's own sanitizer does, it keeps account of what each
 of the two streams knows of the other: an access that another one need not have come before is a fault, however it went this time.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, combinations
+from itertools import chain, combinations, pairwise
 
 import torch
 from hypothesis import given
@@ -69,7 +69,7 @@ def test_blocks_that_are_alike_stay_away_evenly():
     sizes, flops = [100] * 30, [10**6] * 30
     chosen = filling.away(sizes, flops, lambda gone: on_device(0, sizes, gone) <= 2400)
     assert len(chosen) == 8, "two of them are there at any time"
-    gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(chosen)]
     assert min(gaps) >= 2
 
 
@@ -102,7 +102,7 @@ def test_less_and_less_memory_gives_up_more_and_more():
     whole = measured().need(asked, PLAIN, 1).total
     ways = [thrift_for(budget, asked) for budget in range(whole, 2000, -100)]
     assert ways[0] == asked
-    for before, after in zip(ways, ways[1:], strict=False):
+    for before, after in pairwise(ways):
         assert len(before.recomputed) <= len(after.recomputed) and len(before.away) <= len(after.away)
         assert not after.away or (after.recomputes_all and not after.compiled)
     assert {len(way.recomputed) for way in ways} == set(range(11)), "the card is filled: every number comes up"
@@ -119,7 +119,7 @@ def test_what_the_person_asks_for_stays():
 
 
 def test_only_where_a_step_waits_do_others_stay_away():
-    found, thrift = measured(), Thrift(10, 10).keeping_away((0, 1, 2, 3))
+    found, thrift = measured(), Thrift(10, 10, frozenset(range(10))).keeping_away((0, 1, 2, 3))
     assert filling.paced(found, thrift, Pace(1.0, 10.0, 0.0, 4000)) == thrift
     other = filling.paced(found, thrift, Pace(10.0, 10.0, 5.0, 4000))
     assert found.weights.needed(other) <= found.weights.needed(thrift) and other.away != thrift.away
