@@ -70,8 +70,8 @@ def figures(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]
             "peak_gib": round(max(result["peak_bytes"] for result in results) / 2**30, 3),
             "said": sorted({line for result in results for line in result["said"]}),
         }
-    plain = rows.get("plain")
-    for row in rows.values() if plain is not None else ():
+    plain = rows.get("plain", {})
+    for row in rows.values() if plain else ():
         row["time"] = round(row["seconds_per_step"] / plain["seconds_per_step"], 3)
         row["memory"] = round(row["peak_gib"] / plain["peak_gib"], 3)
     return rows

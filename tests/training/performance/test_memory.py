@@ -70,7 +70,7 @@ def test_what_a_setting_keeps_of_them():
     blocks = (memory.Block(300, 10), memory.Block(400, 20), memory.Block(300, 20))
     one, plain = memory.Activations(blocks, outside=100, small=7), TrainingConfig("a")
     assert one.needed(thrift(3), plain, 3) == 3 * 1100
-    assert one.needed(thrift(3, range(3)), plain, 3) == 3 * (100 + 10 + 20 + 20 + 300)
+    assert one.needed(thrift(3, range(3)), plain, 3) == 3 * (100 + 10 + 20 + 400), "the largest, and what comes before it"
     assert one.needed(thrift(3, [0]), plain, 1) == 100 + 10 + 400 + 300, "by then what later blocks kept is gone"
     assert one.needed(thrift(3, [2]), plain, 1) == 100 + 300 + 400 + 20 + 300, "the last one comes on top of all"
     assert one.needed(thrift(3, activations_away=True), plain, 3) == 3 * 407
