@@ -33,6 +33,8 @@ class Case:
     """Whether copies of the base are looked for as well."""
     profile: bool = False
     clock: str = "wall"
+    thrift: str = "plain"
+    """What our step does for less memory, one of ``low_memory.WAYS``."""
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Found:
     layers: int = 0
     parameters: int = 0
     ends: list[float] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    """Sentences for the person."""
 
 
 Train = Callable[[Case, Found], None]
@@ -51,13 +55,13 @@ Forward = Callable[[int], list[float]]
 
 
 def latents_of(case: Case, count: int) -> torch.Tensor:
-    kind = _models.KINDS[case.model]
+    kind = _models.kind_of(case.model)
     return torch.randn(count, kind.channels, case.pixels // 8, case.pixels // 8, generator=torch.Generator().manual_seed(1))
 
 
 def text_of(case: Case) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(cond, extras) as a text encoder gives them."""
-    kind, stream = _models.KINDS[case.model], torch.Generator().manual_seed(2)
+    kind, stream = _models.kind_of(case.model), torch.Generator().manual_seed(2)
     pooled = {"pooled_output": torch.randn(1, kind.pooled, generator=stream)} if kind.pooled else {}
     return torch.randn(1, kind.tokens, kind.width, generator=stream), pooled
 

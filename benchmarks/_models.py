@@ -31,6 +31,7 @@ FLUX: dict[str, Any] = {
     "num_heads": 24, "depth": 19, "depth_single_blocks": 38, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
     "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
 }  # fmt: skip
+SMALL_FLUX: dict[str, Any] = {**FLUX, "hidden_size": 256, "num_heads": 2, "depth": 2, "depth_single_blocks": 4}
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,21 @@ class Kind:
     """Numbers of the pooled text; 0: none."""
     unet: dict[str, Any] | None
     """diffusers' settings; None: not a UNet."""
+    flux: dict[str, Any] | None = None
+    """Flux's settings."""
 
 
 KINDS = {
     "sd15": Kind("Stable Diffusion 1.5", 4, 77, 768, 0, SD15),
     "sdxl": Kind("Stable Diffusion XL", 4, 77, 2048, 1280, SDXL),
-    "flux": Kind("Flux dev", 16, 512, 4096, 768, None),
+    "flux": Kind("Flux dev", 16, 512, 4096, 768, None, FLUX),
 }
+SMALL = {"flux-small": Kind("a small Flux", 16, 16, 4096, 768, None, SMALL_FLUX)}
+"""Only to see that a benchmark runs."""
+
+
+def kind_of(name: str) -> Kind:
+    return (KINDS | SMALL)[name]
 
 
 def file_of(name: str, dtype: str) -> Path:
@@ -71,19 +80,20 @@ def empty_unet(name: str) -> Any:
     """diffusers' UNet without weights."""
     from diffusers import UNet2DConditionModel
 
-    settings = KINDS[name].unet
+    settings = kind_of(name).unet
     assert settings is not None, f"{name} is no UNet"
     with torch.device("meta"):
         return UNet2DConditionModel(**settings)
 
 
 def _empty(name: str) -> Any:
-    if KINDS[name].unet is not None:
+    if kind_of(name).unet is not None:
         return empty_unet(name)
     import comfy.ops
     from comfy.ldm.flux.model import Flux
 
-    return Flux(dtype=torch.bfloat16, device="meta", operations=comfy.ops.disable_weight_init, **FLUX)
+    settings = kind_of(name).flux or {}
+    return Flux(dtype=torch.bfloat16, device="meta", operations=comfy.ops.disable_weight_init, **settings)
 
 
 def _random(shapes: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ import _common
 import _memory
 import _models
 import _peaks
+import low_memory
 import torch
 from _case import CLOCKS, DTYPES, Case, Forward, Found, Train, latents_of, load_into_host, seconds_of, text_of
 from _rivals import peft, stock
@@ -96,7 +97,9 @@ def ours(case: Case) -> tuple[Train, Forward, Mapping[str, Any]]:
             levels = NoiseLevelSampler.suited(loaded.prediction, config.noise, loaded.sigmas, family_named(loaded.family))
             encoded: Any = EncodedDataset(dataset, 0, Nobody(), Nobody(), cache)  # type: ignore[arg-type]
             files = Run.begin("bench", folder / "runs", folder / "loras")
-            train(Session(loaded, None, layers, adapter, levels, encoded, Plan(dataset, 0), config), files, Callbacks())
+            thrift = low_memory.WAYS[now.thrift](len(loaded.blocks()))
+            session = Session(loaded, None, layers, adapter, levels, encoded, Plan(dataset, 0), config, thrift)
+            train(session, files, Callbacks(warn=found.said.append))
 
     def forward(count: int) -> list[float]:
         x, sigma = latents_of(case, case.batch).to(loaded.device), torch.full((case.batch,), 0.5, device=loaded.device)
@@ -192,6 +195,7 @@ def main() -> None:
         run(case, found)
     result["peak_bytes"] = peak.end()
     result |= {"before_bytes": before, "layers": found.layers, "parameters": found.parameters}
+    result["said"] = found.said
     result["seconds"] = [b - a for a, b in pairwise(found.ends)]
     if forward is not None:
         result["forward_seconds"] = forward(case.steps)

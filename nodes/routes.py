@@ -28,8 +28,8 @@ from ..training.errors import AtelierError
 from ..training.estimate import activations
 from ..training.estimate.recipe import look_ahead, sizes
 from ..training.files import parse_json
-from ..training.performance.fallback import without_effect
 from ..training.performance.memory import Activations
+from ..training.performance.thrift import Thrift
 from ..training.runs import live, reader
 from ..training.runs.layout import SAMPLES_FOLDER
 from ..training.tensors.precision import compute_dtype
@@ -218,13 +218,14 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | Non
     size, adapter = sizes(config, outline.layers(), outline.lora_names())
     if adapter is None:
         return Sizes(size)
-    real = without_effect(config, host.torch_device())
+    blocks = len(outline.stored.blocks)
+    thrift = Thrift.asked(config, blocks, blocks, host.torch_device())
     if sources:
         # A bucket's area is at most that of the square.
         largest = max((source.config for source in sources), key=lambda subset: subset.resolution**2 * subset.batch_size)
         kept = _activations(path, changed, config.network, dtype, largest.resolution)
-        activations = None if kept is None else kept.needed(real, largest.batch_size)
-    return Sizes(size, outline.stored.needed(real) + adapter, activations)
+        activations = None if kept is None else kept.needed(thrift, config, largest.batch_size)
+    return Sizes(size, outline.stored.needed(thrift) + adapter, activations)
 
 
 @lru_cache(maxsize=2)

@@ -145,7 +145,8 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                     with best_weights():
                         callbacks.save("moment", plan.epoch_of(step - 1) + 1, step)
         if out_of_memory:
-            advice = what_helps(steps.config, max(len(batch.samples) for batch in plan.epoch_batches(0)), model.device)
+            largest = max(len(batch.samples) for batch in plan.epoch_batches(0))
+            advice = what_helps(config, steps.thrift, largest, model.device)
             raise AtelierError(no_memory(step, due, advice)) from error
         raise
 

@@ -6,7 +6,7 @@ Loop, validation and preflight take it instead of its eight parts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -15,6 +15,8 @@ from .dataset.encoded import EncodedDataset
 from .dataset.plan import Plan
 from .network.adapter import Adapter
 from .objective.noise import NoiseLevelSampler
+from .performance.memory import Measured
+from .performance.thrift import Thrift
 from .protocols import Denoiser, TrainedText
 
 
@@ -32,6 +34,16 @@ class Session:
     encoded: EncodedDataset
     plan: Plan
     config: TrainingConfig
+    thrift: Thrift = field(default=None)  # type: ignore[assignment]
+    """What is done for less memory; if it isn't given, what the recipe asks for."""
+    forecast: Measured | None = None
+    """What the run will need, where it has been measured."""
+
+    def __post_init__(self) -> None:
+        if self.thrift is None:
+            blocks = self.model.blocks()
+            asked = Thrift.asked(self.config, len(self.blocks()), len(blocks), self.model.device)
+            object.__setattr__(self, "thrift", asked)
 
     @property
     def total_steps(self) -> int:

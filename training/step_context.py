@@ -13,22 +13,27 @@ from contextlib import ExitStack
 from torch import Tensor
 
 from .errors import is_out_of_memory
-from .performance.activation_offload import can_offload, offloaded
+from .performance.activation_offload import Offload, can_offload
+from .performance.block_offload import Traffic
 from .performance.checkpointing import checkpointed
 from .performance.compiling import Compiled
-from .performance.fallback import cheaper, difference, without_effect
+from .performance.fallback import cheaper
+from .performance.filling import order_of, paced
+from .performance.thrift import Thrift, difference
 from .session import Session
 
 
 class StepContext:
-    """``config`` holds the settings in use; ``say`` receives a sentence when they change, ``cancelled`` tells a cancel apart."""
+    """``thrift`` is what is done for less memory now; ``say`` hears of changes, ``cancelled`` tells a cancel apart."""
 
     def __init__(self, session: Session, say: Callable[[str], None], cancelled: Callable[[BaseException], bool]):
         model = session.model
-        self.config = without_effect(session.config, model.device)
+        self.thrift = session.thrift
         self._session, self._say = session, say
         self._alone = not can_offload(model.device)
         """Whether everything else has been put aside already, as far as there is another place for it."""
+        self._traffic = Traffic(self.thrift.away, say)
+        self._offload = Offload(model.device)
         self._compiled = Compiled(model.blocks() if session.config.compile else [], say, cancelled)
         self._held, self._on = ExitStack(), False
 
@@ -64,7 +69,7 @@ class StepContext:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                less = cheaper(self.config, self._session.model.device) if self._alone else self.config
+                less = self._cheaper() if self._alone else self.thrift
                 if less is None:
                     raise
                 traceback.clear_frames(error.__traceback__)  # the failed step's tensors
@@ -72,21 +77,30 @@ class StepContext:
             flat.restore(before)
             self.release()
             gc.collect()
-            slower = f"The run goes on, slower: {difference(self.config, less)}."
+            slower = f"The run goes on, slower: {difference(self.thrift, less)}."
             self._say(f"memory: the device has no more of it. {slower if self._alone else 'All other models are put aside.'}")
-            self.config, self._alone = less, True
+            self.thrift, self._alone = less, True
             self._session.model.leave_room(None)
             self.acquire()
 
+    def _cheaper(self) -> Thrift | None:
+        known = self._session.forecast
+        return cheaper(self.thrift, self._session.model.device, order_of(known.activations) if known else None)
+
     def _enter(self) -> None:
-        session, config, enter = self._session, self.config, self._held.enter_context
-        enter(session.model.hold(session.text, offload=config.offload_blocks))
+        session, enter = self._session, self._held.enter_context
+        if self._traffic.pace is not None and session.forecast is not None:
+            self.thrift = paced(session.forecast, self.thrift, self._traffic.pace)
+        thrift = self.thrift
+        self._traffic.away = thrift.away
+        enter(session.model.hold(session.text, offload=self._traffic))
         # What lies between two blocks is there for both, unless one's weights are away or its inputs are copies.
-        enter(session.adapter.attached(session.layers, not (config.offload_blocks or config.gradient_checkpointing)))
-        if config.compile:
+        enter(session.adapter.attached(session.layers, not (thrift.away or thrift.recomputed)))
+        if thrift.compiled:
             enter(self._compiled.on())
-        if config.gradient_checkpointing:
-            enter(checkpointed(session.blocks()))
-        if config.offload_activations:
+        if thrift.recomputed:
+            blocks = session.blocks()
+            enter(checkpointed([blocks[i] for i in sorted(thrift.recomputed)]))
+        if thrift.activations_away:
             weights = [*session.model.weights(), *(session.text.weights() if session.text else ())]
-            enter(offloaded([*weights, *session.adapter.fixed()]))
+            enter(self._offload.on([*weights, *session.adapter.fixed()]))

@@ -22,6 +22,7 @@ from lora_atelier.training.network.base_layer import LAYOUTS, layout_of
 from lora_atelier.training.performance import memory
 from lora_atelier.training.performance.block_offload import kept_away
 from lora_atelier.training.performance.quantised_layers import unpacking
+from lora_atelier.training.performance.thrift import Thrift
 from torch import Tensor, nn
 
 from ..conftest import KERNELS_DIFFER
@@ -253,7 +254,7 @@ def test_no_second_copy_of_the_weights_is_kept(case):
         adapter = new_adapter(animal)
         with animal.model.hold(), adapter.attached(animal.model.layers()):
             parameters = [*animal.model.weights(), *adapter.parameters()]
-            return memory.measure([], parameters, lambda: one_loss(animal, [0])).needed(TrainingConfig("any"), 1)
+            return memory.measure([], parameters, lambda: one_loss(animal, [0])).needed(Thrift(0, 0), TrainingConfig("any"), 1)
 
     animal = in_float32(case.load())
     # What converts a norm's numbers, which are few, keeps those.

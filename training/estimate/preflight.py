@@ -12,7 +12,10 @@ from .. import host
 from ..dataset.plan import Batch, Plan
 from ..errors import is_out_of_memory
 from ..performance import activation_offload, memory
-from ..performance.fallback import cheaper, difference, steps_down, without_effect
+from ..performance.block_offload import Traffic
+from ..performance.fallback import cheaper, steps_down
+from ..performance.filling import filled
+from ..performance.thrift import difference
 from ..protocols import Denoiser, TrainedText
 from ..session import Session
 from ..step import noised_prediction
@@ -29,39 +32,38 @@ def fit(session: Session, say: Callable[[str], None]) -> Session:
         say(activation_offload.NOTHING_TO_DO)
     if config.compile:
         say("compile: the first steps, and those of a second picture size, take longer, since the model's blocks are compiled")
-    wanted = now = without_effect(config, model.device)
+    least = held = asked = session.thrift
     batch = largest_batch(session.plan)
     pictures = len(batch.samples)
-    if activation_offload.can_offload(model.device) and weights_of(model, session.text).needed(now) > host.memory()[1]:
-        *_, now = steps_down(now, model.device)  # the model alone is larger than the device
+    if activation_offload.can_offload(model.device) and weights_of(model, session.text).needed(held) > host.memory()[1]:
+        *_, held = steps_down(held, model.device)  # the model alone is larger than the device
     while True:
         try:
-            with model.hold(session.text, offload=now.offload_blocks):
+            with model.hold(session.text, offload=Traffic(held.away)):
                 found = measured(session, batch)
                 # All other models have been put aside.
-                free = host.free_bytes(model.device) + found.weights.needed(now)
+                free = host.free_bytes(model.device) + found.weights.needed(held)
             break
         except Exception as error:
-            less = cheaper(now, model.device)
+            less = cheaper(held, model.device)
             if not is_out_of_memory(error):
                 raise
         if less is None:
-            advice = memory.what_helps(now, pictures, model.device)
+            advice = memory.what_helps(config, held, pictures, model.device)
             say(f"memory: not even one picture at {batch.size[0]} x {batch.size[1]} goes through the model. {advice}")
-            return replace(session, config=now)
-        now = less
-    ways = list(steps_down(now, model.device))
-    now = next((way for way in ways if memory.fits(found.need(way, pictures), free)), ways[-1])
-    need = found.need(now, pictures)
+            return replace(session, thrift=held)
+        least = held = less
+    now = filled(found, config, pictures, least, model.device, lambda need: memory.fits(need, free))
+    need = found.need(now, config, pictures)
     line, fits = memory.line(need, free), memory.fits(need, free)
     model.leave_room(math.ceil(memory.MARGIN * (need.adapter + need.activations)) if fits else None)
-    if changed := difference(wanted, now):
+    if changed := difference(asked, now):
         say(f"memory: it would not fit as it is set. For this run {changed}; that is slower, to the same LoRA.")
     if fits:
         say(line)
     else:
-        say(f"memory: this will probably not fit: {line}. {memory.what_helps(now, pictures, model.device)}")
-    return replace(session, config=now)
+        say(f"memory: this will probably not fit: {line}. {memory.what_helps(config, now, pictures, model.device)}")
+    return replace(session, thrift=now, forecast=found)
 
 
 def largest_batch(plan: Plan) -> Batch:

@@ -23,7 +23,7 @@ from ..errors import AtelierError
 from ..families import BESIDE, family_named
 from ..network.base_layer import is_conv, is_linear, refusal
 from ..objective.noise import expand_like
-from ..performance.block_offload import kept_away, scattered
+from ..performance.block_offload import Traffic, kept_away, scattered
 from ..performance.checkpointing import blocks_of
 from ..performance.eight_bit_layers import in_eight_bits, remark
 from ..performance.frozen_layers import lightened
@@ -258,15 +258,16 @@ class Model:
         return seen
 
     @contextmanager
-    def hold(self, text: TextEncoder | None = None, offload: float = 0.0) -> Iterator[None]:
+    def hold(self, text: TextEncoder | None = None, offload: float | Traffic = 0.0) -> Iterator[None]:
         """The model on its device, outside inference mode, differentiable, and afterwards exactly as it was found.
 
         Weights made by other nodes are inference tensors, which autograd refuses; meanwhile ordinary tensors over the very
         same storage stand in their places, so nothing is copied. ``text`` is held as well, for training it. The weights of the
-        share ``offload`` of the blocks (0 to 1) stay in main memory until they are used.
+        blocks that ``offload`` names, or of this share of them (0 to 1), stay in main memory until they are used.
         """
         blocks = self.blocks() if offload else []
-        offloaded = [blocks[i] for i in scattered(len(blocks), offload)]
+        traffic = offload if isinstance(offload, Traffic) else Traffic(scattered(len(blocks), offload))
+        offloaded = [blocks[i] for i in traffic.away]
         management = comfy.model_management
         patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
         rounded = self._base_weights if self._base_weights != "as loaded" else None
@@ -298,7 +299,7 @@ class Model:
                     # What the host has left in main memory it would bring for each operation, through a buffer that the next
                     # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
                     away = offloaded if patcher is self.patcher else []
-                    stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device))
+                    stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device, traffic))
                 stack.enter_context(differentiable_attention())
                 stack.enter_context(unpacking(modules))
                 stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from ..config import TrainingConfig
 from .activation_offload import can_offload
+from .block_offload import scattered
+from .thrift import Thrift
 
 
-def without_effect(config: TrainingConfig, device: torch.device) -> TrainingConfig:
-    """``config`` less what only moves numbers into main memory, where ``device`` has no other memory."""
-    return config if can_offload(device) else replace(config, offload_activations=False, offload_blocks=0.0)
+def cheaper(thrift: Thrift, device: torch.device, order: Sequence[int] | None = None) -> Thrift | None:
+    """The same run in less memory, and slower; None if there is no further step down.
 
-
-def cheaper(config: TrainingConfig, device: torch.device) -> TrainingConfig | None:
-    """The same run in less memory, and slower; None if there is no further step down."""
-    if not config.gradient_checkpointing:
-        return replace(config, gradient_checkpointing=True)
-    if can_offload(device) and config.offload_blocks < 1:
-        return replace(config, offload_blocks=0.5 if config.offload_blocks < 0.5 else 1.0, compile=False)
+    First a half of the blocks is computed twice, in the ``order`` that costs least (or from the first on), then all, then a half
+    of the model's blocks stays away, then all.
+    """
+    half = -(-thrift.blocks // 2)
+    if len(thrift.recomputed) < half:
+        others = [i for i in (range(thrift.blocks) if order is None else order) if i not in thrift.recomputed]
+        return thrift.recomputing(frozenset(others[: half - len(thrift.recomputed)]))
+    if not thrift.recomputes_all:
+        return thrift.recomputing(frozenset(range(thrift.blocks)))
+    if can_offload(device) and len(thrift.away) < thrift.movable:
+        share = 0.5 if len(thrift.away) < thrift.movable / 2 else 1.0
+        return thrift.keeping_away(tuple(scattered(thrift.movable, share)))
     return None
 
 
-def steps_down(config: TrainingConfig, device: torch.device) -> Iterator[TrainingConfig]:
-    """``config`` and all that is cheaper, in order."""
-    step: TrainingConfig | None = config
+def steps_down(thrift: Thrift, device: torch.device, order: Sequence[int] | None = None) -> Iterator[Thrift]:
+    """``thrift`` and all that is cheaper, in order."""
+    step: Thrift | None = thrift
     while step is not None:
         yield step
-        step = cheaper(step, device)
-
-
-def difference(before: TrainingConfig, after: TrainingConfig) -> str:
-    """What changes for the person, such as ``gradient_checkpointing is on``."""
-    said = []
-    if after.gradient_checkpointing and not before.gradient_checkpointing:
-        said.append("gradient_checkpointing is on")
-    if after.offload_blocks > before.offload_blocks:
-        said.append(f"{after.offload_blocks:.0%} of the model's blocks stay in main memory (offload_blocks)")
-    if before.compile and not after.compile:
-        said.append("compile is off")
-    return ", ".join(said)
+        step = cheaper(step, device, order)

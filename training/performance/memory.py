@@ -6,12 +6,15 @@ Bytes everywhere. What the driver, the allocator's gaps and a library's work spa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ..config import OptimizerConfig, TrainingConfig
 from ..tensors.method_patch import patched
@@ -19,6 +22,7 @@ from ..tensors.precision import has_native_support
 from .activation_offload import SMALLEST, can_offload, place, places
 from .block_offload import on_device
 from .eight_bit_layers import spared
+from .thrift import Thrift
 
 if TYPE_CHECKING:
     from torch.multiprocessing.reductions import StorageWeakRef
@@ -35,29 +39,57 @@ FULL_BELOW = 4096
 
 
 @dataclass(frozen=True)
+class Block:
+    """What autograd keeps of one picture's pass through a block."""
+
+    inside: int
+    inputs: int
+    """What enters it; under checkpointing that is all that is kept of it."""
+    flops: int = 0
+    """What computing it once more costs; 0 where nobody could count."""
+
+
+@dataclass(frozen=True)
 class Activations:
     """What autograd keeps of one picture's forward pass."""
 
-    inside: int
-    """Within blocks."""
+    blocks: tuple[Block, ...]
     outside: int
-    inputs: int
-    """What enters the blocks; under checkpointing it is all that is kept of them."""
-    largest: int
-    """The largest block's part of ``inside``."""
     small: int
     """What is too small for offloading."""
+    order: tuple[int, ...] = ()
+    """The blocks as the pass goes through them; empty: as they are listed."""
 
-    def needed(self, config: TrainingConfig, pictures: int) -> int:
-        """At the same time, for a batch of so many pictures."""
-        if config.offload_activations:
-            one = self.largest + self.small
-        elif config.gradient_checkpointing:
-            one = self.outside + self.inputs + self.largest
-        else:
-            one = self.inside + self.outside
+    @property
+    def inside(self) -> int:
+        """Within blocks."""
+        return sum(block.inside for block in self.blocks)
+
+    @property
+    def inputs(self) -> int:
+        return sum(block.inputs for block in self.blocks)
+
+    @property
+    def largest(self) -> int:
+        return max((block.inside for block in self.blocks), default=0)
+
+    def needed(self, thrift: Thrift, config: TrainingConfig, pictures: int) -> int:
+        """At the same time, for a batch of so many pictures. Steps that are recorded keep theirs in a pool of the same size."""
+        one = self.largest + self.small if thrift.activations_away else self.most(thrift.recomputed)
         passes = 2 if config.loss.preservation and config.loss.preservation_prompt else 1
         return one * pictures * passes
+
+    def most(self, recomputed: Collection[int]) -> int:
+        """Of one picture if these blocks are computed twice.
+
+        As the backward pass comes to such a block, what later ones kept is gone, and the block's inner values are there again.
+        """
+        kept = most = self.outside
+        for i in self.order or range(len(self.blocks)):
+            block = self.blocks[i]
+            kept += block.inputs if i in recomputed else block.inside
+            most = max(most, kept + block.inside if i in recomputed else kept)
+        return most
 
 
 @dataclass(frozen=True)
@@ -75,27 +107,27 @@ class Weights:
         sizes = tuple(bytes_of([*block.parameters(), *block.buffers()]) for block in blocks)
         return cls(sizes, bytes_of(everything) - sum(sizes), tuple(map(spared, blocks)))
 
-    def needed(self, config: TrainingConfig) -> int:
+    def needed(self, thrift: Thrift) -> int:
         """On the device."""
-        less = self.spared if self.spared and config.base_weights != "as loaded" else (0,) * len(self.blocks)
-        return on_device(self.outside, [size - by for size, by in zip(self.blocks, less, strict=True)], config.offload_blocks)
+        less = self.spared if self.spared and thrift.eight_bits else (0,) * len(self.blocks)
+        return on_device(self.outside, [size - by for size, by in zip(self.blocks, less, strict=True)], thrift.away)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What decides a run's need, whatever the settings."""
+    """What decides a run's need, whatever is done for less."""
 
     weights: Weights
     activations: Activations
     shapes: tuple[tuple[int, ...], ...]
     """Of all that is trained."""
 
-    def need(self, config: TrainingConfig, pictures: int) -> Need:
+    def need(self, thrift: Thrift, config: TrainingConfig, pictures: int) -> Need:
         """On the model's device, for a batch of so many pictures."""
         return Need(
-            model=self.weights.needed(config),
+            model=self.weights.needed(thrift),
             adapter=adapter_needs(self.shapes, config),
-            activations=self.activations.needed(config, pictures),
+            activations=self.activations.needed(thrift, config, pictures),
         )
 
 
@@ -116,7 +148,8 @@ class Need:
 def measure(
     blocks: Sequence[nn.Module], weights: Iterable[Tensor], forward: Callable[[], object], device: torch.device | None = None
 ) -> Activations:
-    """Runs ``forward`` once, with gradients, and counts what autograd wants to keep besides ``weights``, on ``device`` if given.
+    """Runs ``forward`` once, with gradients, and counts what autograd wants to keep besides ``weights``, on ``device`` if given,
+    and what its blocks compute.
 
     Nothing is kept, so it needs no more memory than a pass without gradients. ``blocks`` are what checkpointing would compute
     again; nothing stays on them.
@@ -124,20 +157,27 @@ def measure(
     staying = places(weights)
     seen: dict[int, StorageWeakRef] = {}
     outer, inner = _Tally(staying, seen, device), {block: _Tally(staying, seen, device) for block in blocks}
-    entering = _Tally(staying, {}, device)
-    now = [outer]
+    entered: dict[int, StorageWeakRef] = {}
+    inputs = {block: _Tally(staying, entered, device) for block in blocks}
+    order: dict[nn.Module, None] = {}
+    flops, now = _Flops(), [outer]
 
-    def counted(tally: _Tally, block_forward: Callable[..., object]) -> Callable[..., object]:
+    def counted(block: nn.Module, block_forward: Callable[..., object]) -> Callable[..., object]:
+        tally, entering = inner[block], inputs[block]
+
         def run(*args: object, **kwargs: object) -> object:
+            order.setdefault(block)
             for value in (*args, *kwargs.values()):
                 for tensor in value if isinstance(value, (list, tuple)) else (value,):
                     if isinstance(tensor, Tensor) and tensor.is_floating_point():
                         entering.add(tensor)
             now.append(tally)
+            before = flops.total
             try:
                 return block_forward(*args, **kwargs)
             finally:
                 now.pop()
+                tally.flops += flops.total - before
 
         return run
 
@@ -145,20 +185,42 @@ def measure(
         raise RuntimeError("this pass was measured; it has no gradient")
 
     watched = torch.autograd.graph.saved_tensors_hooks(lambda tensor: now[-1].add(tensor), refuse)
-    with patched(blocks, "forward", lambda block, usual: counted(inner[block], usual)), watched, torch.enable_grad():
+    with patched(blocks, "forward", counted), watched, torch.enable_grad(), flops:
         forward()
-    sizes = [tally.bytes for tally in inner.values()]
+    places_of = {block: i for i, block in enumerate(blocks)}
+    passed = [places_of[block] for block in (*order, *(block for block in blocks if block not in order))]
     return Activations(
-        inside=sum(sizes), outside=outer.bytes, inputs=entering.bytes, largest=max(sizes, default=0),
+        tuple(Block(inner[block].bytes, inputs[block].bytes, inner[block].flops) for block in blocks),
+        outside=outer.bytes,
         small=sum(tally.small for tally in (outer, *inner.values())),
-    )  # fmt: skip
+        order=tuple(passed) if passed != sorted(passed) else (),
+    )
+
+
+class _Flops(TorchDispatchMode):
+    """Counts floating-point operations by torch's own formulas: products, convolutions and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        found = func(*args, **given)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            with suppress(Exception):  # a form that it does not know; the block counts for cheaper then
+                self.total += int(formula(*args, **given, out_val=found))
+        return found
 
 
 class _Tally:
     """Bytes of storages, each counted once however many views it has, by the first of the tallies that share ``seen``."""
 
     def __init__(self, staying: set[int], seen: dict[int, StorageWeakRef], device: torch.device | None):
-        self.bytes = self.small = 0
+        self.bytes = self.small = self.flops = 0
         self._staying, self._seen, self._device = staying, seen, device
 
     def add(self, tensor: Tensor) -> None:
@@ -182,9 +244,13 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def adapter_needs(shapes: Sequence[Sequence[int]], config: TrainingConfig) -> int:
-    """fp32 weights of these shapes and gradients, the average if there is one, and the optimizer's states."""
+    """Weights of these shapes and their gradients in fp32, the average if there is one, and the optimizer's states.
+
+    In a step there are also the gradients that autograd hands over, before they are added up: 4 bytes a number in fp32. In a half
+    format they take 2, and the weights as the layers read them 2 more, so the sum is the same.
+    """
     numbers = sum(math.prod(shape) for shape in shapes)
-    return 4 * (3 if config.ema_decay else 2) * numbers + state_bytes(config.optimizer, shapes)
+    return 4 * (4 if config.ema_decay else 3) * numbers + state_bytes(config.optimizer, shapes)
 
 
 def state_bytes(config: OptimizerConfig, shapes: Iterable[Sequence[int]]) -> int:
@@ -227,16 +293,16 @@ def fits(need: Need, free: int) -> bool:
     return need.total * MARGIN <= free
 
 
-def what_helps(config: TrainingConfig, pictures: int, device: torch.device) -> str:
+def what_helps(config: TrainingConfig, thrift: Thrift, pictures: int, device: torch.device) -> str:
     """What of the settings can be changed to need less, most effective first; ``pictures`` is the batch size."""
     ways = []
-    if not config.gradient_checkpointing:
+    if not thrift.recomputes_all:
         ways.append("switch gradient_checkpointing on")
     if pictures > 1:
         ways.append("lower batch_size (accumulate makes up for it)")
-    if not config.offload_activations and can_offload(device):
+    if not thrift.activations_away and can_offload(device):
         ways.append("switch offload_activations on")
-    if not config.offload_blocks and can_offload(device):
+    if not thrift.away and can_offload(device):
         ways.append("set offload_blocks above 0")
     if config.precision == "fp32" and has_native_support(torch.bfloat16, device):
         ways.append("set precision to bf16")

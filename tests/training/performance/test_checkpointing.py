@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lora_atelier.training.performance import memory
 from lora_atelier.training.performance.checkpointing import blocks_of, checkpointed
 from lora_atelier.training.performance.out_of_place import OutOfPlace
 from torch import nn
 
+from ...conftest import KERNELS_DIFFER
 from ..conftest import FAMILIES
 from ..host.test_host import latents, levels, new_adapter, one_loss
 
@@ -37,6 +39,25 @@ def test_the_gradient_is_that_of_the_plain_pass(tiny, name):
     assert any(g.abs().max() > 0 for g in plain)
     for one, other in zip(plain, again, strict=True):
         assert (one - other).norm() <= 1e-5 * one.norm() + 1e-12
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_some_blocks_computed_twice_keep_what_is_foretold_and_give_the_very_gradient(tiny, name):
+    """To the bit, whichever they are; and what is kept lies between none and all, as the forecast has it."""
+    t = tiny(name)
+    adapter, blocks = new_adapter(t), t.model.blocks()
+    with t.model.hold(), adapter.attached(t.model.layers()):
+        weights = [*t.model.weights(), *adapter.parameters()]
+        found = memory.measure(blocks, weights, lambda: one_loss(t, latents(t, 2), levels(t, 2), [1, 2]))
+    plain, kept = gradients(t, adapter, [])
+    assert all(block.flops > 0 for block in found.blocks)
+    whole = len(blocks)
+    for some in (range(whole // 2), range(whole // 2, whole), range(0, whole, 2)):
+        again, less = gradients(t, adapter, [blocks[i] for i in some])
+        same = torch.allclose if KERNELS_DIFFER else torch.equal
+        assert all(same(one, other) for one, other in zip(plain, again, strict=True))
+        foretold = found.outside + sum(b.inputs if i in some else b.inside for i, b in enumerate(found.blocks))
+        assert less < kept and less == pytest.approx(foretold, rel=0.25)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

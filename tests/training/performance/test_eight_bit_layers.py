@@ -19,6 +19,7 @@ from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.performance import eight_bit_layers, memory
 from lora_atelier.training.performance.checkpointing import checkpointed
 from lora_atelier.training.performance.eight_bit_layers import chosen, in_eight_bits, remark, spared
+from lora_atelier.training.performance.thrift import Thrift
 from lora_atelier.training.runs.inputs import Inputs, compare
 from lora_atelier.training.tensors import eight_bits
 from safetensors import safe_open
@@ -28,7 +29,6 @@ from ..conftest import FAMILIES, load_model
 from ..host.test_host import assert_stored, latents, levels, new_adapter, one_loss, picture, stored
 from ..tensors.test_eight_bits import GRIDS, SIZES
 from ..test_job import Stop, dataset, fresh_folders, go, interrupt, only_training_checks, recipe  # noqa: F401
-from .test_block_offload import Carrier
 from .test_memory import told
 
 KINDS = ("fp8", "int8")
@@ -105,17 +105,21 @@ def test_it_takes_so_many_bytes(tiny, name, kind):
     layers = chosen(t.model.blocks())
     before = memory.bytes_of(t.model.weights())
     said = preflight.weights_of(t.model, None)
+    count = len(t.model.blocks())
+    plain, bits = (
+        Thrift.asked(TrainingConfig("a", base_weights=name), count, count, t.model.device) for name in ("as loaded", kind)
+    )
     wide = sum(layer.weight.nbytes for layer in layers)
     narrow = sum(layer.out_features * (layer.in_features + 4) for layer in layers)
     assert narrow < 0.54 * wide
     with t.model.hold():
         assert memory.bytes_of(t.model.weights()) == before - wide + narrow
-        assert preflight.weights_of(t.model, None).needed(TrainingConfig("a", base_weights=kind)) == before - wide + narrow
+        assert preflight.weights_of(t.model, None).needed(bits) == before - wide + narrow
         assert chosen(t.model.blocks()) == [] and not any(map(spared, t.model.blocks()))
-    assert said.needed(TrainingConfig("a", base_weights=kind)) == before - wide + narrow, "told before it is held"
-    assert said.needed(TrainingConfig("a")) == before
-    away = {"gradient_checkpointing": True, "offload_blocks": 1.0}
-    assert said.needed(TrainingConfig("a", base_weights=kind, **away)) <= said.needed(TrainingConfig("a", **away))
+    assert said.needed(bits) == before - wide + narrow, "told before it is held"
+    assert said.needed(plain) == before
+    every = tuple(range(count))
+    assert said.needed(bits.keeping_away(every)) <= said.needed(plain.keeping_away(every))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,25 +131,19 @@ def test_autograd_keeps_no_weights_of_its_own(tiny, kind):
         with one.model.hold(), adapter.attached(one.model.layers()):
             parameters = [*one.model.weights(), *adapter.parameters()]
             found = memory.measure([], parameters, lambda: one_loss(one, latents(t, 1), levels(t, 1), [1]))
-        return found.needed(TrainingConfig("any"), 1)
+        return found.needed(Thrift(0, 0), TrainingConfig("any"), 1)
 
     assert kept(held(t, kind)) <= 1.02 * kept(held(t))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_that_are_away_travel_in_eight_bits(tiny, kind, monkeypatch):
-    from lora_atelier.training.performance.block_offload import kept_away
-
+def test_blocks_that_are_away_travel_in_eight_bits(tiny, kind):
+    """What waits at home for its pass is what is copied."""
     t = held(tiny("sd3"), kind)
-    carrier = Carrier({}, t.model.device)
-    monkeypatch.setattr(
-        "lora_atelier.training.host.model.kept_away", lambda blocks, modules, device: kept_away(blocks, modules, device, carrier)
-    )
-    away, sizes = t.model.blocks(), [memory.bytes_of([*b.parameters(), *b.buffers()]) - spared(b) for b in t.model.blocks()]
-    # Where there is another memory, what lies outside of the blocks waits there too, and comes once.
-    outside = preflight.weights_of(t.model, None).outside if t.model.device.type != "cpu" else 0
-    gradients(t, new_adapter(t), again=True, offload=1.0)
-    assert len(away) == 2 and 0 < carrier.most <= sum(sorted(sizes)[-2:]) + outside
+    sizes = [memory.bytes_of([*b.parameters(), *b.buffers()]) - spared(b) for b in t.model.blocks()]
+    with t.model.hold(offload=1.0):
+        assert [memory.bytes_of([*b.parameters(), *b.buffers()]) for b in t.model.blocks()] == sizes
+    assert all(spared(b) for b in t.model.blocks())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

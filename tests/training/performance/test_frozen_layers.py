@@ -14,6 +14,7 @@ from lora_atelier.training.config import TrainingConfig
 from lora_atelier.training.network import fused_linear
 from lora_atelier.training.performance import memory
 from lora_atelier.training.performance.frozen_layers import lightened, product_suits
+from lora_atelier.training.performance.thrift import Thrift
 from torch import nn
 
 from ... import tiny_models
@@ -189,7 +190,7 @@ def test_a_model_stored_in_another_format_learns_the_same(stored_in_bf16):
         parameters = [*t.model.weights(), *adapter.parameters()]
         with t.model.hold(), adapter.attached(layers):
             found = memory.measure([], parameters, lambda: one_loss(t, latents(t, 1), levels(t, 1), [1]))
-        return found.needed(TrainingConfig("any"), 1)
+        return found.needed(Thrift(0, 0), TrainingConfig("any"), 1)
 
     found, less = gradients(), kept()
     with pytest.MonkeyPatch.context() as patch:

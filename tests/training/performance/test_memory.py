@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lora_atelier.training.errors import AtelierError, is_out_of_memory
 from lora_atelier.training.network import lora_file, size
 from lora_atelier.training.optim import optimizers
 from lora_atelier.training.performance import memory
+from lora_atelier.training.performance.thrift import Thrift
 from safetensors.torch import save_file
 from torch import nn
 
@@ -54,19 +56,28 @@ def test_a_measured_pass_keeps_nothing_and_has_no_gradient():
     found: list[torch.Tensor] = []
     got = memory.measure([layer], layer.parameters(), lambda: found.append(layer(torch.ones(4, 8)).exp().sum()))
     rows = 4 * 8 * 4  # the layer's input and the exponential's answer, fp32
-    assert got == memory.Activations(inside=rows, outside=rows, inputs=rows, largest=rows, small=2 * rows)
+    product = 2 * 4 * 8 * 8
+    assert got == memory.Activations((memory.Block(rows, rows, product),), outside=rows, small=2 * rows)
     with pytest.raises(RuntimeError, match="measured"):
         found[0].backward()
 
 
+def thrift(blocks: int, recomputed: Iterable[int] = (), **more: object) -> Thrift:
+    return Thrift(blocks, blocks, frozenset(recomputed), **more)
+
+
 def test_what_a_setting_keeps_of_them():
-    one = memory.Activations(inside=1000, outside=100, inputs=50, largest=300, small=7)
-    plain = TrainingConfig("a")
-    assert one.needed(plain, 3) == 3 * 1100
-    assert one.needed(TrainingConfig("a", gradient_checkpointing=True), 3) == 3 * 450
-    assert one.needed(TrainingConfig("a", offload_activations=True), 3) == 3 * 307
+    blocks = (memory.Block(300, 10), memory.Block(400, 20), memory.Block(300, 20))
+    one, plain = memory.Activations(blocks, outside=100, small=7), TrainingConfig("a")
+    assert one.needed(thrift(3), plain, 3) == 3 * 1100
+    assert one.needed(thrift(3, range(3)), plain, 3) == 3 * (100 + 10 + 20 + 400), "the largest, and what comes before it"
+    assert one.needed(thrift(3, [0]), plain, 1) == 100 + 10 + 400 + 300, "by then what later blocks kept is gone"
+    assert one.needed(thrift(3, [2]), plain, 1) == 100 + 300 + 400 + 20 + 300, "the last one comes on top of all"
+    assert one.needed(thrift(3, activations_away=True), plain, 3) == 3 * 407
+    turned = memory.Activations(blocks, outside=100, small=7, order=(2, 1, 0))
+    assert turned.needed(thrift(3, [2]), plain, 1) == 100 + 20 + 400 + 300
     asked_twice = LossConfig(preservation=1.0, preservation_prompt="a woman")
-    assert one.needed(TrainingConfig("a", loss=asked_twice), 1) == 2 * 1100
+    assert one.needed(thrift(3), TrainingConfig("a", loss=asked_twice), 1) == 2 * 1100
 
 
 # The adapter ------------------------------------------------------------------------------------------------------------
@@ -95,8 +106,8 @@ def test_sgd_without_momentum_keeps_nothing():
 def test_weights_gradients_and_averages_are_counted():
     parameters = [(10, 10)]
     plain, averaged = (TrainingConfig("a", ema_decay=decay) for decay in (0.0, 0.9))
-    assert memory.adapter_needs(parameters, plain) == 100 * (4 + 4 + 8)
-    assert memory.adapter_needs(parameters, averaged) == 100 * (4 + 4 + 4 + 8)
+    assert memory.adapter_needs(parameters, plain) == 100 * (4 + 4 + 4 + 8)
+    assert memory.adapter_needs(parameters, averaged) == 100 * (4 + 4 + 4 + 4 + 8)
 
 
 @pytest.mark.parametrize("kind", support.KINDS)
@@ -149,7 +160,10 @@ def test_the_line():
 
 
 def test_what_helps_names_only_what_is_not_done_yet():
-    plain = memory.what_helps(TrainingConfig("a", network=NetworkConfig(64)), 4, CUDA)
+    def helps(config: TrainingConfig, pictures: int, device: torch.device) -> str:
+        return memory.what_helps(config, Thrift.asked(config, 4, 4, device), pictures, device)
+
+    plain = helps(TrainingConfig("a", network=NetworkConfig(64)), 4, CUDA)
     order = [
         "gradient_checkpointing", "batch_size", "offload_activations", "offload_blocks", "base_weights", "resolution", "rank",
         "AdamW8bit",
@@ -160,10 +174,10 @@ def test_what_helps_names_only_what_is_not_done_yet():
         "a", optimizer=OptimizerConfig("AdamW8bit"), gradient_checkpointing=True, offload_activations=True, offload_blocks=0.5,
         base_weights="int8",
     )  # fmt: skip
-    assert memory.what_helps(done, 1, CUDA) == "What helps, most first: lower resolution."
+    assert helps(done, 1, CUDA) == "What helps, most first: lower resolution."
     text = TrainingConfig("a", text=TextConfig("clip"), precision="fp32")
-    assert "precision to bf16" in memory.what_helps(text, 1, CUDA) and "text_encoder to none" in memory.what_helps(text, 1, CPU)
-    assert "offload" not in memory.what_helps(TrainingConfig("a"), 1, CPU)
+    assert "precision to bf16" in helps(text, 1, CUDA) and "text_encoder to none" in helps(text, 1, CPU)
+    assert "offload" not in helps(TrainingConfig("a"), 1, CPU)
 
 
 def test_a_real_lack_of_memory_is_known():
