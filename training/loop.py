@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from .runs.record import SaveKind
 from .runs.run import Run
 from .runs.state import State
 from .session import Session
-from .step import computes_in_half, step_loss
+from .step import StepInputs, computes_in_half, loss_of, prepare
 from .step_context import StepContext
 
 
@@ -66,11 +65,10 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
         with optimizers.averaged(optimizer), average.swapped_in() if average else nullcontext():
             yield
 
-    def learn_from(step: int) -> Tensor:
+    def learn_from(inputs: StepInputs) -> Tensor:
         """The loss of a batch, whose gradient is added to those before it. Nothing of the graph outlives this call."""
-        adapter.begin_step(config.seed, step)
-        loss = step_loss(session, plan.batch(step), step)
-        scaler.scale(loss / min(width, total - (step - step % width))).backward()
+        loss = loss_of(session, inputs)
+        scaler.scale(loss / inputs.parts).backward()
         return loss.detach()
 
     try:
@@ -81,7 +79,7 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                 while step < pause:
                     callbacks.check()
                     steps.acquire()
-                    loss = steps.run(partial(learn_from, step))
+                    loss = steps.run(step, learn_from)
                     factor = schedules.factor(config.optimizer, step // width, updates)
                     rate = optimizers.used_rate(optimizer, config.optimizer.peak * factor)
 

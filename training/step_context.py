@@ -18,6 +18,7 @@ from .performance.checkpointing import checkpointed
 from .performance.compiling import Compiled
 from .performance.fallback import cheaper, difference, without_effect
 from .session import Session
+from .step import StepInputs, prepare
 
 
 class StepContext:
@@ -49,16 +50,18 @@ class StepContext:
         self._on = False
         self._held.close()
 
-    def run(self, work: Callable[[], Tensor]) -> Tensor:
-        """What ``work`` gives, a loss whose gradient it adds to the adapter's.
+    def run(self, step: int, learn: Callable[[StepInputs], Tensor]) -> Tensor:
+        """What ``learn`` gives for the inputs of ``step``, a loss whose gradient it adds to the adapter's.
 
         If the device has no memory left for it, it is done once more without any other model there, and then with the next
         cheaper setting; which then stays.
         """
+        session = self._session
         before = [None if p.grad is None else p.grad.clone() for p in self._parameters]
         while True:
             try:
-                return self._compiled.run(work, self._parameters)
+                inputs = prepare(session, session.plan.batch(step), step)
+                return self._compiled.run(lambda: learn(inputs), self._parameters)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
