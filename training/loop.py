@@ -23,7 +23,7 @@ from .runs.record import SaveKind
 from .runs.run import Run
 from .runs.state import State
 from .session import Session
-from .step import StepInputs, computes_in_half, loss_of, prepare
+from .step import StepInputs, computes_in_half, loss_of
 from .step_context import StepContext
 
 
@@ -43,7 +43,6 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
     optimizer = optimizers.build(config.optimizer, groups)
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
     average = Average(adapter.state(), config.ema_decay) if config.ema_decay else None
-    steps = StepContext(session, callbacks.warn, callbacks.cancelled)
     state = run.load_state(callbacks.warn)
     step, due, sound = 0, False, True
     if state is not None:
@@ -71,6 +70,7 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
         scaler.scale(loss / inputs.parts).backward()
         return loss.detach()
 
+    steps = StepContext(session, learn_from, callbacks.warn, callbacks.cancelled)
     try:
         with steps:
             finished = False
@@ -79,7 +79,7 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                 while step < pause:
                     callbacks.check()
                     steps.acquire()
-                    loss = steps.run(step, learn_from)
+                    loss = steps.run(step)
                     factor = schedules.factor(config.optimizer, step // width, updates)
                     rate = optimizers.used_rate(optimizer, config.optimizer.peak * factor)
 
@@ -91,7 +91,7 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                         optimizers.set_rate(optimizer, factor)
                         scaler.step(optimizer)
                         scaler.update()
-                        optimizer.zero_grad(set_to_none=True)
+                        optimizer.zero_grad(set_to_none=not steps.gradient_stays)
                         if config.network.scale_weight_norms > 0:
                             adapter.limit_norms(config.network.scale_weight_norms)
                         if average is not None:

@@ -1,13 +1,14 @@
 """Training step: from a batch to the scalar that gradients are taken of, in two parts.
 
-``prepare`` does whatever is random, comes from the disk or is computed by Python; ``loss_of`` is the device's work alone, a function
-of its inputs and the weights, so that it can be recorded once and replayed (``performance/step_graphs.py``).
+``prepare`` does whatever is random, comes from the disk or is computed by Python; ``loss_of`` is the device's work alone, a
+function of its inputs and the weights, so that it can be recorded once and replayed (``performance/step_graphs.py``).
 
 Loop, validation and memory estimates ask a model in the same way, ``noised``, so that they cannot drift apart.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ from .session import Session
 from .tensors.transfer import to_device, with_one_way_back
 
 Sizes = Sequence[Mapping[str, int]]
+LOOKED_AT = 1000
+"""Batches of the first epoch by which the forms of all are counted."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,16 @@ def form_of(session: Session, batch: Batch) -> Hashable:
     texts = session.encoded.conditionings(batch)
     shapes = (tuple(sorted((k, tuple(v.shape) if isinstance(v, Tensor) else ()) for k, v in text.items())) for text in texts)
     return batch.size, subset.role == "regularisation", tuple(shapes)
+
+
+def commonest_forms(session: Session, at_least: int, most: int) -> list[Hashable]:
+    """The forms of batches that come at least so often in the whole run, commonest first and at most ``most``.
+
+    They are counted in the first epoch, wherever the run goes on, so that a resumed run counts the same.
+    """
+    batches = session.plan.epoch_batches(0)[:LOOKED_AT]
+    found = Counter(form_of(session, batch) for batch in batches).most_common(most)
+    return [form for form, count in found if count * session.total_steps >= at_least * len(batches)]
 
 
 def computes_in_half(model: Denoiser) -> bool:

@@ -15,6 +15,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SavePrecision = Literal["fp16", "bf16", "fp32"]
 WhenEnough = Literal["off", "say", "stop"]
 OnDivergence = Literal["warn", "stop"]
+Speed = Literal["auto", "eager"]
 TextEncoders = Literal["none", "clip", "all"]
 Syntax = Literal["plain", "ComfyUI"]
 """What captions and prompts are: text as it stands, or text with weights in brackets and ``embedding:`` names."""
@@ -127,6 +128,8 @@ class TrainingConfig:
     """Keep in main memory what the backward pass needs: slower, and far less memory on the GPU."""
     offload_blocks: float = 0.0
     """Share of the model's blocks whose weights stay in main memory and come to the GPU for their own passes only; 0 to 1."""
+    speed: Speed = "auto"
+    """``auto`` records training steps as CUDA graphs where that can be done; ``eager`` sends each operation anew."""
     seed: int = 0
     """Seeds the adapter, the order of pictures, the crops and the noise."""
     comment: str = ""
@@ -137,6 +140,7 @@ class TrainingConfig:
         object.__setattr__(self, "name", check_run_name(self.name))
         choice("precision", self.precision, Precision)
         choice("save precision", self.save_precision, SavePrecision)
+        choice("speed", self.speed, Speed)
         refuse(not 0 <= self.ema_decay < 1, f"EMA decay: {self.ema_decay} is outside 0 to 0.9999; 0 is off, 0.999 is usual.")
         refuse(
             not self.network.trains_model and self.text.encoders == "none",

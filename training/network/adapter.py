@@ -100,7 +100,9 @@ class Adapter(nn.Module):
         """What dropout leaves out of a step, which depends on the arguments alone; None if that is nothing."""
         if not self.dropout:
             return None
-        return self.dropout.draw([branch.rank_count for branch in self.branches.values()], seed, step, next(self.parameters()).device)
+        return self.dropout.draw(
+            [branch.rank_count for branch in self.branches.values()], seed, step, next(self.parameters()).device
+        )
 
     def drop(self, drops: Drops | None) -> None:
         """From here on forward passes do without what ``drops`` leaves out."""

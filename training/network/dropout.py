@@ -20,8 +20,9 @@ from .adapter_layer import DropoutMask
 STREAM = 0x64726F70
 """Keeps these draws apart from the noise of the same step."""
 WORD = 2**32
-FIRST, SECOND = 0x21F0AAAD, 0x735A2D97
-"""Multipliers of a 32-bit mixing (C. Wellons, hash-prospector); below 2^31, so that no product leaves 64 bits."""
+FIRST, SECOND, THIRD = 0x21F0AAAD, 0x735A2D97, 0x31848BAB
+"""Multipliers of a 32-bit mixing (C. Wellons, hash-prospector); below 2^31, so that no product leaves 64 bits. After two rounds,
+elements 4096 places apart still had to do with each other."""
 
 
 @dataclass(frozen=True)
@@ -85,5 +86,6 @@ def kept_elements(seed: Tensor, share: float, like: Tensor) -> Tensor:
     h = torch.arange(like.numel(), device=like.device) ^ first
     h = ((h ^ (h >> 16)) * FIRST) & (WORD - 1) ^ second
     h = ((h ^ (h >> 15)) * SECOND) & (WORD - 1)
+    h = ((h ^ (h >> 15)) * THIRD) & (WORD - 1)
     h = h ^ (h >> 15)
     return (h >= round(share * WORD)).view(like.shape).to(like.dtype).div_(1 - share)
