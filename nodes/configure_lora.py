@@ -66,7 +66,7 @@ ADVANCED = frozenset(WIDGETS) - {
     "text_encoder",
 } | {
     "precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing", "compile", "offload_activations",
-    "offload_blocks",
+    "offload_blocks", "speed",
 }  # fmt: skip
 
 
@@ -157,6 +157,10 @@ class ConfigureLoRA(io.ComfyNode):
                     "prompt_syntax", settings.Syntax,
                     "plain: captions and prompts are text as it stands, brackets and all. ComfyUI: (weights:1.2) and "
                     "embedding:names in them count.",
+                ),
+                _choice(
+                    "speed", settings.Speed,
+                    "auto: an NVIDIA GPU repeats recorded steps and need not wait for Python. eager: every operation anew.",
                 ),
             ], ADVANCED),
             outputs=[CONFIG.Output(display_name="config", tooltip="Connect to Train LoRA.")],

@@ -31,7 +31,7 @@ class DeviceWork(TorchDispatchMode):
     ) -> Any:
         given = kwargs or {}
         name = func.overloadpacket.__name__
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags and not _drops_nothing(func, args, given):
             raise NotDeviceWork(f"it draws random numbers ({name})")
         if torch.Tag.data_dependent_output in func.tags or (
             torch.Tag.dynamic_output_shape in func.tags and (func is not torch.ops.aten.index.Tensor or _by_masks(args))
@@ -45,6 +45,13 @@ class DeviceWork(TorchDispatchMode):
         if func is torch.ops.aten.lift_fresh.default and found.device.type != "cpu":
             raise NotDeviceWork("it makes numbers in main memory for the device")
         return found
+
+
+def _drops_nothing(func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> bool:
+    """Whether ``func`` is one of the kernels for attention, random only in their dropout, and drops nothing."""
+    wanted = {argument.name: argument.default_value for argument in func._schema.arguments}
+    wanted |= dict(zip(wanted, args, strict=False)) | dict(given)
+    return wanted.get("dropout_p") == 0
 
 
 def _by_masks(args: Sequence[Any]) -> bool:
