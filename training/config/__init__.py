@@ -30,5 +30,6 @@ __all__ = [
     "CAPTION_ENDINGS", "ENCODINGS", "GUESSED", "RESERVED", "Algorithm", "Broken", "CaptionLines", "Crop", "HuberSchedule",
     "LengthConfig", "Levels", "LossConfig", "LossKind", "Masks", "NetworkConfig", "NoiseConfig", "OnDivergence",
     "OptimizerConfig", "OptimizerName", "Precision", "Role", "SavePrecision", "ScheduleName", "Speed", "SubsetConfig", "Syntax",
-    "Targets", "TextConfig", "TextEncoders", "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict", "to_dict",
+    "Targets", "TextConfig", "TextEncoders", "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict",
+    "to_dict",
 ]  # fmt: skip
