@@ -45,6 +45,9 @@ class StepContext:
         self._alone = not can_offload(model.device)
         """Whether everything else has been put aside already, as far as there is another place for it."""
         self._compiled = Compiled(model.blocks() if session.config.compile else [], say, cancelled)
+        self._gradient: Tensor | None = None
+        """Where all parameters' gradients lie, if they must keep their places."""
+        self._places: list[Tensor] = []
         self._graphs = self._recorded(cancelled) if session.config.speed == "auto" else None
         self._held, self._on = ExitStack(), False
 
@@ -54,8 +57,9 @@ class StepContext:
         if recorder is None:
             return None
         gradient = torch.zeros(sum(p.numel() for p in self._parameters), device=self._parameters[0].device)
-        for parameter, place in zip(self._parameters, gradient.split([p.numel() for p in self._parameters]), strict=True):
-            parameter.grad = place.view_as(parameter)
+        places = gradient.split([p.numel() for p in self._parameters])
+        self._gradient, self._places = gradient, [place.view_as(p) for p, place in zip(self._parameters, places, strict=True)]
+        self._put_in_place()
         wanted = partial(commonest_forms, session, AT_LEAST, MOST)
         return StepGraphs(recorder, self._learn, [gradient], wanted, session.model.compute_dtype, self._say, cancelled)
 
@@ -68,7 +72,7 @@ class StepContext:
     @property
     def gradient_stays(self) -> bool:
         """Whether gradients have places of their own, which they must keep."""
-        return self._graphs is not None
+        return self._gradient is not None
 
     def acquire(self) -> None:
         """From here on steps can be trained, and losses measured."""
@@ -91,7 +95,7 @@ class StepContext:
         """
         session, graphs = self._session, self._graphs
         batch = session.plan.batch(step)
-        before = [None if p.grad is None else p.grad.clone() for p in self._parameters]
+        before = self._kept(step)
         while True:
             try:
                 inputs = prepare(session, batch, step)
@@ -122,14 +126,30 @@ class StepContext:
 
     def _plain(self, inputs: StepInputs) -> Tensor:
         """The step, one operation after the other."""
-        return self._compiled.run(lambda: self._learn(inputs), self._parameters)
+        loss = self._compiled.run(lambda: self._learn(inputs), self._parameters)
+        if self._places and self.config.compile:  # which may have given parameters other gradients
+            self._put_in_place()
+        return loss
+
+    def _put_in_place(self) -> None:
+        for parameter, place in zip(self._parameters, self._places, strict=True):
+            if parameter.grad is not None and parameter.grad is not place:
+                place.copy_(parameter.grad)
+            parameter.grad = place
+
+    def _kept(self, step: int) -> list[Tensor | None]:
+        """A copy of the gradient before ``step``, as ``_restore`` takes it; where it is known to be zero there is none."""
+        if self._gradient is not None:
+            return [self._gradient.clone() if step % self.config.optimizer.accumulate else None]
+        return [None if p.grad is None else p.grad.clone() for p in self._parameters]
 
     def _restore(self, before: list[Tensor | None]) -> None:
+        if self._gradient is not None:
+            (whole,) = before
+            _ = self._gradient.zero_() if whole is None else self._gradient.copy_(whole)
+            return
         for parameter, gradient in zip(self._parameters, before, strict=True):
-            if parameter.grad is not None and gradient is not None and self.gradient_stays:
-                parameter.grad.copy_(gradient)
-            else:
-                parameter.grad = None if gradient is None else gradient.clone()
+            parameter.grad = None if gradient is None else gradient.clone()
 
     def _enter(self) -> None:
         session, config, enter = self._session, self.config, self._held.enter_context

@@ -117,7 +117,8 @@ class _Graph:
     loss: Tensor
     recording: Recording
     proved: bool = field(default=False)
-    """Whether its result was compared with an ordinary one; not while that is not finite, as when fp16 overflows."""
+    """Whether its result was compared with an ordinary one; not while that proves nothing: zero, or not finite, as when fp16
+    overflows."""
 
     def replay(self, tensors: Sequence[Tensor]) -> Tensor:
         torch._foreach_copy_(self.places, list(tensors))
@@ -250,11 +251,10 @@ class StepGraphs(Generic[T]):
                 return None, wanted
         loss = graph.replay(tensors)
         far, whole, of_loss, known = self._distance(before, expected, wanted, loss)
-        graph.proved = math.isfinite(whole) and math.isfinite(known)
+        graph.proved = math.isfinite(whole) and whole > 0 and math.isfinite(known)
         if graph.proved and not (far <= self._apart * whole and of_loss <= self._apart):
             graph.recording.reset()
-            share = f"{far / whole:.1%}" if whole else "all"
-            self.give_up(f"a replayed one gave another gradient, by {share} of it, or another loss, by {of_loss:.1%}")
+            self.give_up(f"a replayed one gave another gradient, by {far / whole:.1%} of it, or another loss, by {of_loss:.1%}")
             return None, wanted
         return graph, loss
 

@@ -213,6 +213,19 @@ def test_a_run_that_cannot_be_recorded_is_the_ordinary_one(tiny, dataset, monkey
     assert same(go(t, dataset, recipe("refused")).tensors, wanted.tensors)
 
 
+def test_recorded_and_compiled_is_the_ordinary_run_as_well(tiny, dataset, recorder, monkeypatch):  # noqa: F811
+    """Also where compiling turns out to be impossible, and puts the gradient back as it was before."""
+    t = tiny("sd3")
+    wanted = go(t, dataset, recipe("ordinary", speed="eager"))
+
+    def fails(*_given: Any, **_named: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    found = go(t, dataset, recipe("recorded", compile=True))
+    assert recorder.replays == 9 and same(found.tensors, wanted.tensors)
+
+
 def test_ordinary_speed_says_nothing(tiny, dataset, recorder):  # noqa: F811
     said = told(tiny("sd3"), dataset, recipe(speed="eager"))
     assert not [line for line in said if line.startswith("speed:")] and recorder.captures == 0

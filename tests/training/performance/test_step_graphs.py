@@ -260,6 +260,17 @@ def test_a_gradient_that_overflows_proves_nothing_and_the_next_one_does():
     assert bench.passes == passes + 1 and recorder.captures == 1
 
 
+def test_a_gradient_of_zero_proves_nothing_either():
+    """As in a first step that only holds the model to what it was."""
+    bench = Bench(Recording())
+    bench.step(1, parts=float("inf"))
+    passes = bench.passes
+    bench.step(2)
+    assert bench.passes == passes + 1
+    bench.step(3)
+    assert bench.passes == passes + 1
+
+
 def test_inputs_that_nobody_can_look_into_are_not_recorded():
     bench = Bench(Recording())
     given = dataclasses.replace(bench.given(1), beside=[{**bench.given(1).beside[0], "control": object()}])
