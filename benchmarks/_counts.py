@@ -155,13 +155,13 @@ class Counts:
         import comfy.model_management as management
         import comfy.model_patcher as patchers
         import safetensors.torch as tensors_on_disk
-        from lora_atelier.training import host, loop
+        from lora_atelier.training import host, step_context
 
-        real_step, real_enter, real_sample = step.step_loss, recorder.Recorder.enter, host.Model.sample
+        real_step, real_enter, real_sample = step.prepare, recorder.Recorder.enter, host.Model.sample
         real_walk, real_state = nn.Module.named_modules, nn.Module.state_dict
         real_hash = hashlib.sha256
 
-        def step_loss(*given: Any) -> Any:
+        def prepare(*given: Any) -> Any:
             if self._begun:
                 if self._open["snapshots"]:
                     sample = "sample" if self.times["first sample"] else "first sample"
@@ -238,7 +238,7 @@ class Counts:
                 for name, value in values.items():
                     stack.enter_context(patch.object(owner, name, value))
 
-            let(loop, step_loss=step_loss)
+            let(step_context, prepare=prepare)
             let(recorder.Recorder, enter=enter)
             let(host.Model, sample=sample)
             let(nn.Module, named_modules=walk, state_dict=state)

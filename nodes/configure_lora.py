@@ -66,7 +66,7 @@ ADVANCED = frozenset(WIDGETS) - {
     "text_encoder",
 } | {
     "precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing", "compile", "offload_activations",
-    "offload_blocks", "base_weights",
+    "offload_blocks", "base_weights", "speed",
 }  # fmt: skip
 
 
@@ -159,6 +159,10 @@ class ConfigureLoRA(io.ComfyNode):
                     "embedding:names in them count.",
                 ),
                 *_added_later(),
+                _choice(
+                    "speed", settings.Speed,
+                    "auto: an NVIDIA GPU repeats recorded steps and need not wait for Python. eager: every operation anew.",
+                ),
             ], ADVANCED),
             outputs=[CONFIG.Output(display_name="config", tooltip="Connect to Train LoRA.")],
         )  # fmt: skip

@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from .runs.record import SaveKind
 from .runs.run import Run
 from .runs.state import State
 from .session import Session
-from .step import computes_in_half, step_loss
+from .step import StepInputs, computes_in_half, loss_of
 from .step_context import StepContext
 
 
@@ -44,7 +43,6 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
     optimizer = FlatOptimizer(config.optimizer, flat)
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
     average = Average(flat, config.ema_decay) if config.ema_decay else None
-    steps = StepContext(session, callbacks.warn, callbacks.cancelled)
     state = run.load_state(callbacks.warn)
     step, due, sound = 0, False, True
     if state is not None:
@@ -66,15 +64,16 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
         with optimizers.averaged(optimizer.of_torch), average.swapped_in() if average else nullcontext():
             yield
 
-    def learn_from(step: int) -> Tensor:
+    def learn_from(inputs: StepInputs) -> Tensor:
         """The loss of a batch, whose gradient is added to those before it. Nothing of the graph outlives this call."""
-        adapter.begin_step(config.seed, step)
-        flat.begin()
-        loss = step_loss(session, plan.batch(step), step)
-        scaler.scale(loss / min(width, total - (step - step % width))).backward()
+        if session.text is None:  # else its answer is an input, and has begun the step
+            flat.begin()
+        loss = loss_of(session, inputs)
+        scaler.scale(loss / inputs.parts).backward()
         flat.collect()
         return loss.detach()
 
+    steps = StepContext(session, learn_from, callbacks.warn, callbacks.cancelled)
     try:
         with steps:
             finished = False
@@ -83,7 +82,7 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                 while step < pause:
                     callbacks.check()
                     steps.acquire()
-                    loss = steps.run(partial(learn_from, step))
+                    loss = steps.run(step)
                     factor = schedules.factor(config.optimizer, step // width, updates)
                     rate = optimizers.used_rate(optimizer.of_torch, config.optimizer.peak * factor)
 

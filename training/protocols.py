@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -22,6 +23,16 @@ CanvasText = list[list[Any]]
 """A CONDITIONING of the canvas: [tensor, values by name] for each of its parts."""
 
 
+@dataclass(frozen=True)
+class Together:
+    """Pictures of a batch whose conditionings go through a network as one."""
+
+    members: tuple[int, ...]
+    """Their places in the batch."""
+    conditions: Conditions
+    """What they are given together; tensors are on the network's device."""
+
+
 class Predictor(Protocol):
     """A network with its host's conditioning (``host.Model``, ``host.Outline``)."""
 
@@ -29,7 +40,8 @@ class Predictor(Protocol):
     def prediction(self) -> Prediction: ...
     def latents_in(self, latents: Tensor) -> Tensor: ...
     def condition(self, text: EncodedText, x: Tensor, size: Mapping[str, int]) -> Conditions: ...
-    def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[Conditions]) -> Tensor: ...
+    def merged(self, conditions: Sequence[Conditions]) -> list[Together]: ...
+    def answer(self, x: Tensor, sigma: Tensor, given: Sequence[Together]) -> Tensor: ...
 
 
 class TrainedText(Protocol):
@@ -48,6 +60,8 @@ class Denoiser(Predictor, Protocol):
     def device(self) -> torch.device: ...
     @property
     def compute_dtype(self) -> torch.dtype: ...
+    @property
+    def has_copies(self) -> bool: ...
     def leave_room(self, needed: int | None) -> None: ...
     def hold(self, text: Any = None, offload: Any = 0.0) -> AbstractContextManager[None]: ...
     def blocks(self) -> list[nn.Module]: ...

@@ -30,11 +30,6 @@ def first_weights(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed & (2**63 - 1))
 
 
-def mask_generator(seed: int, device: torch.device) -> torch.Generator:
-    """A generator on the device for one dropout mask, which is drawn again when its forward pass is computed again."""
-    return torch.Generator(device).manual_seed(seed)
-
-
 def epoch_order(seed: int, epoch: int) -> random.Random:
     """A generator for the order of an epoch's pictures and batches."""
     return random.Random(seed + epoch)

@@ -1,11 +1,15 @@
-"""Noised prediction and training loss: from a batch to the scalar that gradients are taken of.
+"""Training step: from a batch to the scalar that gradients are taken of, in two parts.
 
-Loop, validation and memory estimates share one passage, ``noised_prediction``, so that they cannot drift apart.
+``prepare`` does whatever is random, comes from the disk or is computed by Python; ``loss_of`` is the device's work alone, a
+function of its inputs and the weights, so that it can be recorded once and replayed (``performance/step_graphs.py``).
+
+Loop, validation and memory estimates ask a model in the same way, ``noised``, so that they cannot drift apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,32 +18,55 @@ from torch import Tensor
 from . import seeding
 from .dataset.encoded import size_conditioning
 from .dataset.plan import Batch
+from .network.dropout import Drops
 from .objective import loss as losses
 from .objective import noise as noises
 from .objective.preservation import base_prediction, preservation_loss
-from .protocols import Conditions, Denoiser, EncodedText, Predictor
+from .protocols import Conditions, Denoiser, EncodedText, Predictor, Together
 from .session import Session
 from .tensors.transfer import to_device, with_one_way_back
 
 Sizes = Sequence[Mapping[str, int]]
+LOOKED_AT = 1000
+"""Batches of the first epoch by which the forms of all are counted."""
 
 
 @dataclass(frozen=True)
-class NoisedPrediction:
-    """What a model predicted for noised latents, and what it was given; all of batch size B, on the model's device."""
+class Noised:
+    """Noised latents, what a model is given beside them, and what it should answer; all on its device."""
 
     x: Tensor
-    """Noised latents (B, C, h, w)."""
+    """(B, C, h, w)"""
     sigma: Tensor
     """(B,)"""
-    conditions: list[Conditions]
-    prediction: Tensor
-    """(B, C, h, w) in float32."""
+    given: list[Together]
     target: Tensor
-    """What should have been predicted, (B, C, h, w)."""
+    """(B, C, h, w)"""
 
 
-def noised_prediction(
+@dataclass(frozen=True)
+class StepInputs:
+    """All that a step's loss and gradient depend on but for the weights; tensors are on the model's device."""
+
+    noised: Noised
+    mask: Tensor | None
+    """(B, 1, h, w) in 0..1."""
+    numbers: Tensor
+    """(3,): floor of the mask, weight of the batch, and of how many batches the gradient becomes the mean."""
+    drops: Drops | None
+    """What dropout leaves out."""
+    regularises: bool
+    """Whether the pictures are shown to hold the model to what it was."""
+    held: list[Together] | None
+    """What the model is given for the prompt at which it is held; None without one."""
+
+    @property
+    def parts(self) -> Tensor:
+        """By what the loss is divided before its gradient is added to those of the other batches."""
+        return self.numbers[2]
+
+
+def noised(
     model: Predictor,
     x0: Tensor,
     sigma: Tensor,
@@ -47,21 +74,25 @@ def noised_prediction(
     texts: Sequence[EncodedText],
     sizes: Sizes,
     mixed_in: Tensor | None = None,
-) -> NoisedPrediction:
-    """The prediction for latents ``x0`` (B, C, h, w) with ``noise`` at ``sigma`` (B,), and its target.
+) -> Noised:
+    """Latents ``x0`` (B, C, h, w) with ``noise`` at ``sigma`` (B,), as a model is asked about them.
 
     ``texts`` and ``sizes`` are a conditioning and a size conditioning for each sample. ``mixed_in`` is the noise that the model
     is given where it is not the one asked for (input perturbation).
     """
     x = noises.noisy(model.prediction, x0, noise if mixed_in is None else mixed_in, sigma)
-    conditions = conditions_of(model, x, texts, sizes)
-    prediction = model.predict(x, sigma, conditions)
-    return NoisedPrediction(x, sigma, conditions, prediction, noises.target(model.prediction, x0, noise, sigma))
+    given = model.merged(conditions_of(model, x, texts, sizes))
+    return Noised(x, sigma, given, noises.target(model.prediction, x0, noise, sigma))
 
 
 def conditions_of(model: Predictor, x: Tensor, texts: Sequence[EncodedText], sizes: Sizes) -> list[Conditions]:
     """The host's conditioning of each sample of ``x``."""
     return [model.condition(text, x[i : i + 1], size) for i, (text, size) in enumerate(zip(texts, sizes, strict=True))]
+
+
+def answer(model: Predictor, asked: Noised) -> Tensor:
+    """(B, C, h, w) in float32."""
+    return model.answer(asked.x, asked.sigma, asked.given)
 
 
 def loaded(session: Session, batch: Batch) -> tuple[Tensor, list[dict[str, int]], Tensor | None]:
@@ -72,10 +103,18 @@ def loaded(session: Session, batch: Batch) -> tuple[Tensor, list[dict[str, int]]
     return x0, [size_conditioning(view) for view in views], to_device(mask, device) if mask is not None else None
 
 
-def step_loss(session: Session, batch: Batch, step: int) -> Tensor:
-    """The loss of one batch, a scalar that gradients can be taken of; everything random in it follows from (seed, step)."""
+def averaged(session: Session, step: int) -> int:
+    """Of how many batches the gradient to which a step adds becomes the mean; the run's last ones may be fewer."""
+    width = session.config.optimizer.accumulate
+    return min(width, session.total_steps - (step - step % width))
+
+
+def prepare(session: Session, batch: Batch, step: int) -> StepInputs:
+    """The inputs of a step; everything random among them follows from (seed, step)."""
     model, config = session.model, session.config
     subset = session.plan.dataset.subsets[batch.subset].config
+    drops = session.adapter.drops(config.seed, step)
+    session.adapter.drop(drops)  # a text encoder that is trained answers here
     x0, sizes, mask = loaded(session, batch)
     draw = seeding.step_generator(config.seed, step)
     sigma = to_device(session.levels.draw(len(x0), (x0.shape[-2], x0.shape[-1]), draw), model.device)
@@ -83,20 +122,54 @@ def step_loss(session: Session, batch: Batch, step: int) -> Tensor:
     noise = to_device(drawn, model.device)
     mixed_in = to_device(noises.perturbed(drawn, config.noise, draw), model.device)
     texts = with_one_way_back(session.encoded.conditionings(batch), model.device)
-    given = noised_prediction(model, x0, sigma, noise, texts, sizes, mixed_in)
+    asked = noised(model, x0, sigma, noise, texts, sizes, mixed_in)
+    held, prompt = None, config.loss.preservation_prompt
+    if config.loss.preservation and prompt:
+        held = model.merged(conditions_of(model, asked.x, [session.encoded.text(prompt)] * len(x0), sizes))
+    regularises = subset.role == "regularisation"
+    strength = config.loss.preservation if regularises and config.loss.preservation and not prompt else 1.0
+    numbers = torch.tensor([subset.mask_floor, subset.loss_weight * strength, averaged(session, step)])
+    return StepInputs(asked, mask, to_device(numbers, model.device), drops, regularises, held)
 
-    strength, prompt = config.loss.preservation, config.loss.preservation_prompt
-    if strength and not prompt and subset.role == "regularisation":
-        before = base_prediction(model, session.adapter, given.x, sigma, given.conditions)
-        return subset.loss_weight * strength * preservation_loss(given.prediction, before)
-    loss = losses.batch_loss(
-        given.prediction, given.target, mask, subset.mask_floor, subset.loss_weight, model.prediction, sigma, config.loss
-    )
-    if strength and prompt:
-        conditions = conditions_of(model, given.x, [session.encoded.text(prompt)] * len(x0), sizes)
-        before = base_prediction(model, session.adapter, given.x, sigma, conditions)
-        loss = loss + strength * preservation_loss(model.predict(given.x, sigma, conditions), before)
+
+def loss_of(session: Session, inputs: StepInputs) -> Tensor:
+    """The loss of one batch, a scalar that gradients can be taken of.
+
+    Nothing in it is random, waits for the device, or comes from main memory.
+    """
+    model, adapter, config = session.model, session.adapter, session.config.loss
+    asked = inputs.noised
+    adapter.drop(inputs.drops)
+    prediction = answer(model, asked)
+    strength = config.preservation
+    floor, weight, _ = inputs.numbers.unbind()
+    if strength and inputs.held is None and inputs.regularises:
+        before = base_prediction(model, adapter, asked.x, asked.sigma, asked.given)
+        return weight * preservation_loss(prediction, before)
+    loss = losses.batch_loss(prediction, asked.target, inputs.mask, floor, weight, model.prediction, asked.sigma, config)
+    if strength and inputs.held is not None:
+        before = base_prediction(model, adapter, asked.x, asked.sigma, inputs.held)
+        after = model.answer(asked.x, asked.sigma, inputs.held)
+        loss = loss + strength * preservation_loss(after, before)
     return loss
+
+
+def form_of(session: Session, batch: Batch) -> Hashable:
+    """What of a batch decides the shapes of its inputs, and what is computed with them."""
+    subset = session.plan.dataset.subsets[batch.subset].config
+    texts = session.encoded.conditionings(batch)
+    shapes = (tuple(sorted((k, tuple(v.shape) if isinstance(v, Tensor) else ()) for k, v in text.items())) for text in texts)
+    return batch.size, subset.role == "regularisation", tuple(shapes)
+
+
+def commonest_forms(session: Session, at_least: int, most: int) -> list[Hashable]:
+    """The forms of batches that come at least so often in the whole run, commonest first and at most ``most``.
+
+    They are counted in the first epoch, wherever the run goes on, so that a resumed run counts the same.
+    """
+    batches = session.plan.epoch_batches(0)[:LOOKED_AT]
+    found = Counter(form_of(session, batch) for batch in batches).most_common(most)
+    return [form for form, count in found if count * session.total_steps >= at_least * len(batches)]
 
 
 def computes_in_half(model: Denoiser) -> bool:

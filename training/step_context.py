@@ -1,17 +1,20 @@
 """Context manager for training steps: loads the model, attaches the adapter, turns on compiling, checkpointing and offloading.
 
-When the device runs out of memory within a step, the step is done again with the next cheaper setting instead of ending the run.
+Steps are recorded and replayed where the device can. When it runs out of memory within a step, the step is done again with the
+next cheaper setting instead of ending the run.
 """
 
 from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
+from functools import partial
 
 from torch import Tensor
 
+from .dataset.plan import Batch
 from .errors import is_out_of_memory
 from .performance.activation_offload import Offload, can_offload
 from .performance.block_offload import Traffic
@@ -19,23 +22,48 @@ from .performance.checkpointing import checkpointed
 from .performance.compiling import Compiled
 from .performance.fallback import cheaper
 from .performance.filling import order_of, paced
+from .performance.recording import recorder_for
+from .performance.step_graphs import StepGraphs
 from .performance.thrift import Thrift, difference
 from .session import Session
+from .step import StepInputs, commonest_forms, form_of, prepare
+
+AT_LEAST = 12
+"""So often a form of batches must come in a run to be recorded, which takes as long as four steps."""
+MOST = 16
+"""So many forms are recorded."""
+Learn = Callable[[StepInputs], Tensor]
 
 
 class StepContext:
-    """``thrift`` is what is done for less memory now; ``say`` hears of changes, ``cancelled`` tells a cancel apart."""
+    """``thrift`` is what is done for less memory now; ``say`` hears of changes, ``cancelled`` tells a cancel apart.
 
-    def __init__(self, session: Session, say: Callable[[str], None], cancelled: Callable[[BaseException], bool]):
+    ``learn`` gives the loss for a step's inputs and adds its gradient to the adapter's.
+    """
+
+    def __init__(self, session: Session, learn: Learn, say: Callable[[str], None], cancelled: Callable[[BaseException], bool]):
         model = session.model
         self.thrift = session.thrift
-        self._session, self._say = session, say
+        self._session, self._learn, self._say = session, learn, say
         self._alone = not can_offload(model.device)
         """Whether everything else has been put aside already, as far as there is another place for it."""
         self._traffic = Traffic(self.thrift.away, say)
         self._offload = Offload(model.device)
         self._compiled = Compiled(model.blocks() if session.config.compile else [], say, cancelled)
+        assert session.adapter.flat is not None
+        self._flat = session.adapter.flat
+        self._settled = set[Hashable]()
+        """Forms of batches for which nothing is compiled any more."""
+        self._graphs = self._recorded(cancelled) if session.config.speed == "auto" else None
         self._held, self._on = ExitStack(), False
+
+    def _recorded(self, cancelled: Callable[[BaseException], bool]) -> StepGraphs[StepInputs] | None:
+        session = self._session
+        recorder = recorder_for(session.model.device)
+        if recorder is None:
+            return None
+        wanted = partial(commonest_forms, session, AT_LEAST, MOST)
+        return StepGraphs(recorder, self._learn, [self._flat.gradient], wanted, session.model.compute_dtype, self._say, cancelled)
 
     def __enter__(self) -> StepContext:
         return self
@@ -52,36 +80,64 @@ class StepContext:
     def release(self) -> None:
         """From here on the model is as everybody knows it, and pictures can be sampled."""
         self._on = False
+        if self._graphs is not None:
+            self._graphs.drop()
         self._held.close()
 
-    def run(self, work: Callable[[], Tensor]) -> Tensor:
-        """What ``work`` gives, a loss whose gradient it adds to the adapter's.
+    def run(self, step: int) -> Tensor:
+        """The loss of a step, whose gradient is added to the adapter's.
 
-        If the device has no memory left for it, it is done once more without any other model there, and then with the next
-        cheaper setting; which then stays.
+        If the device has no memory left for it, it is done once more without recordings, then without any other model there, and
+        then with the next cheaper setting; which then stays.
         """
-        flat = self._session.adapter.flat
-        assert flat is not None
+        session, graphs, flat = self._session, self._graphs, self._flat
+        batch = session.plan.batch(step)
         before = flat.kept()
         while True:
             try:
-                return self._compiled.run(work, flat)
+                loss = self._done(step, batch)
+                flat.is_empty = False
+                return loss
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                less = self._cheaper() if self._alone else self.thrift
+                recorded = graphs is not None and len(graphs) > 0
+                less = self._cheaper() if self._alone and not recorded else self.thrift
                 if less is None:
                     raise
                 traceback.clear_frames(error.__traceback__)  # the failed step's tensors
             # Only now is the error gone, and with it what it held.
             flat.restore(before)
+            if graphs is not None and recorded:
+                gc.collect()
+                graphs.give_up("there is no memory for that beside the other picture sizes")
+                continue
             self.release()
             gc.collect()
             slower = f"The run goes on, slower: {difference(self.thrift, less)}."
             self._say(f"memory: the device has no more of it. {slower if self._alone else 'All other models are put aside.'}")
             self.thrift, self._alone = less, True
-            self._session.model.leave_room(None)
+            session.model.leave_room(None)
             self.acquire()
+
+    def _done(self, step: int, batch: Batch) -> Tensor:
+        """The step, replayed where it is recorded."""
+        session, graphs, compiled = self._session, self._graphs, self._compiled
+        if session.text is not None:
+            self._flat.begin()
+        inputs = prepare(session, batch, step)
+        if graphs is None or not graphs.active:
+            return self._plain(inputs)
+        if compiled.active and (form := form_of(session, batch)) not in self._settled:
+            loss = self._plain(inputs)
+            if compiled.settled:  # what is still to be compiled for this form cannot be compiled while it is recorded
+                self._settled.add(form)
+            return loss
+        return graphs.run(inputs, lambda: form_of(session, batch), self._plain, watched=not compiled.active)
+
+    def _plain(self, inputs: StepInputs) -> Tensor:
+        """The step, one operation after the other."""
+        return self._compiled.run(lambda: self._learn(inputs), self._flat)
 
     def _cheaper(self) -> Thrift | None:
         known = self._session.forecast
@@ -104,3 +160,18 @@ class StepContext:
         if thrift.activations_away:
             weights = [*session.model.weights(), *(session.text.weights() if session.text else ())]
             enter(self._offload.on([*weights, *session.adapter.fixed()]))
+        if self._graphs is not None and self._graphs.active and (reason := moving(session, thrift)) is not None:
+            self._graphs.give_up(reason)
+
+
+def moving(session: Session, thrift: Thrift) -> str | None:
+    """Why steps of this run, with ``thrift`` for its memory, cannot be recorded; None if nothing is known against it."""
+    if session.text is not None:
+        return "the text encoder learns as well and reads other captions in every step"
+    if thrift.away:
+        return "offload_blocks brings and takes away weights in every step"
+    if thrift.activations_away:
+        return "offload_activations takes numbers to main memory in every step"
+    if session.model.has_copies:
+        return "copies of the model on other GPUs take part"
+    return None

@@ -190,7 +190,7 @@ def test_each_setting_changes_what_is_learnt(tiny, dataset, setting):  # noqa: F
 def test_accumulated_batches_make_one_step_along_their_mean_gradient(tiny, dataset, monkeypatch):  # noqa: F811
     """SGD at rate 1 from up = 0: the weights in the file are minus the mean of the three gradients that autograd gives."""
     found: list[dict[str, torch.Tensor]] = []
-    real = step.step_loss
+    real = step.loss_of
 
     def watched(session, *others):
         loss = real(session, *others)
@@ -200,7 +200,7 @@ def test_accumulated_batches_make_one_step_along_their_mean_gradient(tiny, datas
         found.append(dict(zip(ups, gradients, strict=True)))
         return loss
 
-    monkeypatch.setattr(loop, "step_loss", watched)
+    monkeypatch.setattr(loop, "loss_of", watched)
     sgd = OptimizerConfig(
         "SGD", 1.0, weight_decay=0.0, max_grad_norm=0.0, schedule="constant", optimizer_args="momentum=0", accumulate=3
     )  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_atelier.training import errors, files, host, job, loop, recorder, step
+from lora_atelier.training import errors, files, host, job, loop, recorder, step, step_context
 from lora_atelier.training.config import LengthConfig, OptimizerConfig, SubsetConfig
 from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.plan import Plan
@@ -44,7 +44,7 @@ def test_out_of_memory_within_a_step_keeps_the_steps_before_and_says_what_to_cha
     t = tiny("sd3")
     least = {"gradient_checkpointing": True, "offload_blocks": 1.0}  # there is nothing left to fall back on
     whole = go(t, dataset, recipe("whole", **least))
-    real, seen, kept, alive = step.step_loss, [], [], []
+    real, seen, kept, alive = step.prepare, [], [], []
 
     def too_much(*given):
         seen.append(given)
@@ -56,7 +56,7 @@ def test_out_of_memory_within_a_step_keeps_the_steps_before_and_says_what_to_cha
 
     save = Run.save_state
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "step_loss", too_much)
+        patch.setattr(step_context, "prepare", too_much)
         patch.setattr(Run, "save_state", lambda run, at: alive.extend(r() is not None for r in kept) or save(run, at))
         with pytest.raises(AtelierError, match=r"out of memory after step 5.*batch_size"):
             go(t, dataset, recipe("pieces", **least))
@@ -298,7 +298,7 @@ def test_a_history_that_was_cut_within_a_line_is_read_up_to_it(tmp_path):
 def test_nothing_outlives_a_step(tiny, dataset, monkeypatch):  # noqa: F811
     """The graph of a step is gone before the next one begins."""
     graphs: list[weakref.ref] = []
-    real = step.step_loss
+    real = step.loss_of
 
     def watched(*given):
         assert not any(graph() is not None for graph in graphs)
@@ -306,7 +306,7 @@ def test_nothing_outlives_a_step(tiny, dataset, monkeypatch):  # noqa: F811
         graphs.append(weakref.ref(loss))
         return loss
 
-    monkeypatch.setattr(loop, "step_loss", watched)
+    monkeypatch.setattr(loop, "loss_of", watched)
     gc.disable()
     try:
         go(tiny("sd3"), dataset, recipe(length=LengthConfig(max_steps=3)))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from .build import Animal, build
 from .recipes import RECIPES, Recipe
-from .slopes import named
 from .test_zoo import apart, new_adapter, one_loss, params, present, refuses
 
 STAY_PLAIN: dict[tuple[str, str], str] = {}
@@ -35,17 +34,19 @@ def deeper(recipe: Recipe) -> Recipe:
 
 
 def gradients(animal: Animal, adapter: nn.Module, compiled: Compiled) -> dict[str, Tensor]:
-    for parameter in adapter.parameters():
-        parameter.grad = None
+    flat = adapter.flat or adapter.flatten(animal.model.compute_dtype)
+    flat.zero()
 
     def step() -> Tensor:
+        flat.begin()
         loss = one_loss(animal, [0, 1])
         loss.backward()
+        flat.collect()
         return loss
 
     with animal.model.hold(), adapter.attached(animal.model.layers()), compiled.on():
-        compiled.run(step, adapter.parameters())
-    return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in named(adapter).items()}
+        compiled.run(step, flat)
+    return {name: part.clone() for name, part in flat.named(flat.gradient).items()}
 
 
 def kinds(animal: Animal, adapter: nn.Module, step: Callable[[], object]) -> set[object]:

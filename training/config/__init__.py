@@ -16,6 +16,7 @@ from .recipe import (
     OnDivergence,
     Precision,
     SavePrecision,
+    Speed,
     Syntax,
     TextConfig,
     TextEncoders,
@@ -29,6 +30,7 @@ from .subset import CAPTION_ENDINGS, ENCODINGS, GUESSED, Broken, CaptionLines, C
 __all__ = [
     "CAPTION_ENDINGS", "ENCODINGS", "GUESSED", "RESERVED", "Algorithm", "BaseWeights", "Broken", "CaptionLines", "Crop",
     "HuberSchedule", "LengthConfig", "Levels", "LossConfig", "LossKind", "Masks", "NetworkConfig", "NoiseConfig", "OnDivergence",
-    "OptimizerConfig", "OptimizerName", "Precision", "Role", "SavePrecision", "ScheduleName", "SubsetConfig", "Syntax", "Targets",
-    "TextConfig", "TextEncoders", "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict", "to_dict",
+    "OptimizerConfig", "OptimizerName", "Precision", "Role", "SavePrecision", "ScheduleName", "Speed", "SubsetConfig", "Syntax",
+    "Targets", "TextConfig", "TextEncoders", "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict",
+    "to_dict",
 ]  # fmt: skip

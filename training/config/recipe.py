@@ -15,6 +15,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SavePrecision = Literal["fp16", "bf16", "fp32"]
 WhenEnough = Literal["off", "say", "stop"]
 OnDivergence = Literal["warn", "stop"]
+Speed = Literal["auto", "eager"]
 TextEncoders = Literal["none", "clip", "all"]
 BaseWeights = Literal["as loaded", "fp8", "int8"]
 Syntax = Literal["plain", "ComfyUI"]
@@ -130,6 +131,8 @@ class TrainingConfig:
     """Share of the model's blocks whose weights stay in main memory and come to the GPU for their own passes only; 0 to 1."""
     base_weights: BaseWeights = "as loaded"
     """How the model's large weights are held while it trains: as they are, or rounded to eight bits, in half of the memory."""
+    speed: Speed = "auto"
+    """``auto`` records training steps as CUDA graphs where that can be done; ``eager`` sends each operation anew."""
     seed: int = 0
     """Seeds the adapter, the order of pictures, the crops and the noise."""
     comment: str = ""
@@ -141,6 +144,7 @@ class TrainingConfig:
         choice("precision", self.precision, Precision)
         choice("save precision", self.save_precision, SavePrecision)
         choice("base weights", self.base_weights, BaseWeights)
+        choice("speed", self.speed, Speed)
         refuse(not 0 <= self.ema_decay < 1, f"EMA decay: {self.ema_decay} is outside 0 to 0.9999; 0 is off, 0.999 is usual.")
         refuse(
             not self.network.trains_model and self.text.encoders == "none",

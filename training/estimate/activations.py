@@ -19,7 +19,7 @@ from ..network.adapter import Adapter
 from ..network.scope import adaptable_layers
 from ..network.targets import select
 from ..performance import memory
-from ..step import noised_prediction
+from ..step import answer, noised
 from ..tensors.autograd_context import AutogradContext
 
 log = logging.getLogger("lora-atelier")
@@ -39,7 +39,8 @@ def activations(outline: host.Outline, network: NetworkConfig, size: tuple[int, 
 
     def forward() -> object:
         x0 = outline.latents_in(outline.latents(size))
-        return noised_prediction(outline, x0, torch.ones(1), torch.zeros_like(x0), [text], [{}]).prediction.square().mean()
+        asked = noised(outline, x0, torch.ones(1), torch.zeros_like(x0), [text], [{}])
+        return answer(outline, asked).square().mean()
 
     try:
         with torch.device("meta"), Shapes():

@@ -18,7 +18,7 @@ from ..performance.filling import filled
 from ..performance.thrift import difference
 from ..protocols import Denoiser, TrainedText
 from ..session import Session
-from ..step import noised_prediction
+from ..step import answer, noised
 
 
 def fit(session: Session, say: Callable[[str], None]) -> Session:
@@ -89,8 +89,8 @@ def measured(session: Session, batch: Batch) -> memory.Measured:
     def forward() -> object:
         x0 = model.latents_in(session.encoded.latents(one)[0].to(model.device))
         sigma = session.levels.quantiles(1, (x0.shape[-2], x0.shape[-1])).to(model.device)
-        given = noised_prediction(model, x0, sigma, torch.zeros_like(x0), session.encoded.conditionings(one), [{}])
-        return given.prediction.square().mean()
+        asked = noised(model, x0, sigma, torch.zeros_like(x0), session.encoded.conditionings(one), [{}])
+        return answer(model, asked).square().mean()
 
     with adapter.attached(session.layers), adapter.listening():
         found = memory.measure(session.blocks(), [*frozen, *adapter.parameters()], forward, model.device)

@@ -16,7 +16,7 @@ from .. import seeding
 from ..dataset.plan import Batch
 from ..objective import loss as losses
 from ..session import Session
-from ..step import loaded, noised_prediction
+from ..step import answer, loaded, noised
 from ..tensors.transfer import to_device
 
 LEVELS = 8
@@ -72,6 +72,6 @@ def batch_losses(session: Session, batch: Batch, check: Check = lambda: None) ->
         check()
         drawn = torch.cat([seeding.fixed_noise(subset.samples[i].key, number, x0[:1].shape) for i in batch.samples])
         noise = to_device(drawn, model.device)
-        given = noised_prediction(model, x0, sigmas[number].expand(len(x0)), noise, texts, sizes)
-        total += losses.per_sample_loss(given.prediction, given.target, mask, subset.config.mask_floor)
+        asked = noised(model, x0, sigmas[number].expand(len(x0)), noise, texts, sizes)
+        total += losses.per_sample_loss(answer(model, asked), asked.target, mask, subset.config.mask_floor)
     return total / LEVELS

@@ -29,8 +29,8 @@ from ..performance.eight_bit_layers import in_eight_bits, remark
 from ..performance.frozen_layers import lightened
 from ..performance.out_of_place import KERNELS, Care, OutOfPlace
 from ..performance.quantised_layers import unpacking
-from ..performance.recording import CudaRecorder, GraphRecorder
-from ..protocols import CanvasText, Conditions, EncodedText, Prediction
+from ..performance.recording import GraphRecorder, recorder_for
+from ..protocols import CanvasText, Conditions, EncodedText, Prediction, Together
 from ..tensors.transfer import to_device
 from . import alterations, lockstep
 from .attention import attention, differentiable_attention
@@ -331,27 +331,37 @@ class Model:
         return {k: c.process_cond(batch_size=1, device=self.device, area=None) for k, c in conds[0]["model_conds"].items()}
 
     def predict(self, x: Tensor, sigma: Tensor, conditions: Sequence[Conditions]) -> Tensor:
-        """The model's own answer (eps, v or velocity) in float32 for ``x`` (B, C, H, W) at ``sigma`` (B,).
+        """``answer`` for pictures that each have their own conditioning."""
+        return self.answer(x, sigma, self.merged(conditions))
 
-        Every picture has its own conditioning; those of one shape go through the model together.
-        """
+    def merged(self, conditions: Sequence[Conditions]) -> list[Together]:
+        """The conditionings of a batch, a picture each, as they go through the model: those of one shape together."""
         # A mean-flow network is told one further level for all pictures of a batch, so each goes alone.
         alone = getattr(self.base.diffusion_model, "time_r_in", None) is not None
         groups = [[i] for i in range(len(conditions))] if alone else _alike(conditions)
-        if len(groups) == 1:
-            return self._answer(x, sigma, conditions)
-        answers: dict[int, Tensor] = {}
-        for group in groups:
-            # Indexing with a list would have to wait for the device.
-            some = torch.stack([x[i] for i in group]), torch.stack([sigma[i] for i in group])
-            answers |= dict(zip(group, self._answer(*some, [conditions[i] for i in group]), strict=True))
-        return torch.stack([answers[i] for i in range(len(conditions))])
+        return [Together(tuple(group), self._merged([conditions[i] for i in group])) for group in groups]
 
-    def _answer(self, x: Tensor, sigma: Tensor, conditions: Sequence[Conditions]) -> Tensor:
-        """The answer for pictures whose conditionings go into one batch."""
-        merged = comfy.samplers.cond_cat(list(conditions))
+    def _merged(self, conditions: list[Conditions]) -> Conditions:
         # Left to itself the host would wait for the device here.
-        merged = {k: to_device(v, self.device) if isinstance(v, Tensor) else v for k, v in merged.items()}
+        found = comfy.samplers.cond_cat(conditions)
+        return {k: to_device(v, self.device) if isinstance(v, Tensor) else v for k, v in found.items()}
+
+    def answer(self, x: Tensor, sigma: Tensor, given: Sequence[Together]) -> Tensor:
+        """The model's own answer (eps, v or velocity) in float32 for ``x`` (B, C, H, W) at ``sigma`` (B,).
+
+        ``given`` is what ``merged`` has made of its conditionings. Nothing here draws a random number or comes from main memory.
+        """
+        if len(given) == 1:
+            return self._answer(x, sigma, given[0].conditions)
+        answers: dict[int, Tensor] = {}
+        for group in given:
+            # Indexing with a list would have to wait for the device.
+            some = torch.stack([x[i] for i in group.members]), torch.stack([sigma[i] for i in group.members])
+            answers |= dict(zip(group.members, self._answer(*some, group.conditions), strict=True))
+        return torch.stack([answers[i] for i in range(len(x))])
+
+    def _answer(self, x: Tensor, sigma: Tensor, merged: Conditions) -> Tensor:
+        """The answer for pictures whose conditionings have become one."""
         self._care = self._care or Care(self._is_trusted())
         with self._care.around(_form(x, merged)):
             return self._raw_output(x, sigma, merged)
@@ -466,12 +476,12 @@ class Model:
     def recorder(self) -> GraphRecorder | None:
         """What can record the network's passes in sampling; None where nothing can, or other nodes' code takes part in them."""
         paged = getattr(self.patcher, "is_dynamic", lambda: False)()
-        if self.device.type != "cuda" or torch.version.cuda is None or self.is_altered or self.has_copies:
+        if recorder_for(self.device) is None or self.is_altered or self.has_copies:
             return None
         if paged:
             log.info("grid: the host pages this model's weights in and out, so that the network's passes are not recorded")
             return None
-        return CudaRecorder()
+        return recorder_for(self.device)
 
     def pictures_that_fit(self, wanted: int, latent_size: tuple[int, int], beside: int = 0) -> int:
         """How many pictures of this size can be sampled in one batch by the host's own measure, 1 to ``wanted``.

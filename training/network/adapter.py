@@ -14,7 +14,7 @@ from ..seeding import first_weights
 from ..tensors.method_patch import patched
 from . import fused_linear
 from .adapter_layer import AdapterLayer, Strength
-from .dropout import Dropout
+from .dropout import Dropout, Drops
 from .flat import FlatParameters
 from .lora import LoRALayer
 from .lycoris import LoHaLayer, LoKrLayer
@@ -97,7 +97,7 @@ class Adapter(nn.Module):
     def _hook(self, branch: AdapterLayer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             strength = self.strength
-            if (branch.mask is not None and branch.mask.skipped) or (not isinstance(strength, Tensor) and strength == 0):
+            if not isinstance(strength, Tensor) and strength == 0:
                 return None
             return branch.add_to(layer, inputs[0], output, strength)
 
@@ -134,11 +134,22 @@ class Adapter(nn.Module):
 
     def begin_step(self, seed: int, step: int) -> None:
         """Decides what dropout leaves out of the forward passes to come; depends on the arguments alone."""
+        self.drop(self.drops(seed, step))
+
+    def drops(self, seed: int, step: int) -> Drops | None:
+        """What dropout leaves out of a step, which depends on the arguments alone; None if that is nothing."""
+        if not self.dropout:
+            return None
+        return self.dropout.draw(
+            [branch.rank_count for branch in self.branches.values()], seed, step, next(self.parameters()).device
+        )
+
+    def drop(self, drops: Drops | None) -> None:
+        """From here on forward passes do without what ``drops`` leaves out."""
         self.end_step()
-        if self.dropout:
-            branches = list(self.branches.values())
-            device = next(self.parameters()).device
-            for branch, mask in zip(branches, self.dropout.draw(branches, seed, step, device), strict=True):
+        if drops is not None:
+            sizes = [branch.rank_count for branch in self.branches.values()]
+            for branch, mask in zip(self.branches.values(), drops.masks(sizes), strict=True):
                 branch.mask = mask
 
     def end_step(self) -> None:

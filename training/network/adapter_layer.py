@@ -22,16 +22,18 @@ Strength = float | Tensor
 
 @dataclass(frozen=True)
 class DropoutMask:
-    """What dropout has decided for one branch and one step."""
+    """What dropout has decided for one branch and one step; tensors are on the adapter's device."""
 
-    seed: int
-    """Seeds the elementwise dropout, so that a recomputed forward pass drops the same elements."""
+    seed: Tensor
+    """(2,) whole numbers below 2^32 that decide the elementwise dropout, so that a recomputed pass drops the same elements."""
     dropout: float
     """Share of the bottleneck's elements that is dropped."""
     kept: Tensor | None
-    """(AdapterLayer.rank_count,): 0 where a rank (or a row) is dropped, 1 / (1 - share) elsewhere; None drops none."""
-    skipped: bool
-    """Module dropout: the layer's adapter is skipped in this step."""
+    """(AdapterLayer.rank_count,): 0 where a rank (or a row) or the whole branch is dropped, 1 / (1 - share of ranks) elsewhere;
+    None drops none."""
+    stays: Tensor | None
+    """Module dropout: 0 if the branch is skipped in this step, else 1; None where none ever is. A factor and not a branch in the
+    code, so that what is computed is the same in every step."""
 
 
 class AdapterLayer(nn.Module):
@@ -188,6 +190,8 @@ class AdapterLayer(nn.Module):
         bias = bias_of(layer, output)
         product = output if bias is None else output - self.channels(bias, output)
         delta = product * (gain - 1).to(output.dtype) + self.delta(x).to(output.dtype) * gain.to(output.dtype)
+        if self.mask is not None and self.mask.stays is not None:
+            delta = delta * self.mask.stays.to(delta.device, delta.dtype)
         return output + times(delta, strength)
 
     def channels(self, values: Tensor, like: Tensor) -> Tensor:

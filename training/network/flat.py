@@ -143,6 +143,7 @@ class FlatParameters:
     @torch.no_grad()
     def begin(self) -> None:
         """The shadow becomes that of the weights as they are now; to be called before each batch."""
+        self.drop()  # what a pass has left that came to no end
         if self._shadow is not None:
             for begin, end, scale in self._stretches:
                 torch.mul(self.weights[begin:end], scale, out=self._shadow[begin:end])

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..seeding import mask_generator
 from . import fused_linear
 from .adapter_layer import AdapterLayer, Strength, times
 from .base_layer import is_conv, is_linear
+from .dropout import kept_elements
 
 __all__ = ["LoRALayer", "is_conv", "is_linear"]
 
@@ -93,9 +93,7 @@ class LoRALayer(AdapterLayer):
         if mask.kept is not None:
             up = up * mask.kept.to(up.device, up.dtype).view(1, -1, *[1] * (up.ndim - 2))
         if mask.dropout > 0:
-            stream = mask_generator(mask.seed, hidden.device)
-            kept = torch.empty_like(hidden).bernoulli_(1 - mask.dropout, generator=stream)
-            hidden = hidden * kept.div_(1 - mask.dropout)
+            hidden = hidden * kept_elements(mask.seed, mask.dropout, hidden)
         return hidden, up, scale
 
     def delta_weight(self) -> Tensor:

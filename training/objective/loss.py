@@ -21,7 +21,7 @@ LARGEST_SNR = 1000.0
 """Debiased estimation takes no more than this for the signal-to-noise ratio of the cleanest levels."""
 
 
-def mask_weights(mask: Tensor, floor: float) -> Tensor:
+def mask_weights(mask: Tensor, floor: float | Tensor) -> Tensor:
     """Weight of every cell: max(mask, floor), divided by its mean over the picture so that a small mask is no small loss.
 
     ``mask`` is (B, 1, h, w) in 0..1. A picture whose mask is 0 everywhere, with floor 0, has weight 0.
@@ -107,7 +107,7 @@ def per_sample_loss(
     prediction: Tensor,
     wanted: Tensor,
     mask: Tensor | None = None,
-    floor: float = 0.0,
+    floor: float | Tensor = 0.0,
     config: LossConfig = PLAIN,
     thresholds: Tensor | None = None,
 ) -> Tensor:
@@ -126,8 +126,8 @@ def batch_loss(
     prediction: Tensor,
     wanted: Tensor,
     mask: Tensor | None = None,
-    floor: float = 0.0,
-    weight: float = 1.0,
+    floor: float | Tensor = 0.0,
+    weight: float | Tensor = 1.0,
     kind: Prediction = "eps",
     sigma: Tensor | None = None,
     config: LossConfig = PLAIN,

@@ -8,15 +8,15 @@ Two ways, both switched on by ``LossConfig.preservation`` (the weight w):
 - Without a prompt, the steps of regularisation pictures take the base model's own answer to their own captions for the target,
   instead of what the noise and the picture ask for, and nothing is added.
 
-In a training step of the first way, ``conditions`` being those of the class prompt::
+In a training step of the first way, ``given`` being the merged conditionings of the class prompt::
 
-    before = base_prediction(model, adapter, x, sigma, conditions)
-    after = model.predict(x, sigma, conditions)
+    before = base_prediction(model, adapter, x, sigma, given)
+    after = model.answer(x, sigma, given)
     loss = loss + config.loss.preservation * preservation_loss(after, before)
 
 In a regularisation step of the second, ``answer`` being the prediction that is there anyway::
 
-    before = base_prediction(model, adapter, x, sigma, conditions)
+    before = base_prediction(model, adapter, x, sigma, given)
     loss = subset.loss_weight * config.loss.preservation * preservation_loss(answer, before)
 """
 
@@ -31,14 +31,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ..network.adapter import Adapter
-    from ..protocols import Conditions, Denoiser
+    from ..protocols import Denoiser, Together
 
 
 @torch.no_grad()
-def base_prediction(model: Denoiser, adapter: Adapter, x: Tensor, sigma: Tensor, conditions: Sequence[Conditions]) -> Tensor:
+def base_prediction(model: Denoiser, adapter: Adapter, x: Tensor, sigma: Tensor, given: Sequence[Together]) -> Tensor:
     """The prediction for ``x`` (B, C, h, w) at ``sigma`` (B,) without the attached adapter; no gradient reaches it."""
     with adapter.disabled():
-        return model.predict(x, sigma, conditions)
+        return model.answer(x, sigma, given)
 
 
 def preservation_loss(pred_with: Tensor, pred_without: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import logging
 import uuid
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class _Form:
     passes: int = 0
     recording: Recording | None = None
     places: tuple[Tensor, ...] = ()
+    answer: list[Tensor] = field(default_factory=list)
+    """One tensor: what the last replay gave. The next one overwrites it."""
 
 
 class NetworkGraph:
@@ -69,8 +71,13 @@ class NetworkGraph:
 
     def drop(self) -> None:
         """Lets go of all recordings and of the memory that they hold."""
+        made = [form.recording for form in self._forms.values() if form.recording is not None]
         self._forms.clear()
         self._ground = None
+        for recording in made:
+            recording.reset()
+        if made:
+            self._recorder.emptied()
 
     def _runner(self, usual: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -122,8 +129,12 @@ class NetworkGraph:
         form.places = tuple(tensor.clone(memory_format=torch.preserve_format) for tensor in inputs)
         # Their places alone, in the order in which ``_form_of`` has met them.
         own_args, own_kwargs = _replaced((args, kwargs), self.device, iter(form.places))
+
+        def work() -> None:
+            form.answer[:] = [usual(*own_args, **own_kwargs)]
+
         try:
-            form.recording = self._recorder.capture(lambda: usual(*own_args, **own_kwargs))
+            form.recording = self._recorder.capture(work)
         except Exception as error:
             lines = str(error).strip().splitlines()
             raise NotRecordable(f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}") from None
@@ -134,7 +145,7 @@ class NetworkGraph:
             place.copy_(tensor)
         form.recording.replay()
         self.replays += 1
-        return form.recording.output.clone()
+        return form.answer[0].clone()
 
     def _compare(self, found: Tensor, expected: Tensor) -> None:
         if found.shape != expected.shape or found.dtype != expected.dtype:

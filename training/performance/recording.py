@@ -2,67 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-
-Work = Callable[[], Tensor]
-"""Reads and writes tensors of fixed places; its answer is a new one each time."""
 
 
 class Recording(Protocol):
-    """Work that was recorded."""
+    """What a device was seen to do."""
 
-    output: Tensor
-    """The answer of the last ``replay``; the next one overwrites it."""
-
-    def replay(self) -> None:
-        """Does the work on what the fixed places hold now."""
+    def replay(self) -> None: ...
+    def reset(self) -> None: ...
 
 
 class GraphRecorder(Protocol):
-    """Makes recordings on one device."""
+    """A device that can record its work."""
 
-    def capture(self, work: Work) -> Recording:
-        """Records ``work``. Whatever cannot be recorded raises."""
+    def aside(self) -> AbstractContextManager[None]:
+        """Around the passes before a recording, in which everything is made that is made once."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> Recording:
+        """Records ``work``, whose effect nobody counts on."""
+        ...
+
+    def emptied(self) -> None:
+        """All recordings were reset; their memory goes back."""
+        ...
+
+
+def recorder_for(device: torch.device) -> GraphRecorder | None:
+    """The recorder of this device, if it has one."""
+    real = torch.version.cuda is not None or torch.version.hip is not None
+    return CudaRecorder(device) if device.type == "cuda" and real else None
 
 
 class EagerRecorder:
     """Records nothing and works anew each time: what surrounds recordings can so be run anywhere."""
 
-    def capture(self, work: Work) -> Recording:
+    def aside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def capture(self, work: Callable[[], None]) -> Recording:
         return _Again(work)
+
+    def emptied(self) -> None:
+        pass
 
 
 class _Again:
-    def __init__(self, work: Work):
-        self._work, self.output = work, work()
+    def __init__(self, work: Callable[[], None]):
+        self._work = work
 
     def replay(self) -> None:
-        self.output.copy_(self._work())
+        self._work()
+
+    def reset(self) -> None:
+        self._work = _nothing
+
+
+def _nothing() -> None:
+    raise RuntimeError("this recording was let go")
 
 
 class CudaRecorder:
-    """CUDA graphs with one memory pool; none of their answers is kept while another one is replayed."""
+    """CUDA graphs that share one pool of memory: only one of them works at a time, and nothing of theirs outlives a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device):
+        self._device = device
         self._pool: Any = None
 
-    def capture(self, work: Work) -> Recording:
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # What other threads (a server's, say) ask of the device meanwhile is none of the recording's.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = work()
-        graph.replay()  # the capture itself computes nothing
-        return _CudaRecording(graph, output)
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """On a stream of its own, as torch asks for before a capture."""
+        now, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        side.wait_stream(now)
+        try:
+            with torch.cuda.stream(side):
+                yield
+        finally:
+            now.wait_stream(side)
 
+    def capture(self, work: Callable[[], None]) -> Recording:
+        gc.collect()  # nothing may be freed by chance on the way
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()  # what the passes before have left is not of the pool
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, now = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            # Other threads of the server may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                work()
+        except BaseException:
+            self._recover(now)
+            raise
+        return graph
 
-class _CudaRecording:
-    def __init__(self, graph: torch.cuda.CUDAGraph, output: Tensor):
-        self._graph, self.output = graph, output
+    def _recover(self, now: torch.cuda.Stream) -> None:
+        """After a capture that failed, torch may leave its stream and its pool in use."""
+        torch.cuda.set_stream(now)
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if end is not None:
+            with suppress(Exception):
+                end(self._device.index or 0, self._pool)
+        self._pool = None
 
-    def replay(self) -> None:
-        self._graph.replay()
+    def emptied(self) -> None:
+        self._pool = None
+        torch.cuda.empty_cache()

@@ -19,11 +19,11 @@ from ..errors import AtelierError
 
 NO_MATTER = frozenset({
     "name", "comment", "save_precision", "gradient_checkpointing", "compile", "offload_activations", "offload_blocks",
-    "text.syntax", "length.save_every", "length.save_every_steps", "length.keep_last", "length.sample_every",
+    "speed", "text.syntax", "length.save_every", "length.save_every_steps", "length.keep_last", "length.sample_every",
     "length.sample_every_steps",
 })  # fmt: skip
-"""Fields of a recipe that decide no weight, or (compiling, recomputing) only how it is rounded. The syntax decides something
-where a caption has a character that it knows, and that is among the models."""
+"""Fields of a recipe that decide no weight, or (compiling, recomputing, recording) only how it is rounded. The syntax decides
+something where a caption has a character that it knows, and that is among the models."""
 LENGTH = frozenset({"length.epochs", "length.max_steps", "length.when_enough", "length.on_divergence"})
 """Fields that decide when it ends, which is compared in steps."""
 NOWHERE = frozenset({

@@ -11,7 +11,6 @@ from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.adapter_layer import AdapterLayer
 from lora_atelier.training.network.dropout import Dropout
-from lora_atelier.training.network.lora import LoRALayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -232,23 +231,43 @@ def test_the_mean_over_many_steps_is_the_undropped_output(dropout):
 
 
 def test_the_shares_are_those_asked_for():
-    branches = [LoRALayer(nn.Linear(4, 4), 200, 1.0) for _ in range(50)]
-    gone, ranks = 0, 0
+    sizes, gone, ranks = [200] * 50, 0, 0
     for step in range(20):
-        lots = Dropout(0.1, 0.3, 0.2).draw(branches, 1, step, torch.device("cpu"))
-        gone += sum(lot.skipped for lot in lots)
-        ranks += sum(int((lot.kept == 0).sum()) for lot in lots)
+        lots = Dropout(0.1, 0.3, 0.2).draw(sizes, 1, step, torch.device("cpu")).masks(sizes)
+        there = [lot for lot in lots if lot.stays]
+        gone += 50 - len(there)
+        ranks += sum(int((lot.kept == 0).sum()) / len(there) for lot in there)
         assert all(set(lot.kept.tolist()) <= {0.0, torch.tensor(1 / 0.7).item()} for lot in lots)
-        assert len({lot.seed for lot in lots}) == 50
+        assert not any(lot.kept.any() for lot in lots if not lot.stays)
+        assert len({tuple(lot.seed.tolist()) for lot in lots}) == 50
     assert gone / 1000 == pytest.approx(0.2, abs=0.05)
-    assert ranks / 200_000 == pytest.approx(0.3, abs=0.005)
+    assert ranks / 4000 == pytest.approx(0.3, abs=0.005)
 
 
 def test_a_step_never_goes_without_any_branch():
-    branches = [LoRALayer(nn.Linear(4, 4), 2, 1.0) for _ in range(3)]
     for step in range(200):
-        lots = Dropout(modules=0.99).draw(branches, 1, step, torch.device("cpu"))
-        assert not all(lot.skipped for lot in lots)
+        lots = Dropout(modules=0.99).draw([2, 2, 2], 1, step, torch.device("cpu")).masks([2, 2, 2])
+        assert any(lot.stays for lot in lots)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skipped_layer_answers_as_the_model_alone_and_has_no_gradient(kind):
+    where, given = layers(), inputs()
+    adapter = trained(where, KINDS[kind])
+    bare = {n: where[n](given[n]) for n in where}
+    adapter.dropout, seen = Dropout(modules=0.5), set()
+    for step in range(6):
+        adapter.zero_grad()
+        with adapter.attached(where):
+            adapter.begin_step(3, step)
+            stays = {name: bool(branch.mask.stays) for name, branch in adapter.branches.items()}
+            found = {n: where[n](given[n]) for n in where}
+            sum(out.square().sum() for out in found.values()).backward()
+        for name, branch in adapter.branches.items():
+            assert torch.equal(found[name], bare[name]) != stays[name]
+            assert any(p.grad is not None and p.grad.any() for p in branch.parameters()) == stays[name]
+        seen.add(tuple(stays.values()))
+    assert len(seen) > 1
 
 
 def test_a_recomputed_forward_pass_drops_the_same():

@@ -41,7 +41,7 @@ def test_the_base_predictions_as_if_there_were_no_adapter(setting):
         with torch.no_grad():
             bare = model.predict(x, sigma, conditions)
         with adapter.attached(layers):
-            before = base_prediction(model, adapter, x, sigma, conditions)
+            before = base_prediction(model, adapter, x, sigma, model.merged(conditions))
             after = model.predict(x, sigma, conditions)
     assert torch.equal(before, bare) and not before.requires_grad
     assert adapter.strength == 1.0 and not torch.allclose(after, bare)
@@ -53,12 +53,12 @@ def test_the_loss_is_zero_as_training_begins_and_then_pulls_the_adapter_back(set
     losses = []
     optimizer = torch.optim.Adam(adapter.parameters(), lr=1e-3)
     with model.hold(), adapter.attached(layers):
-        without = base_prediction(model, adapter, x, sigma, conditions)
+        without = base_prediction(model, adapter, x, sigma, model.merged(conditions))
         at_first = preservation_loss(model.predict(x, sigma, conditions), without)
         assert at_first <= (1e-12 if KERNELS_DIFFER else 0)
         trained(adapter)
         for _ in range(3):
-            before = base_prediction(model, adapter, x, sigma, conditions)
+            before = base_prediction(model, adapter, x, sigma, model.merged(conditions))
             loss = preservation_loss(model.predict(x, sigma, conditions), before)
             optimizer.zero_grad()
             loss.backward()

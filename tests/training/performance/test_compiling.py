@@ -159,7 +159,10 @@ def test_where_a_block_stands_makes_no_other_graph_unless_somebody_may_ask(more,
     compiled = Compiled(list(network), pytest.fail, backend="eager")
 
     def once(compiled: Compiled) -> list[torch.Tensor]:
+        flat = adapter.flat or adapter.flatten(torch.float32)
+
         def step() -> torch.Tensor:
+            flat.begin()
             x = torch.linspace(-1, 1, 24).view(4, 6)
             with OutOfPlace():
                 for number, block in enumerate(network):
@@ -168,12 +171,13 @@ def test_where_a_block_stands_makes_no_other_graph_unless_somebody_may_ask(more,
                     assert options["activations_shape"] == [2, 4, 6] and options["block_index"] == number
             loss = x.square().sum()
             loss.backward()
+            flat.collect()
             return loss
 
-        adapter.zero_grad()
+        flat.zero()
         with adapter.attached(layers), compiled.on():
-            compiled.run(step, adapter.parameters())
-        return [p.grad.clone() for p in adapter.parameters()]
+            compiled.run(step, flat)
+        return [part.clone() for part in flat.named(flat.gradient).values()]
 
     expected = once(Compiled([], pytest.fail))
     for _ in range(3):
@@ -226,7 +230,7 @@ def test_the_settings_hold_in_the_thread_in_which_a_gpu_computes_blocks_again():
     compiled = Compiled(list(network), pytest.fail, backend=backend)
     given = torch.ones(2, 6), torch.ones(2, 6)
     with adapter.attached(layers), compiled.on():
-        compiled.run(lambda: network[0](*given), [])
+        compiled.run(lambda: network[0](*given), Sum())
         thread = threading.Thread(target=lambda: network[0](*given))
         thread.start()
         thread.join()
@@ -237,25 +241,27 @@ def test_gradients_stay_in_their_places():
     """Where all lie in one buffer, or in a captured graph, another tensor in a parameter's ``grad`` would be lost."""
     network = blocks()
     adapter, layers = adapter_on(network)
-    for parameter in adapter.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    places = [p.grad.data_ptr() for p in adapter.parameters()]
+    flat = adapter.flatten(torch.float32)
+    places = [flat.gradient.data_ptr(), *(p.grad.data_ptr() for p in flat.parameters)]
     compiled = Compiled(list(network), pytest.fail, backend="eager")
     x, shift = torch.linspace(-1, 1, 24).view(4, 6), torch.ones(4, 6)
 
     def step() -> torch.Tensor:
+        flat.begin()
         out = x.clone()
         with OutOfPlace():
             for block in network:
                 out = block(out, shift)
         loss = out.sum()
         loss.backward()
+        flat.collect()
         return loss
 
     with adapter.attached(layers), compiled.on():
         for _ in range(2):
-            compiled.run(step, adapter.parameters())
-    assert compiled.graphs == 1 and [p.grad.data_ptr() for p in adapter.parameters()] == places
+            compiled.run(step, flat)
+    assert compiled.graphs == 1
+    assert [flat.gradient.data_ptr(), *(p.grad.data_ptr() for p in flat.parameters)] == places
 
 
 def test_real_machine_code_gives_the_same_gradient_and_leaves_no_trace(monkeypatch):

@@ -141,13 +141,18 @@ class Small:
     """A device on which a step fits only under checkpointing; what does not fit fails half-way, its gradients half added."""
 
     def __init__(self, monkeypatch, t, from_step: int):
-        self.real, self.blocks, self.failed = step.step_loss, t.model.blocks(), 0
-        self.from_step = from_step
-        monkeypatch.setattr(loop, "step_loss", self)
+        self.real, self.blocks, self.failed = step.loss_of, t.model.blocks(), 0
+        self.from_step, self.step = from_step, 0
+        monkeypatch.setattr(loop, "loss_of", self)
+        monkeypatch.setattr(step_context, "prepare", self.prepare)
+
+    def prepare(self, *given):
+        self.step = given[-1]
+        return step.prepare(*given)
 
     def __call__(self, *given):
-        found, step = self.real(*given), given[-1]
-        if step >= self.from_step and not all("forward" in block.__dict__ for block in self.blocks):
+        found = self.real(*given)
+        if self.step >= self.from_step and not all("forward" in block.__dict__ for block in self.blocks):
             self.failed += 1
             found.backward()
             no_memory()
@@ -182,7 +187,7 @@ def test_other_models_are_put_aside_before_anything_is_given_up(tiny, dataset, m
     t = tiny("sd3")
     whole = go(t, dataset, recipe("whole"))
     rooms: list[int | None] = []
-    real, real_room, failed = step.step_loss, host.Model.leave_room, []
+    real, real_room, failed = step.prepare, host.Model.leave_room, []
 
     def crowded(*given):
         if given[-1] == 4 and not failed:
@@ -192,7 +197,7 @@ def test_other_models_are_put_aside_before_anything_is_given_up(tiny, dataset, m
 
     with monkeypatch.context() as patch:
         patch.setattr(step_context, "can_offload", lambda _device: True)
-        patch.setattr(loop, "step_loss", crowded)
+        patch.setattr(step_context, "prepare", crowded)
         patch.setattr(host.Model, "leave_room", lambda self, needed: rooms.append(needed) or real_room(self, needed))
         said = told(t, dataset, recipe("crowded"))
     need = 1.1 * preflight_need(said)
@@ -218,7 +223,7 @@ def test_when_nothing_is_left_to_give_up_it_says_what_helps(tiny, dataset, monke
         calls.append(given[-1])
         no_memory()
 
-    monkeypatch.setattr(loop, "step_loss", never)
+    monkeypatch.setattr(step_context, "prepare", never)
     with pytest.raises(AtelierError, match=r"out of memory after step 0.*most first: lower batch_size"):
         go(t, dataset, recipe())
     # On a GPU also without other models, with a half of the blocks away, and with all of them.
@@ -232,7 +237,7 @@ def test_another_error_is_not_taken_for_it(tiny, dataset, monkeypatch):  # noqa:
         calls.append(given[-1])
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(loop, "step_loss", broken)
+    monkeypatch.setattr(step_context, "prepare", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         go(tiny("sd3"), dataset, recipe())
     assert calls == [0]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from lora_atelier.training import host, job, loop, step
+from lora_atelier.training import host, job, step, step_context
 from lora_atelier.training.config import LengthConfig, LossConfig, NetworkConfig, OptimizerConfig, TextConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError, is_out_of_memory
 from lora_atelier.training.network import lora_file, size
@@ -231,14 +231,14 @@ def test_too_little_is_a_warning_only(tiny, dataset, monkeypatch):  # noqa: F811
 
 
 def test_running_out_of_memory_keeps_what_was_learnt_and_says_what_helps(tiny, dataset, monkeypatch):  # noqa: F811
-    real, count = step.step_loss, iter(range(100))
+    real, count = step.prepare, iter(range(100))
 
     def hungry(*given: object) -> torch.Tensor:
         if next(count) >= 4:
             torch.empty(2**58, dtype=torch.float64)
         return real(*given)
 
-    monkeypatch.setattr(loop, "step_loss", hungry)
+    monkeypatch.setattr(step_context, "prepare", hungry)
     with pytest.raises(AtelierError, match=r"memory: the device ran out of memory after step.*most first: lower batch_size"):
         go(tiny("sd3"), dataset, recipe(gradient_checkpointing=True, offload_blocks=1.0))
     assert (host.loras_folder() / "tiny" / "tiny-step00000004.safetensors").is_file()

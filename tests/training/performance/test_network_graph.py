@@ -38,16 +38,18 @@ class Held(EagerRecorder):
         return super().capture(work)
 
 
-class Frozen:
+class Frozen(EagerRecorder):
     """A recording that gives what it gave, whatever its inputs hold now."""
 
     def capture(self, work):
         class Stuck:
-            output = work()
-
             def replay(self):
                 pass
 
+            def reset(self):
+                pass
+
+        work()
         return Stuck()
 
 
@@ -146,7 +148,7 @@ def test_what_cannot_be_recorded_rightly_runs_as_always_and_says_why_once(caplog
 
 @torch.no_grad()
 def test_a_capture_that_fails_costs_nothing_but_the_speed(caplog):
-    class Refuses:
+    class Refuses(EagerRecorder):
         def capture(self, work):
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from lora_atelier.training import host
+from lora_atelier.training import host, loop
 from lora_atelier.training.config import (
     LengthConfig,
     LossConfig,
@@ -31,6 +31,7 @@ from lora_atelier.training.loop import train
 from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.scope import adaptable_layers, trained_layers
 from lora_atelier.training.objective import noise
+from lora_atelier.training.performance.device_work import DeviceWork
 from lora_atelier.training.recorder import Callbacks
 from lora_atelier.training.runs.run import Run
 from lora_atelier.training.session import Session
@@ -109,7 +110,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "averages": {"ema_decay": 0.9},
     "accumulation": {"optimizer": OptimizerConfig(accumulate=2)},
-    "dropout": {"network": NetworkConfig(rank=4, targets="attention", rank_dropout=0.3, module_dropout=0.3)},
+    "dropout": {"network": NetworkConfig(4, targets="attention", dropout=0.2, rank_dropout=0.3, module_dropout=0.3)},
     "DoRA and norms": {"network": NetworkConfig(rank=4, targets="attention", weight_decompose=True, scale_weight_norms=0.1)},
     "noise": {"noise": NoiseConfig(pyramid_iterations=4, perturbation=0.1)},
     "loss": {"loss": LossConfig("huber", preservation=1.0, preservation_prompt="a picture")},
@@ -121,6 +122,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_step_never_waits_for_the_device(tiny, one_epoch, tmp_path, setting):
     assert steps_begun(tiny("sd3"), one_epoch, tmp_path, recipe(**{**PLAIN, **SETTINGS[setting]})) == STEPS
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_its_loss_draws_nothing_and_takes_nothing_from_main_memory(tiny, one_epoch, tmp_path, monkeypatch, name, setting):
+    """All that is random and all that comes from elsewhere is prepared before; else a recorded step would repeat it."""
+    looked: list[int] = []
+
+    def watched(*given: Any) -> Tensor:
+        looked.append(1)
+        with DeviceWork():
+            return loss_of(*given)
+
+    loss_of = loop.loss_of
+    monkeypatch.setattr(loop, "loss_of", watched)
+    assert steps_begun(tiny(name), one_epoch, tmp_path, recipe(**{**PLAIN, **SETTINGS[setting]})) == STEPS
+    assert len(looked) == STEPS
 
 
 @pytest.mark.parametrize("weighting", ["none", "min-SNR", "debiased"])

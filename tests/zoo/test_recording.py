@@ -1,0 +1,104 @@
+"""Which families' steps are the device's work alone, so that they can be recorded there, and that the others are found out.
+
+The models stand on the device ``meta``, which nothing can be read from, and every copy to or from it is seen.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from lora_atelier.training import host
+from lora_atelier.training.objective import loss, noise
+from lora_atelier.training.performance.device_work import DeviceWork, NotDeviceWork
+from lora_atelier.training.tensors.tree import put_together, taken_apart
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .build import Animal, build
+from .recipes import RECIPES
+from .test_zoo import carriers, new_adapter, params, present, refuses
+
+META = torch.device("meta")
+COPIES = "NotDeviceWork: it copies between cpu and meta"
+NOT_ALONE = {
+    "AuraFlow": COPIES, "HunyuanDiT 1.2": COPIES, "HunyuanDiT 1.0": COPIES, "Wan 2.1, one frame": COPIES,
+    "Wan 2.2 5B, one frame": COPIES,
+    "HunyuanImage 2.1 distilled": "NotDeviceWork: it waits for a number of the device (nonzero)",
+    "HiDream I1": "NotDeviceWork: it waits for a number of the device (index)",
+}  # fmt: skip
+"""Recipes whose own code in the host does more in a step, and what; their runs stay without recordings. The copies are tables of
+positions and frequencies, made anew in every pass."""
+
+
+class Constants(TorchFunctionMode):
+    """Finds constants that are made for a device from numbers in main memory, which ``meta`` makes out of nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor) and found.is_meta:
+            raise NotDeviceWork("it makes numbers in main memory for the device")
+        return found
+
+
+@pytest.fixture(scope="module", params=params([r for r in RECIPES if not refuses(r)]))
+def animal(request, comfyui) -> Iterator[Animal]:
+    yield build(present(request.param))
+
+
+@pytest.fixture(autouse=True)
+def memory_of_meta(comfyui, monkeypatch):
+    """The host asks for the memory of a device, and does not know this one."""
+    import comfy.model_management as management
+
+    def free(_device=None, torch_free_too=False):
+        return (2**40, 2**40) if torch_free_too else 2**40
+
+    monkeypatch.setattr(management, "get_free_memory", free)
+
+
+class Elsewhere(host.Model):
+    """A model whose network is on ``meta``."""
+
+    def __init__(self, model: host.Model):
+        super().__init__(model.patcher)
+        with model.hold():
+            self.base = copy.copy(model.base)
+            self.base.__dict__["_modules"] = dict(model.base._modules)
+            for name in ("diffusion_model", "model_sampling"):
+                setattr(self.base, name, copy.deepcopy(getattr(model.base, name)).to(META))
+
+    @property
+    def device(self) -> torch.device:
+        return META
+
+
+def test_a_step_is_the_devices_work_alone(animal):
+    model = Elsewhere(animal.model)
+    adapter = new_adapter(animal).to(META)
+    layers = {name: dict(model.base.diffusion_model.named_modules())[name] for name in adapter.branches}
+    assert layers.keys() <= carriers(animal).keys()
+    with torch.inference_mode(False), torch.enable_grad(), adapter.attached(layers):
+        x0, sigma = animal.latents(2).to(META), animal.levels(2).to(META)
+        e = torch.randn_like(x0)
+        x, wanted = noise.noisy(model.prediction, x0, e, sigma), noise.target(model.prediction, x0, e, sigma)
+        here = animal.latents(2)
+        texts = [animal.model.condition(animal.conditioning(i), here[i : i + 1], animal.size) for i in range(2)]
+        tensors, form = taken_apart(animal.model.merged(texts))
+        given = put_together([tensor.to(META) for tensor in tensors], form)
+
+        def step() -> None:
+            loss.batch_loss(model.answer(x, sigma, given), wanted).backward()
+
+        try:
+            with Constants(), DeviceWork():
+                step()
+            found = ""
+        except (NotDeviceWork, NotImplementedError, RuntimeError) as error:
+            found = f"{type(error).__name__}: {error}".splitlines()[0]
+    assert found == NOT_ALONE.get(animal.recipe.name, "")
