@@ -139,7 +139,7 @@ def ours(name: str, dtype: torch.dtype, rank: int) -> dict[str, int]:
     from lora_atelier.training.network.scope import adaptable_layers
     from lora_atelier.training.network.targets import select
     from lora_atelier.training.optim.flat_optimizer import FlatOptimizer
-    from lora_atelier.training.step import noised_prediction
+    from lora_atelier.training.step import answer, noised
 
     model, network = outline_of(name, dtype), NetworkConfig(rank=rank, alpha=rank / 2)
     layers = select(adaptable_layers(model, None)[0], network)
@@ -147,8 +147,7 @@ def ours(name: str, dtype: torch.dtype, rank: int) -> dict[str, int]:
 
     def forward() -> Tensor:
         x0 = model.latents_in(model.latents((pixels, pixels)).to(dtype))
-        given = noised_prediction(model, x0, torch.ones(1), torch.zeros_like(x0), [model.text()], [{}])
-        return given.prediction.square().mean()
+        return answer(model, noised(model, x0, torch.ones(1), torch.zeros_like(x0), [model.text()], [{}])).square().mean()
 
     with torch.device("meta"), Shapes():
         adapter = Adapter.fresh(layers, network, 0)
