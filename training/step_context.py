@@ -123,8 +123,13 @@ class StepContext:
     def _done(self, step: int, batch: Batch) -> Tensor:
         """The step, replayed where it is recorded."""
         session, graphs, compiled = self._session, self._graphs, self._compiled
-        if session.text is not None:
-            self._flat.begin()
+        if session.text is not None:  # its answer is part of what is learnt from, so all of it is done again where a step is
+
+            def whole() -> Tensor:
+                self._flat.begin()
+                return self._learn(prepare(session, batch, step))
+
+            return compiled.run(whole, self._flat)
         inputs = prepare(session, batch, step)
         if graphs is None or not graphs.active:
             return self._plain(inputs)

@@ -161,6 +161,11 @@ class TrainingConfig:
             "offload blocks: without gradient_checkpointing the backward pass would hold all that came. Switch that on.",
         )
         refuse(
+            self.base_weights != "as loaded" and self.network.weight_decompose,
+            "base_weights: weight_decompose measures the model's weights, which rounded ones would not be. Set base_weights to "
+            "'as loaded', or switch weight_decompose off.",
+        )
+        refuse(
             self.offload_blocks > 0 and self.compile,
             "compile: blocks whose weights come and go cannot be compiled. Switch compile off, or set offload_blocks to 0.",
         )

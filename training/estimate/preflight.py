@@ -49,7 +49,7 @@ def fit(session: Session, say: Callable[[str], None]) -> Session:
             if not is_out_of_memory(error):
                 raise
         if less is None:
-            advice = memory.what_helps(config, held, pictures, model.device)
+            advice = memory.what_helps(config, held, pictures, model.device, any(weights_of(model, None).spared))
             say(f"memory: not even one picture at {batch.size[0]} x {batch.size[1]} goes through the model. {advice}")
             return replace(session, thrift=held)
         least = held = less
@@ -62,7 +62,9 @@ def fit(session: Session, say: Callable[[str], None]) -> Session:
     if fits:
         say(line)
     else:
-        say(f"memory: this will probably not fit: {line}. {memory.what_helps(config, now, pictures, model.device)}")
+        say(
+            f"memory: this will probably not fit: {line}. {memory.what_helps(config, now, pictures, model.device, any(found.weights.spared))}"
+        )
     return replace(session, thrift=now, forecast=found)
 
 

@@ -139,6 +139,11 @@ class CellRenderer:
         if self.graph is not None:
             self.graph.drop()
 
+    def shrink(self) -> None:
+        """The same, and from here on one file at a time: for when there was no memory for more."""
+        self.seats = 1
+        self.release()
+
     def count_that_fits(self, orders: Sequence[CellOrder]) -> int:
         """How many of the first ``orders`` can be drawn in one batch by the host's own measure, with their files."""
         count = len(orders)

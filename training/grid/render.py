@@ -190,7 +190,7 @@ class Grid:
             if not self._given:
                 batch = batch[: self.brush.count_that_fits([due.order for due in batch])]
             spots: list[Spot] = [(due.column, due.places) for due in batch]
-            if not self.keeper.attempt(page, spots, partial(self._beside_cells, page, batch), self.brush.release):
+            if not self.keeper.attempt(page, spots, partial(self._beside_cells, page, batch), self.brush.shrink):
                 self.together = 1
             self._waiting.take(page, batch)
         except UnusedLayers as error:

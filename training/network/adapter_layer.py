@@ -59,7 +59,9 @@ class AdapterLayer(nn.Module):
         self.conv = {k: getattr(source, k) for k in ("stride", "padding", "dilation")} if is_conv(layer) else None
         self.mask: DropoutMask | None = None
         """Set for a training step; None while the adapter is only used."""
-        self._flat: tuple[FlatParameters, str] | None = None
+        self._flat: FlatParameters | None = None
+        self._step_copies: dict[str, Tensor] = {}
+        """What a step computes with in place of the parameters of these names; tensors that stay."""
         self.register_parameter("magnitude", None)
         self.register_buffer("base_norm", None, persistent=False)
         self._norm: tuple[tuple[int, ...], Tensor] | None = None
@@ -75,14 +77,15 @@ class AdapterLayer(nn.Module):
 
     def lie_in(self, flat: FlatParameters, name: str) -> None:
         """The parameters lie in ``flat``, under ``name``."""
-        self._flat = flat, name
+        self._flat, self._step_copies = flat, flat.copies_of(name)
 
     def used(self, part: str, dtype: torch.dtype) -> tuple[Tensor, bool]:
         """A parameter for a pass in ``dtype``, and whether it is the step's copy, which has what is ``folded`` into it."""
-        if self._flat is not None and torch.is_grad_enabled() and self._flat[0].computes_in == dtype:
-            leaf = self._flat[0].leaf(self._flat[1], part)
-            if leaf is not None:
-                return leaf, True
+        # A compiler asks for the same names in every layer, so that one piece of code serves all that are alike.
+        if self._step_copies and self._flat is not None and self._flat.is_live and torch.is_grad_enabled():
+            copy = self._step_copies[part]
+            if copy.dtype == dtype:
+                return copy, True
         return self.get_parameter(part), False
 
     @property

@@ -106,7 +106,8 @@ class FlatParameters:
         same = computes_in == torch.float32 and scales == {1.0}
         self._shadow = None if same else torch.zeros_like(self.weights, dtype=computes_in)
         self._stretches = list(_stretches(self.slots.values(), size))
-        self._leaves: dict[tuple[str, str], Leaf] = {}
+        shadow = self._shadow
+        self._leaves = {} if shadow is None else {k: Leaf(shadow, shadow, s.start, s.shape) for k, s in self.slots.items()}
         self._shared: dict[tuple[int, tuple[int, ...]], Leaf] = {}
 
     @property
@@ -149,15 +150,10 @@ class FlatParameters:
                 torch.mul(self.weights[begin:end], scale, out=self._shadow[begin:end])
         self.is_live = True
 
-    def leaf(self, layer: str, part: str) -> Tensor | None:
-        """A parameter as the step computes with it, scale folded in; None where that is the Parameter itself."""
-        if self._shadow is None or not self.is_live:
-            return None
-        found = self._leaves.get((layer, part))
-        if found is None:
-            slot = self.slots[layer, part]
-            found = self._leaves[layer, part] = Leaf(self._shadow, self._shadow, slot.start, slot.shape)
-        return found.tensor
+    def copies_of(self, layer: str) -> dict[str, Tensor]:
+        """A layer's parameters, by name, as a step that has begun computes with them, scales folded in; none where these are the
+        Parameters themselves."""
+        return {part: leaf.tensor for (name, part), leaf in self._leaves.items() if name == layer}
 
     def shared_leaf(self, start: int, shape: tuple[int, ...]) -> Tensor:
         """Several parameters that lie side by side, as one matrix or one stack."""

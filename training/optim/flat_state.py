@@ -51,17 +51,19 @@ def joined(state: State, flat: FlatParameters, trained: Sequence[int]) -> dict[s
         kept = [(slot, state["state"][n]) for slot, n in zip(slots, row["params"], strict=True) if n in state["state"]]
         names = {name: None for _, values in kept for name in values}
         if kept:
-            out["state"][index] = {name: _whole(name, kept, begin, size, flat.weights.device) for name in names}
+            out["state"][index] = {name: _whole(name, kept, begin, flat.weights[begin : begin + size]) for name in names}
         out["param_groups"].append({**row, "params": [index]})
     return out
 
 
-def _whole(name: str, kept: Sequence[tuple[Slot, State]], begin: int, size: int, device: torch.device) -> object:
+def _whole(name: str, kept: Sequence[tuple[Slot, State]], begin: int, weights: Tensor) -> object:
     """A group's value from those of its parameters."""
     values = [(slot, values[name]) for slot, values in kept if name in values]
     of_numbers = [value for slot, value in values if _is_of_each(value, slot)]
     if of_numbers:
-        whole = torch.zeros(size, dtype=of_numbers[0].dtype, device=device)
+        whole = torch.zeros_like(weights, dtype=of_numbers[0].dtype)
+        if name == "z":  # of the schedule-free optimizer: a parameter without a state is where it began
+            whole.copy_(weights)
         for slot, value in values:
             place = whole[slot.start - begin : slot.end - begin].view(slot.shape)
             if isinstance(value, Tensor) and ((value.ndim and not _is_of_each(value, slot)) or value.dtype != whole.dtype):

@@ -161,6 +161,8 @@ class _Carrier:
         coming, self._coming = self._coming, None
         if coming is not None:
             self._side.wait(coming.copying)
+            if coming.copying.done is not None:  # whose source is unlocked or gone next
+                coming.copying.done.synchronize()
 
     def _take(self, block: nn.Module) -> list[Tensor]:
         coming, self._coming = self._coming, None
@@ -227,7 +229,8 @@ class _Clock:
     def __init__(self, side: Side, traffic: Traffic, step: int):
         self._side, self._traffic, self._step = side, traffic, step
         self._turn = 0
-        self._turns: list[tuple[Point, Point, Copying, int]] = []
+        # Points in time alone: a copy that is noted here would stay on the device.
+        self._turns: list[tuple[Point, Point, tuple[Point | None, Point | None], int]] = []
         self._over = traffic.pace is not None
 
     @property
@@ -243,7 +246,7 @@ class _Clock:
         yield
         after = self._side.mark() if timed else None
         if before is not None and after is not None:
-            self._turns.append((before, after, coming.copying, coming.nbytes))
+            self._turns.append((before, after, (coming.copying.started, coming.copying.done), coming.nbytes))
         elif self.runs and self._turn > 2 * self._step and (not self._turns or self._turns[-1][1].query()):
             self._tell()
 
@@ -251,7 +254,7 @@ class _Clock:
         turns, self._turns, self._over = self._turns, [], True
         computing = sum(one[1].elapsed_time(other[0]) for one, other in pairwise(turns)) / 1e3
         waiting = sum(before.elapsed_time(after) for before, after, _, _ in turns[1:]) / 1e3
-        came = {id(copying): (copying.started, copying.done, size) for _, _, copying, size in turns[1:]}
+        came = {id(end): (start, end, size) for _, _, (start, end), size in turns[1:]}
         took = [(start.elapsed_time(end), size) for start, end, size in came.values() if start is not None and end is not None]
         if computing > 0:
             self._traffic.measured(Pace(sum(t for t, _ in took) / 1e3, computing, waiting, sum(size for _, size in took)))

@@ -88,7 +88,7 @@ def in_eight_bits(
     """
     elsewhere = {layer for block in away for layer in block.modules()}
     layers = chosen(blocks)
-    homes: list[tuple[nn.Module, Any]] = []
+    homes: list[tuple[nn.Module, Any, Any]] = []
     try:
         for layer in layers:
             home = layer._parameters["weight"]
@@ -96,14 +96,18 @@ def in_eight_bits(
                 numbers, scale = rounded(weight_of(layer, device), kind)
                 if layer in elsewhere:
                     numbers, scale = numbers.cpu(), scale.cpu()
-            homes.append((layer, home))
+            homes.append((layer, home, getattr(layer, "weight_function", None)))
+            if homes[-1][2]:  # what it lays on a weight is in the numbers, and whoever reads them would add it again
+                setattr(layer, "weight_function", [])  # noqa: B010 - the host's, unknown to torch's Module
             layer._parameters["weight"] = nn.Parameter(numbers, requires_grad=False)
             layer._buffers[SCALE] = scale
         with patched(layers, "forward", lambda layer, _usual: _forward(layer)):
             yield
     finally:
-        for layer, home in homes:
+        for layer, home, laid_on in homes:
             layer._parameters["weight"] = home
+            if laid_on:
+                setattr(layer, "weight_function", laid_on)  # noqa: B010
             layer._buffers.pop(SCALE, None)
 
 

@@ -293,8 +293,11 @@ def fits(need: Need, free: int) -> bool:
     return need.total * MARGIN <= free
 
 
-def what_helps(config: TrainingConfig, thrift: Thrift, pictures: int, device: torch.device) -> str:
-    """What of the settings can be changed to need less, most effective first; ``pictures`` is the batch size."""
+def what_helps(config: TrainingConfig, thrift: Thrift, pictures: int, device: torch.device, spares: bool = True) -> str:
+    """What of the settings can be changed to need less, most effective first; ``pictures`` is the batch size.
+
+    ``spares``: whether weights could be held in fewer bits than they are.
+    """
     ways = []
     if not thrift.recomputes_all:
         ways.append("switch gradient_checkpointing on")
@@ -306,7 +309,7 @@ def what_helps(config: TrainingConfig, thrift: Thrift, pictures: int, device: to
         ways.append("set offload_blocks above 0")
     if config.precision == "fp32" and has_native_support(torch.bfloat16, device):
         ways.append("set precision to bf16")
-    if config.base_weights == "as loaded":
+    if config.base_weights == "as loaded" and spares:
         ways.append("set base_weights to fp8 or int8 (another LoRA, by rounding)")
     ways.append("lower resolution")
     if config.text.encoders != "none":

@@ -87,7 +87,7 @@ class NetworkGraph:
                 return self._pass(usual, args, kwargs)
             except NotRecordable as why:
                 self.give_up(str(why))
-                return usual(*args, **kwargs)
+            return usual(*args, **kwargs)  # here nothing of the attempt is held any more
 
         return forward
 

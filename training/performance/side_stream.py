@@ -24,6 +24,7 @@ class Point(Protocol):
     """A point in a stream."""
 
     def query(self) -> bool: ...
+    def synchronize(self) -> None: ...
     def elapsed_time(self, end: Any) -> float: ...
 
 
@@ -114,13 +115,18 @@ class Streams(InOrder):
 
     def begin(self, copies: Sequence[tuple[Tensor, Tensor]], packed: Sequence[Tensor] = (), timed: bool = False) -> Copying:
         self._stream.wait_stream(self._library.current_stream(self._device))
-        with self._library.stream(self._stream):
-            started = self._stream.record_event(self._library.Event(enable_timing=True)) if timed else None
-            for target, source in copies:
-                target.copy_(source, non_blocking=True)
-            # These take the side's own memory, which is sound as each copy begins after the last use of what it may get.
-            brought = [tensor.to(self._device, non_blocking=True) for tensor in packed]
-            done = self._stream.record_event(self._library.Event(enable_timing=timed))
+        try:
+            with self._library.stream(self._stream):
+                started = self._stream.record_event(self._library.Event(enable_timing=True)) if timed else None
+                for target, source in copies:
+                    target.copy_(source, non_blocking=True)
+                # These take the side's own memory, which is sound as each copy begins after the last use of what it may get.
+                brought = [tensor.to(self._device, non_blocking=True) for tensor in packed]
+                done = self._stream.record_event(self._library.Event(enable_timing=timed))
+        except BaseException:
+            # Whoever gets the memory of ``copies`` next must not write there while some of them are still on their way.
+            self._library.current_stream(self._device).wait_stream(self._stream)
+            raise
         return Copying(started, done, brought)
 
     def wait(self, copying: Copying) -> None:

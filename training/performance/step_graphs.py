@@ -9,8 +9,10 @@ interrupted goes exactly the way of one that was not. Which shapes are recorded 
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import traceback
 from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -171,6 +173,9 @@ class StepGraphs(Generic[T]):
                     self._say(f"speed: there is no memory to record more training steps as CUDA graphs; {kept}{ANOTHER_WAY}")
                 else:
                     self.give_up(_reason(cause))
+                traceback.clear_frames(error.__traceback__)  # or they would hold what the capture has made
+                del cause
+                gc.collect()
                 return None, wanted
         loss = graph.replay(tensors)
         far, whole, of_loss, known = self._distance(before, expected, wanted, loss)

@@ -13,7 +13,10 @@ from .block_offload import scattered
 
 @dataclass(frozen=True)
 class Thrift:
-    """What is computed twice, what stays in main memory, and whether there is compiled code; all that changes no number."""
+    """What is computed twice, what stays in main memory, and whether there is compiled code.
+
+    All that changes numbers by rounding at most.
+    """
 
     blocks: int
     """Of everything that is trained beside: the model's first, then the text encoder's."""

@@ -45,6 +45,9 @@ class Moment:
     def query(self) -> bool:
         return True
 
+    def synchronize(self) -> None:
+        return
+
     def elapsed_time(self, end: Moment) -> float:
         return end.at - self.at
 

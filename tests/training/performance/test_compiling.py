@@ -469,3 +469,52 @@ def test_blocks_of_which_none_can_be_traced_end_compiling_with_the_reason():
 def test_dropout_and_compiling_are_refused_together():
     with pytest.raises(AtelierError, match="compile: with dropout every step"):
         recipe(compile=True, network=NetworkConfig(rank=2, dropout=0.1))
+
+
+@pytest.mark.parametrize("alpha", [4.0, 8.0])
+def test_blocks_whose_layers_share_an_input_compile_once_in_half_precision(alpha):
+    """With copies of the parameters for the step, which a compiler must meet as they are: made before, named alike."""
+
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_q, self.to_k, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.out(torch.tanh(self.to_q(x) * self.to_k(x)))
+
+    torch.manual_seed(3)
+    network = nn.ModuleList(Shares() for _ in range(3)).to(torch.bfloat16).requires_grad_(False)
+    layers = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
+    x = torch.linspace(-1, 1, 32).view(4, 8).to(torch.bfloat16)
+
+    def gradient(compiled: Compiled) -> torch.Tensor:
+        adapter = Adapter.fresh(layers, NetworkConfig(rank=8, alpha=alpha, include="*"), 1)
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter += 0.1
+        with adapter.attached(layers), adapter.listening():
+            for block in network:
+                block(x)
+        flat = adapter.flatten(torch.bfloat16)
+
+        def step() -> torch.Tensor:
+            flat.begin()
+            out = x
+            for block in network:
+                out = block(out)
+            loss = out.float().square().sum()
+            loss.backward()
+            flat.collect()
+            return loss
+
+        with adapter.attached(layers), compiled.on():
+            for _ in range(3):
+                flat.zero()
+                compiled.run(step, flat)
+        return flat.gradient.clone()
+
+    compiled = Compiled(list(network), pytest.fail, backend="aot_eager")
+    found, wanted = gradient(compiled), gradient(Compiled([], pytest.fail))
+    assert compiled.active and compiled.graphs == 1
+    assert (found - wanted).norm() <= 0.03 * wanted.norm()
