@@ -62,9 +62,8 @@ def fit(session: Session, say: Callable[[str], None]) -> Session:
     if fits:
         say(line)
     else:
-        say(
-            f"memory: this will probably not fit: {line}. {memory.what_helps(config, now, pictures, model.device, any(found.weights.spared))}"
-        )
+        advice = memory.what_helps(config, now, pictures, model.device, any(found.weights.spared))
+        say(f"memory: this will probably not fit: {line}. {advice}")
     return replace(session, thrift=now, forecast=found)
 
 
