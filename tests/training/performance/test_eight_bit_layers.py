@@ -207,13 +207,14 @@ def test_other_adapters(tiny, kind, network):
     assert worst(found(held(same)), found(held(t, kind))) < 2e-4
 
 
-def test_what_measures_the_weights_is_refused_beside_rounded_ones(tiny, dataset, tmp_path):  # noqa: F811
+def test_what_measures_the_weights_is_refused_beside_rounded_ones(tiny, dataset, monkeypatch):  # noqa: F811
     """Asked for, and brought by a file to start from."""
     with pytest.raises(AtelierError, match="base_weights: weight_decompose measures"):
         TrainingConfig("a", network=NetworkConfig(weight_decompose=True), base_weights="int8")
     t = tiny("sd3")
     dora = go(t, dataset, recipe("dora", network=NetworkConfig(rank=2, weight_decompose=True))).epochs.files[-1].path
-    start = NetworkConfig(rank=2, start_from=host.lora_name(dora))
+    monkeypatch.setattr(host, "lora_path", lambda _: dora)
+    start = NetworkConfig(rank=2, start_from="dora.safetensors")
     with pytest.raises(AtelierError, match=r"base_weights: the LoRA to start from is decomposed"):
         go(t, dataset, recipe("on", base_weights="int8", network=start))
 
@@ -399,7 +400,7 @@ def test_a_text_encoder_learns_beside_it(tiny, dataset):  # noqa: F811
 def test_memory_that_gives_out_brings_the_weights_home(tiny, dataset, monkeypatch):  # noqa: F811
     t = tiny("sd3")
     weights = stored(t)
-    monkeypatch.setattr("lora_atelier.training.loop.step_loss", _no_memory)
+    monkeypatch.setattr("lora_atelier.training.loop.loss_of", _no_memory)
     with suppress(AtelierError):
         go(t, dataset, recipe("none", base_weights="fp8"))
     assert_stored(t, weights)
