@@ -195,7 +195,9 @@ def test_accumulated_batches_make_one_step_along_their_mean_gradient(tiny, datas
     def watched(session, *others):
         loss = real(session, *others)
         branches = session.adapter.branches
-        ups = {f"lora_unet_{name.replace('.', '_')}.lora_up.weight": b.up for name, b in branches.items()}
+        ups = {
+            f"lora_unet_{name.replace('.', '_')}.lora_up.weight": b.used("up", torch.float32)[0] for name, b in branches.items()
+        }
         gradients = torch.autograd.grad(loss, list(ups.values()), retain_graph=True)
         found.append(dict(zip(ups, gradients, strict=True)))
         return loss

@@ -20,14 +20,15 @@ STAY_PLAIN: dict[tuple[str, str], str] = {}
 COUNTS = {"SD 1.5": 7, "SDXL": 7, "Flux dev": 2, "Krea 2": 1}
 """Compilations of some models' first size, counted by hand: a UNet's transformer blocks at two sizes, its residual blocks by
 their widths and sizes, one way down and one up; Flux's two kinds."""
-MORE = {"HiDream I1": 1}
-"""Compilations beyond one for each kind, which must not grow; HiDream's sends tokens to experts by a mask."""
+MORE = {"HiDream I1": 1, "Wan 2.1, one frame": 1, "Wan 2.2 5B, one frame": 1}
+"""Compilations beyond one for each kind, which must not grow. HiDream's sends tokens to experts by a mask; why Wan's blocks make a
+second one is not known."""
 DEPTHS = {"depth", "depth_single_blocks", "n_layers", "num_layers", "num_blocks", "num_visual_blocks", "layers"}
 
 
 def deeper(recipe: Recipe) -> Recipe:
     """With one more block in each row, so that a graph for each place would be seen. Where widths hang on the depth: as it is."""
-    if recipe.family in ("SD3", "HiDream") or recipe.name.startswith("Cosmos-Predict2, from"):
+    if recipe.family in ("SD3", "HiDream", "HunyuanDiT", "HunyuanDiT1") or recipe.name.startswith("Cosmos-Predict2, from"):
         return recipe
     config = {key: value + 1 if key in DEPTHS and type(value) is int else value for key, value in recipe.config.items()}
     return dataclasses.replace(recipe, config=config)

@@ -20,8 +20,8 @@ from lora_atelier.training.network import lora_file
 from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.base_layer import LAYOUTS, layout_of
 from lora_atelier.training.performance import memory
-from lora_atelier.training.performance.block_offload import kept_away
 from lora_atelier.training.performance.quantised_layers import unpacking
+from lora_atelier.training.performance.side_stream import InOrder
 from lora_atelier.training.performance.thrift import Thrift
 from torch import Tensor, nn
 
@@ -188,17 +188,17 @@ def test_blocks_away(case, monkeypatch):
     animal = in_float32(case.load())
     right = gradients(case.same, new_adapter(case.same), [0])
     came: list[Tensor] = []
+    real = InOrder.begin
 
-    def copied(tensor: Tensor) -> Tensor:
-        came.append(tensor.to(animal.model.device, copy=True))
-        return came[-1]
+    def begin(self: InOrder, copies: Any, packed: Any = (), timed: bool = False) -> Any:
+        found = real(self, copies, packed, timed)
+        came.extend([*(target for target, _ in copies), *found.brought])
+        return found
 
-    monkeypatch.setattr(
-        "lora_atelier.training.host.model.kept_away", lambda blocks, modules, device: kept_away(blocks, modules, device, copied)
-    )
+    monkeypatch.setattr(InOrder, "begin", begin)
     assert worst(right, gradients(animal, new_adapter(animal), [0], again=True, away=1.0)) < NEAR
     assert {layout_of(copy) for copy in came} >= {layout_of(p) for block in animal.model.blocks() for p in block.parameters()}
-    assert not {copy.data_ptr() for copy in came} & {p.data_ptr() for p in animal.model.base.parameters()}
+    assert not any("forward" in block.__dict__ for block in animal.model.blocks())
 
 
 def test_it_learns_and_leaves_everything_as_it_was(case):

@@ -19,7 +19,7 @@ from .flat import FlatParameters
 from .lora import LoRALayer
 from .lycoris import LoHaLayer, LoKrLayer
 from .norm_limit import limit_alike
-from .shared_input import Listener, Together, units
+from .shared_input import Listener, SharedAnswers, units
 from .targets import LayerSettings, settings
 
 
@@ -39,7 +39,7 @@ class Adapter(nn.Module):
         """Where all parameters lie while they are trained."""
         self._listener: Listener | None = None
         self._heard: Listener | None = None
-        self._together: Together | None = None
+        self._together: SharedAnswers | None = None
 
     @classmethod
     def fresh(cls, layers: Mapping[str, nn.Module], config: NetworkConfig, seed: int) -> Adapter:
@@ -80,7 +80,7 @@ class Adapter(nn.Module):
         self.end_step()
         if self.flat is not None and self._heard is not None:
             found = units(self.flat, {name: self.branches[name] for name in fused}, layers, self._heard.readers(across_blocks))
-            self._together = Together(self.flat, found)
+            self._together = SharedAnswers(self.flat, found)
         try:
             for name, branch in self.branches.items():
                 if name not in fused:

@@ -14,19 +14,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from .adapter_layer import AdapterLayer
 
 ALIGNMENT = 8
 """Numbers; each matrix begins at a multiple, without which a GPU's units for products would not serve half precisions."""
 
 
 Rates = Sequence[tuple[float, Sequence[nn.Parameter]]]
+
+
+class Branch(Protocol):
+    """What is asked of an adapter's layer (``AdapterLayer``)."""
+
+    algorithm: ClassVar[str]
+    rank: int
+    scale: float
+    shape: tuple[int, ...]
+
+    @property
+    def folded(self) -> Mapping[str, float]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def get_parameter(self, target: str, /) -> nn.Parameter: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class FlatParameters:
     ``rates`` has the parameters in the order in which an optimizer would get them, by their factor on the learning rate.
     """
 
-    def __init__(self, branches: Mapping[str, AdapterLayer], rates: Rates, computes_in: torch.dtype):
+    def __init__(self, branches: Mapping[str, Branch], rates: Rates, computes_in: torch.dtype):
         known = {id(p): (name, part) for name, branch in branches.items() for part, p in branch.named_parameters()}
         self.slots: dict[tuple[str, str], Slot] = {}
         self.groups: list[tuple[float, list[Slot]]] = []
@@ -205,7 +216,7 @@ class FlatParameters:
             self.is_empty = False
 
 
-def _alike(branch: AdapterLayer, part: str) -> tuple[object, ...]:
+def _alike(branch: Branch, part: str) -> tuple[object, ...]:
     """Parameters of equal keys are of one shape and belong side by side; before them those that differ in as little as can be."""
     outputs, *inputs = branch.shape
     parts = [name for name, _ in branch.named_parameters()]

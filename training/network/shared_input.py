@@ -127,7 +127,7 @@ def _stacks(ups: Sequence[Slot]) -> Iterator[Stack]:
             begin = i + 1
 
 
-class Together:
+class SharedAnswers:
     """Answers for layers of one unit from one product, while an adapter is attached."""
 
     def __init__(self, flat: FlatParameters, found: Sequence[Unit]):

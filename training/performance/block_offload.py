@@ -46,7 +46,7 @@ def on_device(outside: int, blocks: Sequence[int], away: Iterable[int]) -> int:
 
 
 @dataclass(frozen=True)
-class Pace:
+class TransferPace:
     """What was measured over a step of a run: seconds of the device."""
 
     transfer: float
@@ -82,13 +82,13 @@ class Traffic:
     """Indices in the order of the model's blocks."""
     say: Callable[[str], None] = lambda _: None
     """Receives a sentence for the person."""
-    pace: Pace | None = None
+    pace: TransferPace | None = None
     """None until it has been measured."""
     side: Side | None = None
     """Of the model's device if None."""
     _unlocked: bool = field(default=False, init=False)
 
-    def measured(self, pace: Pace) -> None:
+    def measured(self, pace: TransferPace) -> None:
         self.pace = pace
         self.say(pace.sentence)
 
@@ -257,7 +257,7 @@ class _Clock:
         came = {id(end): (start, end, size) for _, _, (start, end), size in turns[1:]}
         took = [(start.elapsed_time(end), size) for start, end, size in came.values() if start is not None and end is not None]
         if computing > 0:
-            self._traffic.measured(Pace(sum(t for t, _ in took) / 1e3, computing, waiting, sum(size for _, size in took)))
+            self._traffic.measured(TransferPace(sum(t for t, _ in took) / 1e3, computing, waiting, sum(size for _, size in took)))
 
 
 def _is_plain(tensor: Tensor) -> bool:

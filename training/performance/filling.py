@@ -15,7 +15,7 @@ import torch
 
 from ..config import TrainingConfig
 from .activation_offload import can_offload
-from .block_offload import Pace
+from .block_offload import TransferPace
 from .memory import Activations, Measured, Need
 from .thrift import Thrift
 
@@ -66,7 +66,7 @@ def recomputed(activations: Activations, fits: Callable[[frozenset[int]], bool],
 
 
 def away(
-    sizes: Sequence[int], flops: Sequence[int], fits: Callable[[tuple[int, ...]], bool], pace: Pace | None = None
+    sizes: Sequence[int], flops: Sequence[int], fits: Callable[[tuple[int, ...]], bool], pace: TransferPace | None = None
 ) -> tuple[int, ...]:
     """Which blocks stay in main memory: as few as ``fits`` allows, and those whose coming is waited for least.
 
@@ -122,7 +122,7 @@ def filled(
     asked: Thrift,
     device: torch.device,
     fits: Callable[[Need], bool],
-    pace: Pace | None = None,
+    pace: TransferPace | None = None,
 ) -> Thrift:
     """``asked``, or as little less as fits; the cheapest there is if even that does not."""
 
@@ -142,7 +142,7 @@ def filled(
     return thrift.keeping_away(chosen)
 
 
-def paced(found: Measured, thrift: Thrift, pace: Pace) -> Thrift:
+def paced(found: Measured, thrift: Thrift, pace: TransferPace) -> Thrift:
     """``thrift`` with other blocks away, by what their transfers were measured to take; no more memory is needed for it."""
     if not thrift.away or not pace.is_waited_for:
         return thrift

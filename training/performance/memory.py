@@ -197,6 +197,13 @@ def measure(
     )
 
 
+UNLISTED: Mapping[str, Callable[..., int]] = {
+    "_slow_conv2d_forward": lambda out, _x, weight, *_: 2 * out.numel() * weight[0].numel(),
+    "_int_mm": lambda out, a, *_: 2 * out.numel() * a.shape[1],
+}
+"""Operations of products that torch's list of formulas lacks: (what came out, *arguments) -> floating-point operations."""
+
+
 class _Flops(TorchDispatchMode):
     """Counts floating-point operations by torch's own formulas: products, convolutions and attention."""
 
@@ -209,6 +216,8 @@ class _Flops(TorchDispatchMode):
     ) -> Any:
         given = dict(kwargs or {})
         found = func(*args, **given)
+        if func._overloadpacket.__name__ in UNLISTED:
+            self.total += UNLISTED[func._overloadpacket.__name__](found, *args)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             with suppress(Exception):  # a form that it does not know; the block counts for cheaper then

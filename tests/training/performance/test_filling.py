@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.config import TrainingConfig
 from lora_atelier.training.performance import filling
-from lora_atelier.training.performance.block_offload import Pace, on_device
+from lora_atelier.training.performance.block_offload import TransferPace, on_device
 from lora_atelier.training.performance.memory import Activations, Block, Measured, Weights
 from lora_atelier.training.performance.thrift import Thrift
 
@@ -82,7 +82,7 @@ def test_waiting_by_hand():
 def test_a_measured_pace_decides_which_blocks_come():
     """The first blocks compute much and the last little: on a slow bus it is between the first that there is time."""
     sizes, flops = [100] * 8, [1000] * 4 + [1] * 4
-    slow = Pace(transfer=8.0, computing=8.0, waiting=4.0, carried=1600)
+    slow = TransferPace(transfer=8.0, computing=8.0, waiting=4.0, carried=1600)
     chosen = filling.away(sizes, flops, lambda gone: on_device(0, sizes, gone) <= 600, slow)
     others = filling.waiting([4, 5, 6, 7], sizes, flops)
     assert filling.waiting(chosen, sizes, flops) < others and len(chosen) == 4
@@ -120,6 +120,6 @@ def test_what_the_person_asks_for_stays():
 
 def test_only_where_a_step_waits_do_others_stay_away():
     found, thrift = measured(), Thrift(10, 10, frozenset(range(10))).keeping_away((0, 1, 2, 3))
-    assert filling.paced(found, thrift, Pace(1.0, 10.0, 0.0, 4000)) == thrift
-    other = filling.paced(found, thrift, Pace(10.0, 10.0, 5.0, 4000))
+    assert filling.paced(found, thrift, TransferPace(1.0, 10.0, 0.0, 4000)) == thrift
+    other = filling.paced(found, thrift, TransferPace(10.0, 10.0, 5.0, 4000))
     assert found.weights.needed(other) <= found.weights.needed(thrift) and other.away != thrift.away

