@@ -342,11 +342,6 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
     if job.learns_text:
         encoded.live = job.text.encode_live
     adapter = job.adapter()
-    if job.config.base_weights != "as loaded" and any(b.magnitude is not None for b in adapter.branches.values()):
-        raise AtelierError(
-            "base_weights: the LoRA to start from is decomposed (DoRA) and measures the model's weights, which rounded ones "
-            "would not be. Set base_weights to 'as loaded'."
-        )
     layers = {name: job.layers[name] for name in adapter.branches}
     log.info(
         "training %s: %s\n%s\n%d steps, %d layers, %d numbers", run.name, job.config, job.plan.describe(), job.total,

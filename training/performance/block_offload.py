@@ -299,10 +299,10 @@ def _locked(homes: Iterable[Tensor], side: Side, traffic: Traffic) -> Iterator[N
 
 def _parts(tensor: Tensor) -> list[Tensor]:
     """What ``tensor`` consists of in memory: itself, or what a packed one is made of."""
-    if type(tensor.data) is Tensor:
+    if type(tensor) in (Tensor, nn.Parameter):
         return [tensor] if tensor.is_contiguous() else []
-    flatten = getattr(tensor.data, "__tensor_flatten__", None)
-    return [part for name in flatten()[0] for part in _parts(getattr(tensor.data, name))] if flatten is not None else []
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return [part for name in flatten()[0] for part in _parts(getattr(tensor, name))] if flatten is not None else []
 
 
 @contextmanager

@@ -207,16 +207,9 @@ def test_other_adapters(tiny, kind, network):
     assert worst(found(held(same)), found(held(t, kind))) < 2e-4
 
 
-def test_what_measures_the_weights_is_refused_beside_rounded_ones(tiny, dataset, monkeypatch):  # noqa: F811
-    """Asked for, and brought by a file to start from."""
+def test_what_measures_the_weights_is_refused_beside_rounded_ones():
     with pytest.raises(AtelierError, match="base_weights: weight_decompose measures"):
         TrainingConfig("a", network=NetworkConfig(weight_decompose=True), base_weights="int8")
-    t = tiny("sd3")
-    dora = go(t, dataset, recipe("dora", network=NetworkConfig(rank=2, weight_decompose=True))).epochs.files[-1].path
-    monkeypatch.setattr(host, "lora_path", lambda _: dora)
-    start = NetworkConfig(rank=2, start_from="dora.safetensors")
-    with pytest.raises(AtelierError, match=r"base_weights: the LoRA to start from is decomposed"):
-        go(t, dataset, recipe("on", base_weights="int8", network=start))
 
 
 def test_what_the_host_lays_on_a_weight_counts_once(tiny):
