@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -25,17 +25,17 @@ class Listener:
 
     def __init__(self) -> None:
         self._calls: list[str] = []
-        self._groups: list[tuple[weakref.ref[Tensor], list[int]]] = []
+        self._groups: list[tuple[weakref.ref[Tensor], int, list[int]]] = []
 
     def note(self, layer: str, x: Tensor) -> None:
         """``layer`` is asked with ``x``."""
         place = len(self._calls)
         self._calls.append(layer)
-        for held, calls in reversed(self._groups):
-            if held() is x:
+        for held, version, calls in reversed(self._groups):
+            if held() is x and version == x._version:
                 calls.append(place)
                 return
-        self._groups.append((weakref.ref(x), [place]))
+        self._groups.append((weakref.ref(x), x._version, [place]))
 
     def readers(self, across: bool) -> list[list[str]]:
         """Layers that read one tensor, in the order in which they were asked; none is named twice.
@@ -44,7 +44,7 @@ class Listener:
         once is not among them.
         """
         asked, out = Counter(self._calls), []
-        for _, calls in self._groups:
+        for *_, calls in self._groups:
             for run in [calls] if across else _runs(calls):
                 names = [name for i in run if asked[name := self._calls[i]] == 1]
                 out += [names] if len(names) > 1 else []
@@ -92,39 +92,27 @@ def units(
     out, taken = [], set[str]()
     for group in readers:
         fusing = [name for name in group if name in branches and branches[name].fuses and name not in taken]
-        for run in _neighbours(sorted(fusing, key=lambda name: flat.slots[name, "down"].start), flat, branches):
-            if len(run) > 1:
-                taken.update(run)
-                first = flat.slots[run[0], "down"]
-                stacks = tuple(_stacks([flat.slots[name, "up"] for name in run]))
-                found = tuple(layers[name] for name in run)
-                out.append(Unit(tuple(run), found, first.start, first.shape[0], first.shape[1], stacks))
+        for downs in _stacked(sorted((flat.slots[name, "down"] for name in fusing), key=lambda slot: slot.start)):
+            if len(downs) > 1:
+                names = tuple(slot.layer for slot in downs)
+                taken.update(names)
+                stacks = [
+                    Stack(ups[0].start, len(ups), ups[0].shape[0]) for ups in _stacked([flat.slots[n, "up"] for n in names])
+                ]
+                found = tuple(layers[name] for name in names)
+                out.append(Unit(names, found, downs[0].start, downs[0].shape[0], downs[0].shape[1], tuple(stacks)))
     return out
 
 
-def _neighbours(names: Sequence[str], flat: FlatParameters, branches: Mapping[str, AdapterLayer]) -> Iterator[list[str]]:
-    """Parts of ``names`` whose down-matrices are one matrix without gaps, of layers with one rank and scale."""
-    run: list[str] = []
-    for name in names:
-        slot = flat.slots[name, "down"]
-        if run:
-            last = flat.slots[run[-1], "down"]
-            if not (last.end == slot.start and last.shape == slot.shape and last.scale == slot.scale):
-                yield run
-                run = []
-        run.append(name)
-    if run:
-        yield run
-
-
-def _stacks(ups: Sequence[Slot]) -> Iterator[Stack]:
-    """The up-matrices in their order, those that lie side by side and are of one size together."""
-    begin = 0
-    for i, slot in enumerate(ups):
-        after = ups[i + 1] if i + 1 < len(ups) else None
-        if after is None or after.start != slot.end or after.shape != slot.shape:
-            yield Stack(ups[begin].start, i + 1 - begin, slot.shape[0])
-            begin = i + 1
+def _stacked(slots: Sequence[Slot]) -> list[list[Slot]]:
+    """``slots`` in their own order, parted wherever the next one is of another size or scale or lies elsewhere."""
+    out: list[list[Slot]] = []
+    for slot in slots:
+        last = out[-1][-1] if out else None
+        if last is None or (last.end, last.shape, last.scale) != (slot.start, slot.shape, slot.scale):
+            out.append([])
+        out[-1].append(slot)
+    return out
 
 
 class SharedAnswers:
@@ -133,12 +121,12 @@ class SharedAnswers:
     def __init__(self, flat: FlatParameters, found: Sequence[Unit]):
         self._flat = flat
         self._units = {name: unit for unit in found for name in unit.names}
-        self._waiting: dict[str, tuple[Tensor, Tensor]] = {}
+        self._waiting: dict[str, tuple[Tensor, int, Tensor]] = {}
 
     def answer(self, name: str, x: Tensor, can: Callable[[nn.Module, Tensor], bool]) -> Tensor | None:
         """What the layer ``name`` answers to ``x``; None where it shall answer by itself. ``can``: whether a layer fuses now."""
-        asked, answer = self._waiting.pop(name, (None, None))
-        if asked is x:
+        asked, version, answer = self._waiting.pop(name, (None, 0, None))
+        if asked is x and version == x._version:  # nobody has changed it in place since
             return answer
         unit = self._units.get(name)
         if unit is None or not self._flat.is_live or x.dtype != self._flat.computes_in:
@@ -146,8 +134,8 @@ class SharedAnswers:
         if not all(can(layer, x) for layer in unit.layers):
             return None
         answers = unit.outputs(self._flat, x)
-        self._waiting |= {other: (x, answer) for other, answer in zip(unit.names, answers, strict=True)}
-        return self._waiting.pop(name)[1]
+        self._waiting |= {other: (x, x._version, answer) for other, answer in zip(unit.names, answers, strict=True)}
+        return self._waiting.pop(name)[2]
 
     def forget(self) -> None:
         """Lets go of what nobody has asked for."""

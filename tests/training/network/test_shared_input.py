@@ -124,6 +124,26 @@ def test_a_layer_that_is_asked_with_another_tensor_answers_by_itself():
         assert torch.allclose(found, F.linear(given_, layer.weight + branch.delta_weight(), layer.bias), atol=1e-6)
 
 
+def test_a_tensor_that_was_changed_in_place_is_another():
+    """Heard, and looked at in the pass."""
+    layers = layers_of()
+    listener, z = Listener(), torch.ones(2)
+    listener.note("q", z)
+    z.add_(1)
+    listener.note("k", z)
+    assert listener.readers(across=True) == []
+    adapter = moved(Adapter.fresh(layers, NETWORKS["scaled"], 0))
+    heard(adapter, layers)
+    flat, x = adapter.flatten(torch.float32), torch.ones(2, 16)
+    with adapter.attached(layers):
+        flat.begin()
+        layers["a.to_q"](x)
+        x = x.add_(1)
+        k = layers["a.to_k"](x)
+    layer, branch = layers["a.to_k"], adapter.branches["a.to_k"]
+    assert torch.allclose(k, F.linear(x, layer.weight + branch.delta_weight(), layer.bias), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_whole_models_learn_the_same_with_units_and_without(tiny, name):
     t = tiny(name)
