@@ -105,6 +105,7 @@ def names_of(said: list[str]) -> list[str]:
     return found
 
 
+@pytest.mark.cpu_only("the attention of a device that registers itself is traced for one size at a time")
 @pytest.mark.parametrize("name", ["Flux dev"])
 def test_after_the_first_size_one_more_compilation_serves_all(name, comfyui):
     """A graph for every size would be seen; a few come of what torch takes for different: one row, equal sides."""

@@ -7,6 +7,7 @@ On a CPU there is only one device, so these run on a GPU: the real one, or the p
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -343,6 +344,8 @@ def test_what_does_not_fit_is_done_with_less(dataset, monkeypatch, pretended, fo
         told = [line for line in said if line.startswith("memory: ")]
         if i == 1 and not foreseen:
             assert "All other models are put aside" in told[0]
-            assert "The run goes on, slower: gradient_checkpointing is on." in told[1]
+            assert re.search(r"The run goes on, slower: .*\(?gradient_checkpointing", told[1]), (
+                "of the blocks as many as it takes, or all"
+            )
         else:
             assert len(told) == 1 and "that is slower" in told[0]
