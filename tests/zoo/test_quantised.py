@@ -19,6 +19,7 @@ from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.network import lora_file
 from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.base_layer import LAYOUTS, layout_of
+from lora_atelier.training.network.lora import LoRALayer
 from lora_atelier.training.performance import memory
 from lora_atelier.training.performance.quantised_layers import unpacking
 from lora_atelier.training.performance.thrift import Thrift
@@ -164,6 +165,12 @@ def as_rounded(case: Case, animal: Animal) -> Animal:
     everything = chain(network.named_parameters(), network.named_buffers())
     ordinary = {name: tensor for name, tensor in everything if name.removesuffix(".weight") not in layers}
     return loaded(case.recipe, {n: ordinary[n].float() if n in ordinary else t for n, t in case.meant.items()})
+
+
+def test_a_lora_is_one_product_with_its_layer(case, monkeypatch):
+    animal = in_float32(case.load())
+    monkeypatch.setattr(LoRALayer, "add_to", lambda *_: pytest.fail("a LoRA by itself"))
+    gradients(animal, new_adapter(animal), [0])
 
 
 @pytest.mark.parametrize("kind", [{"weight_decompose": True}, {"algorithm": "LoKr"}, {"algorithm": "LoHa"}], ids=str)

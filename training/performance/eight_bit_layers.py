@@ -6,8 +6,8 @@ blocks that make scales and shifts as well; they are held here, being a quarter 
 
 The model's own tensors are only read. While it lasts, numbers in eight bits stand in their places, and beside them a buffer
 ``scale_weight``, the host's own name for it; so whoever asks a layer for its weights or counts bytes is told what is there.
-Autograd keeps the eight bits. The way back multiplies with the numbers that they stand for, in the gradient's format; the way
-there does too, or where the device is faster so, with the input rounded to eight bits as well.
+The layers' products are ``frozen_product``s: the way back multiplies with the numbers that the eight bits stand for, in the
+gradient's format; the way there does too, or where the device is faster so, with the input rounded to eight bits as well.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..network.base_layer import FLOATS, bias_of, layout_of, weight_of
-from ..network.fused_linear import known
-from ..tensors import eight_bits
-from ..tensors.autograd_context import AutogradContext
-from ..tensors.eight_bits import EightBits, eight_bit_product, meant, rounded
+from ..network.frozen_product import frozen_product
+from ..network.fused_linear import FROZEN, known
+from ..tensors.eight_bits import EightBits, rounded
 from ..tensors.method_patch import patched
 
 SMALLEST, NARROWEST = 4096, 64
@@ -120,32 +117,7 @@ def _forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:
             # Of what is still elsewhere, or has something laid on it by the host, only ``bias_of`` knows.
             plain = bias.device == x.device and not getattr(own, "bias_function", None)
             bias = bias.to(x.dtype) if plain else bias_of(layer, x)
-        # A view made inside the step could not be changed in place by the network afterwards.
-        out: Tensor = _EightBitProduct.apply(x, own.weight, own.scale_weight, bias)
-        return out.view(*x.shape[:-1], -1)
+        return frozen_product(x, own.weight, own.scale_weight, bias)
 
+    setattr(forward, FROZEN, True)
     return forward
-
-
-class _EightBitContext(AutogradContext):
-    shape: torch.Size
-
-
-class _EightBitProduct(torch.autograd.Function):
-    """The gradient for x; (rows, out), all dimensions of x (..., in) but the last as one."""
-
-    @staticmethod
-    def forward(ctx: _EightBitContext, x: Tensor, numbers: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(numbers, scale)
-        ctx.shape = x.shape
-        rows = x.reshape(-1, x.shape[-1])
-        if not eight_bits.is_faster(rows, numbers):
-            return F.linear(rows, meant(numbers, scale, x.dtype), bias)
-        out = eight_bit_product(rows, numbers, scale)
-        return out if bias is None else out.add_(bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _EightBitContext, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        numbers, scale = ctx.saved_tensors
-        return (grad_output @ meant(numbers, scale, grad_output.dtype)).view(ctx.shape), None, None, None

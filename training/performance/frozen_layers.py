@@ -1,8 +1,7 @@
 """Frozen layers with less kept for the backward pass: the host's numbers, for less memory and time.
 
-**Kept as stored.** Where a layer computes in another format than its weight is stored in (fp8, or bf16 on a CPU), autograd would
-keep the converted weight until the backward pass; of all layers together that is more than a second copy of the model. Here it
-keeps the weight as it is stored, which costs nothing, and converts it once more.
+**Kept as stored.** Where a layer computes in another format than its weight is stored in (fp8, or bf16 on a CPU), its product is
+a ``frozen_product``.
 
 **Convolutions on a CPU as plain matrix products, where the kernels are larger than the pictures.** oneDNN lays every kernel out
 anew in each call. At the low resolutions of a UNet, where most of its weights are, that costs more than the convolution itself; a
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from ..network.fused_linear import KEEPS_STORED, STORED, known, plain
+from ..network.frozen_product import STORED, frozen_product, stored
+from ..network.fused_linear import FROZEN, known, plain
 from ..tensors.autograd_context import AutogradContext
 from ..tensors.method_patch import patched
 
@@ -51,31 +51,10 @@ def _linear(layer: nn.Module, usual: Layer) -> Layer:
         # Without a gradient too: some hosts would then multiply in fp8, and what is compared must be computed alike.
         if more or named or torch.is_inference_mode_enabled() or not plain(layer, x):
             return usual(x, *more, **named)
-        out: Tensor = _FrozenLinear.apply(x, own.weight, own.bias)
-        return out.view(*x.shape[:-1], -1)
+        return frozen_product(x, *stored(layer), own.bias)
 
-    setattr(forward, KEEPS_STORED, True)
+    setattr(forward, FROZEN, True)
     return forward
-
-
-class _LinearContext(AutogradContext):
-    shape: torch.Size
-
-
-class _FrozenLinear(torch.autograd.Function):
-    """The gradient for x; (rows, out), all dimensions of x (..., in) but the last as one."""
-
-    @staticmethod
-    def forward(ctx: _LinearContext, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.shape = x.shape
-        return F.linear(x.flatten(0, -2), weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _LinearContext, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        return (grad_output @ weight.to(grad_output.dtype)).view(ctx.shape), None, None
 
 
 def _plain(module: nn.Module) -> bool:

@@ -35,6 +35,46 @@ def test_numbers_and_gradients_are_those_of_the_formula(shape, inputs, outputs, 
     assert torch.autograd.gradcheck(lambda *a: fused_linear.linear(layer, *a, scale), (x, down, up))
 
 
+@pytest.mark.parametrize("stored", [torch.int8, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("scales", ["a row", "all", "all, as a number"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_weight_with_a_scale_beside_it(stored, scales, bias):
+    """In float32 against autograd through the weight that they stand for."""
+    torch.manual_seed(0)
+    layers: Any = [nn.Linear(6, 4, bias=bias).requires_grad_(False) for _ in range(2)]
+    meant = []
+    for layer in layers:
+        numbers = (layer.weight * 100).round().to(stored)
+        scale = {"a row": torch.rand(4, 1), "all": torch.rand(1), "all, as a number": torch.rand(())}[scales] + 0.1
+        layer.weight = nn.Parameter(numbers, requires_grad=False)
+        layer.register_buffer("scale_weight", scale)
+        meant.append(numbers.float() * scale)
+    x = torch.randn(2, 3, 6, requires_grad=True)
+    assert all(fused_linear.plain(layer, x) for layer in layers)
+    down, up = torch.randn(4, 6, requires_grad=True), torch.randn(2, 4, 2, requires_grad=True)
+
+    def gradients(outs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(sum(out.sin().sum() for out in outs), (x, down, up))
+
+    parts = list(zip(layers, meant, down.split(2), up, strict=True))
+    right = [F.linear(x, weight + u @ d, layer.bias) for layer, weight, d, u in parts]
+    wanted = gradients(right)
+    alone = [fused_linear.linear(layer, x, d, u, 1.0) for layer, _, d, u in parts]
+    together = list(fused_linear.shared_linear(layers, x, down, [up]))
+    for found in (alone, together):
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(found, right, strict=True))
+        pairs = zip(gradients(found), wanted, strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs)
+
+
+def test_a_scale_of_another_form_is_not_guessed():
+    layer: Any = nn.Linear(4, 4).requires_grad_(False)
+    layer.weight = nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    for scale in (torch.ones(4), torch.ones(2, 2), torch.ones(1, 4)):
+        layer.scale_weight = scale
+        assert not fused_linear.plain(layer, torch.randn(2, 4))
+
+
 def kept_bytes(layer: nn.Linear, together: bool) -> int:
     """Bytes that autograd keeps for a bf16 input, but for the parameters themselves and the input."""
     x = torch.randn(2, 3, layer.in_features, dtype=torch.bfloat16)

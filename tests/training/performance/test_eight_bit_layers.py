@@ -15,8 +15,10 @@ from lora_atelier.training import host, job
 from lora_atelier.training.config import NetworkConfig, TextConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.estimate import preflight
+from lora_atelier.training.network import fused_linear
 from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.base_layer import weight_of
+from lora_atelier.training.network.lora import LoRALayer
 from lora_atelier.training.performance import eight_bit_layers, memory
 from lora_atelier.training.performance.checkpointing import checkpointed
 from lora_atelier.training.performance.eight_bit_layers import chosen, in_eight_bits, remark, spared
@@ -96,6 +98,32 @@ def test_the_gradient_is_that_of_the_weights_that_are_meant(tiny, name, kind):
     assert worst(right, gradients(one, adapter, again=True)) < 2e-4
     assert worst(right, gradients(one, adapter, again=True, offload=1.0)) < 2e-4
     assert worst(right, gradients(held(t), adapter)) > 2e-3, "or the weights as loaded would do as well"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_lora_is_added_to_a_copy_of_what_they_answer(tiny, name, kind, monkeypatch):
+    """As beside a layer in bf16: one product, which those share that read one tensor."""
+    t = held(tiny(name), kind)
+    adapter = new_adapter(t)
+    alone = gradients(t, adapter)
+    adapter.flatten(torch.float32)
+    monkeypatch.setattr(LoRALayer, "add_to", lambda *_: pytest.fail("a LoRA by itself"))
+    asked: list[int] = []
+    usual = fused_linear.shared_linear
+    monkeypatch.setattr(fused_linear, "shared_linear", lambda layers, *rest: asked.append(len(layers)) or usual(layers, *rest))
+    with t.model.hold(), adapter.listening(), adapter.attached(t.model.layers()):
+        one_loss(t, latents(t, 2), levels(t, 2), [1, 2])
+    assert adapter.flat is not None
+    adapter.flat.zero()
+    with t.model.hold(), adapter.attached(t.model.layers()):
+        adapter.flat.begin()
+        one_loss(t, latents(t, 2), levels(t, 2), [1, 2]).backward()
+        adapter.flat.collect()
+    assert (max(asked, default=0) > 1) == (name != "sd3"), "SD 3 has one layer for all three"
+    found = adapter.flat.named(adapter.flat.gradient)
+    of = dict(zip(adapter.state(), alone, strict=True))
+    assert worst([of[key] for key in found], list(found.values())) < 2e-4
 
 
 @pytest.mark.parametrize("name", FAMILIES)
