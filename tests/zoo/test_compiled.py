@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from lora_atelier.training.config import NetworkConfig
+from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.performance.block_kinds import regions
 from lora_atelier.training.performance.compiling import Compiled
 from torch import Tensor, nn
 
 from .build import Animal, build
 from .recipes import RECIPES, Recipe
-from .test_zoo import apart, new_adapter, one_loss, params, present, refuses
+from .test_zoo import apart, carriers, new_adapter, one_loss, params, present, refuses
 
 STAY_PLAIN: dict[tuple[str, str], str] = {}
 """(family, class of a block): why it cannot be compiled as one graph. It is empty and should stay so."""
@@ -103,6 +105,24 @@ def names_of(said: list[str]) -> list[str]:
         assert "run as plain code" in line, line
         found += line.split("LoRA: ")[1].split(" (")[0].split(", ")
     return found
+
+
+@pytest.mark.parametrize("name", ["SD 1.5", "Flux dev"])
+@pytest.mark.parametrize("kind", [{"weight_decompose": True}, {"algorithm": "LoHa"}, {"algorithm": "LoKr"}], ids=str)
+def test_with_other_adapters(name, kind, comfyui):
+    animal = build(present(next(r for r in RECIPES if r.name == name)))
+    layers = {layer: carriers(animal)[layer] for layer in new_adapter(animal).branches}
+    adapter = Adapter.fresh(layers, NetworkConfig(rank=2, alpha=2.0, **kind), 3)
+    stream = torch.Generator().manual_seed(5)
+    for parameter in adapter.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=stream)
+    compiled = Compiled(animal.model.blocks(), pytest.fail, backend="eager")
+    expected = gradients(animal, adapter, Compiled([], pytest.fail))
+    gradients(animal, adapter, compiled)
+    assert apart(expected, gradients(animal, adapter, compiled)) == {} and compiled.graphs > 0
+    known = compiled.graphs
+    gradients(animal, adapter, compiled)
+    assert compiled.settled and compiled.graphs == known
 
 
 @pytest.mark.cpu_only("the attention of a device that registers itself is traced for one size at a time")

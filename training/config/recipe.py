@@ -150,11 +150,6 @@ class TrainingConfig:
             not self.network.trains_model and self.text.encoders == "none",
             "targets: neither the model nor the text encoder would be trained; choose layers, or a text encoder.",
         )
-        drops = self.network.dropout > 0 or self.network.rank_dropout > 0 or self.network.module_dropout > 0
-        refuse(
-            self.compile and drops,
-            "compile: with dropout every step is another computation, which would be compiled anew. Switch one of them off.",
-        )
         refuse(not 0 <= self.offload_blocks <= 1, f"offload blocks: {self.offload_blocks} is outside 0 to 1.")
         refuse(
             self.offload_blocks > 0 and not self.gradient_checkpointing,

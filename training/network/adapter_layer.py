@@ -171,16 +171,21 @@ class AdapterLayer(nn.Module):
         While pictures are sampled it is computed once. A pass with gradients announces that the parameters will change, so
         nothing is kept then: fused optimizers change them without raising their version.
         """
+        if torch.is_grad_enabled():
+            self._norm = None
+            with torch.no_grad():
+                return self._measured_norm(layer)
         version = tuple(p._version for p in self.factors())
-        if not torch.is_grad_enabled() and self._norm is not None and self._norm[0] == version:
+        if self._norm is not None and self._norm[0] == version:
             return self._norm[1]
-        self._norm = None
         # Never an inference tensor, since autograd may have to keep it.
         with torch.inference_mode(False), torch.no_grad():
-            norm = self.row_norms(weight_of(layer, self.factors()[0].device)).clamp_min(EPS)
-        if not torch.is_grad_enabled():
-            self._norm = version, norm
+            norm = self._measured_norm(layer)
+        self._norm = version, norm
         return norm
+
+    def _measured_norm(self, layer: nn.Module) -> Tensor:
+        return self.row_norms(weight_of(layer, self.factors()[0].device)).clamp_min(EPS)
 
     def add_to(self, layer: nn.Module, x: Tensor, output: Tensor, strength: Strength) -> Tensor:
         """``output`` = f(x) with the branch added. ``strength`` is a number or one number a picture, (B,).

@@ -77,6 +77,7 @@ class LoHaLayer(ProductLayer):
 
     def __init__(self, layer: nn.Module, rank: int, scale: float, tensors: Mapping[str, Tensor]):
         super().__init__(layer, rank, scale, tensors)
+        self._made = lycoris("loha").diff_weight  # here, since a compiler could not import it
         # lycoris saves the scale for backward, so it must be a tensor; made once, since each one would cross to the device.
         self.register_buffer("gamma", torch.tensor(scale), persistent=False)
 
@@ -112,7 +113,7 @@ class LoHaLayer(ProductLayer):
     def _delta(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         w1_a, w1_b, w2_a, w2_b, t1, t2 = self._cast(dtype, device)
         gamma = self.gamma.to(w1_a.device)
-        made: Tensor = lycoris("loha").diff_weight(w1_b, w1_a, w2_b, w2_a, t1, t2, gamma=gamma, backend=BACKEND)
+        made: Tensor = self._made(w1_b, w1_a, w2_b, w2_a, t1, t2, gamma=gamma, backend=BACKEND)
         return made.reshape(self.shape)
 
 
@@ -128,6 +129,8 @@ class LoKrLayer(ProductLayer):
 
     def __init__(self, layer: nn.Module, rank: int, scale: float, tensors: Mapping[str, Tensor]):
         super().__init__(layer, rank, scale if "w1_a" in tensors or "w2_a" in tensors else 1.0, tensors)
+        formulas = lycoris("lokr")  # here, since a compiler could not import it
+        self._made, self._beside = formulas.diff_weight, formulas.bypass_forward_diff
 
     @classmethod
     def fresh(cls, layer: nn.Module, rank: int, scale: float, generator: torch.Generator, factor: int = -1) -> LoKrLayer:
@@ -156,14 +159,14 @@ class LoKrLayer(ProductLayer):
         decomposed = tensors[2] if tensors[2] is not None else tensors[5]
         # lycoris divides by the rank that it finds in the b's; the scale is in the tensors already.
         gamma = 1.0 if decomposed is None else decomposed.shape[0]
-        out = lycoris("lokr").bypass_forward_diff(x, None, *tensors, gamma=gamma, extra_args=self.conv or {}, backend=BACKEND)
+        out = self._beside(x, None, *tensors, gamma=gamma, extra_args=self.conv or {}, backend=BACKEND)
         return times(self._drop_rows(out), strength)
 
     def delta_weight(self) -> Tensor:
         tensors = self._scaled(torch.float32)
         decomposed = tensors[1] if tensors[1] is not None else tensors[4]
         gamma = 1.0 if decomposed is None else decomposed.shape[1]  # here it divides by what it finds in the a's
-        made: Tensor = lycoris("lokr").diff_weight(*tensors, gamma=gamma, backend=BACKEND)
+        made: Tensor = self._made(*tensors, gamma=gamma, backend=BACKEND)
         return made.reshape(self.shape)
 
     def _scaled(self, dtype: torch.dtype, device: torch.device | None = None) -> list[Any]:

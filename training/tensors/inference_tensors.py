@@ -25,8 +25,11 @@ def is_ordinary(tensor: Tensor) -> bool:
 def ordinary(tensor: Tensor) -> Tensor:
     """``tensor`` where it is ordinary, else an ordinary one over the same storage; no numbers are copied.
 
-    What packs its numbers in a class of its own, or in another way than one after another, is returned as it is.
+    What packs its numbers in a class of its own, or in another way than one after another, is returned as it is; so is all that
+    a compiler traces, which is of models that are held and have no others.
     """
+    if torch.compiler.is_compiling():
+        return tensor
     if is_ordinary(tensor) or type(tensor.data) is not Tensor or tensor.layout is not torch.strided or tensor.is_quantized:
         return tensor
     with torch.inference_mode(False):

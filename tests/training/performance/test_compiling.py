@@ -57,6 +57,33 @@ def adapter_on(network: nn.ModuleList, skipped: int = -1) -> tuple[Adapter, dict
     return adapter, layers
 
 
+NETWORKS = [{}, {"weight_decompose": True}, {"algorithm": "LoHa"}, {"algorithm": "LoKr"}, {"rank_stabilised": True}]
+DROPS = [{}, {"dropout": 0.3}, {"rank_dropout": 0.3}, {"module_dropout": 0.5}]
+
+
+@pytest.mark.parametrize(
+    "kind", [n | d for n in NETWORKS for d in DROPS if not ("algorithm" in n and "dropout" in d)], ids=lambda kind: "-".join(kind)
+)
+def test_every_adapter_compiles_once_whatever_is_dropped(kind):
+    """What is dropped enters as numbers: other drops, the same code."""
+    network = blocks()
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
+    adapter = Adapter.fresh(layers, NetworkConfig(4, 4.0, **kind), 5)
+    for parameter in adapter.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    said: list[str] = []
+    compiled, plain = Compiled(list(network), said.append, backend="aot_eager"), Compiled([], said.append)
+    counts, seen = [], []
+    for step in range(6):
+        expected = gradients(network, adapter, layers, plain, step=step)
+        assert close(gradients(network, adapter, layers, compiled, step=step), expected)
+        counts.append(compiled.graphs)
+        seen.append(torch.cat([part.flatten() for part in expected]))
+    assert counts[1] == counts[-1] <= 2 and not said and compiled.active
+    if any("dropout" in name for name in kind):
+        assert not any(torch.equal(one, seen[0]) for one in seen[1:]), "each step drops others"
+
+
 class Sum:
     """The gradient of a few parameters as the loop's ``FlatParameters`` keeps it."""
 
@@ -73,14 +100,15 @@ class Sum:
 
 
 def gradients(
-    network, adapter, layers, compiled: Compiled, twice: bool = False, width: int = 4, anew: bool = True
+    network, adapter, layers, compiled: Compiled, twice: bool = False, width: int = 4, anew: bool = True, step: int = 0
 ) -> list[torch.Tensor]:
     """Of one pass, computed in the way that a held model computes."""
     start = torch.linspace(-1, 1, width * 6).view(width, 6)
     shift = torch.ones(width, 6)
     flat = adapter.flat or adapter.flatten(torch.float32)
 
-    def step() -> torch.Tensor:
+    def once() -> torch.Tensor:
+        adapter.begin_step(3, step)
         flat.begin()
         x = start.clone()
         with OutOfPlace():
@@ -95,10 +123,10 @@ def gradients(
         flat.zero()
     with adapter.attached(layers), compiled.on(), checkpointed(list(network) if twice else []):
         before = flat.kept()
-        compiled.run(step, flat)
+        compiled.run(once, flat)
         if compiled.active and not compiled.graphs:  # in the first step it only looks
             flat.restore(before)
-            compiled.run(step, flat)
+            compiled.run(once, flat)
     return [part.clone() for part in flat.named(flat.gradient).values()]
 
 
@@ -464,11 +492,6 @@ def test_blocks_of_which_none_can_be_traced_end_compiling_with_the_reason():
     expected = gradients(network, adapter, layers, Compiled([], pytest.fail))
     assert close(gradients(network, adapter, layers, compiled), expected)
     assert len(said) == 1 and "could not be compiled (" in said[0] and not compiled.active
-
-
-def test_dropout_and_compiling_are_refused_together():
-    with pytest.raises(AtelierError, match="compile: with dropout every step"):
-        recipe(compile=True, network=NetworkConfig(rank=2, dropout=0.1))
 
 
 @pytest.mark.parametrize("alpha", [4.0, 8.0])
