@@ -27,6 +27,7 @@ from .performance.step_graphs import StepGraphs
 from .performance.thrift import Thrift, difference
 from .session import Session
 from .step import StepInputs, commonest_forms, form_of, prepare
+from .tensors.transfer import give_back_pinned
 
 AT_LEAST = 12
 """So often a form of batches must come in a run to be recorded, which takes as long as four steps."""
@@ -70,6 +71,7 @@ class StepContext:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+        give_back_pinned()
 
     def acquire(self) -> None:
         """From here on steps can be trained, and losses measured."""
@@ -92,17 +94,21 @@ class StepContext:
         """
         session, graphs, flat = self._session, self._graphs, self._flat
         batch = session.plan.batch(step)
-        before = flat.kept()
+        before, unrecorded = flat.kept(), False
         while True:
             try:
-                loss = self._done(step, batch)
+                loss = self._done(step, batch, unrecorded)
                 flat.is_empty = False
+                if graphs is not None and unrecorded:
+                    graphs.give_up("there is no memory for making one")
                 return loss
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 recorded = graphs is not None and len(graphs) > 0
-                less = self._cheaper() if self._alone and not recorded else self.thrift
+                # A recording is proved beside an ordinary step, which may have memory enough by itself.
+                unrecorded = graphs is not None and graphs.proving and not unrecorded
+                less = self._cheaper() if self._alone and not recorded and not unrecorded else self.thrift
                 if less is None:
                     raise
                 traceback.clear_frames(error.__traceback__)  # the failed step's tensors
@@ -111,6 +117,10 @@ class StepContext:
             if graphs is not None and recorded:
                 gc.collect()
                 graphs.give_up("there is no memory for that beside the other picture sizes")
+                unrecorded = False
+                continue
+            if unrecorded:
+                gc.collect()
                 continue
             self.release()
             gc.collect()
@@ -120,8 +130,8 @@ class StepContext:
             session.model.leave_room(None)
             self.acquire()
 
-    def _done(self, step: int, batch: Batch) -> Tensor:
-        """The step, replayed where it is recorded."""
+    def _done(self, step: int, batch: Batch, unrecorded: bool) -> Tensor:
+        """The step, replayed where it is recorded, unless it shall be ``unrecorded``."""
         session, graphs, compiled = self._session, self._graphs, self._compiled
         if session.text is not None:  # its answer is part of what is learnt from, so all of it is done again where a step is
 
@@ -131,7 +141,7 @@ class StepContext:
 
             return compiled.run(whole, self._flat)
         inputs = prepare(session, batch, step)
-        if graphs is None or not graphs.active:
+        if graphs is None or not graphs.active or unrecorded:
             return self._plain(inputs)
         if compiled.active and (form := form_of(session, batch)) not in self._settled:
             loss = self._plain(inputs)

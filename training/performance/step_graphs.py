@@ -71,6 +71,8 @@ class StepGraphs(Generic[T]):
     ):
         self.active = True
         """Whether steps may be recorded or replayed."""
+        self.proving = False
+        """Whether the last step was, or was to be, proved against an ordinary one, which takes more memory than one alone."""
         self._recorder, self._learn, self._gradient, self._cancelled = recorder, learn, list(gradient), cancelled
         self._ask, self._say, self._apart = wanted, say, APART.get(computes_in, APART_IN_HALF)
         self._wanted: Collection[Hashable] | None = None
@@ -86,6 +88,7 @@ class StepGraphs(Generic[T]):
         ``form`` tells the form of this batch. ``watched``: whether ``learn`` is looked through before it is recorded, which
         compiled code does not allow.
         """
+        self.proving = False
         if not self.active:
             return plain(inputs)
         try:
@@ -99,6 +102,7 @@ class StepGraphs(Generic[T]):
             return graph.replay(tensors)
         if graph is None and not self._is_wanted(form()):
             return plain(inputs)
+        self.proving = True
         before = [g.clone() for g in self._gradient]
         graph, loss = self._proved(graph, tensors, rest, plain, before, watched)
         if graph is not None:
@@ -177,8 +181,14 @@ class StepGraphs(Generic[T]):
                 del cause
                 gc.collect()
                 return None, wanted
-        loss = graph.replay(tensors)
-        far, whole, of_loss, known = self._distance(before, expected, wanted, loss)
+        try:
+            loss = graph.replay(tensors)
+            far, whole, of_loss, known = self._distance(before, expected, wanted, loss)
+        except Exception:
+            graph.recording.reset()
+            self._graphs = {key: other for key, other in self._graphs.items() if other is not graph}
+            self._recorder.emptied()
+            raise
         graph.proved = math.isfinite(whole) and whole > 0 and math.isfinite(known)
         if graph.proved and not (far <= self._apart * whole and of_loss <= self._apart):
             graph.recording.reset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,16 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.requires_grad:  # pinning has no way back
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def give_back_pinned() -> None:
+    """Page-locked main memory that torch has kept for the next to ask, and nobody uses, goes back to the system.
+
+    Locked pages are taken from all other programs; torch by itself keeps them until the process ends.
+    """
+    library: Any = getattr(torch, "accelerator", None)
+    if hasattr(library, "empty_host_cache") and library.is_available():  # newer versions of torch can
+        library.empty_host_cache()
 
 
 @torch.no_grad()

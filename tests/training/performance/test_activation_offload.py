@@ -212,3 +212,11 @@ def test_on_a_cpu_it_is_said_and_nothing_changes(tiny, dataset, monkeypatch, int
     assert again.epochs.name == "cut"
     assert all(torch.equal(whole.tensors[k], again.tensors[k]) for k in whole.tensors)
     assert len([line for line in said if line.startswith("offload: the model computes in main memory")]) == 1
+
+
+def test_locked_memory_that_nobody_uses_goes_back_when_a_run_ends(tiny, dataset, monkeypatch):  # noqa: F811
+    given_back: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: given_back.append(1), raising=False)
+    go(tiny("sd15"), dataset, recipe("offloading", offload_activations=True))
+    assert given_back == [1]

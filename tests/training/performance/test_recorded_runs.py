@@ -21,6 +21,7 @@ from lora_atelier.training.config import (
 )
 from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.samples import Dataset
+from lora_atelier.training.performance.step_graphs import StepGraphs
 from PIL import Image
 
 from ...conftest import GPU
@@ -261,6 +262,19 @@ def test_without_memory_beside_recordings_they_go_first(tiny, dataset, monkeypat
     assert "no memory" in line and not [line for line in said if line.startswith("memory:")]
     found = go(t, dataset, recipe("crowded", optimizer=optimizer))
     assert same(found.tensors, go(t, dataset, recipe("ordinary", speed="eager", optimizer=optimizer)).tensors)
+
+
+def test_without_memory_for_proving_the_step_is_done_by_itself(tiny, dataset, monkeypatch):  # noqa: F811
+    """There is memory for a step, and none for one that is to be compared with another."""
+    t, recorder = tiny("sd3"), recording(monkeypatch, Recording())
+    with monkeypatch.context() as patch:
+        patch.setattr(StepGraphs, "_distance", lambda *_: no_memory())
+        said = told(t, dataset, recipe("unproved"))
+    (line,) = [line for line in said if line.startswith("speed:")]
+    assert "no memory for making one" in line and not [line for line in said if line.startswith("memory:")]
+    assert not recorder.alive and recorder.captures == 1
+    found = go(t, dataset, recipe("unproved"))
+    assert same(found.tensors, go(t, dataset, recipe("ordinary", speed="eager")).tensors)
 
 
 def test_steps_are_recorded_anew_with_settings_that_need_less(tiny, dataset, monkeypatch):  # noqa: F811
