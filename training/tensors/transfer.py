@@ -33,8 +33,13 @@ def give_back_pinned() -> None:
     Locked pages are taken from all other programs; torch by itself keeps them until the process ends.
     """
     library: Any = getattr(torch, "accelerator", None)
-    if hasattr(library, "empty_host_cache") and library.is_available():  # newer versions of torch can
+    if keeps_pinned() and hasattr(library, "empty_host_cache"):  # newer versions of torch can
         library.empty_host_cache()
+
+
+def keeps_pinned() -> bool:
+    """Whether torch keeps page-locked memory here. Asked of its own GPUs only: of others it asks what they may not have."""
+    return (torch.version.cuda or torch.version.hip) is not None and torch.cuda.is_available()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from lora_atelier.training import job
 from lora_atelier.training.performance.activation_offload import AHEAD, LEAVING, Offload, can_offload, place
 from lora_atelier.training.performance.checkpointing import checkpointed
+from lora_atelier.training.tensors import transfer
 from torch import nn
 
 from ..host.test_host import latents, levels, new_adapter, one_loss
@@ -216,7 +217,7 @@ def test_on_a_cpu_it_is_said_and_nothing_changes(tiny, dataset, monkeypatch, int
 
 def test_locked_memory_that_nobody_uses_goes_back_when_a_run_ends(tiny, dataset, monkeypatch):  # noqa: F811
     given_back: list[int] = []
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(transfer, "keeps_pinned", lambda: True)
     monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: given_back.append(1), raising=False)
     go(tiny("sd15"), dataset, recipe("offloading", offload_activations=True))
     assert given_back == [1]
