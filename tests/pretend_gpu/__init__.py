@@ -204,6 +204,8 @@ def install() -> Device:
     }  # fmt: skip
     for name, value in replaced.items():
         setattr(cuda, name, value)
+    if hasattr(torch.accelerator, "empty_host_cache"):
+        torch.accelerator.empty_host_cache = nothing
     _let_storages_be_copied(torch)
     if importlib.util.find_spec("comfy_kitchen"):
         import comfy_kitchen
