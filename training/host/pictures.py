@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
 from . import alterations
-from .model import held
+from .holding import held
 from .weights import identity_of, mended
 
 log = logging.getLogger("lora-atelier")

@@ -104,7 +104,7 @@ def test_prompts_are_encoded_once_and_everything_is_identified_once(loaded, held
     t, told, roots = loaded(), Counter(), Counter()
     real = host.TextEncoder.for_sampling
     monkeypatch.setattr(host.TextEncoder, "for_sampling", lambda self, text: told.update([text]) or real(self, text))
-    for part in ("model", "text", "pictures"):
+    for part in ("model_facts", "text", "pictures"):
         module = getattr(host, part)
         real_identity = module.identity_of
 
