@@ -19,7 +19,8 @@ from ..performance.quantised_layers import unpacking
 from .answering import AnsweringModel
 from .attention import differentiable_attention
 from .text import TextEncoder
-from .weights import lay_aside, put_back, put_twin_aside, resident, without_inference_tensors
+from .twins import put_twin_aside, resident
+from .weights import lay_aside, put_back, without_inference_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self

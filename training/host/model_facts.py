@@ -127,6 +127,11 @@ class ModelFacts:
         return self._compute_dtype or self.patcher.get_model_object("manual_cast_dtype") or self.base.get_dtype()
 
     @property
+    def is_paged(self) -> bool:
+        """Whether the host pages its weights in and out while it works."""
+        return bool(getattr(self.patcher, "is_dynamic", lambda: False)())
+
+    @property
     def has_copies(self) -> bool:
         """Whether copies on other devices take part, which know nothing of what is attached here."""
         return bool(getattr(self.patcher, "get_additional_models_with_key", lambda _key: [])("multigpu"))

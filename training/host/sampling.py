@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.sample
@@ -19,6 +19,10 @@ from ..performance.recording import GraphRecorder, recorder_for
 from ..protocols import CanvasText
 from . import lockstep
 from .model_facts import ModelFacts
+from .twins import NoTwin, twin_for_sampling
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger("lora-atelier")
 
@@ -110,14 +114,35 @@ class SampledModel(ModelFacts):
             handle.remove()
 
     def recorder(self) -> GraphRecorder | None:
-        """What can record the network's passes in sampling; None where nothing can, or other nodes' code takes part in them."""
-        paged = getattr(self.patcher, "is_dynamic", lambda: False)()
-        if recorder_for(self.device) is None or self.is_altered or self.has_copies:
-            return None
-        if paged:
-            log.info("grid: the host pages this model's weights in and out, so that the network's passes are not recorded")
-            return None
-        return recorder_for(self.device)
+        """What can record the network's passes in sampling.
+
+        None where nothing can, where other nodes' code takes part in them, or where the host pages the weights in and out.
+        """
+        return None if self.is_paged else self._recorder()
+
+    def _recorder(self) -> GraphRecorder | None:
+        """The same for weights that stay where they are."""
+        return None if self.is_altered or self.has_copies else recorder_for(self.device)
+
+    @contextmanager
+    def resident(self, pictures: int, latent_size: tuple[int, int], beside: int) -> Iterator[Self]:
+        """For drawing: this model, or its resident twin where that makes the network's passes recordable.
+
+        The twin is taken where the host pages this model's weights in and out, and where there is room for it with what so many
+        ``pictures`` in a batch and ``beside`` bytes more take; it samples the same pictures. Afterwards it is put aside.
+        """
+        with ExitStack() as stack:
+            found = self
+            if self.is_paged and self._recorder() is not None:
+                # Conditional and unconditional parts in one pass; what a recording takes for it, nothing else can have.
+                work = self.base.memory_required([2 * pictures, self.latent_channels, *latent_size])
+                try:
+                    twin = stack.enter_context(twin_for_sampling(self.patcher, "diffusion_model", int(work) + beside))
+                except NoTwin as why:
+                    log.info("grid: the host pages this model's weights in and out, so its passes are not recorded: %s", why)
+                else:
+                    found = type(self)(twin)
+            yield found
 
     def pictures_that_fit(self, wanted: int, latent_size: tuple[int, int], beside: int = 0) -> int:
         """How many pictures of this size can be sampled in one batch by the host's own measure, 1 to ``wanted``.

@@ -1,0 +1,254 @@
+"""Grids of a model whose weights the host pages in and out: its resident twin draws where it fits, and is gone afterwards."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import torch
+from lora_atelier.benchmarks import _counts
+from lora_atelier.training.host import sampling
+from lora_atelier.training.performance.network_graph import NetworkGraph
+from lora_atelier.training.performance.recording import EagerRecorder
+
+from ..conftest import load_model
+from ..host.test_host import picture
+from .test_render import drawn, grid_of, hooks, pixels, write_lora
+
+CPU = torch.device("cpu")
+PLENTY = 2**40
+HOW = {"how": {"steps": 6}, "together": 4}
+ALWAYS = "its passes are not recorded"
+
+
+@pytest.fixture
+def paged(comfyui, monkeypatch):
+    """``paged(memory)``: a model as a graph has it where the host pages weights, on a device that is pretended."""
+    import comfy.model_management
+    import comfy.model_patcher
+
+    if not hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
+        pytest.skip("this host pages nothing in")
+    with ExitStack() as stack:
+
+        def load(name: str = "sd3", memory: int = PLENTY):
+            with torch.inference_mode():
+                comfy.model_management.unload_all_models()  # those of other tests
+            stack.enter_context(_counts.pretended(memory, dynamic=True))
+            monkeypatch.setattr(sampling, "recorder_for", lambda device: EagerRecorder())
+            t = load_model(name)
+            assert t.model.is_paged and not t.model.has_copies
+            return t
+
+        yield load
+
+
+@pytest.fixture
+def files(tiny, tmp_path):
+    """Two LoRA files, one with a part in the text encoder, and what a grid of them shows where nothing is paged or recorded."""
+    t = tiny("sd3")
+    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed, text=seed == 2) for seed in (1, 2)]
+    return paths, drawn(grid_of(t, tmp_path / "as always", *paths, **HOW))
+
+
+@pytest.fixture(autouse=True)
+def networks(monkeypatch):
+    """Networks whose passes were to be recorded. Tensors of the pretended device say that they are on the CPU."""
+    found, real = [], NetworkGraph.__init__
+
+    def begin(graph, network, recorder, device, state):
+        found.append(weakref.ref(network))
+        real(graph, network, recorder, torch.device(device.type), state)
+
+    monkeypatch.setattr(NetworkGraph, "__init__", begin)
+    return found
+
+
+def same(found, expected) -> bool:
+    """But for rounding, since what the host computes in one pass depends on how much memory is free."""
+    differences = [np.abs(pixels(found, 0, place) - pixels(expected, 0, place)) for place in expected.book.cells[0]]
+    return max(difference.max() for difference in differences) <= 1
+
+
+def as_before(t) -> None:
+    """Nothing of a twin is left, and nothing of a grid on the model."""
+    import comfy.model_management as management
+
+    gc.collect()
+    assert all(one.model.is_dynamic() for one in management.current_loaded_models if one.model is not None)
+    assert _counts.strangers() == 0 and not hooks(t) and "forward" not in vars(t.model.base.diffusion_model)
+
+
+def test_its_resident_twin_draws_the_same_pictures_recorded(paged, files, tmp_path, networks):
+    t, (paths, expected) = paged(), files
+    before = picture(t)
+    there = []
+    grid = grid_of(t, tmp_path, *paths, **HOW)
+    with torch.inference_mode():
+        grid.render(lambda done, page: there.append(_counts.loaded_bytes()))
+    assert same(grid, expected) and grid.brush.network.replays > 5
+    assert len(networks) == 1 and networks[0]() is None, "one twin, of which nothing is left"
+    assert t.model.patcher.non_dynamic_delegate_model is None
+    assert any(size >= t.model.patcher.model_size() for sizes in there for size in sizes.values()), "all of it lay on the device"
+    as_before(t)
+    assert torch.equal(picture(t), before)
+
+
+def test_what_a_run_has_made_draws_too_and_stays(paged, files, tmp_path):
+    """A grid behind a training takes the twin that was trained beside, and reads no file again."""
+    t, (paths, expected) = paged(), files
+    with torch.inference_mode():
+        trained = t.model.for_training(None)
+        with trained.hold():
+            pass
+        trained.retire()
+    known = t.model.patcher.non_dynamic_delegate_model
+    t.model.patcher.cached_patcher_init = None  # nothing to read it from
+    grid = drawn(grid_of(t, tmp_path, *paths, **HOW))
+    assert same(grid, expected) and grid.brush.network.replays > 5
+    assert t.model.patcher.non_dynamic_delegate_model is known and known[0] is trained.base
+    as_before(t)
+
+
+def is_free(patch, device, size):
+    import comfy.model_management as management
+
+    real = management.get_free_memory
+
+    def free(which=None, torch_free_too=False):
+        return size if which == device and not torch_free_too else real(which, torch_free_too)
+
+    patch.setattr(management, "get_free_memory", free)
+
+
+def little_main_memory(t, patch):
+    is_free(patch, CPU, t.model.patcher.model_size())
+
+
+def little_memory(t, patch):
+    """Enough for the weights, and not for a grid beside them."""
+    is_free(patch, _counts.DEVICE, t.model.patcher.model_size() * 2)
+
+
+def another_file(t, patch):
+    """What was saved under its name since."""
+    real = t.model.patcher.cached_patcher_init[0]
+
+    def read(*given, **named):
+        found = real(*given, **named)
+        (found[0] if isinstance(found, tuple) else found).model.diffusion_model.pos_embed[..., 0] += 1
+        return found
+
+    t.model.patcher.cached_patcher_init = (read, *t.model.patcher.cached_patcher_init[1:])
+
+
+def no_file(t, patch):
+    def read(*given, **named):
+        raise FileNotFoundError("model.safetensors is gone")
+
+    t.model.patcher.cached_patcher_init = (read, *t.model.patcher.cached_patcher_init[1:])
+
+
+def another_loader(t, patch):
+    t.model.patcher.cached_patcher_init = None
+
+
+def a_lora(t, patch):
+    weight = t.model.base.diffusion_model.x_embedder.proj.bias
+    with torch.inference_mode():
+        t.model.patcher.add_patches({"diffusion_model.x_embedder.proj.bias": (torch.full_like(weight, 0.1),)})
+
+
+def models_go_after_use(t, patch):
+    patch.setattr("comfy.model_management.DISABLE_SMART_MEMORY", True)
+
+
+REASONS = {
+    little_main_memory: "of main memory",
+    little_memory: "of the device's",
+    another_file: "its file holds other weights now",
+    no_file: "the host cannot load it a second time: model.safetensors is gone",
+    another_loader: "the host cannot load it a second time: Cannot create non-dynamic delegate",
+    a_lora: "would be rounded otherwise",
+    models_go_after_use: "the host puts models aside after each use",
+}
+
+
+@pytest.mark.parametrize("change", REASONS, ids=lambda change: change.__name__)
+def test_where_there_is_no_twin_all_is_drawn_as_ever_and_the_reason_is_said_once(
+    paged, files, tmp_path, monkeypatch, caplog, networks, change
+):
+    t, (paths, expected) = paged(), files
+    change(t, monkeypatch)
+    with caplog.at_level(logging.INFO, "lora-atelier"):
+        grid = drawn(grid_of(t, tmp_path, *paths, prompts=("a fox", "an owl"), **HOW))
+    said = [line for line in caplog.messages if ALWAYS in line]
+    assert len(said) == 1 and REASONS[change] in said[0]
+    assert not networks and not grid.brush.network.replays
+    if change is not a_lora:  # nothing of the pretended device lays patches on weights
+        assert same(grid, expected)
+    assert t.model.patcher.non_dynamic_delegate_model is None
+    as_before(t)
+
+
+def test_a_model_that_nothing_could_record_has_no_twin(paged, files, tmp_path, monkeypatch, caplog):
+    t, (paths, expected) = paged(), files
+    monkeypatch.setattr(sampling, "recorder_for", lambda device: None)
+    monkeypatch.setattr(t.model.patcher, "get_non_dynamic_delegate", lambda: pytest.fail("nobody can use it"))
+    with caplog.at_level(logging.INFO, "lora-atelier"):
+        assert same(drawn(grid_of(t, tmp_path, *paths, **HOW)), expected)
+    assert not [line for line in caplog.messages if ALWAYS in line]
+
+
+class Cancelled(BaseException):
+    """As the host's own, which is no Exception."""
+
+
+@pytest.mark.parametrize("error", [Cancelled, RuntimeError])
+def test_after_a_cancel_or_an_error_the_model_is_as_before(paged, files, tmp_path, networks, error):
+    t, (paths, _) = paged(), files
+    before = picture(t)
+
+    def advance(done, page):
+        if done == 4:  # the first batch is drawn
+            assert networks[0]() is not None
+            raise error
+
+    with torch.inference_mode(), pytest.raises(error):
+        grid_of(t, tmp_path, *paths, **HOW).render(advance)
+    assert networks[0]() is None and t.model.patcher.non_dynamic_delegate_model is None
+    as_before(t)
+    assert torch.equal(picture(t), before)
+
+
+def test_cells_that_fail_together_are_drawn_by_the_model_itself(paged, files, tmp_path, monkeypatch, networks):
+    """As where memory runs out: the twin is the first to go."""
+    t, (paths, expected) = paged(), files
+    real = sampling.SampledModel.sample_together
+
+    def sample(model, *given, **named):
+        if not model.is_paged:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, *given, **named)
+
+    monkeypatch.setattr(sampling.SampledModel, "sample_together", sample)
+    grid = drawn(grid_of(t, tmp_path, *paths, **HOW))
+    assert len(networks) == 1 and not grid.brush.network.replays
+    assert same(grid, expected)
+    as_before(t)
+
+
+def test_a_file_that_the_host_merges_is_merged_into_the_model_itself(paged, files, tmp_path, monkeypatch, networks):
+    """Where it lies with other patches on it, as Load LoRA would leave it; the files beside are drawn by the twin meanwhile."""
+    t, (paths, _) = paged(), files
+    merged = write_lora(t, tmp_path / "merged.safetensors", seed=5, weight_decompose=True)
+    grid = drawn(grid_of(t, tmp_path, paths[0], merged, paths[1], **HOW))
+    alone = drawn(grid_of(paged(), tmp_path / "alone", merged, how=HOW["how"]))
+    assert len(networks) == 1 and grid.brush.network.replays
+    for row in range(3):
+        assert np.array_equal(pixels(grid, 0, (2, row)), pixels(alone, 0, (1, row)))
+    as_before(t)
