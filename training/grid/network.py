@@ -38,7 +38,10 @@ class BatchNetwork:
         return self._replays + (0 if self._graph is None else self._graph.replays)
 
     def settle(self, pictures: int, latent_size: tuple[int, int], beside: int) -> None:
-        """Before the first batch, of so many ``pictures``: a resident twin draws from here on, if it fits with ``beside`` bytes."""
+        """Before the first batch, of so many ``pictures``: a resident twin draws from here on, if it fits.
+
+        ``beside``: bytes that are needed on its device besides its weights and its passes.
+        """
         self.is_settled = True
         model = self._stay.enter_context(self._own.resident(pictures, latent_size, beside))
         if model is not self._own:
