@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from PIL import Image
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from .. import compatibility, host
 from ..config.sampling import Sampling
 from ..dataset.images import to_picture
-from ..errors import NotFinite
+from ..errors import NotFinite, is_out_of_memory
 from ..network.scope import Layers
 from ..protocols import CanvasText
 from .lora import Lora, join
@@ -20,6 +22,7 @@ from .sheet import Failed
 from .side_by_side import Beside, SideBySide
 from .waiting import CellOrder
 
+log = logging.getLogger("lora-atelier")
 Drawn = Image.Image | Failed
 """A cell's picture, or why it is none while others of its batch may be."""
 Reading = tuple[Lora | None, float, str]
@@ -97,17 +100,34 @@ class CellRenderer:
             return [one for order, read in zip(orders, conditions, strict=True) for one in self._beside([order], [read], page)]
         if not self.network.is_settled:
             self.network.settle(len(orders), self.latent_size, self._needed_beside(orders))
-        beside = [Beside(order.lora.of_model, order.strength) for order in orders]
-        with self.network.attached(beside, self.seats) as rows:
-            if len(orders) == 1:
-                latents = self._alone(self.network.model, positive, negative, page.seed)
-            else:
-                shared = positive is conditions[0][0] and negative is conditions[0][1]
-                latents = self.network.model.sample_together(
-                    positive, negative, self.sampling.settings, len(orders), rows.choose, latent_size=self.latent_size,
-                    seed=page.seed, whole=not shared,
-                )  # fmt: skip
+        shared = positive is conditions[0][0] and negative is conditions[0][1]
+        sample = partial(self._sampled, orders, positive, negative, shared, page.seed)
+        latents = sample()
+        if latents is None:  # here nothing of the attempt is held any more
+            self.network.release()
+            latents = sample()
+        assert latents is not None
         return self._pictures(latents, len(orders))
+
+    def _sampled(
+        self, orders: Sequence[CellOrder], positive: CanvasText, negative: CanvasText, shared: bool, seed: int
+    ) -> Tensor | None:
+        """The latents of cells in one batch; None if there was no memory for it beside a resident twin."""
+        model = self.network.model
+        beside = [Beside(order.lora.of_model, order.strength) for order in orders]
+        try:
+            with self.network.attached(beside, self.seats) as rows:
+                if len(orders) == 1:
+                    return self._alone(model, positive, negative, seed)
+                return model.sample_together(
+                    positive, negative, self.sampling.settings, len(orders), rows.choose, latent_size=self.latent_size,
+                    seed=seed, whole=not shared,
+                )  # fmt: skip
+        except Exception as error:
+            if model is self.model or not is_out_of_memory(error):
+                raise
+            log.info("grid: there is too little memory beside a resident copy of the model; the host pages it in and out again")
+            return None
 
     def read(self, wanted: Iterable[tuple[CellOrder | None, str]]) -> None:
         """Encodes what of ``wanted`` (a cell's text, None for one without a LoRA) was not yet, in as few passes as there can be.

@@ -58,7 +58,7 @@ def twin_for_sampling(patcher: Any, network: str, beside: int) -> Iterator[Any]:
     try:
         twin = patcher.get_non_dynamic_delegate()
     except Exception as error:  # the host reads the model's file again, whatever has become of it
-        raise NoTwin(f"the host cannot load it a second time: {error or type(error).__name__}") from error
+        raise NoTwin(f"the host cannot load it a second time: {str(error) or type(error).__name__}") from error
     try:
         if not same_weights(patcher, twin, network):
             raise NoTwin("its file holds other weights now than those that were loaded")

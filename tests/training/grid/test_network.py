@@ -21,7 +21,7 @@ from .test_render import drawn, grid_of, hooks, pixels, write_lora
 
 CPU = torch.device("cpu")
 PLENTY = 2**40
-HOW = {"how": {"steps": 6}, "together": 4}
+HOW = {"how": {"steps": 4}, "together": 2, "strengths": (0.4, -0.7)}
 ALWAYS = "its passes are not recorded"
 
 
@@ -47,12 +47,12 @@ def paged(comfyui, monkeypatch):
         yield load
 
 
-@pytest.fixture
-def files(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def files(tiny, tmp_path_factory):
     """Two LoRA files, one with a part in the text encoder, and what a grid of them shows where nothing is paged or recorded."""
-    t = tiny("sd3")
-    paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed, text=seed == 2) for seed in (1, 2)]
-    return paths, drawn(grid_of(t, tmp_path / "as always", *paths, **HOW))
+    t, folder = tiny("sd3"), tmp_path_factory.mktemp("files")
+    paths = [write_lora(t, folder / f"{seed}.safetensors", seed=seed, text=seed == 2) for seed in (1, 2)]
+    return paths, drawn(grid_of(t, folder, *paths, **HOW))
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +111,8 @@ def test_what_a_run_has_made_draws_too_and_stays(paged, files, tmp_path):
     grid = drawn(grid_of(t, tmp_path, *paths, **HOW))
     assert same(grid, expected) and grid.brush.network.replays > 5
     assert t.model.patcher.non_dynamic_delegate_model is known and known[0] is trained.base
+    with t.model.for_training(None).hold():
+        assert not any(p.is_inference() for p in trained.base.parameters()), "it can be trained again"
     as_before(t)
 
 
@@ -185,7 +187,7 @@ def test_where_there_is_no_twin_all_is_drawn_as_ever_and_the_reason_is_said_once
     t, (paths, expected) = paged(), files
     change(t, monkeypatch)
     with caplog.at_level(logging.INFO, "lora-atelier"):
-        grid = drawn(grid_of(t, tmp_path, *paths, prompts=("a fox", "an owl"), **HOW))
+        grid = drawn(grid_of(t, tmp_path, *paths, **HOW))
     said = [line for line in caplog.messages if ALWAYS in line]
     assert len(said) == 1 and REASONS[change] in said[0]
     assert not networks and not grid.brush.network.replays
@@ -214,7 +216,7 @@ def test_after_a_cancel_or_an_error_the_model_is_as_before(paged, files, tmp_pat
     before = picture(t)
 
     def advance(done, page):
-        if done == 4:  # the first batch is drawn
+        if done == 3:  # the first batch is drawn
             assert networks[0]() is not None
             raise error
 
@@ -225,19 +227,24 @@ def test_after_a_cancel_or_an_error_the_model_is_as_before(paged, files, tmp_pat
     assert torch.equal(picture(t), before)
 
 
-def test_cells_that_fail_together_are_drawn_by_the_model_itself(paged, files, tmp_path, monkeypatch, networks):
-    """As where memory runs out: the twin is the first to go."""
+@pytest.mark.parametrize("together", [1, 2])
+def test_where_memory_runs_out_the_twin_is_the_first_to_go(paged, files, tmp_path, monkeypatch, caplog, networks, together):
     t, (paths, expected) = paged(), files
-    real = sampling.SampledModel.sample_together
 
-    def sample(model, *given, **named):
-        if not model.is_paged:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, *given, **named)
+    def refusing(real):
+        def sample(model, *given, **named):
+            if not model.is_paged:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(model, *given, **named)
 
-    monkeypatch.setattr(sampling.SampledModel, "sample_together", sample)
-    grid = drawn(grid_of(t, tmp_path, *paths, **HOW))
-    assert len(networks) == 1 and not grid.brush.network.replays
+        return sample
+
+    for name in ("sample", "sample_together"):
+        monkeypatch.setattr(sampling.SampledModel, name, refusing(getattr(sampling.SampledModel, name)))
+    with caplog.at_level(logging.INFO, "lora-atelier"):
+        grid = drawn(grid_of(t, tmp_path, *paths, **HOW | {"together": together}))
+    assert len(networks) == 1 and not grid.brush.network.replays and grid.together == together
+    assert len([line for line in caplog.messages if "too little memory beside a resident copy" in line]) == 1
     assert same(grid, expected)
     as_before(t)
 
@@ -247,8 +254,8 @@ def test_a_file_that_the_host_merges_is_merged_into_the_model_itself(paged, file
     t, (paths, _) = paged(), files
     merged = write_lora(t, tmp_path / "merged.safetensors", seed=5, weight_decompose=True)
     grid = drawn(grid_of(t, tmp_path, paths[0], merged, paths[1], **HOW))
-    alone = drawn(grid_of(paged(), tmp_path / "alone", merged, how=HOW["how"]))
+    alone = drawn(grid_of(paged(), tmp_path / "alone", merged, how=HOW["how"], strengths=HOW["strengths"]))
     assert len(networks) == 1 and grid.brush.network.replays
-    for row in range(3):
+    for row in range(2):
         assert np.array_equal(pixels(grid, 0, (2, row)), pixels(alone, 0, (1, row)))
     as_before(t)
