@@ -64,9 +64,11 @@ def same(found, expected) -> bool:
 def as_before(t) -> None:
     """Nothing of a twin is left, and nothing of a grid on the model."""
     import comfy.model_management as management
+    from comfy.model_base import BaseModel
 
     gc.collect()
-    assert all(one.model.is_dynamic() for one in management.current_loaded_models if one.model is not None)
+    networks = [one.model for one in management.current_loaded_models if isinstance(getattr(one.model, "model", None), BaseModel)]
+    assert all(patcher.model is t.model.base for patcher in networks)
     assert _counts.strangers() == 0 and not hooks(t) and "forward" not in vars(t.model.base.diffusion_model)
 
 
@@ -171,8 +173,8 @@ def test_a_file_that_the_host_merges_is_merged_into_the_model_itself(paged, file
     t, (paths, _) = paged(), files
     merged = write_lora(t, tmp_path / "merged.safetensors", seed=5, weight_decompose=True)
     grid = drawn(grid_of(t, tmp_path, paths[0], merged, paths[1], **HOW))
+    as_before(t)
     alone = drawn(grid_of(paged(), tmp_path / "alone", merged, how=HOW["how"], strengths=HOW["strengths"]))
     assert len(networks) == 1 and grid.brush.network.replays
     for row in range(2):
         assert np.array_equal(pixels(grid, 0, (2, row)), pixels(alone, 0, (1, row)))
-    as_before(t)
