@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -77,6 +78,17 @@ def machine() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "load_average_before": load_average(),
     }
+
+
+def side_of(case: dict[str, Any], title: str) -> dict[str, Any] | None:
+    """What ``_sides.py`` measures of a case, in a process of its own; None where it failed, which is said with its ``title``."""
+    line = [sys.executable, str(Path(__file__).with_name("_sides.py")), json.dumps(case)]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ)
+    if done.returncode:
+        print(f"{title} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def load_average() -> float | None:

@@ -183,7 +183,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         memory.clear()
         grid.render(lambda done, page: memory.append(resident()))
         pages.extend(grid.save_pages())
-        replayed[ours_of(together)] = 0 if grid.brush.graph is None else grid.brush.graph.replays
+        replayed[ours_of(together)] = grid.brush.network.replays
         drawn = [grid.book.cells[0][x, y] for x in range(1, len(shown) + 1) for y in range(len(strengths))]
         if failed := [cell.reason for cell in drawn if isinstance(cell, Failed)]:
             raise SystemExit(failed[0])

@@ -11,13 +11,8 @@ nothing.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import _common
@@ -48,17 +43,6 @@ def _ways() -> dict[str, Callable[[int], Any]]:
 
 
 WAYS = _ways()
-
-
-def measure(case: dict[str, Any]) -> dict[str, Any] | None:
-    """One process; None where it failed, which is said."""
-    line = [sys.executable, str(Path(__file__).with_name("_sides.py")), json.dumps(case)]
-    done = subprocess.run(line, capture_output=True, text=True, env=os.environ)
-    if done.returncode:
-        print(f"{case['thrift']} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
-        return None
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def figures(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -105,7 +89,7 @@ def main() -> None:
         for number in range(options.rounds):
             start = number * len(options.ways) // options.rounds
             for way in options.ways[start:] + options.ways[:start]:
-                one = measure({**case, "thrift": way})
+                one = _common.side_of({**case, "thrift": way}, way)
                 if one is not None:
                     found.setdefault(way, []).append(one)
         title = f"{_models.kind_of(model).title}, {case['pixels']} px, batch {options.batch}, {dtype}"

@@ -24,12 +24,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import _common
@@ -54,14 +50,9 @@ RATIOS = {
 
 def measure(side: Side, case: dict[str, Any]) -> dict[str, Any] | None:
     """One process; None where it failed, which is said."""
-    wanted = {**case, "side": side[0], "targets": side[1]}
-    line = [sys.executable, str(Path(__file__).with_name("_sides.py")), json.dumps(wanted)]
-    done = subprocess.run(line, capture_output=True, text=True, env=os.environ)
-    if done.returncode:
-        print(f"{side[0]} ({side[1]}) failed:\n{done.stderr[-2000:]}", file=sys.stderr)
-        return None
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    say(f"  {side[0]}, {side[1]}: {statistics.median(result['seconds']):.3f} s a step")
+    result = _common.side_of({**case, "side": side[0], "targets": side[1]}, f"{side[0]} ({side[1]})")
+    if result is not None:
+        say(f"  {side[0]}, {side[1]}: {statistics.median(result['seconds']):.3f} s a step")
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from .. import tiny_models
 
+PLENTY = 2**40
 FAMILIES = ("sd15", "sdxl_unet", "sd3")
 
 
@@ -62,3 +64,27 @@ def tiny(comfyui) -> Callable[[str], SimpleNamespace]:
         return loaded[name]
 
     return get
+
+
+@pytest.fixture
+def loaded(comfyui):
+    """``loaded(kind, memory)``: a model as a graph has it, on a device that is pretended until the test ends.
+
+    ``dynamic``: where the host pages weights in and out.
+    """
+    from lora_atelier.benchmarks import _counts
+
+    with ExitStack() as stack:
+
+        def load(kind: str = "plain", memory: int = PLENTY):
+            import comfy.model_management
+            import comfy.model_patcher
+
+            with torch.inference_mode():
+                comfy.model_management.unload_all_models()  # those of other tests
+            if kind == "dynamic" and not hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
+                pytest.skip("this host pages nothing in")
+            stack.enter_context(_counts.pretended(memory, dynamic=kind == "dynamic"))
+            return load_model("sd3")
+
+        yield load

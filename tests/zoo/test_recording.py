@@ -5,24 +5,22 @@ The models stand on the device ``meta``, which nothing can be read from, and eve
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
-from lora_atelier.training import host
 from lora_atelier.training.objective import loss, noise
 from lora_atelier.training.performance.device_work import DeviceWork, NotDeviceWork
 from lora_atelier.training.tensors.tree import put_together, taken_apart
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..training.performance.on_meta import META, WithoutNumbers, memory_of_meta  # noqa: F401
 from .build import Animal, build
 from .recipes import RECIPES
 from .test_zoo import carriers, new_adapter, params, present, refuses
 
-META = torch.device("meta")
 COPIES = "NotDeviceWork: it copies between cpu and meta"
 NOT_ALONE = {
     "AuraFlow": COPIES, "HunyuanDiT 1.2": COPIES, "HunyuanDiT 1.0": COPIES, "Wan 2.1, one frame": COPIES,
@@ -51,35 +49,8 @@ def animal(request, comfyui) -> Iterator[Animal]:
     yield build(present(request.param))
 
 
-@pytest.fixture(autouse=True)
-def memory_of_meta(comfyui, monkeypatch):
-    """The host asks for the memory of a device, and does not know this one."""
-    import comfy.model_management as management
-
-    def free(_device=None, torch_free_too=False):
-        return (2**40, 2**40) if torch_free_too else 2**40
-
-    monkeypatch.setattr(management, "get_free_memory", free)
-
-
-class Elsewhere(host.Model):
-    """A model whose network is on ``meta``."""
-
-    def __init__(self, model: host.Model):
-        super().__init__(model.patcher)
-        with model.hold():
-            self.base = copy.copy(model.base)
-            self.base.__dict__["_modules"] = dict(model.base._modules)
-            for name in ("diffusion_model", "model_sampling"):
-                setattr(self.base, name, copy.deepcopy(getattr(model.base, name)).to(META))
-
-    @property
-    def device(self) -> torch.device:
-        return META
-
-
 def test_a_step_is_the_devices_work_alone(animal):
-    model = Elsewhere(animal.model)
+    model = WithoutNumbers(animal.model)
     adapter = new_adapter(animal).to(META)
     layers = {name: dict(model.base.diffusion_model.named_modules())[name] for name in adapter.branches}
     assert layers.keys() <= carriers(animal).keys()

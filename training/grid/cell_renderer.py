@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from functools import partial
 
 from PIL import Image
 from torch import Tensor
@@ -11,16 +12,17 @@ from torch import Tensor
 from .. import compatibility, host
 from ..config.sampling import Sampling
 from ..dataset.images import to_picture
-from ..errors import NotFinite
+from ..errors import NotFinite, is_out_of_memory
 from ..network.scope import Layers
-from ..performance.network_graph import NetworkGraph
 from ..protocols import CanvasText
 from .lora import Lora, join
+from .network import BatchNetwork
 from .plan import Page
 from .sheet import Failed
 from .side_by_side import Beside, SideBySide
 from .waiting import CellOrder
 
+log = logging.getLogger("lora-atelier")
 Drawn = Image.Image | Failed
 """A cell's picture, or why it is none while others of its batch may be."""
 Reading = tuple[Lora | None, float, str]
@@ -42,11 +44,8 @@ class CellRenderer:
         """``seats``: of how many files there will be pictures in one batch at most."""
         self.model, self.text, self.codec, self.sampling, self.seats = model, text, codec, sampling, seats
         self._encoded: dict[Reading, CanvasText | NotFinite] = {}
-        self._of_model = SideBySide(layers or {}, model.device)
+        self.network = BatchNetwork(model, layers or {})
         self._of_text = SideBySide(layers or {}, text.device)
-        recorder = model.recorder() if layers else None
-        network = model.base.diffusion_model
-        self.graph = None if recorder is None else NetworkGraph(network, recorder, model.device, lambda: self._of_model.state)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -99,18 +98,36 @@ class CellRenderer:
         positive, negative = join([c[0] for c in conditions]), join([c[1] for c in conditions])
         if positive is None or negative is None:
             return [one for order, read in zip(orders, conditions, strict=True) for one in self._beside([order], [read], page)]
-        beside = [Beside(order.lora.of_model, order.strength) for order in orders]
-        recorded = nullcontext() if self.graph is None else self.graph.in_place()
-        with self._of_model.attached(beside, self.seats) as rows, self.model.each_call(rows.spread), recorded:
-            if len(orders) == 1:
-                latents = self._alone(self.model, positive, negative, page.seed)
-            else:
-                shared = positive is conditions[0][0] and negative is conditions[0][1]
-                latents = self.model.sample_together(
-                    positive, negative, self.sampling.settings, len(orders), rows.choose, latent_size=self.latent_size,
-                    seed=page.seed, whole=not shared,
-                )  # fmt: skip
+        if not self.network.is_settled:
+            self.network.settle(len(orders), self.latent_size, self._needed_beside(orders))
+        shared = positive is conditions[0][0] and negative is conditions[0][1]
+        sample = partial(self._sampled, orders, positive, negative, shared, page.seed)
+        latents = sample()
+        if latents is None:  # here nothing of the attempt is held any more
+            self.network.release()
+            latents = sample()
+        assert latents is not None
         return self._pictures(latents, len(orders))
+
+    def _sampled(
+        self, orders: Sequence[CellOrder], positive: CanvasText, negative: CanvasText, shared: bool, seed: int
+    ) -> Tensor | None:
+        """The latents of cells in one batch; None if there was no memory for it beside a resident twin."""
+        model = self.network.model
+        beside = [Beside(order.lora.of_model, order.strength) for order in orders]
+        try:
+            with self.network.attached(beside, self.seats) as rows:
+                if len(orders) == 1:
+                    return self._alone(model, positive, negative, seed)
+                return model.sample_together(
+                    positive, negative, self.sampling.settings, len(orders), rows.choose, latent_size=self.latent_size,
+                    seed=seed, whole=not shared,
+                )  # fmt: skip
+        except Exception as error:
+            if model is self.model or not is_out_of_memory(error):
+                raise
+            log.info("grid: there is too little memory beside a resident copy of the model; the host pages it in and out again")
+            return None
 
     def read(self, wanted: Iterable[tuple[CellOrder | None, str]]) -> None:
         """Encodes what of ``wanted`` (a cell's text, None for one without a LoRA) was not yet, in as few passes as there can be.
@@ -133,11 +150,9 @@ class CellRenderer:
         self._encoded = {reading: found for reading, found in self._encoded.items() if reading[0] is not lora}
 
     def release(self) -> None:
-        """Lets go of all files and recordings."""
-        self._of_model.release()
+        """Lets go of all files and recordings, and of a twin that drew."""
+        self.network.release()
         self._of_text.release()
-        if self.graph is not None:
-            self.graph.drop()
 
     def shrink(self) -> None:
         """The same, and from here on one file at a time: for when there was no memory for more."""
@@ -148,17 +163,31 @@ class CellRenderer:
         """How many of the first ``orders`` can be drawn in one batch by the host's own measure, with their files."""
         count = len(orders)
         while count > 1:
-            files = list({id(order.lora): order.lora.of_model for order in orders[:count]}.values())
-            more = self._of_model.numbers(files, self.seats) * self.model.compute_dtype.itemsize - self._of_model.bytes
-            fitting = self.model.pictures_that_fit(count, self.latent_size, max(0, more))
+            fitting = self.network.model.pictures_that_fit(count, self.latent_size, self._missing(orders[:count]))
             if fitting == count:
                 break
-            if self.seats > len(files):  # room for files that come later is the first to go
-                self.seats = len(files)
-                self.release()
+            files = len({id(order.lora) for order in orders[:count]})
+            if self.seats > files:  # room for files that come later is the first to go
+                self.seats = files
+                self.network.let_go()
             else:
                 count = fitting
         return count
+
+    def _missing(self, orders: Sequence[CellOrder]) -> int:
+        """Bytes that the stacks of these files will take beside what they take already."""
+        files, stacks = list({id(order.lora): order.lora.of_model for order in orders}.values()), self.network.beside
+        return max(0, stacks.numbers(files, self.seats) * self.model.compute_dtype.itemsize - stacks.bytes)
+
+    def _needed_beside(self, orders: Sequence[CellOrder]) -> int:
+        """Bytes on the network's device that a grid needs beside its weights and passes: files, VAE, and the text encoder if
+        it reads between batches."""
+        needed = self._missing(orders)
+        if self.codec.device == self.model.device:
+            needed += self.codec.needed_to_decode(self.latent_size)
+        if self.text.device == self.model.device and any(order.lora.of_text for order in orders):
+            needed += self.text.size
+        return needed
 
     def _read(self, order: CellOrder | None, text: str) -> CanvasText:
         self.read([(order, text)])

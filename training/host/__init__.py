@@ -4,6 +4,7 @@ Thin objects wrap what a graph has loaded: ``Model`` (a MODEL), ``TextEncoder`` 
 are small functions for folders, progress and files. Features are detected, versions never compared.
 """
 
+from .answering import TRUSTED
 from .detect import Outline, family_of, outline, outline_of
 from .devices import free_bytes, free_memory, make_room, memory, torch_device
 from .folders import (
@@ -21,7 +22,7 @@ from .folders import (
     runs_folder,
     temp_folder,
 )
-from .model import TRUSTED, Model
+from .model import Model
 from .pictures import PictureCodec, PictureReader
 from .server import add_routes, check_interrupt, is_interrupt, progress, samplers, schedulers, send, shown_picture, status_of
 from .text import Conditioning, TextEncoder, TextWriter

@@ -15,7 +15,8 @@ from ..families import family_named
 from ..performance.eight_bit_layers import spared
 from ..performance.memory import Weights
 from ..tensors.safetensors_header import Header
-from .model import Model
+from .answering import AnsweringModel
+from .model_facts import ModelFacts
 
 log = logging.getLogger("lora-atelier")
 WIDTHS = ("context_dim", "context_in_dim", "joint_attention_dim", "crossattn_emb_channels", "cap_feat_dim", "caption_channels")
@@ -52,7 +53,7 @@ def family_of(header: Header) -> str | None:
     return None if found is None else type(found[0]).__name__
 
 
-class Outline(Model):
+class Outline(AnsweringModel):
     """A model of layers without any weights, on torch's meta device: for counting, and for passes that only tell shapes."""
 
     def __init__(self, base: Any, stored: torch.dtype):
@@ -80,7 +81,7 @@ class Outline(Model):
         return torch.empty(1, self.latent_channels, size[1] // cells, size[0] // cells, device="meta")
 
 
-def outline_of(model: Model) -> Outline | None:
+def outline_of(model: ModelFacts) -> Outline | None:
     """A loaded model without its weights; None if the host cannot make one, or if other nodes have a part in what it is."""
     if model.is_altered:
         return None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
 from . import alterations
-from .model import held
+from .holding import held
 from .weights import identity_of, mended
 
 log = logging.getLogger("lora-atelier")
@@ -145,6 +145,12 @@ class PictureCodec:
         """Bytes that the VAE takes to encode one picture, by the host's own measure."""
         shape = (1, 3, 1, height, width) if self.dimensions == 3 else (1, 3, height, width)
         return float(self.vae.memory_used_encode(shape, self.vae.vae_dtype))
+
+    def needed_to_decode(self, latent_size: tuple[int, int]) -> int:
+        """Bytes that it takes on its device with its weights to decode a picture of so many cells (height, width)."""
+        shape = (1, self.channels or 4, *([1] if self.dimensions == 3 else []), *latent_size)
+        work = float(self.vae.memory_used_decode(shape, self.vae.vae_dtype))
+        return int(1.1 * float(self.vae.patcher.model_size()) + work)
 
     def _missing(self) -> float:
         """Bytes that what is not yet loaded of the VAE will take."""

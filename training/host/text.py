@@ -23,7 +23,8 @@ from ..tensors.finite import first_lost
 from . import alterations
 from .batched_text import BatchedEncoders, Versions, captions_of_a_pass, one_version
 from .plain_text import named, plain
-from .weights import identity_of, mended, names_of_layers, put_twin_aside, resident
+from .twins import put_twin_aside, resident
+from .weights import identity_of, mended, names_of_layers
 
 Conditioning = dict[str, Tensor]
 """One encoded text: ``cond`` (1, tokens, width), usually ``pooled_output`` (1, width), and whatever else the encoder gives."""
@@ -43,6 +44,11 @@ class TextEncoder:
     def device(self) -> torch.device:
         device: torch.device = self.clip.patcher.load_device
         return device
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        return int(self.clip.patcher.model_size())
 
     def identity(self) -> str:
         extras = f"{self.clip.layer_idx} {sorted(getattr(self.clip, 'tokenizer_options', {}).items())}"

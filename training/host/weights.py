@@ -10,7 +10,6 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 
-from ..errors import AtelierError
 from ..network.slices import LayerSlice
 from ..tensors.inference_tensors import is_ordinary, ordinary
 from ..tensors.transfer import to_cpu
@@ -19,28 +18,6 @@ from ..tensors.transfer import to_cpu
 def patched(before: Any, after: Any) -> int:
     """How many weights ``after`` changes that ``before`` does not; both are the host's patchers."""
     return sum(len(patches) > len(before.patches.get(key, ())) for key, patches in after.patches.items())
-
-
-def resident(patcher: Any, widget: str) -> Any:
-    """``patcher``, or its twin whose weights stay where they are."""
-    if not getattr(patcher, "is_dynamic", lambda: False)():
-        return patcher
-    try:
-        return patcher.get_non_dynamic_delegate()
-    except RuntimeError as error:
-        raise AtelierError(
-            f"{widget}: this loader's weights are paged in and out while the model works, which cannot be trained. Start "
-            "ComfyUI with --disable-dynamic-vram, or use a stock loader."
-        ) from error
-
-
-def put_twin_aside(twin: Any, origin: Any) -> None:
-    """Takes a patcher's resident ``twin`` off the device, which nobody knows any more once its run is over.
-
-    The host would take the patcher that it was made from for it, whose weights are others: so it could never free it.
-    """
-    if twin.model is not origin.model:
-        lay_aside(twin)
 
 
 def lay_aside(patcher: Any) -> None:
@@ -162,31 +139,59 @@ def _of_patch(value: Any) -> Iterator[str | Tensor]:
         yield from _of_patch(getattr(value, "weights", None))
 
 
-def identity_of(module: nn.Module, patcher: Any, prefix: str = "", *, patches: bool = True) -> str:
-    """Sha256 over every tensor's name, shape, type and a few of its values, and over the ``patches`` laid on it.
+def _stored(module: nn.Module, patcher: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """``module``'s state, as it was stored, without what is patched into it for now.
 
     While another copy of the model is in use (with a LoRA, say) its patches are merged into the shared weights; the patcher then
     keeps the originals aside, under names that start with ``prefix``, and those are the ones that count.
     """
-    said: list[str | Tensor] = []
     originals: dict[str, Any] = {}
-    laid: Mapping[Any, Any] = getattr(patcher, "patches", {}) if patches else {}
     for key, kept in getattr(patcher, "backup", {}).items():
         weight = getattr(kept, "weight", kept)
         # A packed one stands in a state dict as its numbers and scales.
         originals |= weight.state_dict(key) if hasattr(weight, "state_dict") else {key: weight}
+    for name, tensor in module.state_dict().items():
+        tensor = originals.get(prefix + name, tensor)
+        if isinstance(tensor, Tensor):
+            yield name, tensor
+
+
+def _some_of(tensor: Tensor) -> Tensor:
+    """A few of its values, evenly spread."""
+    flat = ordinary(tensor).detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // 16)][:17]
+
+
+@torch.no_grad()
+def same_weights(patcher: Any, twin: Any, name: str) -> bool:
+    """Whether the module ``name`` of both models has the same weights, as far as a few of each tensor tell.
+
+    The twin's may be stored in another number format.
+    """
+    mine, its = (dict(_stored(getattr(one.model, name), one, f"{name}.")) for one in (patcher, twin))
+    if {key: tensor.shape for key, tensor in mine.items()} != {key: tensor.shape for key, tensor in its.items()}:
+        return False
+    keys = [key for key in mine if mine[key].numel()]
+    ours = to_cpu([_some_of(mine[key]).to(its[key].dtype).float() for key in keys])
+    theirs = to_cpu([_some_of(its[key]).float() for key in keys])
+    return all(map(torch.equal, ours, theirs))
+
+
+def identity_of(module: nn.Module, patcher: Any, prefix: str = "", *, patches: bool = True) -> str:
+    """Sha256 over every tensor's name, shape, type and a few of its values, and over the ``patches`` laid on it.
+
+    What is merged into its weights for now, under names that start with ``prefix``, doesn't count.
+    """
+    said: list[str | Tensor] = []
+    laid: Mapping[Any, Any] = getattr(patcher, "patches", {}) if patches else {}
 
     def add(name: str, tensor: Tensor) -> None:
-        if not tensor.numel():
-            return
-        flat = ordinary(tensor).detach().reshape(-1)
-        said.extend((f"{name} {tuple(tensor.shape)} {tensor.dtype}", flat[:: max(1, flat.numel() // 16)][:17].float()))
+        if tensor.numel():
+            said.extend((f"{name} {tuple(tensor.shape)} {tensor.dtype}", _some_of(tensor).float()))
 
     with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            tensor = originals.get(prefix + name, tensor)
-            if isinstance(tensor, Tensor):
-                add(name, tensor)
+        for name, tensor in _stored(module, patcher, prefix):
+            add(name, tensor)
         for key, ones in sorted(laid.items(), key=lambda item: str(item[0])):
             said.append(str(key))
             for part in _of_patch(ones):

@@ -390,7 +390,7 @@ def test_recorded_passes_draw_the_same_pictures_bit_for_bit(tiny, tmp_path, monk
 
     monkeypatch.setattr(host.Model, "recorder", lambda self: Counting())
     grid = drawn(grid_of(t, tmp_path / "recorded", *paths, **how))
-    assert not grid.brush.graph.reason and grid.brush.graph.replays > 10
+    assert grid.brush.network.replays > 10
     assert len(captured) == 2, "one for the full batches, one for the last cell"
     for place in expected.book.cells[0]:
         assert np.array_equal(pixels(grid, 0, place), pixels(expected, 0, place)), place
@@ -436,7 +436,7 @@ def test_files_that_need_memory_make_smaller_batches(tiny, tmp_path, monkeypatch
     layer_sizes = sum(2 * sum(b.shape) for b in opened(t, paths[0]).of_model.values())  # rank 2, one number for each in and out
 
     def fits(self, wanted, size, beside=0):
-        asked.append(beside + sum(grid.brush._of_model.bytes for grid in grids))
+        asked.append(beside + sum(grid.brush.network.beside.bytes for grid in grids))
         return min(wanted, 3 if asked[-1] > 2 * 4 * layer_sizes else 8)
 
     monkeypatch.setattr(host.Model, "pictures_that_fit", fits)

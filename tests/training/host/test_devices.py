@@ -20,6 +20,8 @@ import torch
 from lora_atelier.training import host
 from lora_atelier.training.config import LengthConfig, NetworkConfig, TextConfig, TrainingConfig
 from lora_atelier.training.config.sampling import SamplerSettings
+from lora_atelier.training.host import sampling
+from lora_atelier.training.performance.recording import EagerRecorder
 from lora_atelier.training.runs.run import finite
 from lora_atelier.training.tensors import transfer
 from safetensors.torch import load_file
@@ -349,3 +351,30 @@ def test_what_does_not_fit_is_done_with_less(dataset, monkeypatch, pretended, fo
             )
         else:
             assert len(told) == 1 and "that is slower" in told[0]
+
+
+@pytest.mark.parametrize("arrangement", ["", "--lowvram", "dynamic VRAM"])
+def test_recorded_passes_draw_the_same_cells_wherever_a_model_lies(usual, dataset, tmp_path, monkeypatch, arrangement):  # noqa: F811
+    """Where its weights are paged in and out, its resident twin draws them; they come and go as before, afterwards."""
+    t = loaded(monkeypatch, ARRANGEMENTS.get(arrangement, arguments()))
+    epochs = go(t, dataset, recipe(length=LengthConfig(epochs=1), text=TextConfig("all"))).epochs
+    before = picture(t)
+    grids = []
+    with torch.inference_mode():
+        for recorder in (None, EagerRecorder()):
+            monkeypatch.setattr(sampling, "recorder_for", lambda device, recorder=recorder: recorder)
+            grids.append(grid_of(t, epochs, tmp_path / f"{len(grids)}"))
+            grids[-1].render(lambda done, page: None)
+    assert [grid.brush.network.replays > 0 for grid in grids] == [False, True]
+    for page in (0, 1):
+        first, second = (cells_of(grid, page) for grid in grids)
+        assert np.abs(first - second).max() <= 1
+    assert torch.equal(picture(t), before)
+    assert t.model.is_paged == (arrangement == "dynamic VRAM")
+
+
+def cells_of(grid: Any, page: int) -> np.ndarray:
+    from PIL import Image
+
+    cells = grid.book.cells[page]
+    return np.stack([np.asarray(Image.open(cells[place]).convert("RGB"), dtype=int) for place in sorted(cells)])

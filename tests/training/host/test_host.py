@@ -6,7 +6,7 @@ import pytest
 import torch
 from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.config.sampling import SamplerSettings
-from lora_atelier.training.host.model import held
+from lora_atelier.training.host.holding import held
 from lora_atelier.training.network import lora_file, targets
 from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.objective import loss, noise

@@ -194,7 +194,7 @@ def test_a_model_stored_in_another_format_learns_the_same(stored_in_bf16):
 
     found, less = gradients(), kept()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_atelier.training.host.model.lightened", lambda *_: nullcontext())
+        patch.setattr("lora_atelier.training.host.holding.lightened", lambda *_: nullcontext())
         wanted, more = gradients(), kept()
     for one, other in zip(found, wanted, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm() + 1e-9

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from contextlib import ExitStack
 
 import pytest
 import torch
@@ -16,10 +15,8 @@ from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.runs.run import finite
 from lora_atelier.training.tensors import transfer
 
-from ..conftest import load_model
 from ..test_job import NO_PREVIEW, dataset, fresh_folders, recipe  # noqa: F401
 
-PLENTY = 2**40
 DRAWN = dataclasses.replace(NO_PREVIEW, steps=1, prompt="picture 0\npicture 1", negative="blurry", width=32, height=32)
 MOVED = ("bytes brought", "bytes put aside", "models gone through for loading")
 
@@ -28,25 +25,6 @@ MOVED = ("bytes brought", "bytes put aside", "models gone through for loading")
 def nothing_is_encoded_yet(monkeypatch, tmp_path):
     """Else what other tests have encoded would decide which models are loaded."""
     monkeypatch.setattr(host, "cache_folder", lambda: tmp_path / "cache")
-
-
-@pytest.fixture
-def loaded(comfyui):
-    """``loaded(kind, memory)``: a model as a graph has it, on a device that is pretended until the test ends."""
-    with ExitStack() as stack:
-
-        def load(kind: str = "plain", memory: int = PLENTY):
-            import comfy.model_management
-            import comfy.model_patcher
-
-            with torch.inference_mode():
-                comfy.model_management.unload_all_models()  # those of other tests
-            if kind == "dynamic" and not hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
-                pytest.skip("this host pages nothing in")
-            stack.enter_context(_counts.pretended(memory, dynamic=kind == "dynamic"))
-            return load_model("sd3")
-
-        yield load
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +82,7 @@ def test_prompts_are_encoded_once_and_everything_is_identified_once(loaded, held
     t, told, roots = loaded(), Counter(), Counter()
     real = host.TextEncoder.for_sampling
     monkeypatch.setattr(host.TextEncoder, "for_sampling", lambda self, text: told.update([text]) or real(self, text))
-    for part in ("model", "text", "pictures"):
+    for part in ("model_facts", "text", "pictures"):
         module = getattr(host, part)
         real_identity = module.identity_of
 

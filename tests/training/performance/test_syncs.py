@@ -6,10 +6,8 @@ computer wait for a number - ``item``, ``tolist``, ``bool``, a copy back, a sear
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -40,45 +38,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...conftest import GPU, pretend_gpu
 from ..test_job import dataset, recipe  # noqa: F401
+from .on_meta import META, WithoutNumbers, memory_of_meta  # noqa: F401
 
 STEPS = 6
-META = torch.device("meta")
-
-
-class WithoutNumbers(host.Model):
-    """A model on a device that cannot be read."""
-
-    def __init__(self, model: host.Model):
-        super().__init__(model.patcher)
-        with model.hold():
-            self.base = copy.copy(model.base)
-            self.base.__dict__["_modules"] = dict(model.base._modules)
-            for name in ("diffusion_model", "model_sampling"):
-                setattr(self.base, name, copy.deepcopy(getattr(model.base, name)).to(META))
-
-    @property
-    def device(self) -> torch.device:
-        return META
-
-    @contextmanager
-    def hold(self, text: Any = None, offload: float = 0.0) -> Iterator[None]:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-
-
-@pytest.fixture(autouse=True)
-def memory_of_meta(comfyui, monkeypatch):
-    """The host asks how much memory a device has before it chooses how to compute attention; it does not know this one."""
-    import comfy.model_management as management
-
-    real = management.get_free_memory
-
-    def free(device=None, torch_free_too=False):
-        if device is None or device.type != "meta":
-            return real(device, torch_free_too)
-        return (2**40, 2**40) if torch_free_too else 2**40
-
-    monkeypatch.setattr(management, "get_free_memory", free)
 
 
 def steps_begun(t, pictures: Dataset, folder, config: TrainingConfig, interval: float = 1e9) -> int:

@@ -1,0 +1,124 @@
+"""Holding a MODEL for training: on its device, outside inference mode, differentiable, and afterwards as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management
+import torch
+from torch import nn
+
+from ..config import BaseWeights
+from ..performance.block_offload import Traffic, kept_away, scattered
+from ..performance.eight_bit_layers import in_eight_bits, remark
+from ..performance.frozen_layers import lightened
+from ..performance.out_of_place import Care
+from ..performance.quantised_layers import unpacking
+from .answering import AnsweringModel
+from .attention import differentiable_attention
+from .text import TextEncoder
+from .twins import put_twin_aside, resident
+from .weights import lay_aside, put_back, without_inference_tensors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+held: list[HeldModel] = []
+"""Models that a loop holds now, which nothing may put aside."""
+
+
+class HeldModel(AnsweringModel):
+    """A model that is trained beside."""
+
+    def __init__(self, patcher: Any):
+        super().__init__(patcher)
+        self._room: int | None = None
+        self._parts: dict[nn.Module, list[nn.Module]] = {}
+        self._origin = patcher
+        self._base_weights: BaseWeights = "as loaded"
+
+    def for_training(self, dtype: torch.dtype | None, base_weights: BaseWeights = "as loaded") -> Self:
+        """This model as the loop can hold it, with its arithmetic in ``dtype`` (None: as loaded); its weights stay as they are,
+        but while it is held, for which ``base_weights`` may ask for eight bits.
+
+        A model whose weights the host pages in op by op may lose them between forward and backward, so its resident twin is
+        taken, which the host itself makes.
+        """
+        patcher = resident(self.patcher, "model")
+        if dtype is not None and dtype != type(self)(patcher).compute_dtype:
+            patcher = patcher.clone()
+            patcher.set_model_compute_dtype(dtype)
+        changed = type(self)(patcher)
+        changed._compute_dtype, changed._origin, changed._base_weights = dtype, self.patcher, base_weights
+        return changed
+
+    def remark(self) -> str:
+        """What comes of holding its weights otherwise than as loaded, in a sentence; empty where they are as loaded."""
+        return remark(self.blocks(), self._base_weights) if self._base_weights != "as loaded" else ""
+
+    def retire(self) -> None:
+        """After a run: a twin that was made for it goes back to main memory; the graph's own model stays where it is."""
+        put_twin_aside(self.patcher, self._origin)
+
+    def leave_room(self, needed: int | None) -> None:
+        """From the next ``hold`` on, so many bytes are to be free beside the weights; None: as many as there can be.
+
+        The host puts other models aside for that, but only as far as it has to.
+        """
+        self._room = needed
+
+    @contextmanager
+    def hold(self, text: TextEncoder | None = None, offload: float | Traffic = 0.0) -> Iterator[None]:
+        """The model on its device, outside inference mode, differentiable, and afterwards exactly as it was found.
+
+        Weights made by other nodes are inference tensors, which autograd refuses; meanwhile ordinary tensors over the very
+        same storage stand in their places, so nothing is copied. ``text`` is held as well, for training it. The weights of the
+        blocks that ``offload`` names, or of this share of them (0 to 1), stay in main memory until they are used.
+        """
+        blocks = self.blocks() if offload else []
+        traffic = offload if isinstance(offload, Traffic) else Traffic(scattered(len(blocks), offload))
+        offloaded = [blocks[i] for i in traffic.away]
+        management = comfy.model_management
+        patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
+        rounded = self._base_weights if self._base_weights != "as loaded" else None
+        with torch.inference_mode(False), torch.enable_grad():
+            # Asking for all memory makes the host put every other model aside, and leave in main memory what need not be on the
+            # device; on a CPU it has no effect. What it moves in inference mode stays what a graph has made.
+            stays_home = bool(offloaded) or rounded is not None
+            room = 1e20 if self._room is None or stays_home else self._room
+            with torch.inference_mode():
+                if rounded and self.device.type != "cpu":
+                    lay_aside(self.patcher)  # what is there already, the host would leave there
+                management.load_models_gpu(patchers, memory_required=room, force_full_load=not stays_home)
+            with ExitStack() as stack:
+                # Each of these is undone even if what comes after it fails, as other nodes' callbacks may.
+                modules = [module for patcher in patchers for module in self._modules(patcher.model)]
+                stack.callback(put_back, without_inference_tensors(modules))
+                # Here, before there are hooks of our own; and once, since it learns which forms are harmless.
+                self._care = self._care or Care(self._is_trusted(self._modules(self.base)))
+                held.append(self)
+                stack.callback(held.remove, self)
+                if hasattr(management, "in_training"):
+                    stack.callback(setattr, management, "in_training", management.in_training)
+                    management.in_training = True
+                stack.callback(self.patcher.cleanup)
+                self.patcher.pre_run()
+                if rounded:
+                    stack.enter_context(in_eight_bits(self.blocks(), rounded, self.device, offloaded))
+                for patcher in patchers:
+                    # What the host has left in main memory it would bring for each operation, through a buffer that the next
+                    # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
+                    away = offloaded if patcher is self.patcher else []
+                    stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device, traffic))
+                stack.enter_context(differentiable_attention())
+                stack.enter_context(unpacking(modules))
+                stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))
+                yield
+
+    def _modules(self, root: nn.Module) -> list[nn.Module]:
+        """All of them, found when the model is held first; those of a loaded model stay, while their tensors may change."""
+        if root not in self._parts:
+            self._parts[root] = list(root.modules())
+        return self._parts[root]
