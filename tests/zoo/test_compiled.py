@@ -24,8 +24,8 @@ COUNTS = {"SD 1.5": 7, "SDXL": 7, "Flux dev": 2, "Krea 2": 1}
 """Compilations of some models' first size, counted by hand: a UNet's transformer blocks at two sizes, its residual blocks by
 their widths and sizes, one way down and one up; Flux's two kinds."""
 MORE = {"HiDream I1": 1, "Wan 2.1, one frame": 1, "Wan 2.2 5B, one frame": 1}
-"""Compilations beyond one for each kind, which must not grow. HiDream's sends tokens to experts by a mask; why Wan's blocks
-make a second one is not known."""
+"""Compilations beyond one for each kind, which must not grow. HiDream's sends tokens to experts by a mask; what Wan's first block
+reads was transposed, and lies in another order than what the others read."""
 DEPTHS = {"depth", "depth_single_blocks", "n_layers", "num_layers", "num_blocks", "num_visual_blocks", "layers"}
 
 
