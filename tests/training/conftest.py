@@ -59,9 +59,14 @@ def tiny(comfyui) -> Callable[[str], SimpleNamespace]:
     loaded: dict[str, SimpleNamespace] = {}
 
     def get(name: str) -> SimpleNamespace:
+        from lora_atelier.training.host.weights import mended
+
         if name not in loaded:
             loaded[name] = load_model(name)
-        return loaded[name]
+        found = loaded[name]
+        for patcher in (found.model.patcher, found.text and found.text.clip.patcher, found.codec and found.codec.vae.patcher):
+            mended(patcher)  # as the pack does with whatever a node is given: another test may have made the host move it
+        return found
 
     return get
 
