@@ -3,12 +3,12 @@
 import { app } from "../../scripts/app.js";
 import { addPanel, make } from "./lib/dom.js";
 import { text } from "./lib/text.js";
+import { account } from "./lib/told.js";
 
 const NODES = ["LoadDataset", "DatasetFromNodes", "AutoCaption", "RenderRegularisation"];
-const SHOWN = 3; // warnings that are not folded
 const [LEAST, MOST] = [40, 420]; // heights in pixels; what is longer scrolls
 
-class Account {
+class Panel {
   constructor(node) {
     this.inner = make("div", { class: "atelier-told" });
     this.element = make("div", { class: "atelier-scroll", tabindex: 0, role: "status", "aria-label": text("told"), "data-capture-wheel": "true" }, this.inner);
@@ -26,24 +26,9 @@ class Account {
     this.panel.fit();
   }
 
-  say({ counts = [], warnings = [], notes = [], tables = [] }) {
-    const lines = (sentences, kind) => sentences.map((sentence) => make("p", { class: `atelier-note ${kind}` }, sentence));
-    const folded = (title, ...inside) => make("details", {}, make("summary", {}, title), ...inside);
-    const rest = warnings.slice(SHOWN);
-    this.inner.replaceChildren(
-      ...lines(warnings.slice(0, SHOWN), "atelier-warning"),
-      ...(rest.length ? [folded(text(rest.length === 1 ? "moreWarning" : "moreWarnings", { count: rest.length }), ...lines(rest, "atelier-warning"))] : []),
-      ...lines(counts, ""),
-      ...(notes.length ? [folded(text(notes.length === 1 ? "oneNote" : "notes", { count: notes.length }), ...lines(notes, ""))] : []),
-      ...tables.map((table) => folded(`${table.title} (${table.rows.length + table.more})`, ...this.table(table))),
-    );
+  say(told) {
+    this.inner.replaceChildren(...account(told));
     this.grow();
-  }
-
-  table({ columns, rows, more }) {
-    const line = (tag, cells) => make("tr", {}, ...cells.map((cell) => make(tag, {}, cell)));
-    const body = make("table", {}, make("thead", {}, line("th", columns)), make("tbody", {}, ...rows.map((row) => line("td", row))));
-    return more ? [body, make("p", { class: "atelier-note" }, text("moreRows", { count: more }))] : [body];
   }
 
   end() {
@@ -55,21 +40,21 @@ app.registerExtension({
   name: "lora-atelier.told",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!NODES.includes(nodeData.name)) return;
-    const accounts = new Map();
+    const panels = new Map();
     const executed = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output, ...args) {
       const answer = executed?.apply(this, [output, ...args]);
       const [told] = output?.told ?? [];
       if (told) {
-        if (!accounts.has(this)) accounts.set(this, new Account(this)); // no room is taken before there is something to say
-        accounts.get(this).say(told);
+        if (!panels.has(this)) panels.set(this, new Panel(this)); // no room is taken before there is something to say
+        panels.get(this).say(told);
       }
       return answer;
     };
     const removed = nodeType.prototype.onRemoved;
     nodeType.prototype.onRemoved = function (...args) {
-      accounts.get(this)?.end();
-      accounts.delete(this);
+      panels.get(this)?.end();
+      panels.delete(this);
       return removed?.apply(this, args);
     };
   },

@@ -270,7 +270,8 @@ def run_state(name: str, since: int, newest: bool) -> dict[str, Any]:
     now = live.find(name)
     for sample in state["samples"]:
         sample |= host.shown_picture(runs / name / SAMPLES_FOLDER / sample.pop("file"))
-    return {**state, "live": now.status() if now is not None else None}
+    folder = host.lora_name(host.loras_folder() / name)
+    return {**state, "folder": folder, "live": now.status() if now is not None else None}
 
 
 async def _apart(work: Callable[..., Any], *values: Any) -> Any:

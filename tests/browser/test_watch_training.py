@@ -52,9 +52,25 @@ def test_the_chart_moves_and_outlives_a_reload(seen: dict[str, Any]) -> None:
     assert [label for _, label, _ in seen["reloaded"]["buttons"] if not label] == []
 
 
+def test_the_run_tells_its_name_its_settings_and_what_it_expects(seen: dict[str, Any]) -> None:
+    assert seen["later"]["state"] in (f"{seen['name']} · training", f"{seen['name']} · drawing samples")
+    account = seen["account"]
+    assert "10000 steps in 5000 epochs" in account and "MB a file" in account
+    assert "needs about" in account and "time: about" in account
+    assert "a guess from 2 timed passes" in account or "as fast as" in account
+    for setting in ("rank: 2", "optimizer: AdamW", "learning_rate: 0.001", "sample_every_steps: 25"):
+        assert setting in account, account
+
+
+def test_the_end_names_the_file_and_no_time_is_left(seen: dict[str, Any]) -> None:
+    text = seen["finished"]["text"]
+    assert "Model saved, 2 files, the last:" in text and f"{seen['name']}/{seen['name']}.safetensors" in text
+    assert "0:00 left" not in text
+
+
 def test_stop_and_keep_goes_on_with_the_workflow(seen: dict[str, Any]) -> None:
     assert seen["ended"]["name"] == "execution_success", seen["ended"]
-    assert seen["finished"]["state"].startswith("finished at step")
+    assert seen["finished"]["state"].startswith(f"{seen['name']} · finished at step")
     assert seen["finished"]["samples"] >= 2
     assert all(disabled for _, _, disabled in seen["finished"]["buttons"])
     files = sorted(path.name for path in (seen["host"].loras / "lora-atelier" / seen["name"]).iterdir())

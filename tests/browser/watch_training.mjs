@@ -71,6 +71,13 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   await page.waitForFunction(`(${points})() > 30`, null, limit);
   seen.later = await panel(page);
   await shot("training");
+  seen.account = await page.evaluate(() => {
+    const place = document.querySelector("[data-run] .atelier-account");
+    for (const fold of place.querySelectorAll("details")) fold.open = true;
+    return place.innerText;
+  });
+  await page.waitForTimeout(1000);
+  await shot("account");
 
   await page.reload();
   await ready();
@@ -83,7 +90,7 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
 
   // By the keyboard alone.
   await page.locator("[data-run] select").focus();
-  for (let i = 0; i < 3 && !(await page.evaluate(() => document.activeElement?.innerText?.startsWith("Save now"))); i++) {
+  for (let i = 0; i < 6 && !(await page.evaluate(() => document.activeElement?.innerText?.startsWith("Save now"))); i++) {
     await page.keyboard.press("Tab");
   }
   await page.keyboard.press("Enter");

@@ -5,7 +5,7 @@ are small functions for folders, progress and files. Features are detected, vers
 """
 
 from .detect import Outline, family_of, outline, outline_of
-from .devices import free_bytes, free_memory, make_room, memory, torch_device
+from .devices import device_name, free_bytes, free_memory, make_room, memory, torch_device
 from .folders import (
     all_loras_folder,
     cache_folder,
@@ -43,6 +43,7 @@ __all__ = [
     "check_interrupt",
     "dataset_root",
     "dataset_roots",
+    "device_name",
     "family_of",
     "free_bytes",
     "free_memory",
