@@ -2,10 +2,11 @@
 // server's; this file only asks for them when something has changed, and draws.
 import { app } from "../../scripts/app.js";
 import { addPanel, make, root } from "./lib/dom.js";
-import { datasetsOf, loaderOf, trainersOf, valuesOf } from "./lib/graph.js";
+import { datasetsOf, gridsOf, loaderOf, trainersOf, valuesOf } from "./lib/graph.js";
 import { draw, plot, sizeText } from "./lib/plot.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
+import { warned } from "./lib/told.js";
 
 const EVERY = 300; // ms between two looks at the widgets; what has not changed since the last look is asked for
 const HEIGHT = 150;
@@ -20,12 +21,15 @@ class Outlook {
     this.facts = make("div", { class: "atelier-row" });
     this.axis = make("div", { class: "atelier-row atelier-axis" });
     this.bad = make("p", { class: "atelier-note atelier-bad", role: "status" });
+    this.warnings = make("div", { class: "atelier-told", role: "status" });
     this.notes = make("p", { class: "atelier-note", role: "status" });
     this.family = make("p", { class: "atelier-note", role: "status" });
     const drawing = make("div", { class: "atelier-plot" }, this.svg);
-    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.notes, this.family);
+    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.warnings, this.notes, this.family);
     this.panel = addPanel(node, "outlook", this.element, () => HEIGHT + this.room());
     this.panel.fit();
+    this.watch = new ResizeObserver(() => this.warnings.offsetHeight && this.panel.fit());
+    this.watch.observe(this.warnings);
     this.seen = this.asked = "";
     this.number = 0;
   }
@@ -33,14 +37,19 @@ class Outlook {
   /** Pixels of the sentences below the drawing, by about how many lines they take. */
   room() {
     const lines = (place) => (place.textContent ? Math.max(2, Math.ceil(place.textContent.length / 60)) : 0);
-    return 17 * [this.bad, this.notes, this.family].reduce((sum, place) => sum + lines(place), 0);
+    const others = [this.bad, this.notes, this.family].reduce((sum, place) => sum + lines(place), 0);
+    return 17 * others + this.warnings.offsetHeight;
   }
 
   question() {
     const values = valuesOf(this.node);
     const widgets = Object.fromEntries(Object.entries(values).filter(([name]) => this.names.includes(name)));
     const [train] = trainersOf(this.node, root());
-    return { widgets, datasets: train ? datasetsOf(train, root()) : null, model: train ? loaderOf(train, root()) : null };
+    if (!train) return { widgets, datasets: null, model: null };
+    const { preview_prompt: prompt = "", preview_steps: drawn } = valuesOf(train);
+    const grids = gridsOf(train, root()).map((grid) => valuesOf(grid).which_epochs).filter((which) => typeof which === "string");
+    const samples = drawn ? Math.max(1, prompt.split("\n").filter((line) => line.trim()).length) : 0;
+    return { widgets, datasets: datasetsOf(train, root()), model: loaderOf(train, root()), grids, samples };
   }
 
   look() {
@@ -70,8 +79,17 @@ class Outlook {
     this.panel.fit();
   }
 
-  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, notes, sentence }) {
+  warn(sentences) {
+    const now = sentences.join("\n");
+    if (now === this.cautions) return;
+    this.cautions = now;
+    this.warnings.replaceChildren(...warned(sentences));
+    this.panel.fit();
+  }
+
+  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, notes, warnings = [], sentence }) {
     this.say(this.bad, sentence ?? "");
+    this.warn(warnings);
     this.say(this.notes, (notes ?? []).join(" "));
     this.svg.style.opacity = points ? 1 : 0.2;
     if (!points) return;
@@ -115,6 +133,7 @@ app.registerExtension({
     };
     const removed = nodeType.prototype.onRemoved;
     nodeType.prototype.onRemoved = function (...args) {
+      panels.get(this)?.watch.disconnect();
       panels.delete(this);
       return removed?.apply(this, args);
     };

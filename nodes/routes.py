@@ -26,8 +26,10 @@ from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
 from ..training.dataset.steps_ahead import SubsetSource, steps_per_epoch
 from ..training.errors import AtelierError
 from ..training.estimate import activations
+from ..training.estimate.cautions import Prospect, cautions, expected_files
 from ..training.estimate.recipe import look_ahead, sizes
-from ..training.files import parse_json
+from ..training.files import parse_json, room_on_disk
+from ..training.grid.foreseen import missing_epochs
 from ..training.performance.memory import Activations
 from ..training.performance.thrift import Thrift
 from ..training.runs import live, reader
@@ -193,8 +195,55 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     ahead = tried(lambda: look_ahead(config, steps)) if config else None
     model = tried(lambda: model_of(values.get("model")))
     expected = (tried(lambda: _sizes(config, model, sources)) if config and model else None) or Sizes()
+    grids, samples = grids_of(values.get("grids")), samples_of(values.get("samples"))
+    warned: list[str] = []
+    if config:
+        prospect = _prospect(config, steps, expected, model, sources, samples)
+        warned = [*missing_epochs(grids, expected_files(prospect)), *cautions(prospect)]
     drawn = dataclasses.asdict(ahead) if ahead else {}
-    return {**drawn, **dataclasses.asdict(expected), "sentence": sentences[0] if sentences else ""}
+    drawn["notes"] = [note for note in drawn.get("notes", ()) if note not in warned]
+    told = [sentence for sentence in warned if sentence not in sentences]
+    shown = {name: value for name, value in dataclasses.asdict(expected).items() if name != "state"}
+    return {**drawn, **shown, "warnings": told, "sentence": sentences[0] if sentences else ""}
+
+
+def grids_of(values: Any) -> tuple[str, ...]:
+    """``which_epochs`` of the grids behind a run."""
+    if values is None:
+        return ()
+    fits = isinstance(values, list) and len(values) <= MOST_DATASETS
+    if not fits or not all(isinstance(text, str) and len(text) <= LONGEST for text in values):
+        raise Refused(400, "grids: a list of texts is needed.")
+    return tuple(values)
+
+
+def samples_of(value: Any) -> int:
+    """Pictures that Train LoRA draws at every save."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LONGEST:
+        raise Refused(400, f"samples: a number up to {LONGEST} is needed.")
+    return value
+
+
+def _prospect(
+    config: TrainingConfig,
+    steps: int | None,
+    expected: Sizes,
+    model: Path | None,
+    sources: list[SubsetSource] | None,
+    samples: int,
+) -> Prospect:
+    """What is known of the run that these make."""
+    sets = [source.config for source in sources or ()]
+    outline = None if model is None else _outline(model, model.stat().st_mtime_ns, None)
+    return Prospect(
+        config, steps, expected.bytes, expected.state, room_on_disk(host.loras_folder()),
+        model.stem if model else "", outline.family if outline else "",
+        outline.stored.needed(Thrift(0, 0)) if outline else None,
+        tuple(subset.resolution for subset in sets if subset.role == "training"), host.torch_device().type, samples,
+        any(subset.crop == "focus" for subset in sets),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +256,8 @@ class Sizes:
     """Of the model's weights, the adapter and its optimizer."""
     activations: int | None = None
     """Of what a step keeps, which comes on top."""
+    state: int | None = None
+    """Of what a run keeps on the disk to go on."""
 
 
 def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | None) -> Sizes:
@@ -225,7 +276,7 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | Non
         largest = max((source.config for source in sources), key=lambda subset: subset.resolution**2 * subset.batch_size)
         kept = _activations(path, changed, config.network, dtype, largest.resolution)
         activations = None if kept is None else kept.needed(thrift, config, largest.batch_size)
-    return Sizes(size, outline.stored.needed(thrift) + adapter, activations)
+    return Sizes(size, outline.stored.needed(thrift) + adapter, activations, adapter)
 
 
 @lru_cache(maxsize=2)
@@ -282,7 +333,7 @@ async def _apart(work: Callable[..., Any], *values: Any) -> Any:
 @table.post(f"{PREFIX}/outlook")
 @answered
 async def post_outlook(request: web.Request) -> Any:
-    return await _apart(outlook, await body_of(request, fields=("widgets", "datasets", "model")))
+    return await _apart(outlook, await body_of(request, fields=("widgets", "datasets", "model", "grids", "samples")))
 
 
 @table.post(f"{PREFIX}/family")

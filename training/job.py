@@ -27,9 +27,11 @@ from .dataset.samples import Dataset, counted
 from .dataset.scan import refresh_captions
 from .errors import AtelierError, NotFinite
 from .estimate import preflight, step_time
+from .estimate.cautions import Prospect, cautions
 from .evaluation.early_stopping import Verdict
 from .evaluation.validation import Validation
 from .families import family_named, remark
+from .files import room_on_disk
 from .loop import train
 from .network import lora_file
 from .network.adapter import Adapter
@@ -121,6 +123,17 @@ class Job:
     graph: Mapping[str, str]
     show: Callable[[str], None]
     encoded: EncodedDataset
+    model_name: str = ""
+    """Of the file that the model was loaded from, if that is known."""
+
+    def prospect(self, file_bytes: int, state_bytes: int) -> Prospect:
+        """What there is to be cautious of before the first step."""
+        training = [subset.config for subset in self.dataset.subsets if subset.config.role == "training" and not subset.ready]
+        return Prospect(
+            self.config, self.plan.steps_per_epoch, file_bytes, state_bytes, room_on_disk(host.loras_folder()),
+            self.model_name, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
+            self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
+        )  # fmt: skip
 
     @property
     def learns_text(self) -> bool:
@@ -187,8 +200,10 @@ def run_training(
     graph: Mapping[str, str],
     show: Callable[[str], None] = lambda _: None,
     node: str = "",
+    model_name: str = "",
 ) -> Trained:
-    """Trains, or goes on with, the run that these inputs describe. ``show`` receives a line of status for the node ``node``.
+    """Trains, or goes on with, the run that these inputs describe. ``show`` receives a line of status for the node ``node``;
+    ``model_name``: of the file that the model was loaded from, if that is known.
 
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
@@ -211,8 +226,9 @@ def run_training(
         plan = Plan(dataset, config.seed)
         encoded = EncodedDataset(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
         job = Job(
-            model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded
-        )
+            model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded,
+            model_name,
+        )  # fmt: skip
         _check_texts(job)
         with job.open(when) as opened:
             return _trained(job, opened, node)
@@ -359,10 +375,16 @@ def _train(job: Job, run: Run, now: live.Live, account: Account) -> None:
     if unknown := remark(job.model.family):
         account.add("notes", unknown)
         log.info("%s: %s", run.name, unknown)
+    shapes = [tuple(p.shape) for p in adapter.parameters()]
+    warned = cautions(job.prospect(size, memory.adapter_needs(shapes, job.config)))
+    for caution in warned:
+        account.add("warnings", caution)
+        log.warning("%s: %s", run.name, caution)
     rates = [group["rate"] for group in adapter.parameter_groups()]
     for note in remarks(job.config.optimizer, job.total, epochs, rates):
-        account.add("notes", note)
-        log.info("%s: %s", run.name, note)
+        if note not in warned:
+            account.add("notes", note)
+            log.info("%s: %s", run.name, note)
     advance = host.progress(job.total)
 
     def say(line: str, step: int | None = None) -> None:

@@ -97,3 +97,9 @@ export function datasetsOf(train, root) {
   }
   return found.length ? found : null;
 }
+
+/** The Epoch Weight Grid nodes that show the run of a Train LoRA node. */
+export function gridsOf(train, root) {
+  const shows = (grid) => [...before(grid, [inputOf(grid, "epochs")].filter(Boolean), root)].includes(train);
+  return allNodes(root).filter((node) => node.comfyClass === "EpochWeightGrid" && node.mode !== BYPASSED && shows(node));
+}

@@ -23,7 +23,7 @@ def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pyte
     name = "watched-vue" if request.param else "watched-classic"
     widgets = {
         "LoadDataset": {"repeats": 1}, "ConfigureLoRA": {**LONG, "name": name}, "TrainLoRA": {"preview_steps": 1},
-        "EpochWeightGrid": {"steps": 1, "prompts": "a fox", "strengths": "1.0"}, "KSampler": {"steps": 1},
+        "EpochWeightGrid": {"steps": 1, "prompts": "a fox", "strengths": "1.0", "which_epochs": "all"}, "KSampler": {"steps": 1},
     }  # fmt: skip
     try:
         found = drive("watch_training", host, shots, workflow=WORKFLOW, widgets=widgets, **look(request.param))
@@ -37,6 +37,15 @@ def test_the_recipe_is_seen_before_it_is_queued(seen: dict[str, Any]) -> None:
     assert "6 steps an epoch" in seen["outlook"]["text"] and seen["outlook"]["total"] == "48"
     assert "file about" in seen["outlook"]["text"] and "cosine: 2e-3" in seen["outlook"]["label"]
     assert "warmup: 10 steps, but the run has only 5" in seen["contradiction"]
+
+
+def test_what_will_go_wrong_is_told_before_it_is_queued(seen: dict[str, Any]) -> None:
+    """Rate 1 with AdamW, an epoch that the run does not have, 12,500 files."""
+    told = seen["cautions"]
+    assert [one for one in told if one.startswith("which_epochs: the run will save none of '20000'")]
+    assert [one for one in told if one.startswith("learning rate: 1 is far too high for AdamW")]
+    assert [one for one in told if one.startswith("save_every: 12,500 files would be saved")]
+    assert seen["cautioned"].count("far too high") == 1, "each is said once"
 
 
 def test_the_preset_of_the_model_is_filled_in(seen: dict[str, Any]) -> None:
@@ -55,7 +64,7 @@ def test_the_chart_moves_and_outlives_a_reload(seen: dict[str, Any]) -> None:
 def test_the_run_tells_its_name_its_settings_and_what_it_expects(seen: dict[str, Any]) -> None:
     assert seen["later"]["state"] in (f"{seen['name']} · training", f"{seen['name']} · drawing samples")
     account = seen["account"]
-    assert "10000 steps in 5000 epochs" in account and "MB a file" in account
+    assert "10000 steps in 5000 epochs" in account and "kB a file" in account
     assert "needs about" in account and "time: about" in account
     assert "a guess from 2 timed passes" in account or "as fast as" in account
     for setting in ("rank: 2", "optimizer: AdamW", "learning_rate: 0.001", "sample_every_steps: 25"):

@@ -60,6 +60,15 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   await page.waitForFunction(() => document.querySelector(".atelier-bad")?.innerText.includes("warmup"), null, limit);
   seen.contradiction = (await outlook()).text;
   await shot("contradiction");
+  seen.unset.push(...await set(page, {
+    ConfigureLoRA: { warmup_steps: 0, max_steps: 0, schedule: "constant", learning_rate: 1, epochs: 12500, save_every: 1 },
+    EpochWeightGrid: { which_epochs: "20000" },
+  }));
+  await page.waitForFunction(() => [...document.querySelectorAll(".atelier-warning")].some((one) => one.textContent.includes("which_epochs")), null, limit);
+  await page.waitForTimeout(800);
+  seen.cautions = await page.evaluate(() => [...document.querySelectorAll(".atelier-warning")].map((one) => one.textContent));
+  seen.cautioned = (await outlook()).text;
+  await shot("cautions");
 
   // The run.
   seen.unset.push(...await set(page, task.widgets));

@@ -122,6 +122,26 @@ def test_the_curve_is_that_of_the_recipe(routes):
     assert points[60] == pytest.approx(1e-4) and points[109] == pytest.approx(2e-6)
 
 
+def test_what_will_go_wrong_is_told_with_the_outlook(routes, folder):
+    """A rate that belongs to another optimizer, an epoch that will not be there, a package's name, pictures by the thousands."""
+    datasets = [{"folder": folder, "resolution": 64, "bucket_step": 8, "batch_size": 2, "repeats": 3}]
+    body = {"widgets": {"learning_rate": 1.0, "epochs": 4}, "datasets": datasets, "grids": ["2, 9", "all"], "samples": 2}
+    _, ahead = post(routes, "outlook", body)
+    assert [one.split(":")[0] for one in ahead["warnings"]] == ["which_epochs", "learning rate"]
+    assert "will not save 9" in ahead["warnings"][0] and ahead["sentence"] == ""
+    assert not set(ahead["warnings"]) & set(ahead["notes"]), "each is said once"
+    _, ahead = post(routes, "outlook", {**body, "widgets": {"epochs": 4}, "grids": ["2"]})
+    assert ahead["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    "body", [{"grids": "all"}, {"grids": [3]}, {"grids": ["a"] * 65}, {"samples": -1}, {"samples": True}, {"samples": "x"}]
+)
+def test_what_is_asked_besides_is_checked(routes, body):
+    status, answer = post(routes, "outlook", {"widgets": {}, **body})
+    assert status == 400 and answer["error"].startswith(next(iter(body)))
+
+
 def test_steps_come_from_the_connected_folders(routes, folder):
     datasets = [{"folder": folder, "resolution": 64, "bucket_step": 8, "batch_size": 2, "repeats": 3}]
     _, ahead = post(routes, "outlook", {"widgets": {"epochs": 4}, "datasets": datasets})

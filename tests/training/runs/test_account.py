@@ -70,6 +70,16 @@ def test_what_the_forecast_changed_is_a_warning(tiny, dataset, monkeypatch) -> N
     assert any("For this run gradient_checkpointing is on" in line for line in found), found
 
 
+def test_cautions_are_repeated_when_the_run_starts(tiny, dataset, caplog) -> None:  # noqa: F811
+    config = recipe("warned", optimizer=OptimizerConfig("SGD", 1e-6), length=LengthConfig(max_steps=1))
+    go(tiny("sd15"), dataset, config, model_name="my_turbo")
+    told = reader.state("warned", host.runs_folder())["account"]
+    assert [one.split(":")[0] for one in told["warnings"][:2]] == ["learning rate", "model"]
+    assert not set(told["warnings"]) & set(told["notes"])
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("my_turbo" in line and "guess" in line for line in logged)
+
+
 def test_after_the_last_step_no_time_is_left() -> None:
     at = [status_line(Progress(step, 10, 1, 1, 0.5, 1e-4, 2.0, (10 - step) / 2)) for step in (9, 10)]
     assert at[0].endswith("0:00 left") and "left" not in at[1]
