@@ -2,7 +2,7 @@
 // server's; this file only asks for them when something has changed, and draws.
 import { app } from "../../scripts/app.js";
 import { addPanel, make, root } from "./lib/dom.js";
-import { datasetsOf, gridsOf, loaderOf, trainersOf, valuesOf } from "./lib/graph.js";
+import { datasetsOf, gridsOf, loaderOf, textsOf, trainersOf, valuesOf } from "./lib/graph.js";
 import { draw, plot, sizeText } from "./lib/plot.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
@@ -49,7 +49,8 @@ class Outlook {
     const { preview_prompt: prompt = "", preview_steps: drawn } = valuesOf(train);
     const grids = gridsOf(train, root()).map((grid) => valuesOf(grid).which_epochs).filter((which) => typeof which === "string");
     const samples = drawn ? Math.max(1, prompt.split("\n").filter((line) => line.trim()).length) : 0;
-    return { widgets, datasets: datasetsOf(train, root()), model: loaderOf(train, root()), grids, samples };
+    const texts = textsOf(train, root());
+    return { widgets, datasets: datasetsOf(train, root()), model: loaderOf(train, root()), texts, grids, samples };
   }
 
   look() {

@@ -178,6 +178,15 @@ def model_of(values: Any) -> Path | None:
     return host.model_file(text_of(values, "widget"), text_of(values, "file"))
 
 
+def texts_of(values: Any) -> tuple[Path, ...]:
+    """The files of the loader in front of a run's text encoder."""
+    if values is None:
+        return ()
+    if not isinstance(values, list) or len(values) > 4 or not all(isinstance(one, dict) for one in values):
+        raise Refused(400, "texts: a list of at most 4 objects is needed.")
+    return tuple(host.model_file(text_of(one, "widget"), text_of(one, "file"), host.TEXT_WIDGETS) for one in values)
+
+
 def outlook(values: dict[str, Any]) -> dict[str, Any]:
     """The curve, the steps and what is expected of file and memory; ``sentence`` is what stands in the way of one of them."""
     sentences: list[str] = []
@@ -194,7 +203,8 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     steps = tried(lambda: steps_per_epoch(sources)) if sources else None
     ahead = tried(lambda: look_ahead(config, steps)) if config else None
     model = tried(lambda: model_of(values.get("model")))
-    expected = (tried(lambda: _sizes(config, model, sources)) if config and model else None) or Sizes()
+    texts = tried(lambda: texts_of(values.get("texts"))) or ()
+    expected = (tried(lambda: _sizes(config, model, sources, texts)) if config and model else None) or Sizes()
     grids, samples = grids_of(values.get("grids")), samples_of(values.get("samples"))
     warned: list[str] = []
     if config:
@@ -260,28 +270,36 @@ class Sizes:
     """Of what a run keeps on the disk to go on."""
 
 
-def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | None) -> Sizes:
+def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | None, texts: tuple[Path, ...]) -> Sizes:
     changed = path.stat().st_mtime_ns
     dtype, activations = compute_dtype(config.precision, host.torch_device()), None
     outline = _outline(path, changed, dtype)
     if outline is None:
         return Sizes()
-    size, adapter = sizes(config, outline.layers(), outline.lora_names())
+    learns_text = config.text.encoders != "none"
+    stamps = tuple(text.stat().st_mtime_ns for text in texts)
+    layers, text_bytes = (_text_outline(texts, stamps) if learns_text and texts else None) or (None, 0)
+    size, adapter = sizes(config, outline.layers(), outline.lora_names(), layers)
     if adapter is None:
         return Sizes(size)
     blocks = len(outline.stored.blocks)
     thrift = Thrift.asked(config, blocks, blocks, host.torch_device())
-    if sources:
+    if sources and not learns_text:  # what an encoder keeps is not known before it reads a caption
         # A bucket's area is at most that of the square.
         largest = max((source.config for source in sources), key=lambda subset: subset.resolution**2 * subset.batch_size)
         kept = _activations(path, changed, config.network, dtype, largest.resolution)
         activations = None if kept is None else kept.needed(thrift, config, largest.batch_size)
-    return Sizes(size, outline.stored.needed(thrift) + adapter, activations, adapter)
+    return Sizes(size, outline.stored.needed(thrift) + text_bytes + adapter, activations, adapter)
 
 
 @lru_cache(maxsize=2)
 def _outline(path: Path, _changed: int, dtype: torch.dtype | None) -> host.Outline | None:
     return host.outline(read_header(path), dtype)
+
+
+@lru_cache(maxsize=2)
+def _text_outline(paths: tuple[Path, ...], _changed: tuple[int, ...]) -> tuple[dict[str, torch.nn.Linear], int] | None:
+    return host.text_outline([read_header(path) for path in paths])
 
 
 @lru_cache(maxsize=64)
@@ -333,7 +351,7 @@ async def _apart(work: Callable[..., Any], *values: Any) -> Any:
 @table.post(f"{PREFIX}/outlook")
 @answered
 async def post_outlook(request: web.Request) -> Any:
-    return await _apart(outlook, await body_of(request, fields=("widgets", "datasets", "model", "grids", "samples")))
+    return await _apart(outlook, await body_of(request, fields=("widgets", "datasets", "model", "texts", "grids", "samples")))
 
 
 @table.post(f"{PREFIX}/family")

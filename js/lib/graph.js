@@ -2,6 +2,7 @@
 const OUTSIDE = -10; // where a sub-graph's inputs seem to come from
 const BYPASSED = 4;
 const LOADERS = ["ckpt_name", "unet_name"];
+const TEXTS = /^(ckpt_name|clip_name[1-4]?)$/;
 
 function linkOf(graph, id) {
   return id == null ? null : (graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id] ?? null);
@@ -57,6 +58,15 @@ export function loaderOf(train, root) {
     }
   }
   return null;
+}
+
+/** [{widget, file}] of the loader in front of a Train LoRA node's text encoder. */
+export function textsOf(train, root) {
+  for (const node of before(train, [inputOf(train, "clip")].filter(Boolean), root)) {
+    const named = (node.widgets ?? []).filter((widget) => TEXTS.test(widget.name) && typeof widget.value === "string" && widget.value);
+    if (named.length) return named.map((widget) => ({ widget: widget.name, file: widget.value }));
+  }
+  return [];
 }
 
 /** The Train LoRA nodes that a Configure LoRA node leads to. */

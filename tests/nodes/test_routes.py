@@ -135,7 +135,17 @@ def test_what_will_go_wrong_is_told_with_the_outlook(routes, folder):
 
 
 @pytest.mark.parametrize(
-    "body", [{"grids": "all"}, {"grids": [3]}, {"grids": ["a"] * 65}, {"samples": -1}, {"samples": True}, {"samples": "x"}]
+    "body",
+    [
+        {"grids": "all"},
+        {"grids": [3]},
+        {"grids": ["a"] * 65},
+        {"samples": -1},
+        {"samples": True},
+        {"samples": "x"},
+        {"texts": "x"},
+        {"texts": [1]},
+    ],
 )
 def test_what_is_asked_besides_is_checked(routes, body):
     status, answer = post(routes, "outlook", {"widgets": {}, **body})
@@ -230,6 +240,39 @@ def test_the_files_size_is_that_of_a_file_that_was_written(routes, checkpoint, b
         # Weights, gradients and what a step finds before it is added to them, and AdamW's two means, beside the model's weights.
         trained = sum(p.numel() for p in adapter.parameters())
         assert ahead["memory"] == sum(p.nbytes for p in loaded.base.diffusion_model.parameters()) + 20 * trained
+
+
+@pytest.mark.parametrize("encoders", ["clip", "all"])
+def test_sizes_count_the_text_encoder_as_well(routes, base_directory, tmp_path, encoders):
+    """A whole checkpoint's encoders by its header, against the file that the trainer writes."""
+    import torch
+    from comfy import sd
+    from lora_atelier.tests import tiny_models
+    from lora_atelier.training import host
+    from lora_atelier.training.config import TextConfig, TrainingConfig
+    from lora_atelier.training.network import lora_file
+    from lora_atelier.training.network.adapter import Adapter
+    from lora_atelier.training.network.scope import adaptable_layers, trained_layers
+    from safetensors.torch import save_file
+
+    for family in ("sd15", "sd3"):
+        path = base_directory / "models" / "checkpoints" / f"routes-text-{family}.safetensors"
+        shutil.copy(tiny_models.cached(family), path)
+        patcher, clip, *_ = sd.load_checkpoint_guess_config(str(path), output_vae=False)
+        loaded, config = host.Model(patcher), TrainingConfig("a", text=TextConfig(encoders))
+        layers, names = adaptable_layers(loaded, host.TextEncoder(clip))
+        adapter = Adapter.fresh(trained_layers(layers, config), config.network, 0)
+        save_file(lora_file.to_file(adapter, names, loaded.family, torch.float16, layers), tmp_path / "lora.safetensors")
+        file = {"widget": "ckpt_name", "file": path.name}
+        import folder_paths
+
+        folder_paths.filename_list_cache.clear()
+        body = {"widgets": {"text_encoder": encoders}, "model": file}
+        ahead = post(routes, "outlook", {**body, "texts": [file]})[1]
+        assert ahead["bytes"] == pytest.approx(os.path.getsize(tmp_path / "lora.safetensors"), rel=0.05)
+        assert ahead["memory"] > 20 * sum(p.numel() for p in adapter.parameters())
+        assert post(routes, "outlook", body)[1]["bytes"] is None, "without a loader nobody knows"
+        path.unlink()
 
 
 def test_the_memory_grows_with_the_largest_pictures_of_the_chain(routes, checkpoint, folder):

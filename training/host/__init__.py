@@ -4,9 +4,10 @@ Thin objects wrap what a graph has loaded: ``Model`` (a MODEL), ``TextEncoder`` 
 are small functions for folders, progress and files. Features are detected, versions never compared.
 """
 
-from .detect import Outline, family_of, outline, outline_of
+from .detect import Outline, family_of, outline, outline_of, text_outline
 from .devices import device_name, free_bytes, free_memory, make_room, memory, torch_device
 from .folders import (
+    TEXT_WIDGETS,
     all_loras_folder,
     cache_folder,
     captioner_folder,
@@ -28,6 +29,7 @@ from .text import Conditioning, TextEncoder, TextWriter
 from .weights import patched
 
 __all__ = [
+    "TEXT_WIDGETS",
     "TRUSTED",
     "Conditioning",
     "Model",
@@ -67,5 +69,6 @@ __all__ = [
     "shown_picture",
     "status_of",
     "temp_folder",
+    "text_outline",
     "torch_device",
 ]
