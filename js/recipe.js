@@ -7,9 +7,11 @@ import { draw, plot, sizeText } from "./lib/plot.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
 import { warned } from "./lib/told.js";
+import { tell } from "./told.js";
 
 const EVERY = 300; // ms between two looks at the widgets; what has not changed since the last look is asked for
 const HEIGHT = 150;
+const AXES = ["which_epochs", "strengths", "more_seeds", "prompts"]; // of a grid that shows the run: checked as they are typed
 const NOT_ASKED = ["preset", "seed", "comment"]; // they change nothing of what is drawn
 
 class Outlook {
@@ -47,7 +49,8 @@ class Outlook {
     const [train] = trainersOf(this.node, root());
     if (!train) return { widgets, datasets: null, model: null };
     const { preview_prompt: prompt = "", preview_steps: drawn } = valuesOf(train);
-    const grids = gridsOf(train, root()).map((grid) => valuesOf(grid).which_epochs).filter((which) => typeof which === "string");
+    this.grids = gridsOf(train, root());
+    const grids = this.grids.map((grid) => Object.fromEntries(Object.entries(valuesOf(grid)).filter(([name]) => AXES.includes(name))));
     const samples = drawn ? Math.max(1, prompt.split("\n").filter((line) => line.trim()).length) : 0;
     const texts = textsOf(train, root());
     return { widgets, datasets: datasetsOf(train, root()), model: loaderOf(train, root()), texts, grids, samples };
@@ -88,9 +91,10 @@ class Outlook {
     this.panel.fit();
   }
 
-  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, notes, warnings = [], sentence }) {
+  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, notes, warnings = [], grids = [], sentence }) {
     this.say(this.bad, sentence ?? "");
     this.warn(warnings);
+    (this.grids ?? []).forEach((grid, i) => tell(grid, { warnings: grids[i] ?? [] }));
     this.say(this.notes, (notes ?? []).join(" "));
     this.svg.style.opacity = points ? 1 : 0.2;
     if (!points) return;
@@ -100,7 +104,7 @@ class Outlook {
     draw(this.svg, [line], Math.max(1, total - 1), marks.filter((at) => at < total), text("curve", { summary }));
     const facts = [
       each ? text("steps", { count: each }) : "",
-      known ? text(epochs ? "totalEpochs" : "total", { count: total, epochs }) : "",
+      known ? [text("total", { count: total }), epochs ? text("inEpochs", { count: epochs }) : ""].join(" ").trim() : "",
       bytes ? text("file", { size: sizeText(bytes) }) : "",
       memory ? text(activations ? "memoryNeeded" : "memoryLeast", { size: sizeText(memory + activations) }) : "",
     ];

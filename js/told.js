@@ -5,7 +5,7 @@ import { addPanel, make } from "./lib/dom.js";
 import { text } from "./lib/text.js";
 import { account } from "./lib/told.js";
 
-const NODES = ["LoadDataset", "DatasetFromNodes", "AutoCaption", "RenderRegularisation"];
+const NODES = ["LoadDataset", "DatasetFromNodes", "AutoCaption", "RenderRegularisation", "EpochWeightGrid"];
 const [LEAST, MOST] = [40, 420]; // heights in pixels; what is longer scrolls
 
 class Panel {
@@ -28,6 +28,7 @@ class Panel {
 
   say(told) {
     this.inner.replaceChildren(...account(told));
+    this.element.hidden = !this.inner.childElementCount;
     this.grow();
   }
 
@@ -36,19 +37,27 @@ class Panel {
   }
 }
 
+const panels = new Map();
+
+/** Shows sentences and tables in a node. No room is taken before there is something to say. */
+export function tell(node, told) {
+  const known = panels.get(node);
+  const now = JSON.stringify(told);
+  if (known ? known.now === now : !Object.values(told).some((part) => part.length)) return;
+  if (!known) panels.set(node, new Panel(node));
+  panels.get(node).say(told);
+  panels.get(node).now = now;
+}
+
 app.registerExtension({
   name: "lora-atelier.told",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!NODES.includes(nodeData.name)) return;
-    const panels = new Map();
     const executed = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output, ...args) {
       const answer = executed?.apply(this, [output, ...args]);
       const [told] = output?.told ?? [];
-      if (told) {
-        if (!panels.has(this)) panels.set(this, new Panel(this)); // no room is taken before there is something to say
-        panels.get(this).say(told);
-      }
+      if (told) tell(this, told);
       return answer;
     };
     const removed = nodeType.prototype.onRemoved;

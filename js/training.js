@@ -257,8 +257,8 @@ class Monitor {
     const { warnings = [], counts = [], notes = [], settings = [] } = this.told ?? {};
     const begins = Boolean(this.live) && !step;
     const last = this.saved.at(-1);
-    const [one, several] = [this.saved.length === 1, { count: this.saved.length, file: `${this.folder}/${last?.file}`, step: last?.step }];
-    this.saving.textContent = last ? text(one ? "savedFile" : "savedFiles", several) : "";
+    const file = last && `${this.folder}/${last.file}`;
+    this.saving.textContent = last ? text("savedFiles", { count: this.saved.length, file, step: last.step }) : "";
     const now = JSON.stringify([this.told, begins, this.shown]);
     if (now === this.drawn) return;
     this.drawn = now;

@@ -29,7 +29,7 @@ from ..training.estimate import activations
 from ..training.estimate.cautions import Prospect, cautions, expected_files
 from ..training.estimate.recipe import look_ahead, sizes
 from ..training.files import parse_json, room_on_disk
-from ..training.grid.foreseen import missing_epochs
+from ..training.grid.foreseen import AXES, grid_cautions
 from ..training.performance.memory import Activations
 from ..training.performance.thrift import Thrift
 from ..training.runs import live, reader
@@ -206,24 +206,30 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     texts = tried(lambda: texts_of(values.get("texts"))) or ()
     expected = (tried(lambda: _sizes(config, model, sources, texts)) if config and model else None) or Sizes()
     grids, samples = grids_of(values.get("grids")), samples_of(values.get("samples"))
+    of_grids = [grid_cautions(grid, None) for grid in grids]
     warned: list[str] = []
     if config:
         prospect = _prospect(config, steps, expected, model, sources, samples)
-        warned = [*missing_epochs(grids, expected_files(prospect)), *cautions(prospect)]
+        files = expected_files(prospect)
+        of_grids = [grid_cautions(grid, files) for grid in grids]
+        warned = cautions(prospect)
+    warned = list(dict.fromkeys([*(one for found in of_grids for one in found), *warned]))
     drawn = dataclasses.asdict(ahead) if ahead else {}
     drawn["notes"] = [note for note in drawn.get("notes", ()) if note not in warned]
     told = [sentence for sentence in warned if sentence not in sentences]
     shown = {name: value for name, value in dataclasses.asdict(expected).items() if name != "state"}
-    return {**drawn, **shown, "warnings": told, "sentence": sentences[0] if sentences else ""}
+    return {**drawn, **shown, "warnings": told, "grids": of_grids, "sentence": sentences[0] if sentences else ""}
 
 
-def grids_of(values: Any) -> tuple[str, ...]:
-    """``which_epochs`` of the grids behind a run."""
+def grids_of(values: Any) -> tuple[dict[str, str], ...]:
+    """The text widgets of the grids behind a run."""
     if values is None:
         return ()
-    fits = isinstance(values, list) and len(values) <= MOST_DATASETS
-    if not fits or not all(isinstance(text, str) and len(text) <= LONGEST for text in values):
-        raise Refused(400, "grids: a list of texts is needed.")
+    if not isinstance(values, list) or len(values) > MOST_DATASETS or not all(isinstance(grid, dict) for grid in values):
+        raise Refused(400, "grids: a list of objects is needed.")
+    for grid in values:
+        if grid.keys() - {"which_epochs", *AXES} or not all(isinstance(v, str) and len(v) <= LONGEST for v in grid.values()):
+            raise Refused(400, "grids: only texts of a grid's axes are needed.")
     return tuple(values)
 
 

@@ -13,13 +13,13 @@ export const folded = (title, ...inside) => make("details", {}, make("summary", 
 /** Sentences that want to be looked at; those behind the third are folded. */
 export function warned(sentences) {
   const rest = sentences.slice(SHOWN);
-  const title = rest.length === 1 ? text("moreWarning") : text("moreWarnings", { count: rest.length });
+  const title = text("moreWarnings", { count: rest.length });
   return [...lines(sentences.slice(0, SHOWN), "atelier-warning"), ...(rest.length ? [folded(title, ...lines(rest, "atelier-warning"))] : [])];
 }
 
 /** Sentences of which only their number shows. */
 export function noted(sentences) {
-  const title = sentences.length === 1 ? text("oneNote") : text("notes", { count: sentences.length });
+  const title = text("notes", { count: sentences.length });
   return sentences.length ? [folded(title, ...lines(sentences))] : [];
 }
 

@@ -45,6 +45,7 @@ def test_what_will_go_wrong_is_told_before_it_is_queued(seen: dict[str, Any]) ->
     assert [one for one in told if one.startswith("which_epochs: the run will save none of '20000'")]
     assert [one for one in told if one.startswith("learning rate: 1 is far too high for AdamW")]
     assert [one for one in told if one.startswith("save_every: 12,500 files would be saved")]
+    assert seen["ofGrid"].startswith("which_epochs: the run will save none of '20000'"), "in the node where it is typed"
     assert seen["cautioned"].count("far too high") == 1, "each is said once"
 
 

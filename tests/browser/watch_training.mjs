@@ -67,6 +67,10 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   await page.waitForFunction(() => [...document.querySelectorAll(".atelier-warning")].some((one) => one.textContent.includes("which_epochs")), null, limit);
   await page.waitForTimeout(800);
   seen.cautions = await page.evaluate(() => [...document.querySelectorAll(".atelier-warning")].map((one) => one.textContent));
+  seen.ofGrid = await page.evaluate(() => {
+    const grid = window.app.graph._nodes.find((n) => n.type === "EpochWeightGrid");
+    return grid.widgets.find((w) => w.name === "told")?.element.innerText;
+  });
   seen.cautioned = (await outlook()).text;
   await shot("cautions");
 

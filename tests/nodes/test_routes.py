@@ -125,12 +125,18 @@ def test_the_curve_is_that_of_the_recipe(routes):
 def test_what_will_go_wrong_is_told_with_the_outlook(routes, folder):
     """A rate that belongs to another optimizer, an epoch that will not be there, a package's name, pictures by the thousands."""
     datasets = [{"folder": folder, "resolution": 64, "bucket_step": 8, "batch_size": 2, "repeats": 3}]
-    body = {"widgets": {"learning_rate": 1.0, "epochs": 4}, "datasets": datasets, "grids": ["2, 9", "all"], "samples": 2}
+    body = {
+        "widgets": {"learning_rate": 1.0, "epochs": 4},
+        "datasets": datasets,
+        "grids": [{"which_epochs": "2, 9"}, {"which_epochs": "all", "strengths": "0,6,,x"}],
+        "samples": 2,
+    }
     _, ahead = post(routes, "outlook", body)
-    assert [one.split(":")[0] for one in ahead["warnings"]] == ["which_epochs", "learning rate"]
+    assert [one.split(":")[0] for one in ahead["warnings"]] == ["which_epochs", "strengths", "learning rate"]
+    assert ahead["grids"] == [ahead["warnings"][:1], ahead["warnings"][1:2]], "one bad widget is one sentence, in its own node"
     assert "will not save 9" in ahead["warnings"][0] and ahead["sentence"] == ""
     assert not set(ahead["warnings"]) & set(ahead["notes"]), "each is said once"
-    _, ahead = post(routes, "outlook", {**body, "widgets": {"epochs": 4}, "grids": ["2"]})
+    _, ahead = post(routes, "outlook", {**body, "widgets": {"epochs": 4}, "grids": [{"which_epochs": "2"}]})
     assert ahead["warnings"] == []
 
 
@@ -139,7 +145,9 @@ def test_what_will_go_wrong_is_told_with_the_outlook(routes, folder):
     [
         {"grids": "all"},
         {"grids": [3]},
-        {"grids": ["a"] * 65},
+        {"grids": [{}] * 65},
+        {"grids": [{"steps": "3"}]},
+        {"grids": [{"prompts": 3}]},
         {"samples": -1},
         {"samples": True},
         {"samples": "x"},

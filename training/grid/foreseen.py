@@ -1,12 +1,28 @@
-"""A grid's epochs before there are any: whether a run will save those that are asked for."""
+"""A grid before its run: whether its axes can be read, and whether the run will save the epochs that are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ..dataset.samples import some
 from ..errors import AtelierError
-from .axes import Numbered, parse_epochs
+from .axes import Numbered, parse_epochs, parse_seeds, parse_strengths, prompt_lines
+
+AXES: Mapping[str, Callable[[str], object]] = {
+    "prompts": prompt_lines, "strengths": parse_strengths, "more_seeds": lambda text: parse_seeds(0, text),
+}  # fmt: skip
+"""The widgets of a grid that are text, but for its epochs, and what reads them."""
+
+
+def grid_cautions(widgets: Mapping[str, str], files: Sequence[Numbered] | None) -> list[str]:
+    """One sentence for each of a grid's widgets that cannot be read, or asks for what will not be there (``missing_epochs``)."""
+    out = missing_epochs([widgets["which_epochs"]], files) if "which_epochs" in widgets else []
+    for name, read in AXES.items():
+        try:
+            read(widgets[name]) if name in widgets else None
+        except AtelierError as error:
+            out.append(str(error))
+    return out
 
 
 def missing_epochs(choices: Iterable[str], files: Sequence[Numbered] | None) -> list[str]:
