@@ -21,7 +21,11 @@ class Panel {
   /** As high as what is in it, as far as that goes; a node that is out of sight has no height and keeps its own. */
   grow() {
     const height = Math.min(MOST, Math.max(LEAST, this.inner.offsetHeight + 18));
-    if (!this.inner.offsetHeight || height === this.height) return;
+    if (this.inner.offsetHeight) this.fit(height);
+  }
+
+  fit(height) {
+    if (height === this.height) return;
     this.height = height;
     this.panel.fit();
   }
@@ -29,6 +33,7 @@ class Panel {
   say(told) {
     this.inner.replaceChildren(...account(told));
     this.element.hidden = !this.inner.childElementCount;
+    if (this.element.hidden) this.fit(0);
     this.grow();
   }
 
