@@ -63,7 +63,7 @@ class Captions extends Dialog {
       input: () => this.ready(), change: () => this.typed(picture),
     });
     words.value = caption ?? "";
-    const facts = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), repeats });
+    const facts = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), count: repeats });
     const image = make("img", { src: api.apiURL(`/lora_atelier/thumbnail?${query}`), alt: "", loading: "lazy" });
     const item = make(
       "li", {}, make("div", { class: "atelier-shown" }, image, kept),

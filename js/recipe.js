@@ -2,13 +2,16 @@
 // server's; this file only asks for them when something has changed, and draws.
 import { app } from "../../scripts/app.js";
 import { addPanel, make, root } from "./lib/dom.js";
-import { datasetsOf, loaderOf, trainersOf, valuesOf } from "./lib/graph.js";
+import { datasetsOf, gridsOf, loaderOf, textsOf, trainersOf, valuesOf } from "./lib/graph.js";
 import { draw, plot, sizeText } from "./lib/plot.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
+import { warned } from "./lib/told.js";
+import { tell } from "./told.js";
 
 const EVERY = 300; // ms between two looks at the widgets; what has not changed since the last look is asked for
 const HEIGHT = 150;
+const AXES = ["which_epochs", "strengths", "more_seeds", "prompts"]; // of a grid that shows the run: checked as they are typed
 const NOT_ASKED = ["preset", "seed", "comment"]; // they change nothing of what is drawn
 
 class Outlook {
@@ -20,12 +23,15 @@ class Outlook {
     this.facts = make("div", { class: "atelier-row" });
     this.axis = make("div", { class: "atelier-row atelier-axis" });
     this.bad = make("p", { class: "atelier-note atelier-bad", role: "status" });
+    this.warnings = make("div", { class: "atelier-told", role: "status" });
     this.notes = make("p", { class: "atelier-note", role: "status" });
     this.family = make("p", { class: "atelier-note", role: "status" });
     const drawing = make("div", { class: "atelier-plot" }, this.svg);
-    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.notes, this.family);
+    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.warnings, this.notes, this.family);
     this.panel = addPanel(node, "outlook", this.element, () => HEIGHT + this.room());
     this.panel.fit();
+    this.watch = new ResizeObserver(() => this.warnings.offsetHeight && this.panel.fit());
+    this.watch.observe(this.warnings);
     this.seen = this.asked = "";
     this.number = 0;
   }
@@ -33,14 +39,21 @@ class Outlook {
   /** Pixels of the sentences below the drawing, by about how many lines they take. */
   room() {
     const lines = (place) => (place.textContent ? Math.max(2, Math.ceil(place.textContent.length / 60)) : 0);
-    return 17 * [this.bad, this.notes, this.family].reduce((sum, place) => sum + lines(place), 0);
+    const others = [this.bad, this.notes, this.family].reduce((sum, place) => sum + lines(place), 0);
+    return 17 * others + this.warnings.offsetHeight;
   }
 
   question() {
     const values = valuesOf(this.node);
     const widgets = Object.fromEntries(Object.entries(values).filter(([name]) => this.names.includes(name)));
     const [train] = trainersOf(this.node, root());
-    return { widgets, datasets: train ? datasetsOf(train, root()) : null, model: train ? loaderOf(train, root()) : null };
+    if (!train) return { widgets, datasets: null, model: null };
+    const { preview_prompt: prompt = "", preview_steps: drawn } = valuesOf(train);
+    this.grids = gridsOf(train, root());
+    const grids = this.grids.map((grid) => Object.fromEntries(Object.entries(valuesOf(grid)).filter(([name]) => AXES.includes(name))));
+    const samples = drawn ? Math.max(1, prompt.split("\n").filter((line) => line.trim()).length) : 0;
+    const texts = textsOf(train, root());
+    return { widgets, datasets: datasetsOf(train, root()), model: loaderOf(train, root()), texts, grids, samples };
   }
 
   look() {
@@ -70,8 +83,18 @@ class Outlook {
     this.panel.fit();
   }
 
-  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, notes, sentence }) {
+  warn(sentences) {
+    const now = sentences.join("\n");
+    if (now === this.cautions) return;
+    this.cautions = now;
+    this.warnings.replaceChildren(...warned(sentences));
+    this.panel.fit();
+  }
+
+  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, notes, warnings = [], grids = [], sentence }) {
     this.say(this.bad, sentence ?? "");
+    this.warn(warnings);
+    (this.grids ?? []).forEach((grid, i) => tell(grid, { warnings: grids[i] ?? [] }));
     this.say(this.notes, (notes ?? []).join(" "));
     this.svg.style.opacity = points ? 1 : 0.2;
     if (!points) return;
@@ -81,7 +104,7 @@ class Outlook {
     draw(this.svg, [line], Math.max(1, total - 1), marks.filter((at) => at < total), text("curve", { summary }));
     const facts = [
       each ? text("steps", { count: each }) : "",
-      known ? text(epochs ? "totalEpochs" : "total", { count: total, epochs }) : "",
+      known ? [text("total", { count: total }), epochs ? text("inEpochs", { count: epochs }) : ""].join(" ").trim() : "",
       bytes ? text("file", { size: sizeText(bytes) }) : "",
       memory ? text(activations ? "memoryNeeded" : "memoryLeast", { size: sizeText(memory + activations) }) : "",
     ];
@@ -115,6 +138,7 @@ app.registerExtension({
     };
     const removed = nodeType.prototype.onRemoved;
     nodeType.prototype.onRemoved = function (...args) {
+      panels.get(this)?.watch.disconnect();
       panels.delete(this);
       return removed?.apply(this, args);
     };

@@ -6,11 +6,13 @@ import { recipeOf } from "./lib/graph.js";
 import { draw, plot, rateText, sizeText, timeText } from "./lib/plot.js";
 import { ask, onReconnect, onRun, pictureOf } from "./lib/server.js";
 import { text } from "./lib/text.js";
+import { folded, lines, noted, warned } from "./lib/told.js";
 
 const OFTEN = 1000; // ms between two questions while a run tells of itself
 const SELDOM = 5000; // ms after which it is asked without having been told
 const MOST = 4000; // points that are kept; then every second one goes
-const [SMALL, LARGE] = [64, 350]; // heights in pixels, without and with a run
+const [SMALL, LARGE] = [64, 370]; // heights in pixels, without and with a run
+const ACCOUNT = 220; // pixels that what a run says of itself may take; the rest scrolls
 const COMMANDS = ["stop", "save", "sample"];
 
 class Monitor {
@@ -18,8 +20,9 @@ class Monitor {
     this.node = node;
     this.chosen = ""; // name of a run that the person wants to see; empty: this recipe's
     this.shown = ""; // name of the run whose rows are here
+    this.said = 0; // pixels of what the run says of itself
     this.build();
-    this.panel = addPanel(node, "run", this.element, () => (this.shown ? LARGE : SMALL));
+    this.panel = addPanel(node, "run", this.element, () => (this.shown ? LARGE + this.said : SMALL));
     this.panel.fit();
     this.clear();
     this.draw();
@@ -31,7 +34,7 @@ class Monitor {
   build() {
     this.choice = make("select", { "aria-label": text("run"), focus: () => this.list(), change: () => this.choose(this.choice.value) });
     this.choice.append(make("option", { value: "" }, text("own")));
-    this.state = make("span", { class: "atelier-state", role: "status" });
+    this.state = make("span", { role: "status" });
     this.bar = make("progress", { max: 1, value: 0, "aria-label": text("progress") });
     this.svg = plot();
     this.legend = make("div", { class: "atelier-row atelier-axis atelier-legend" });
@@ -41,20 +44,27 @@ class Monitor {
     );
     this.film = make("ul", { class: "atelier-film", tabindex: 0, "aria-label": text("samples") });
     this.opening = make("p", { class: "atelier-note atelier-axis" });
+    this.name = make("b");
+    this.inner = make("div", { class: "atelier-told" });
+    this.account = make("div", { class: "atelier-scroll atelier-account", "aria-label": text("account"), "data-capture-wheel": "true" }, this.inner);
+    this.saving = make("p", { class: "atelier-note atelier-axis" });
+    this.watch = new ResizeObserver(() => this.grow());
+    this.watch.observe(this.inner);
     this.body = [
-      this.opening, this.bar, this.legend, make("div", { class: "atelier-plot" }, this.svg), this.facts,
-      make("div", { class: "atelier-row" }, ...Object.values(this.buttons)), this.film,
+      this.opening, this.account, this.bar, this.legend, make("div", { class: "atelier-plot" }, this.svg), this.facts,
+      make("div", { class: "atelier-row" }, ...Object.values(this.buttons)), this.saving, this.film,
     ];
     this.empty = make("p", { class: "atelier-note atelier-axis" }, text("empty"));
-    this.element = make("div", {}, make("div", { class: "atelier-row" }, this.choice, this.state), this.empty, ...this.body);
+    this.element = make("div", {}, make("div", { class: "atelier-row" }, this.choice, make("span", { class: "atelier-state" }, this.name, this.state)), this.empty, ...this.body);
   }
 
   clear() {
-    Object.assign(this, { rows: [], measured: [], samples: [], saved: [], live: null, ended: "", opened: "", total: 0, each: 0, finished: false });
+    Object.assign(this, { rows: [], measured: [], samples: [], saved: [], live: null, ended: "", opened: "", told: {}, folder: "", total: 0, each: 0, finished: false });
   }
 
   end() {
     clearInterval(this.timer);
+    this.watch.disconnect();
     this.deaf();
   }
 
@@ -128,7 +138,7 @@ class Monitor {
       while (this.rows.length > MOST) this.rows = this.rows.filter((_, i) => i % 2 === (this.rows.length - 1) % 2);
       Object.assign(this, {
         measured: found.measured, samples: found.samples, saved: found.saved, live: found.live, finished: found.finished,
-        failed: found.failed, opened: found.opening, total: found.total ?? found.last, each: found.steps_per_epoch ?? 0, last: found.last,
+        failed: found.failed, opened: found.opening, told: found.account, folder: found.folder, total: found.total ?? found.last, each: found.steps_per_epoch ?? 0, last: found.last,
       });
       if (found.live) this.soon(SELDOM);
     }
@@ -165,6 +175,7 @@ class Monitor {
     for (const part of this.body) part.hidden = !shown;
     this.empty.hidden = Boolean(shown);
     this.state.textContent = this.phase();
+    this.name.textContent = shown ? `${shown} · ` : "";
     this.element.dataset.run = shown;
     if (!shown) return;
     const step = live?.step ?? this.last ?? 0;
@@ -173,6 +184,7 @@ class Monitor {
     this.opening.textContent = live?.opening ?? this.opened ?? "";
     this.drawLines();
     this.tell(step);
+    this.drawAccount(step);
     for (const [command, button] of Object.entries(this.buttons)) {
       const asked = Boolean(live?.commands?.includes(command));
       button.disabled = !live || asked || (command === "sample" && !live.samples);
@@ -234,10 +246,34 @@ class Monitor {
       epoch ? text("epoch", { epoch, epochs }) : "",
       text("step", { step, total: this.total }),
       pace ? (pace >= 0.1 ? text("speed", { speed: pace.toFixed(2) }) : text("slow", { speed: (1 / pace).toFixed(1) })) : "",
-      pace ? text("left", { time: timeText(live.seconds_left) }) : "",
+      pace && step < live.total ? text("left", { time: timeText(live.seconds_left) }) : "",
       live?.memory ? text("memory", { used: sizeText(live.used), total: sizeText(live.memory) }) : "",
     ];
     this.facts.replaceChildren(...facts.filter(Boolean).map((fact) => make("span", {}, fact)));
+  }
+
+  /** What the run says of itself; how it is set and what to expect shows by itself only until the first step is done. */
+  drawAccount(step) {
+    const { warnings = [], counts = [], notes = [], settings = [] } = this.told ?? {};
+    const begins = Boolean(this.live) && !step;
+    const last = this.saved.at(-1);
+    const file = last && `${this.folder}/${last.file}`;
+    this.saving.textContent = last ? text("savedFiles", { count: this.saved.length, file, step: last.step }) : "";
+    const now = JSON.stringify([this.told, begins, this.shown]);
+    if (now === this.drawn) return;
+    this.drawn = now;
+    const rest = [...lines(begins ? [] : counts), ...noted(notes), ...(settings.length ? [folded(text("settings", { count: settings.length }), ...lines(settings))] : [])];
+    this.inner.replaceChildren(...warned(warnings), ...lines(begins ? counts : []), ...(rest.length ? [folded(text("aboutRun"), ...rest)] : []));
+    this.grow();
+  }
+
+  /** The panel is as high as what is in it, as far as that goes; out of sight nothing has a height. */
+  grow() {
+    const height = Math.min(ACCOUNT, this.inner.offsetHeight);
+    if (!this.inner.offsetHeight || height === this.said) return;
+    this.said = height;
+    this.account.style.height = `${height}px`;
+    this.panel.fit();
   }
 
   drawFilm() {

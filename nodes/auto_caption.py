@@ -14,6 +14,7 @@ from ..training import captioning
 from ..training.captioning import text
 from ..training.errors import AtelierError
 from .io_types import CATEGORY, DATASET, folded
+from .shown import logged
 
 GIB = 1 << 30
 RARE = frozenset({
@@ -257,7 +258,9 @@ class Choice:
         finally:
             model = None
             host.free_memory()
-        return io.NodeOutput(captioned, ui={"text": [report.describe(captioned)]})
+        said = report.told(captioned)
+        logged("Auto Caption", said)
+        return io.NodeOutput(captioned, ui=said.shown())
 
     def _load(self, name: str, folder: Path) -> Any:
         from ..training import host

@@ -104,7 +104,7 @@ class DatasetFromNodes(io.ComfyNode):
             raise AtelierError("images: nothing is connected. Connect images, or latents with conditioning.")
         own = Dataset((subset,))
         chained = dataset[0] + own if dataset else own
-        return io.NodeOutput(chained, ui=shown(own, chained, thumbnails=not encoded))
+        return io.NodeOutput(chained, ui=shown(own, chained, "Dataset From Nodes", thumbnails=not encoded))
 
 
 def _pictures(images: list[Any], texts: list[str] | None, settings: dict[str, Any]) -> Any:

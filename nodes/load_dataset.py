@@ -123,7 +123,7 @@ class LoadDataset(io.ComfyNode):
         path, root = _resolve(folder)
         own = Dataset(subsets_of(path, config, root, host.progress))
         chained = dataset + own if dataset is not None else own
-        return io.NodeOutput(chained, ui=shown(own, chained))
+        return io.NodeOutput(chained, ui=shown(own, chained, "Load Dataset"))
 
 
 def more_inputs() -> list[Any]:

@@ -112,8 +112,9 @@ def _read(config: Any, path: Any, root: Any, upstream: Any, state: Any, count: i
     own = Dataset(subsets_of(path, config, root))
     chained = upstream + own if upstream is not None else own
     total = sum(len(subset.samples) for subset in own.subsets)
-    others = [f"Note: {counted(total - count, 'other picture')} in the folder taken as well."] if total > count else []
-    ui = shown(own, chained, state.describe(config.folder), *others, table=False)
+    others = [f"{counted(total - count, 'other picture')} in the folder taken as well."] if total > count else []
+    done, amiss = [state.describe(config.folder)], [*state.remarks(), *others]
+    ui = shown(own, chained, "Render Regularisation", done, amiss, table=False)
     return io.NodeOutput(chained, config.folder, total, ui=ui)
 
 

@@ -26,8 +26,10 @@ from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
 from ..training.dataset.steps_ahead import SubsetSource, steps_per_epoch
 from ..training.errors import AtelierError
 from ..training.estimate import activations
+from ..training.estimate.cautions import Prospect, cautions, expected_files
 from ..training.estimate.recipe import look_ahead, sizes
-from ..training.files import parse_json
+from ..training.files import parse_json, room_on_disk
+from ..training.grid.foreseen import AXES, grid_cautions
 from ..training.performance.memory import Activations
 from ..training.performance.thrift import Thrift
 from ..training.runs import live, reader
@@ -176,6 +178,15 @@ def model_of(values: Any) -> Path | None:
     return host.model_file(text_of(values, "widget"), text_of(values, "file"))
 
 
+def texts_of(values: Any) -> tuple[Path, ...]:
+    """The files of the loader in front of a run's text encoder."""
+    if values is None:
+        return ()
+    if not isinstance(values, list) or len(values) > 4 or not all(isinstance(one, dict) for one in values):
+        raise Refused(400, "texts: a list of at most 4 objects is needed.")
+    return tuple(host.model_file(text_of(one, "widget"), text_of(one, "file"), host.TEXT_WIDGETS) for one in values)
+
+
 def outlook(values: dict[str, Any]) -> dict[str, Any]:
     """The curve, the steps and what is expected of file and memory; ``sentence`` is what stands in the way of one of them."""
     sentences: list[str] = []
@@ -192,9 +203,63 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     steps = tried(lambda: steps_per_epoch(sources)) if sources else None
     ahead = tried(lambda: look_ahead(config, steps)) if config else None
     model = tried(lambda: model_of(values.get("model")))
-    expected = (tried(lambda: _sizes(config, model, sources)) if config and model else None) or Sizes()
+    texts = tried(lambda: texts_of(values.get("texts"))) or ()
+    expected = (tried(lambda: _sizes(config, model, sources, texts)) if config and model else None) or Sizes()
+    grids, samples = grids_of(values.get("grids")), samples_of(values.get("samples"))
+    of_grids = [grid_cautions(grid, None) for grid in grids]
+    warned: list[str] = []
+    if config:
+        prospect = _prospect(config, steps, expected, model, sources, samples)
+        files = expected_files(prospect)
+        of_grids = [grid_cautions(grid, files) for grid in grids]
+        warned = cautions(prospect)
+    warned = list(dict.fromkeys([*(one for found in of_grids for one in found), *warned]))
     drawn = dataclasses.asdict(ahead) if ahead else {}
-    return {**drawn, **dataclasses.asdict(expected), "sentence": sentences[0] if sentences else ""}
+    drawn["notes"] = [note for note in drawn.get("notes", ()) if note not in warned]
+    told = [sentence for sentence in warned if sentence not in sentences]
+    shown = {name: value for name, value in dataclasses.asdict(expected).items() if name != "state"}
+    return {**drawn, **shown, "warnings": told, "grids": of_grids, "sentence": sentences[0] if sentences else ""}
+
+
+def grids_of(values: Any) -> tuple[dict[str, str], ...]:
+    """The text widgets of the grids behind a run."""
+    if values is None:
+        return ()
+    if not isinstance(values, list) or len(values) > MOST_DATASETS or not all(isinstance(grid, dict) for grid in values):
+        raise Refused(400, "grids: a list of objects is needed.")
+    for grid in values:
+        if grid.keys() - {"which_epochs", *AXES} or not all(isinstance(v, str) and len(v) <= LONGEST for v in grid.values()):
+            raise Refused(400, "grids: only texts of a grid's axes are needed.")
+    return tuple(values)
+
+
+def samples_of(value: Any) -> int:
+    """Pictures that Train LoRA draws at every save."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LONGEST:
+        raise Refused(400, f"samples: a number up to {LONGEST} is needed.")
+    return value
+
+
+def _prospect(
+    config: TrainingConfig,
+    steps: int | None,
+    expected: Sizes,
+    model: Path | None,
+    sources: list[SubsetSource] | None,
+    samples: int,
+) -> Prospect:
+    """What is known of the run that these make."""
+    sets = [source.config for source in sources or ()]
+    outline = None if model is None else _outline(model, model.stat().st_mtime_ns, None)
+    return Prospect(
+        config, steps, expected.bytes, expected.state, room_on_disk(host.loras_folder()),
+        model.stem if model else "", outline.family if outline else "",
+        outline.stored.needed(Thrift(0, 0)) if outline else None,
+        tuple(subset.resolution for subset in sets if subset.role == "training"), host.torch_device().type, samples,
+        any(subset.crop == "focus" for subset in sets),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,30 +272,40 @@ class Sizes:
     """Of the model's weights, the adapter and its optimizer."""
     activations: int | None = None
     """Of what a step keeps, which comes on top."""
+    state: int | None = None
+    """Of what a run keeps on the disk to go on."""
 
 
-def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | None) -> Sizes:
+def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | None, texts: tuple[Path, ...]) -> Sizes:
     changed = path.stat().st_mtime_ns
     dtype, activations = compute_dtype(config.precision, host.torch_device()), None
     outline = _outline(path, changed, dtype)
     if outline is None:
         return Sizes()
-    size, adapter = sizes(config, outline.layers(), outline.lora_names())
+    learns_text = config.text.encoders != "none"
+    stamps = tuple(text.stat().st_mtime_ns for text in texts)
+    layers, text_bytes = (_text_outline(texts, stamps) if learns_text and texts else None) or (None, 0)
+    size, adapter = sizes(config, outline.layers(), outline.lora_names(), layers)
     if adapter is None:
         return Sizes(size)
     blocks = len(outline.stored.blocks)
     thrift = Thrift.asked(config, blocks, blocks, host.torch_device())
-    if sources:
+    if sources and not learns_text:  # what an encoder keeps is not known before it reads a caption
         # A bucket's area is at most that of the square.
         largest = max((source.config for source in sources), key=lambda subset: subset.resolution**2 * subset.batch_size)
         kept = _activations(path, changed, config.network, dtype, largest.resolution)
         activations = None if kept is None else kept.needed(thrift, config, largest.batch_size)
-    return Sizes(size, outline.stored.needed(thrift) + adapter, activations)
+    return Sizes(size, outline.stored.needed(thrift) + text_bytes + adapter, activations, adapter)
 
 
 @lru_cache(maxsize=2)
 def _outline(path: Path, _changed: int, dtype: torch.dtype | None) -> host.Outline | None:
     return host.outline(read_header(path), dtype)
+
+
+@lru_cache(maxsize=2)
+def _text_outline(paths: tuple[Path, ...], _changed: tuple[int, ...]) -> tuple[dict[str, torch.nn.Linear], int] | None:
+    return host.text_outline([read_header(path) for path in paths])
 
 
 @lru_cache(maxsize=64)
@@ -270,7 +345,8 @@ def run_state(name: str, since: int, newest: bool) -> dict[str, Any]:
     now = live.find(name)
     for sample in state["samples"]:
         sample |= host.shown_picture(runs / name / SAMPLES_FOLDER / sample.pop("file"))
-    return {**state, "live": now.status() if now is not None else None}
+    folder = host.lora_name(host.loras_folder() / name)
+    return {**state, "folder": folder, "live": now.status() if now is not None else None}
 
 
 async def _apart(work: Callable[..., Any], *values: Any) -> Any:
@@ -281,7 +357,7 @@ async def _apart(work: Callable[..., Any], *values: Any) -> Any:
 @table.post(f"{PREFIX}/outlook")
 @answered
 async def post_outlook(request: web.Request) -> Any:
-    return await _apart(outlook, await body_of(request, fields=("widgets", "datasets", "model")))
+    return await _apart(outlook, await body_of(request, fields=("widgets", "datasets", "model", "texts", "grids", "samples")))
 
 
 @table.post(f"{PREFIX}/family")

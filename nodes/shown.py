@@ -1,38 +1,46 @@
-"""What a node shows of a dataset: sentences and notes, a table of the pictures, thumbnails."""
+"""What a node shows of a dataset: sentences and tables in its panel and the log, thumbnails, and its pictures one by one."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
-from ..training.dataset.plan import Plan
 from ..training.dataset.samples import Dataset
-from ..training.errors import AtelierError
 
 LISTED = 200
 """Pictures in the table that the canvas receives."""
 THUMBNAILS = "lora-atelier"
 """Their folder inside the host's temp folder."""
+log = logging.getLogger("lora-atelier")
 
 
-def shown(own: Dataset, chained: Dataset, *first: str, thumbnails: bool = True, table: bool = True) -> dict[str, Any]:
-    """The node's ``ui``: notes, table and thumbnails are of its ``own`` pictures, the plan is of all that are ``chained``."""
-    from ..training.dataset.report import inspect, remarks
+def shown(
+    own: Dataset,
+    chained: Dataset,
+    title: str,
+    done: Sequence[str] = (),
+    amiss: Sequence[str] = (),
+    *,
+    thumbnails: bool = True,
+    table: bool = True,
+) -> dict[str, Any]:
+    """The node's ``ui``: notes, pictures and thumbnails are of its ``own`` pictures, the plan is of all that are ``chained``.
 
+    ``title``: of the node, for the log; ``done`` and ``amiss``: as for ``report.told``.
+    """
+    from ..training.dataset.report import inspect, told
+
+    said = told(own, chained, done, amiss)
     images = _thumbnails(own) if thumbnails else []
-    notes = [f"Note: {remark}" for subset in own.subsets for remark in remarks(subset)]
-    text = "\n".join([*first, chained.describe(), *notes, describe_plan(chained)])
     listed = {"pictures": [picture.to_dict() for picture in inspect(own)[:LISTED]]} if table else {}
-    return {"images": images, "text": [text], **listed}
+    logged(title, said)
+    return {"images": images, **said.shown(), **listed}
 
 
-def describe_plan(dataset: Dataset) -> str:
-    """The bucket table, or what is missing for one: the node in front of the training pictures may come first."""
-    try:
-        return Plan(dataset, 0).describe()
-    except AtelierError:
-        if all(subset.config.role != "training" for subset in dataset.subsets):
-            return "no training pictures yet: connect this node to a Load Dataset whose role is training"
-        raise
+def logged(title: str, said: Any) -> None:
+    """Writes what a node says (a ``Statement``) into the log as well, where a run without a page leaves it too."""
+    log.info("%s: %s", title, said.text())
 
 
 def _thumbnails(own: Dataset) -> list[dict[str, str]]:

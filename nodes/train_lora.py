@@ -94,6 +94,7 @@ class TrainLoRA(io.ComfyNode):
         preview_height: int = 0,
     ) -> io.NodeOutput:
         from ..training import host, job
+        from ..training.grid.origin import model_name
 
         preview = job.Preview(
             preview_prompt, preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler,
@@ -111,6 +112,7 @@ class TrainLoRA(io.ComfyNode):
             graph=graph_of(cls.hidden),
             show=host.status_of(cls.hidden.unique_id),
             node=str(cls.hidden.unique_id),
+            model_name=model_name(cls.hidden.prompt, cls.hidden.unique_id),
         )
         model_out, clip_out = wrapped.with_lora(clip, trained.tensors, 1.0)
         return io.NodeOutput(trained.epochs, trained.tensors, {"loss": trained.losses}, model_out, clip_out)

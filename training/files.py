@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -356,3 +357,12 @@ def read_tensors(path: Path, remedy: str, widget: str = "") -> dict[str, Tensor]
         raise AtelierError(f"{name} is gone; {remedy}.") from None
     except (OSError, SafetensorError) as error:
         raise AtelierError(f"{name} cannot be read ({error}); {remedy}.") from error
+
+
+def room_on_disk(folder: Path) -> int | None:
+    """Free bytes where ``folder`` lies or will lie; None where the system does not tell."""
+    there = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    try:
+        return shutil.disk_usage(there).free
+    except OSError:
+        return None

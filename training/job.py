@@ -23,13 +23,15 @@ from .dataset.cache import CACHE_LIMIT, TensorCache
 from .dataset.encoded import EncodedDataset, Work, work_of
 from .dataset.images import to_picture
 from .dataset.plan import Plan
-from .dataset.samples import Dataset
+from .dataset.samples import Dataset, counted
 from .dataset.scan import refresh_captions
 from .errors import AtelierError, NotFinite
-from .estimate import preflight
+from .estimate import preflight, step_time
+from .estimate.cautions import Prospect, cautions
 from .evaluation.early_stopping import Verdict
 from .evaluation.validation import Validation
 from .families import family_named, remark
+from .files import room_on_disk
 from .loop import train
 from .network import lora_file
 from .network.adapter import Adapter
@@ -39,9 +41,11 @@ from .objective.loss import check_weighting
 from .objective.noise import NoiseLevelSampler
 from .optim import optimizers, schedules
 from .optim.remarks import remarks
+from .performance import memory
 from .protocols import CanvasText
 from .recorder import Callbacks, Progress
 from .runs import live
+from .runs.account import Account, settings_of
 from .runs.inputs import Inputs
 from .runs.metadata import describe
 from .runs.opening import Opened, open_run
@@ -119,6 +123,17 @@ class Job:
     graph: Mapping[str, str]
     show: Callable[[str], None]
     encoded: EncodedDataset
+    model_name: str = ""
+    """Of the file that the model was loaded from, if that is known."""
+
+    def prospect(self, file_bytes: int, state_bytes: int) -> Prospect:
+        """What there is to be cautious of before the first step."""
+        training = [subset.config for subset in self.dataset.subsets if subset.config.role == "training" and not subset.ready]
+        return Prospect(
+            self.config, self.plan.steps_per_epoch, file_bytes, state_bytes, room_on_disk(host.loras_folder()),
+            self.model_name, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
+            self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
+        )  # fmt: skip
 
     @property
     def learns_text(self) -> bool:
@@ -185,8 +200,10 @@ def run_training(
     graph: Mapping[str, str],
     show: Callable[[str], None] = lambda _: None,
     node: str = "",
+    model_name: str = "",
 ) -> Trained:
-    """Trains, or goes on with, the run that these inputs describe. ``show`` receives a line of status for the node ``node``.
+    """Trains, or goes on with, the run that these inputs describe. ``show`` receives a line of status for the node ``node``;
+    ``model_name``: of the file that the model was loaded from, if that is known.
 
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
@@ -209,8 +226,9 @@ def run_training(
         plan = Plan(dataset, config.seed)
         encoded = EncodedDataset(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
         job = Job(
-            model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded
-        )
+            model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded,
+            model_name,
+        )  # fmt: skip
         _check_texts(job)
         with job.open(when) as opened:
             return _trained(job, opened, node)
@@ -249,8 +267,9 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
             config=to_dict(config), dataset=job.dataset.describe(), family=job.model.family, failed="", opening=why,
             changes=changes, **facts,
         )  # fmt: skip
+        account = Account(run, settings_of(config))
         with live.entered(now, host.is_interrupt), _noted(run):
-            _train(job, run, now)
+            _train(job, run, now, account)
     saved = run.saved()
     files = tuple(s for s in saved if s.kind != "moment")
     SAVED_LORAS.add(s.path for s in files)
@@ -336,7 +355,7 @@ def _work(job: Job) -> Work:
     return Work(work.pictures, (*(() if job.learns_text else work.texts), *held))
 
 
-def _train(job: Job, run: Run, now: live.Live) -> None:
+def _train(job: Job, run: Run, now: live.Live, account: Account) -> None:
     encoded, told = job.encoded, job.text.for_sampling if job.learns_text else cache(job.text.for_sampling)
     _encode(job, told)
     if job.learns_text:
@@ -347,11 +366,25 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         "training %s: %s\n%s\n%d steps, %d layers, %d numbers", run.name, job.config, job.plan.describe(), job.total,
         len(layers), adapter.parameter_count(),
     )  # fmt: skip
+    epochs, size = job.plan.epochs_for(job.total), adapter.parameter_count() * DTYPES[job.config.save_precision].itemsize
+    account.add(
+        "counts",
+        f"{counted(job.total, 'step')} in {counted(epochs, 'epoch')}; {counted(len(layers), 'layer')} with "
+        f"{adapter.parameter_count():,} numbers, about {memory.size_text(size)} a file",
+    )  # fmt: skip
     if unknown := remark(job.model.family):
+        account.add("notes", unknown)
         log.info("%s: %s", run.name, unknown)
+    shapes = [tuple(p.shape) for p in adapter.parameters()]
+    warned = cautions(job.prospect(size, memory.adapter_needs(shapes, job.config)))
+    for caution in warned:
+        account.add("warnings", caution)
+        log.warning("%s: %s", run.name, caution)
     rates = [group["rate"] for group in adapter.parameter_groups()]
-    for note in remarks(job.config.optimizer, job.total, job.plan.epochs_for(job.total), rates):
-        log.info("%s: %s", run.name, note)
+    for note in remarks(job.config.optimizer, job.total, epochs, rates):
+        if note not in warned:
+            account.add("notes", note)
+            log.info("%s: %s", run.name, note)
     advance = host.progress(job.total)
 
     def say(line: str, step: int | None = None) -> None:
@@ -360,7 +393,15 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
         job.show(line)
         log.info("%s: %s", run.name, line)
 
-    saver = _Saver(job, run, adapter, layers, told, advance, now, say)
+    def warn(line: str) -> None:
+        account.add("warnings", line)
+        say(line)
+
+    def tell(line: str) -> None:
+        account.add("counts", line)
+        say(line)
+
+    saver = _Saver(job, run, adapter, layers, told, advance, now, warn)
 
     def measured(found: Validation, verdict: Verdict) -> None:
         held = f"held out {found.held_out:.4f}, " if found.held_out is not None else ""
@@ -369,39 +410,54 @@ def _train(job: Job, run: Run, now: live.Live) -> None:
             + (f" · {verdict.why}" if verdict.enough else "")
         )
 
+    begun, latest = run.state_step(), list[Progress]()
+
     def progress(p: Progress) -> None:
+        latest[:] = [p]
         used, whole = host.memory()
         now.update(phase="training", used=used, memory=whole, **asdict(p))
         say(status_line(p), p.step)
 
     callbacks = Callbacks(
         check=host.check_interrupt, progress=progress, save=saver.save, sample=saver.sample if job.preview.steps else None,
-        measured=measured, warn=say, commands=now.pop_commands, cancelled=host.is_interrupt,
+        measured=measured, warn=warn, commands=now.pop_commands, cancelled=host.is_interrupt,
     )  # fmt: skip
     if compute_dtype(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
-        say(f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here")
+        tell(
+            f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here"
+        )
     if remark_on_weights := job.model.remark():
+        account.add("notes", remark_on_weights)
         say(remark_on_weights)
     text = job.text if job.learns_text else None
     session = Session(job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config)
     try:
-        session = preflight.fit(session, say)
+        session = preflight.fit(session, tell, warn)
     except Exception as error:
         if (said := compatibility.told(error, job.model)) is not None:
             raise said from error
         raise
-    train(session, run, callbacks)
+    like = step_time.circumstances(job.config, job.plan, job.inputs.models["model"], host.device_name(job.model.device))
+    if (expected := step_time.expected(host.runs_folder(), like, session)) is not None and job.total > begun:
+        tell(expected.sentence(job.total - begun))
+    try:
+        train(session, run, callbacks)
+    finally:
+        if latest and (seen := step_time.kept(1 / max(1e-9, latest[0].steps_per_second), latest[0].step - begun, like)):
+            with suppress(OSError):  # a full disk is told where the run is kept
+                run.write(pace=seen)
+    job.show(f"{run.name}: {counted(len(run.saved()), 'file')} saved, the last at step {run.saved()[-1].step} of {job.total}")
 
 
 def status_line(p: Progress) -> str:
-    """``epoch 3/10 · step 45/150 · loss 0.1234 · rate 1.0e-04 · 9.2 steps/s · 0:12 left``"""
+    """``epoch 3/10 · step 45/150 · loss 0.1234 · rate 1.0e-04 · 9.2 steps/s · 0:12 left``; in the end without the last."""
     minutes, seconds = divmod(round(p.seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-    pace = p.steps_per_second
-    speed = f"{pace:.2f} steps/s" if pace >= 0.1 else f"{1 / max(pace, 1e-9):.1f} s/step"
+    quick = p.steps_per_second
+    speed = f"{quick:.2f} steps/s" if quick >= 0.1 else f"{1 / max(quick, 1e-9):.1f} s/step"
     place = f"epoch {p.epoch}/{p.epochs} · step {p.step}/{p.total}"
-    return f"{place} · loss {p.loss:.4f} · rate {p.rate:.1e} · {speed} · {left} left"
+    return f"{place} · loss {p.loss:.4f} · rate {p.rate:.1e} · {speed}" + (f" · {left} left" if p.step < p.total else "")
 
 
 class _Saver:

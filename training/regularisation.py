@@ -101,9 +101,12 @@ class SetState:
     """Names of files that cannot be read and are drawn anew."""
 
     def describe(self, folder: str) -> str:
-        """What was done, as text for the node."""
-        line = f"{folder}: {counted(len(self.missing), 'picture')} drawn, {len(self.kept)} there already"
-        return "\n".join([line, *(f"Note: {name} could not be read and was drawn anew." for name in self.broken)])
+        """What was done, in a line."""
+        return f"{folder}: {counted(len(self.missing), 'picture')} drawn, {len(self.kept)} there already"
+
+    def remarks(self) -> list[str]:
+        """What was amiss."""
+        return [f"{name} could not be read and was drawn anew." for name in self.broken]
 
 
 class RegularisationSet:

@@ -38,6 +38,8 @@ class Session:
     """What is done for less memory; if it isn't given, what the recipe asks for."""
     forecast: Measured | None = None
     """What the run will need, where it has been measured."""
+    pass_seconds: float | None = None
+    """A forward pass of one picture, where it has been timed."""
 
     def __post_init__(self) -> None:
         if self.thrift is None:

@@ -17,6 +17,8 @@ if (!document.getElementById("lora-atelier-style")) {
   document.head.append(make("link", { id: "lora-atelier-style", rel: "stylesheet", href: address }));
 }
 
+const MARGIN = 10; // pixels that the classic canvas leaves free on each side of an element in a node
+
 /**
  * Puts a panel at the end of a node. Works with both renderers; workflows hold nothing of it.
  * `height()`: the least height in pixels; call `fit()` of what is returned when it has changed.
@@ -24,15 +26,15 @@ if (!document.getElementById("lora-atelier-style")) {
 export function addPanel(node, name, element, height) {
   element.classList.add("atelier");
   element.style.minHeight = `${height()}px`;
-  const widget = node.addDOMWidget(name, "atelier", element, { serialize: false, hideOnZoom: false, getMinHeight: height });
+  const widget = node.addDOMWidget(name, "atelier", element, { serialize: false, hideOnZoom: false, getMinHeight: () => height() + 2 * MARGIN });
   widget.serialize = false;
   // On the classic canvas the panel lies above it: the wheel is the canvas's, unless something in the panel scrolls.
   element.addEventListener("wheel", (event) => {
-    if (!window.LiteGraph?.vueNodesMode && !event.target.closest(".atelier-film")) app.canvas?.processMouseWheel?.(event);
+    if (!window.LiteGraph?.vueNodesMode && !event.target.closest(".atelier-film, .atelier-scroll")) app.canvas?.processMouseWheel?.(event);
   });
   // Keys that work a control must not reach the canvas's shortcuts.
   element.addEventListener("keydown", (event) => {
-    if (event.target.closest("button, select, a")) event.stopPropagation();
+    if (event.target.closest("button, select, a, summary")) event.stopPropagation();
   });
   const fit = () => {
     element.style.minHeight = `${height()}px`;

@@ -2,6 +2,7 @@
 const OUTSIDE = -10; // where a sub-graph's inputs seem to come from
 const BYPASSED = 4;
 const LOADERS = ["ckpt_name", "unet_name"];
+const TEXTS = /^(ckpt_name|clip_name[1-4]?)$/;
 
 function linkOf(graph, id) {
   return id == null ? null : (graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id] ?? null);
@@ -59,6 +60,15 @@ export function loaderOf(train, root) {
   return null;
 }
 
+/** [{widget, file}] of the loader in front of a Train LoRA node's text encoder. */
+export function textsOf(train, root) {
+  for (const node of before(train, [inputOf(train, "clip")].filter(Boolean), root)) {
+    const named = (node.widgets ?? []).filter((widget) => TEXTS.test(widget.name) && typeof widget.value === "string" && widget.value);
+    if (named.length) return named.map((widget) => ({ widget: widget.name, file: widget.value }));
+  }
+  return [];
+}
+
 /** The Train LoRA nodes that a Configure LoRA node leads to. */
 export function trainersOf(config, root) {
   const reaches = (train) => [...before(train, [inputOf(train, "config")].filter(Boolean), root)].includes(config);
@@ -96,4 +106,10 @@ export function datasetsOf(train, root) {
     node = origin(node, inputOf(node, "dataset") ?? node.inputs?.[0], root);
   }
   return found.length ? found : null;
+}
+
+/** The Epoch Weight Grid nodes that show the run of a Train LoRA node. */
+export function gridsOf(train, root) {
+  const shows = (grid) => [...before(grid, [inputOf(grid, "epochs")].filter(Boolean), root)].includes(train);
+  return allNodes(root).filter((node) => node.comfyClass === "EpochWeightGrid" && node.mode !== BYPASSED && shows(node));
 }

@@ -26,7 +26,7 @@ await drive({ width: 1300, height: 850 }, async ({ page, task, seen, limit, shot
   await words.first().blur();
   await page.getByLabel("Tags between commas, or words to replace").fill("drawn");
   await button("Apply to all shown").click();
-  await said("captions changed");
+  await said("changed, not saved yet");
   seen.added = await state();
   await button("Undo").click();
   await said("Taken back");
@@ -37,7 +37,7 @@ await drive({ width: 1300, height: 850 }, async ({ page, task, seen, limit, shot
   await said("pictures shown");
   seen.filtered = await state();
   await button("Save").click();
-  await said("captions saved");
+  await said("saved");
   seen.saved = await state();
   await button("Close").click();
   await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);

@@ -18,6 +18,7 @@ export async function drive(viewport, work) {
     { executablePath: task.chromium, headless: true, args: FLAGS, viewport });
   const seen = { consoleErrors: [], pageErrors: [] };
   const limit = { timeout: task.seconds * 1000 };
+  context.setDefaultTimeout(limit.timeout); // drawing is done in software, on whatever else the machine leaves
   const page = context.pages()[0] ?? (await context.newPage());
   const kind = "vue" in task ? `-${task.vue ? "vue" : "classic"}-${task.palette}` : "";
   const shot = (name) => page.screenshot({ path: join(task.shots, `${name}${kind}.png`) });

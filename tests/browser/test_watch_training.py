@@ -23,7 +23,7 @@ def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pyte
     name = "watched-vue" if request.param else "watched-classic"
     widgets = {
         "LoadDataset": {"repeats": 1}, "ConfigureLoRA": {**LONG, "name": name}, "TrainLoRA": {"preview_steps": 1},
-        "EpochWeightGrid": {"steps": 1, "prompts": "a fox", "strengths": "1.0"}, "KSampler": {"steps": 1},
+        "EpochWeightGrid": {"steps": 1, "prompts": "a fox", "strengths": "1.0", "which_epochs": "all"}, "KSampler": {"steps": 1},
     }  # fmt: skip
     try:
         found = drive("watch_training", host, shots, workflow=WORKFLOW, widgets=widgets, **look(request.param))
@@ -39,6 +39,16 @@ def test_the_recipe_is_seen_before_it_is_queued(seen: dict[str, Any]) -> None:
     assert "warmup: 10 steps, but the run has only 5" in seen["contradiction"]
 
 
+def test_what_will_go_wrong_is_told_before_it_is_queued(seen: dict[str, Any]) -> None:
+    """Rate 1 with AdamW, an epoch that the run does not have, 12,500 files."""
+    told = seen["cautions"]
+    assert [one for one in told if one.startswith("which_epochs: the run will save none of '20000'")]
+    assert [one for one in told if one.startswith("learning rate: 1 is far too high for AdamW")]
+    assert [one for one in told if one.startswith("save_every: 12,500 files would be saved")]
+    assert seen["ofGrid"].startswith("which_epochs: the run will save none of '20000'"), "in the node where it is typed"
+    assert seen["cautioned"].count("far too high") == 1, "each is said once"
+
+
 def test_the_preset_of_the_model_is_filled_in(seen: dict[str, Any]) -> None:
     assert "The model is of the family SD3" in seen["suited"]["note"]
     assert (seen["suited"]["rank"], seen["suited"]["precision"]) == (16, "bf16")
@@ -52,9 +62,25 @@ def test_the_chart_moves_and_outlives_a_reload(seen: dict[str, Any]) -> None:
     assert [label for _, label, _ in seen["reloaded"]["buttons"] if not label] == []
 
 
+def test_the_run_tells_its_name_its_settings_and_what_it_expects(seen: dict[str, Any]) -> None:
+    assert seen["later"]["state"] in (f"{seen['name']} · training", f"{seen['name']} · drawing samples")
+    account = seen["account"]
+    assert "10000 steps in 5000 epochs" in account and "kB a file" in account
+    assert "needs about" in account and "time: about" in account
+    assert "a guess from 2 timed passes" in account or "as fast as" in account
+    for setting in ("rank: 2", "optimizer: AdamW", "learning_rate: 0.001", "sample_every_steps: 25"):
+        assert setting in account, account
+
+
+def test_the_end_names_the_file_and_no_time_is_left(seen: dict[str, Any]) -> None:
+    text = seen["finished"]["text"]
+    assert "Model saved, 2 files, the last:" in text and f"{seen['name']}/{seen['name']}.safetensors" in text
+    assert "0:00 left" not in text
+
+
 def test_stop_and_keep_goes_on_with_the_workflow(seen: dict[str, Any]) -> None:
     assert seen["ended"]["name"] == "execution_success", seen["ended"]
-    assert seen["finished"]["state"].startswith("finished at step")
+    assert seen["finished"]["state"].startswith(f"{seen['name']} · finished at step")
     assert seen["finished"]["samples"] >= 2
     assert all(disabled for _, _, disabled in seen["finished"]["buttons"])
     files = sorted(path.name for path in (seen["host"].loras / "lora-atelier" / seen["name"]).iterdir())

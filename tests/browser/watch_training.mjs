@@ -60,6 +60,19 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   await page.waitForFunction(() => document.querySelector(".atelier-bad")?.innerText.includes("warmup"), null, limit);
   seen.contradiction = (await outlook()).text;
   await shot("contradiction");
+  seen.unset.push(...await set(page, {
+    ConfigureLoRA: { warmup_steps: 0, max_steps: 0, schedule: "constant", learning_rate: 1, epochs: 12500, save_every: 1 },
+    EpochWeightGrid: { which_epochs: "20000" },
+  }));
+  await page.waitForFunction(() => [...document.querySelectorAll(".atelier-warning")].some((one) => one.textContent.includes("which_epochs")), null, limit);
+  await page.waitForTimeout(800);
+  seen.cautions = await page.evaluate(() => [...document.querySelectorAll(".atelier-warning")].map((one) => one.textContent));
+  seen.ofGrid = await page.evaluate(() => {
+    const grid = window.app.graph._nodes.find((n) => n.type === "EpochWeightGrid");
+    return grid.widgets.find((w) => w.name === "told")?.element.innerText;
+  });
+  seen.cautioned = (await outlook()).text;
+  await shot("cautions");
 
   // The run.
   seen.unset.push(...await set(page, task.widgets));
@@ -71,6 +84,13 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   await page.waitForFunction(`(${points})() > 30`, null, limit);
   seen.later = await panel(page);
   await shot("training");
+  seen.account = await page.evaluate(() => {
+    const place = document.querySelector("[data-run] .atelier-account");
+    for (const fold of place.querySelectorAll("details")) fold.open = true;
+    return place.innerText;
+  });
+  await page.waitForTimeout(1000);
+  await shot("account");
 
   await page.reload();
   await ready();
@@ -83,7 +103,7 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
 
   // By the keyboard alone.
   await page.locator("[data-run] select").focus();
-  for (let i = 0; i < 3 && !(await page.evaluate(() => document.activeElement?.innerText?.startsWith("Save now"))); i++) {
+  for (let i = 0; i < 6 && !(await page.evaluate(() => document.activeElement?.innerText?.startsWith("Save now"))); i++) {
     await page.keyboard.press("Tab");
   }
   await page.keyboard.press("Enter");

@@ -10,7 +10,7 @@ import pytest
 
 PHASES = {"preparing", "training", "sampling"}
 """Words that the server chooses."""
-PANELS = ("recipe.js", "training.js", "presets.js", "captions.js", "gallery.js", "lib/dialog.js")
+PANELS = ("recipe.js", "training.js", "told.js", "lib/told.js", "presets.js", "captions.js", "gallery.js", "lib/dialog.js")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def words(root: Path) -> dict[str, str]:
 def test_every_word_that_a_panel_says_is_there(root: Path, words: dict[str, str]) -> None:
     sources = "\n".join((root / "js" / name).read_text(encoding="utf-8") for name in PANELS)
     mentioned = set(re.findall(r'"(\w+)"', sources))
-    mentioned |= {f"{name}Help" for name in mentioned}
+    mentioned |= {f"{name}{end}" for name in mentioned for end in ("Help", "One")}
     said = set(re.findall(r'\b(?:text|button|field)\("(\w+)"', sources))
     said |= {f"{name}Help" for name in re.findall(r'\bbutton\("(\w+)"', sources)}
     assert said <= words.keys() <= mentioned | PHASES
@@ -51,3 +51,10 @@ def test_the_nodes_words_are_those_of_the_nodes(root: Path, comfyui: Path) -> No
     schemas = [kind.define_schema() for kind in kinds]
     listed = json.loads((root / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert listed == {s.node_id: {"display_name": s.display_name, "description": s.description} for s in schemas}
+
+
+def test_what_is_counted_has_a_form_for_one(words: dict[str, str]) -> None:
+    """ "1 pictures" is no English; where the number stands alone, or before what has no plural, one form is enough."""
+    counted = {key for key, word in words.items() if re.search(r"\[count\] [a-z]+s\b", word)}
+    assert counted and {f"{key}One" for key in counted} <= words.keys()
+    assert not [key for key, word in words.items() if key.endswith("One") and "[count]" in word]

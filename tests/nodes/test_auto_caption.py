@@ -53,7 +53,9 @@ def test_file_names_become_captions(node, models, dataset):
     output = node.execute(dataset, **WIDGETS)
     captions = [sample.caption for sample in output.result[0].samples]
     assert captions == ["openmoji emoji, cat face", "openmoji emoji, crab", "openmoji emoji, hot dog"]
-    assert output.ui["text"][0].startswith("3 captions written, 0 kept\ncat-face.png: openmoji emoji, cat face\n")
+    assert output.ui["text"][0].startswith(
+        "3 captions written, 0 kept\n\n| picture | caption |\n| --- | --- |\n| cat-face.png | openmoji emoji, cat face |\n"
+    )
     again = node.execute(dataset, **WIDGETS)
     assert again.result[0] == output.result[0] and "nothing to write, 3 captions kept" in again.ui["text"][0]
 

@@ -76,7 +76,7 @@ def test_the_stock_loaders_pictures_come_in_level_for_level(node, folder):
             assert np.array_equal(np.asarray(ours), np.asarray(original))
         assert sample.path.is_relative_to(folder.parent.parent / "user")
     (text,) = output.ui["text"]
-    assert "nodes/images: 3 pictures x 3" in text and "64 x 64: 2 pictures, 3 steps" in text and "5 steps an epoch" in text
+    assert "nodes/images: 3 pictures x 3" in text and "| 64 x 64 | 2 | 6 | 3 | 2 |" in text and "5 steps an epoch" in text
     assert len(output.ui["images"]) == len(output.ui["pictures"]) == 3
 
 

@@ -66,7 +66,7 @@ def test_the_dataset_and_its_preview(node, folder):
     ]  # fmt: skip
     (text,) = output.ui["text"]
     assert "input/shapes: 3 pictures x 1" in text and "2 without caption" in text
-    assert "128 x 128: 1 picture, 1 step\n" in text and "3 steps an epoch" in text
+    assert "| 128 x 128 | 1 | 1 | 1 | 1 |\n" in text and "3 steps an epoch" in text
     sizes = []
     for image in output.ui["images"]:
         assert image["type"] == "temp"
@@ -201,7 +201,7 @@ def test_roles_captions_and_remarks_reach_the_node(node, folder):
     assert "Note: 2 pictures smaller than the bucket, enlarged at most 2.0 times." in text
     assert [row["name"] for row in output.ui["pictures"]] == ["red square.png", "tall.png", "wide.png"]
     both = node.execute("input/shapes", **WIDGETS, dataset=output.result[0])
-    assert "no picture is left" not in both.ui["text"][0] and "for regularisation" in both.ui["text"][0]
+    assert "no picture is left" not in both.ui["text"][0] and "| 1 | regularisation | 128 x 128 |" in both.ui["text"][0]
 
 
 def test_progress_is_shown_and_a_cancel_ends_it_between_two_pictures(node, folder, monkeypatch):

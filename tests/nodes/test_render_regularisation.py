@@ -82,7 +82,10 @@ def test_one_graph_draws_the_set_and_trains_with_it(node, models, base):
     assert [(s.width, s.height, s.caption) for s in prior.samples] == [(64, 96, "man")] * 3
     assert [row.sightings for row in Plan(dataset, 0).bucket_table()] == [15, 15]
     (text,) = output.ui["text"]
-    assert text.startswith("input/reg/1_man: 3 pictures drawn, 0 there already\n") and "for regularisation, 15 sightings" in text
+    assert (
+        text.startswith("input/reg/1_man: 3 pictures drawn, 0 there already\n")
+        and "| 2 | regularisation | 64 x 64 | 3 | 15 | 8 | 1 |" in text
+    )
     assert len(output.ui["images"]) == 3
     for image in output.ui["images"]:
         assert image["type"] == "temp" and (base / "temp" / image["subfolder"] / image["filename"]).is_file()

@@ -122,6 +122,44 @@ def test_the_curve_is_that_of_the_recipe(routes):
     assert points[60] == pytest.approx(1e-4) and points[109] == pytest.approx(2e-6)
 
 
+def test_what_will_go_wrong_is_told_with_the_outlook(routes, folder):
+    """A rate that belongs to another optimizer, an epoch that will not be there, a package's name, pictures by the thousands."""
+    datasets = [{"folder": folder, "resolution": 64, "bucket_step": 8, "batch_size": 2, "repeats": 3}]
+    body = {
+        "widgets": {"learning_rate": 1.0, "epochs": 4},
+        "datasets": datasets,
+        "grids": [{"which_epochs": "2, 9"}, {"which_epochs": "all", "strengths": "0,6,,x"}],
+        "samples": 2,
+    }
+    _, ahead = post(routes, "outlook", body)
+    assert [one.split(":")[0] for one in ahead["warnings"]] == ["which_epochs", "strengths", "learning rate"]
+    assert ahead["grids"] == [ahead["warnings"][:1], ahead["warnings"][1:2]], "one bad widget is one sentence, in its own node"
+    assert "will not save 9" in ahead["warnings"][0] and ahead["sentence"] == ""
+    assert not set(ahead["warnings"]) & set(ahead["notes"]), "each is said once"
+    _, ahead = post(routes, "outlook", {**body, "widgets": {"epochs": 4}, "grids": [{"which_epochs": "2"}]})
+    assert ahead["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"grids": "all"},
+        {"grids": [3]},
+        {"grids": [{}] * 65},
+        {"grids": [{"steps": "3"}]},
+        {"grids": [{"prompts": 3}]},
+        {"samples": -1},
+        {"samples": True},
+        {"samples": "x"},
+        {"texts": "x"},
+        {"texts": [1]},
+    ],
+)
+def test_what_is_asked_besides_is_checked(routes, body):
+    status, answer = post(routes, "outlook", {"widgets": {}, **body})
+    assert status == 400 and answer["error"].startswith(next(iter(body)))
+
+
 def test_steps_come_from_the_connected_folders(routes, folder):
     datasets = [{"folder": folder, "resolution": 64, "bucket_step": 8, "batch_size": 2, "repeats": 3}]
     _, ahead = post(routes, "outlook", {"widgets": {"epochs": 4}, "datasets": datasets})
@@ -210,6 +248,39 @@ def test_the_files_size_is_that_of_a_file_that_was_written(routes, checkpoint, b
         # Weights, gradients and what a step finds before it is added to them, and AdamW's two means, beside the model's weights.
         trained = sum(p.numel() for p in adapter.parameters())
         assert ahead["memory"] == sum(p.nbytes for p in loaded.base.diffusion_model.parameters()) + 20 * trained
+
+
+@pytest.mark.parametrize("encoders", ["clip", "all"])
+def test_sizes_count_the_text_encoder_as_well(routes, base_directory, tmp_path, encoders):
+    """A whole checkpoint's encoders by its header, against the file that the trainer writes."""
+    import torch
+    from comfy import sd
+    from lora_atelier.tests import tiny_models
+    from lora_atelier.training import host
+    from lora_atelier.training.config import TextConfig, TrainingConfig
+    from lora_atelier.training.network import lora_file
+    from lora_atelier.training.network.adapter import Adapter
+    from lora_atelier.training.network.scope import adaptable_layers, trained_layers
+    from safetensors.torch import save_file
+
+    for family in ("sd15", "sd3"):
+        path = base_directory / "models" / "checkpoints" / f"routes-text-{family}.safetensors"
+        shutil.copy(tiny_models.cached(family), path)
+        patcher, clip, *_ = sd.load_checkpoint_guess_config(str(path), output_vae=False)
+        loaded, config = host.Model(patcher), TrainingConfig("a", text=TextConfig(encoders))
+        layers, names = adaptable_layers(loaded, host.TextEncoder(clip))
+        adapter = Adapter.fresh(trained_layers(layers, config), config.network, 0)
+        save_file(lora_file.to_file(adapter, names, loaded.family, torch.float16, layers), tmp_path / "lora.safetensors")
+        file = {"widget": "ckpt_name", "file": path.name}
+        import folder_paths
+
+        folder_paths.filename_list_cache.clear()
+        body = {"widgets": {"text_encoder": encoders}, "model": file}
+        ahead = post(routes, "outlook", {**body, "texts": [file]})[1]
+        assert ahead["bytes"] == pytest.approx(os.path.getsize(tmp_path / "lora.safetensors"), rel=0.05)
+        assert ahead["memory"] > 20 * sum(p.numel() for p in adapter.parameters())
+        assert post(routes, "outlook", body)[1]["bytes"] is None, "without a loader nobody knows"
+        path.unlink()
 
 
 def test_the_memory_grows_with_the_largest_pictures_of_the_chain(routes, checkpoint, folder):

@@ -98,3 +98,8 @@ def test_the_longest_unused_go_until_the_rest_fits(tmp_path: Path) -> None:
     left = files.remove_longest_unused(reversed(rows), 25, lambda used, path: path.name == "0")
     assert left == 20 and sorted(path.name for path in tmp_path.iterdir()) == ["0", "4"]
     assert files.remove_longest_unused(rows[:1], 0, lambda used, path: used < 1) == 10
+
+
+def test_free_room_is_told_also_for_a_folder_that_is_not_there_yet(tmp_path):
+    here, there = files.room_on_disk(tmp_path), files.room_on_disk(tmp_path / "not" / "yet")
+    assert here is not None and there is not None and abs(here - there) < 10**9

@@ -189,7 +189,7 @@ def test_a_broken_picture_is_drawn_anew(tiny, folder, damage):
     path.write_bytes(damage(whole))
     state = render(t, folder, order(2))
     assert state.broken == ("reg-00001.png",) and [p.index for p in state.missing] == [1]
-    assert path.read_bytes() == whole and "reg-00001.png could not be read and was drawn anew" in state.describe("input/reg")
+    assert path.read_bytes() == whole and state.remarks() == ["reg-00001.png could not be read and was drawn anew."]
 
 
 @pytest.mark.parametrize(

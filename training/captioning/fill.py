@@ -66,6 +66,8 @@ class Workload:
     """Regularisation pictures, which nobody asked to caption."""
     notes: tuple[str, ...] = ()
     """What the person should know of the files."""
+    remarks: tuple[str, ...] = ()
+    """The same of files that are as they should be."""
 
 
 def workload(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Workload:
@@ -112,15 +114,14 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Work
     everything = sum(len(subset.samples) for subset in dataset.subsets)
     passed_over = everything - sum(len(subset.samples) for subset in captioned)
     notes += _notes(kept, shared)
-    return Workload(tuple(work), tuple(kept), passed_over, tuple(dict.fromkeys(notes)))
+    elsewhere = [task.picture.name for task in kept if task.before and not task.found]
+    remarks = (f"kept, because a table or another node describes them: {some(elsewhere)}.",) if elsewhere else ()
+    return Workload(tuple(work), tuple(kept), passed_over, tuple(dict.fromkeys(notes)), remarks)
 
 
 def _notes(kept: Sequence[Task], shared: Sequence[str]) -> Iterable[str]:
     if shared:
         yield f"pictures that share a caption file with another one of their name, which alone was captioned: {some(shared)}."
-    elsewhere = [task.picture.name for task in kept if task.before and not task.found]
-    if elsewhere:
-        yield f"kept, because a table or another node describes them: {some(elsewhere)}."
     empty = [task.file.name for task in kept if task.found and not task.before]
     if empty:
         yield f"caption files without a word, which were kept: {some(empty)}. Delete them to have them filled."
@@ -179,13 +180,21 @@ class Filling:
         for task, lines in list(self.bodies.items()):
             self._put(task, self._framed([next(ordered) for _ in lines]))
 
-    def notes(self) -> Iterable[str]:
+    def remarks(self) -> Iterable[str]:
+        """What was done on purpose."""
         if self.by_class:
             names = some([task.picture.name for task in self.by_class])
             yield (
                 f"kept, because their class caption says more than a file name: {names}. Write {{folder}} into pattern to have "
                 "both, or choose overwrite."
             )
+        if self.kept_originals:
+            yield f"what was there before is kept in {originals.FOLDER}: {some(self.kept_originals)}."
+        if self.as_utf8:
+            yield f"written anew as UTF-8: {some(self.as_utf8)}."
+
+    def notes(self) -> Iterable[str]:
+        """What the person should look at."""
         if self.classes_gone:
             yield (
                 f"these captions take the place of a class caption and do not say it: {some(self.classes_gone)}. Write it into "
@@ -197,10 +206,6 @@ class Filling:
             yield f"cut off in the middle, because max_length was reached: {some(self.cut)}. Raise max_length, and read them."
         if self.repeating:
             yield f"the captioner repeats itself: {some(self.repeating)}. Read these captions."
-        if self.kept_originals:
-            yield f"what was there before is kept in {originals.FOLDER}: {some(self.kept_originals)}."
-        if self.as_utf8:
-            yield f"written anew as UTF-8: {some(self.as_utf8)}."
 
     def _lines(self, task: Task, said: str) -> list[str]:
         """The words to work on: behind what is there already when appending, and without the frame of an earlier run."""
@@ -285,13 +290,14 @@ def fill(
     finally:
         settle(list(filling.written))
     changes = tuple(Change(task.picture, task.file, task.before, final) for task, final in filling.finals.items())
-    notes = [*todo.notes, *filling.notes()]
+    notes, remarks = [*todo.notes, *filling.notes()], [*todo.remarks, *filling.remarks()]
     if filling.empty and (reason := getattr(captioner, "silence", "")):
         notes.append(reason)
     if todo.passed_over:
         pictures = counted(todo.passed_over, "regularisation picture")
-        notes.append(f"{pictures} left alone; switch regularisation on to caption them too.")
-    report = Report(changes, len(todo.kept) + len(filling.by_class), tuple(filling.empty), tuple(notes), dry_run)
+        remarks.append(f"{pictures} left alone; switch regularisation on to caption them too.")
+    kept = len(todo.kept) + len(filling.by_class)
+    report = Report(changes, kept, tuple(filling.empty), tuple(notes), tuple(remarks), dry_run)
     after = refresh_captions(dataset)
     if dry_run:
         report = report.foreseeing(after)

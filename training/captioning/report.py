@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..dataset.captions import caption_file_of, some
-from ..dataset.samples import Dataset, Sample, Subset, counted
+from ..dataset.samples import Dataset, Sample, Subset, counted, printable
+from ..dataset.statement import Statement, Table
 from ..dataset.tags import tag_frequency
 
-EXAMPLES = 5
 TABLE_ROWS = 100
 TAG_ROWS = 30
 
@@ -37,6 +37,9 @@ class Report:
     empty: tuple[Path, ...]
     """Pictures for which the captioner found no words; nothing was written for them."""
     notes: tuple[str, ...] = ()
+    """What the person should look at."""
+    remarks: tuple[str, ...] = ()
+    """What is as it should be, and still worth knowing."""
     dry_run: bool = False
     foreseen: Dataset | None = None
     """The dataset as it would be after a dry run."""
@@ -56,49 +59,46 @@ class Report:
         subsets = (dataclasses.replace(s, samples=tuple(seen(sample, s) for sample in s.samples)) for s in dataset.subsets)
         return dataclasses.replace(self, foreseen=Dataset(tuple(subsets)))
 
-    def describe(self, dataset: Dataset, examples: int = EXAMPLES) -> str:
-        """Counts, notes, a few captions (all changes of a dry run, as a table), and how often each tag occurs."""
+    def told(self, dataset: Dataset) -> Statement:
+        """Counts, warnings, the captions (of a dry run: all changes), and how often each tag occurs."""
         verb = "would be written" if self.dry_run else "written"
         if not self.changes and not self.empty:
-            lines = [f"nothing to write, {counted(self.kept, 'caption')} kept"]
+            counts = [f"nothing to write, {counted(self.kept, 'caption')} kept"]
         else:
-            lines = [f"{counted(len(self.changes), 'caption')} {verb}, {self.kept} kept"]
-        if self.empty:
-            lines.append(f"Note: no words were found for {some([path.name for path in self.empty])}")
-        lines += [f"Note: {note}" for note in self.notes]
+            counts = [f"{counted(len(self.changes), 'caption')} {verb}, {self.kept} kept"]
         if self.dry_run:
-            lines += ["Dry run: nothing was changed on the disk.", "", *change_table(self.changes)]
-        else:
-            lines += _examples(dataset, examples)
-        return "\n".join([*lines, *frequency_table(self.foreseen or dataset)])
+            counts.append("Dry run: nothing was changed on the disk.")
+        silent = [f"no words were found for {some([path.name for path in self.empty])}"] if self.empty else []
+        captions = change_table(self.changes) if self.dry_run else caption_table(dataset)
+        tables = (captions, frequency_table(self.foreseen or dataset))
+        return Statement(tuple(counts), (*silent, *self.notes), self.remarks, tuple(table for table in tables if table.rows))
+
+    def describe(self, dataset: Dataset) -> str:
+        """The same as text."""
+        return self.told(dataset).text()
 
 
-def _examples(dataset: Dataset, number: int) -> list[str]:
-    shown = {sample.path: sample.caption for sample in dataset.samples if sample.caption is not None}
-    lines = [f"{path.name}: {caption}" for path, caption in list(shown.items())[:number]]
-    return [*lines, f"and {len(shown) - number} more"] if len(shown) > number else lines
+def caption_table(dataset: Dataset, rows: int = TABLE_ROWS) -> Table:
+    """The captions that there are."""
+    there = {sample.path: sample.caption for sample in dataset.samples if sample.caption is not None}
+    return Table.cut("captions", ("picture", "caption"), [(printable(p.name), text) for p, text in there.items()], rows)
 
 
-def change_table(changes: tuple[Change, ...], rows: int = TABLE_ROWS) -> list[str]:
-    """A Markdown table of picture, before and after; a caption that stays as it is says so."""
-    lines = ["| picture | before | after |", "| --- | --- | --- |"]
-    for change in changes[:rows]:
-        before = "(none)" if change.before is None else change.before
-        after = "(the same)" if change.after == change.before else change.after
-        lines.append(f"| {_cell(change.picture.name)} | {_cell(before)} | {_cell(after)} |")
-    return [*lines, f"and {len(changes) - rows} more"] if len(changes) > rows else lines
+def change_table(changes: tuple[Change, ...], rows: int = TABLE_ROWS) -> Table:
+    """Picture, before and after; a caption that stays as it is says so."""
+    return Table.cut("changes", ("picture", "before", "after"), [
+        (
+            printable(change.picture.name),
+            "(none)" if change.before is None else change.before,
+            "(the same)" if change.after == change.before else change.after,
+        )
+        for change in changes
+    ], rows)  # fmt: skip
 
 
-def frequency_table(dataset: Dataset, rows: int = TAG_ROWS) -> list[str]:
-    """A Markdown table of the tags, the most frequent first, counted as for ``ss_tag_frequency``; empty without tags."""
+def frequency_table(dataset: Dataset, rows: int = TAG_ROWS) -> Table:
+    """The tags, the most frequent first, counted as for ``ss_tag_frequency``; without rows where there are no tags."""
     tags: Counter[str] = Counter()
     for counts in tag_frequency(dataset).values():
         tags.update(counts)
-    if not tags:
-        return []
-    lines = ["", "| tag | pictures |", "| --- | --- |", *(f"| {_cell(tag)} | {count} |" for tag, count in tags.most_common(rows))]
-    return [*lines, f"and {len(tags) - rows} more"] if len(tags) > rows else lines
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|") or "(empty)"
+    return Table.cut("tags", ("tag", "pictures"), [(tag, str(count)) for tag, count in tags.most_common()], rows)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import AtelierError
 from .focus import NO_FACES, finds_faces
 from .near_duplicates import duplicates
-from .plan import size_of
+from .plan import Plan, size_of
 from .samples import Dataset, Sample, Subset, counted, printable, some
+from .statement import Statement, Table
 from .views import View, view
 
 ENLARGED = 2.0
 """A picture that is enlarged more than this looks soft, and the softness is learnt."""
+LISTED = 1000
+"""Files in the table of those that are not used."""
 CUT = 0.25
 """A picture that loses more than this share of its area has an unusual shape."""
 
@@ -95,3 +100,40 @@ def remarks(subset: Subset) -> list[str]:
     if subset.config.crop == "focus" and not finds_faces():
         said.append(NO_FACES)
     return said
+
+
+def told(own: Dataset, chained: Dataset, done: Sequence[str] = (), amiss: Sequence[str] = ()) -> Statement:
+    """All that a dataset's node says: remarks are on its ``own`` pictures, counts and buckets on all that are ``chained``.
+
+    ``done``: what the node did before, and ``amiss`` what went wrong with it. AtelierError where nothing can be trained on.
+    """
+    counts, buckets = plan_of(chained)
+    found = [remark for subset in own.subsets for remark in remarks(subset)]
+    notes = tuple(f"also there: {note}" for note in chained.notes)
+    passed = list(dict.fromkeys(one for subset in own.subsets for one in subset.passed_over))
+    tables = (*buckets, *([Table.cut("not used", ("file", "why"), passed, LISTED)] if passed else []))
+    return Statement((*done, *chained.counts(), *counts), (*amiss, *chained.warnings, *found), notes, tables)
+
+
+def plan_of(dataset: Dataset) -> tuple[list[str], tuple[Table, ...]]:
+    """(the epoch in a line or two, the table of the buckets); without training pictures, which may come in a later node, a line
+    that says so."""
+    try:
+        plan = Plan(dataset, 0)
+    except AtelierError:
+        if all(subset.config.role != "training" for subset in dataset.subsets):
+            return ["no training pictures yet: connect this node to a Load Dataset whose role is training"], ()
+        raise
+    several, rows = len(dataset.subsets) > 1, []
+    for row in plan.bucket_table():
+        config = dataset.subsets[row.subset].config
+        rest = row.sightings % config.batch_size
+        last = rest if rest and row.batches > 1 else min(config.batch_size, row.sightings)
+        numbers = map(str, (row.images, row.sightings, row.batches, last))
+        rows.append((
+            *((str(row.subset + 1), config.role) if several else ()), f"{row.size[0]} x {row.size[1]}", *numbers,
+        ))  # fmt: skip
+    columns = (*(("subset", "role") if several else ()), "bucket", "pictures", "sightings", "steps", "in the last")
+    held = sum(len(batch.samples) for batch in plan.validation)
+    counts = [f"held out for validation: {counted(held, 'picture')}"] if held else []
+    return [*counts, f"{counted(plan.steps_per_epoch, 'step')} an epoch"], (Table("buckets", columns, tuple(rows)),)

@@ -84,6 +84,8 @@ class Subset:
     """What the person should know about this folder, one sentence each."""
     notes: tuple[str, ...] = ()
     """What else lies in the folder and is rightly not used, one sentence a kind."""
+    passed_over: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """(name, why) of every file and folder there that is not used."""
 
     @property
     def ready(self) -> bool:
@@ -147,9 +149,13 @@ class Dataset:
 
     def describe(self) -> str:
         """Text summary for the node: one line a subset, the sum, then the warnings, then the notes."""
+        lines = [*self.counts(), *(f"Note: {warning}" for warning in self.warnings)]
+        return "\n".join(lines + [f"Also there: {note}" for note in self.notes])
+
+    def counts(self) -> list[str]:
+        """One line a subset, and the sum."""
         lines = [subset.describe() for subset in self.subsets]
         if len(self.subsets) > 1:
             pictures = sum(len(subset.samples) for subset in self.subsets)
             lines.append(f"together: {counted(pictures, 'picture')}, {sum(s.sightings for s in self.subsets)} sightings an epoch")
-        lines += [f"Note: {warning}" for warning in self.warnings]
-        return "\n".join(lines + [f"Also there: {note}" for note in self.notes])
+        return lines

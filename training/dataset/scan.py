@@ -115,7 +115,10 @@ def _subset(
     ]  # fmt: skip
     for warning in said:
         log.warning("dataset %s: %s", config.folder, warning)
-    return dataclasses.replace(subset, warnings=tuple(said), notes=tuple(unused.sentences(found.unused, base, quiet=True)))
+    return dataclasses.replace(
+        subset, warnings=tuple(said), notes=tuple(unused.sentences(found.unused, base, quiet=True)),
+        passed_over=unused.each(found.unused, base),
+    )  # fmt: skip
 
 
 def _mask_notes(found: FoundFolder, config: SubsetConfig, samples: Sequence[Sample]) -> list[str]:

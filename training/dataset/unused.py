@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .samples import some
+from .samples import printable, some
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,18 @@ def sentences(unused: Iterable[tuple[Reason, Path]], base: Path, quiet: bool) ->
     groups: dict[Reason, list[str]] = {}
     for reason, path in unused:
         if reason.quiet == quiet:
-            groups.setdefault(reason, []).append(path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name)
+            groups.setdefault(reason, []).append(_name(path, base))
     return [
         f"{reason.what} ({len(names)}): {some(names)}.{f' {reason.remedy}' if reason.remedy else ''}"
         for reason, names in groups.items()
     ]
+
+
+def each(unused: Iterable[tuple[Reason, Path]], base: Path) -> tuple[tuple[str, str], ...]:
+    """(name, why it is not used) of every one; what matters comes first."""
+    ordered = sorted(unused, key=lambda one: one[0].quiet)
+    return tuple((printable(_name(path, base)), f"{reason.what}. {reason.remedy}".strip()) for reason, path in ordered)
+
+
+def _name(path: Path, base: Path) -> str:
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name

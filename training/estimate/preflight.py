@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from .. import host
 from ..dataset.plan import Batch, Plan
@@ -19,17 +21,18 @@ from ..performance.thrift import difference
 from ..protocols import Denoiser, TrainedText
 from ..session import Session
 from ..step import answer, noised
+from .step_time import timed
 
 
-def fit(session: Session, say: Callable[[str], None]) -> Session:
+def fit(session: Session, say: Callable[[str], None], warn: Callable[[str], None] | None = None) -> Session:
     """``session``, or the same run in less memory if there is too little; the cheapest one if even that is too little.
 
-    Says what the run will need and what there is, what is changed, and what else can be; the run starts all the same. The model
-    will ask for so much room when it is held.
+    Says what the run will need and what there is, and warns (by default in the same way) of what is changed, and what else can
+    be; the run starts all the same. The model will ask for so much room when it is held.
     """
-    model, config = session.model, session.config
+    model, config, warn = session.model, session.config, warn or say
     if (config.offload_activations or config.offload_blocks) and not activation_offload.can_offload(model.device):
-        say(activation_offload.NOTHING_TO_DO)
+        warn(activation_offload.NOTHING_TO_DO)
     if config.compile:
         say("compile: the first steps, and those of a second picture size, take longer, since the model's blocks are compiled")
     least = held = asked = session.thrift
@@ -41,6 +44,7 @@ def fit(session: Session, say: Callable[[str], None]) -> Session:
         try:
             with model.hold(session.text, offload=Traffic(held.away)):
                 found = measured(session, batch)
+                seconds = pass_seconds(session, batch)
                 # All other models have been put aside.
                 free = host.free_bytes(model.device) + found.weights.needed(held)
             break
@@ -50,7 +54,7 @@ def fit(session: Session, say: Callable[[str], None]) -> Session:
                 raise
         if less is None:
             advice = memory.what_helps(config, held, pictures, model.device, any(weights_of(model, None).spared))
-            say(f"memory: not even one picture at {batch.size[0]} x {batch.size[1]} goes through the model. {advice}")
+            warn(f"memory: not even one picture at {batch.size[0]} x {batch.size[1]} goes through the model. {advice}")
             return replace(session, thrift=held)
         least = held = less
     now = filled(found, config, pictures, least, model.device, lambda need: memory.fits(need, free))
@@ -58,13 +62,13 @@ def fit(session: Session, say: Callable[[str], None]) -> Session:
     line, fits = memory.line(need, free), memory.fits(need, free)
     model.leave_room(math.ceil(memory.MARGIN * (need.adapter + need.activations)) if fits else None)
     if changed := difference(asked, now):
-        say(f"memory: it would not fit as it is set. For this run {changed}; that is slower, to the same LoRA.")
+        warn(f"memory: it would not fit as it is set. For this run {changed}; that is slower, to the same LoRA.")
     if fits:
         say(line)
     else:
         advice = memory.what_helps(config, now, pictures, model.device, any(found.weights.spared))
-        say(f"memory: this will probably not fit: {line}. {advice}")
-    return replace(session, thrift=now, forecast=found)
+        warn(f"memory: this will probably not fit: {line}. {advice}")
+    return replace(session, thrift=now, forecast=found, pass_seconds=seconds)
 
 
 def largest_batch(plan: Plan) -> Batch:
@@ -83,16 +87,31 @@ def measured(session: Session, batch: Batch) -> memory.Measured:
 
     Nothing random is drawn, and the adapter is as it was. Of blocks that are kept away, what came of them is counted too.
     """
-    model, adapter = session.model, session.adapter
-    frozen = [*model.weights(), *(session.text.weights() if session.text else ())]
-    one = replace(batch, samples=batch.samples[:1], sightings=batch.sightings[:1])
-
-    def forward() -> object:
-        x0 = model.latents_in(session.encoded.latents(one)[0].to(model.device))
-        sigma = session.levels.quantiles(1, (x0.shape[-2], x0.shape[-1])).to(model.device)
-        asked = noised(model, x0, sigma, torch.zeros_like(x0), session.encoded.conditionings(one), [{}])
-        return answer(model, asked).square().mean()
-
+    adapter = session.adapter
+    frozen = [*session.model.weights(), *(session.text.weights() if session.text else ())]
+    forward = partial(_one_picture, session, batch)
     with adapter.attached(session.layers), adapter.listening():
-        found = memory.measure(session.blocks(), [*frozen, *adapter.parameters()], forward, model.device)
-    return memory.Measured(weights_of(model, session.text), found, tuple(tuple(p.shape) for p in adapter.parameters()))
+        found = memory.measure(session.blocks(), [*frozen, *adapter.parameters()], forward, session.model.device)
+    return memory.Measured(weights_of(session.model, session.text), found, tuple(tuple(p.shape) for p in adapter.parameters()))
+
+
+def pass_seconds(session: Session, batch: Batch) -> float | None:
+    """Seconds of one picture's forward pass, after ``measured``; None if there is no memory for it. The model is held by the
+    caller."""
+    try:
+        with torch.no_grad(), session.adapter.attached(session.layers):
+            return timed(lambda: _one_picture(session, batch).item())
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _one_picture(session: Session, batch: Batch) -> Tensor:
+    """The mean square of the model's answer to the batch's first picture."""
+    model = session.model
+    one = replace(batch, samples=batch.samples[:1], sightings=batch.sightings[:1])
+    x0 = model.latents_in(session.encoded.latents(one)[0].to(model.device))
+    sigma = session.levels.quantiles(1, (x0.shape[-2], x0.shape[-1])).to(model.device)
+    asked = noised(model, x0, sigma, torch.zeros_like(x0), session.encoded.conditionings(one), [{}])
+    return answer(model, asked).square().mean()

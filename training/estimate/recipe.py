@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..config import TrainingConfig
-from ..network.scope import trained_layers
+from ..network.scope import TEXT, trained_layers
 from ..network.size import adapter_bytes, adapter_shapes
 from ..optim import schedules
 from ..optim.curve import curve, summary
@@ -64,13 +64,18 @@ def look_ahead(config: TrainingConfig, steps_per_epoch: int | None) -> Outlook:
 
 
 def sizes(
-    config: TrainingConfig, layers: Mapping[str, nn.Module], names: Mapping[str, list[str]]
+    config: TrainingConfig,
+    layers: Mapping[str, nn.Module],
+    names: Mapping[str, list[str]],
+    text: Mapping[str, nn.Module] | None = None,
 ) -> tuple[int | None, int | None]:
     """Bytes of one LoRA file beside ``layers``, without the workflow in it, and of the memory that the adapter and its optimizer
-    take while it is trained; None where only training tells."""
+    take while it is trained; None where only training tells. ``text``: layers of the text encoder, by their own names, if they
+    are known."""
     network = config.network
-    if network.start_from or config.text.encoders != "none":
+    if network.start_from or (config.text.encoders != "none" and text is None):
         return None, None
-    chosen = trained_layers({name: layer for name, layer in layers.items() if name in names}, config)
+    known = {name: layer for name, layer in layers.items() if name in names}
+    chosen = trained_layers({**known, **{TEXT + name: layer for name, layer in (text or {}).items()}}, config)
     numbers = adapter_bytes(chosen, network, DTYPES[config.save_precision])
     return numbers + len(chosen) * ENTRIES[network.algorithm] * ENTRY, adapter_needs(adapter_shapes(chosen, network), config)

@@ -16,10 +16,12 @@ class Pace:
         self._seconds += seconds
 
     def __str__(self) -> str:
-        """``cell 7 of 31 · 2.1 s a cell · 0:50 left``, the time by what was drawn so far."""
+        """``cell 7 of 31 · 2.1 s a cell · 0:50 left``, the time by what was drawn so far, and none in the end."""
         line = f"cell {self.done} of {self.cells}"
         if not self._drawn:
             return line
         pace = self._seconds / self._drawn
+        if self.done >= self.cells:
+            return f"{line} · {pace:.1f} s a cell"
         minutes, seconds = divmod(round(pace * (self.cells - self.done)), 60)
         return f"{line} · {pace:.1f} s a cell · {minutes}:{seconds:02d} left"

@@ -5,9 +5,10 @@ are small functions for folders, progress and files. Features are detected, vers
 """
 
 from .answering import TRUSTED
-from .detect import Outline, family_of, outline, outline_of
-from .devices import free_bytes, free_memory, make_room, memory, torch_device
+from .detect import Outline, family_of, outline, outline_of, text_outline
+from .devices import device_name, free_bytes, free_memory, make_room, memory, torch_device
 from .folders import (
+    TEXT_WIDGETS,
     all_loras_folder,
     cache_folder,
     captioner_folder,
@@ -29,6 +30,7 @@ from .text import Conditioning, TextEncoder, TextWriter
 from .weights import patched
 
 __all__ = [
+    "TEXT_WIDGETS",
     "TRUSTED",
     "Conditioning",
     "Model",
@@ -44,6 +46,7 @@ __all__ = [
     "check_interrupt",
     "dataset_root",
     "dataset_roots",
+    "device_name",
     "family_of",
     "free_bytes",
     "free_memory",
@@ -67,5 +70,6 @@ __all__ = [
     "shown_picture",
     "status_of",
     "temp_folder",
+    "text_outline",
     "torch_device",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management
@@ -126,3 +127,33 @@ def outline(header: Header, dtype: torch.dtype | None = None) -> Outline | None:
     except Exception as error:  # many families, many ways to ask for what a header does not hold
         log.info("a model's layers could not be counted: %s", error)
         return None
+
+
+def text_outline(headers: Sequence[Header]) -> tuple[dict[str, nn.Linear], int] | None:
+    """(linear layers on the meta device, bytes of all weights) of the text encoders in these files, by the names that
+    ``TextEncoder.layers`` gives; None where they hold none. Of a checkpoint only its text encoders count."""
+    layers: dict[str, nn.Linear] = {}
+    size = 0
+    for header in headers:
+        for name, tensor in _text_tensors(header).items():
+            size += tensor.numel() * tensor.dtype.itemsize
+            if name.endswith(".weight") and tensor.ndim == 2:
+                outputs, inputs = tensor.shape
+                layers[name.removesuffix(".weight")] = nn.Linear(inputs, outputs, bias=False, device="meta")
+    return (layers, size) if layers else None
+
+
+def _text_tensors(header: Header) -> dict[str, Tensor]:
+    """Those of text encoders, as a loaded one calls them."""
+    try:
+        found = _detected(header)
+        if found is not None:
+            processed: dict[str, Tensor] = found[0].process_clip_state_dict(dict(header.tensors()))
+            return processed
+    except Exception as error:  # the host's detection meets a file that it was not written for
+        log.info("a checkpoint's text encoders could not be counted: %s", error)
+        return {}
+    own = header.tensors()
+    # Alone in a file, an encoder has no name of its own: CLIP says text_model, all others count as one kind.
+    front = ("clip_l" if any("text_model.encoder" in name for name in own) else "other") + ".transformer."
+    return {f"{front}{name}": tensor for name, tensor in own.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import platform
 
 import comfy.model_management
 import torch
@@ -37,3 +39,14 @@ def memory() -> tuple[int, int]:
     device = management.get_torch_device()
     total = int(management.get_total_memory(device))
     return total - int(management.get_free_memory(device)), total
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device, such as ``NVIDIA GeForce RTX 4090``; a CPU by its threads as well."""
+    if device.type == "cpu":
+        return f"{platform.processor() or platform.machine()} with {torch.get_num_threads()} threads"
+    try:
+        return str(comfy.model_management.get_torch_device_name(device))
+    except Exception as error:  # every backend fails in its own way
+        logging.getLogger("lora-atelier").info("the device has no name: %s", error)
+        return str(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import folder_paths
@@ -10,6 +11,11 @@ from ..errors import AtelierError
 
 MODEL_WIDGETS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models"}
 """The stock loaders' widgets, and the folders that they list."""
+TEXT_WIDGETS = {
+    "ckpt_name": "checkpoints", "clip_name": "text_encoders",
+    **{f"clip_name{number}": "text_encoders" for number in range(1, 5)},
+}  # fmt: skip
+"""The same of those that load a text encoder."""
 
 
 def dataset_roots() -> dict[str, Path]:
@@ -85,9 +91,9 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def model_file(widget: str, name: str) -> Path:
+def model_file(widget: str, name: str, widgets: Mapping[str, str] = MODEL_WIDGETS) -> Path:
     """The file that a loader lists under ``name``; AtelierError for anything that is not in its list."""
-    folder = MODEL_WIDGETS.get(widget)
+    folder = widgets.get(widget)
     if folder is None or name not in folder_paths.get_filename_list(folder):
         raise AtelierError(f"{widget}: {name!r} is not in the list of this loader; refresh the page and choose one that is.")
     return Path(folder_paths.get_full_path_or_raise(folder, name))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
-from ..config import OptimizerConfig
+from ..config import OptimizerConfig, TrainingConfig
 from . import optimizers, schedules
 
 USUAL_MOST = {"Lion": 3e-3, "SGD": 10.0}
 """The rate from which on a person is told that others are usual."""
+USUAL_LEAST = {"Lion": 1e-7, "SGD": 1e-5}
+"""The rate below which a person is told that next to nothing will be learnt."""
 NEXT_TO_NOTHING = 1e-3
 """Share of the peak rate below which a step changes nearly nothing."""
 
@@ -37,6 +39,25 @@ def _rate(config: OptimizerConfig) -> Iterator[str]:
             f"learning rate: {config.peak:g} is far too high for {config.name} in most runs; {mend}, and 1 belongs to Prodigy "
             "and D-adaptation."
         )
+
+    least = USUAL_LEAST.get(config.name, 1e-6)
+    if not config.adaptive and config.peak < least:
+        yield f"learning rate: at {config.peak:g} {config.name} learns next to nothing in most runs; 1e-4 is usual for AdamW."
+
+
+def of_rates(config: TrainingConfig) -> list[str]:
+    """Rates with which the chosen optimizer is not used, that of the text encoder among them."""
+    found, optimizer, own = list(_rate(config.optimizer)), config.optimizer, config.text.learning_rate
+    if config.text.encoders == "none" or own == 0 or optimizer.own_rate:
+        return found
+    if optimizer.adaptive and not 0.01 <= own / optimizer.peak <= 10:
+        found.append(
+            f"text_encoder_rate: {optimizer.name} finds the rate itself, and {own:g} beside {optimizer.peak:g} is only a ratio. "
+            "Set it to 0.1 to 1 as well."
+        )
+    elif not optimizer.adaptive and own >= USUAL_MOST.get(optimizer.name, 0.01):
+        found.append(f"text_encoder_rate: {own:g} is far too high for {optimizer.name} in most runs; 5e-5 is usual.")
+    return found
 
 
 def _unused(config: OptimizerConfig) -> Iterator[str]:

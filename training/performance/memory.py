@@ -290,11 +290,12 @@ def line(need: Need, free: int) -> str:
     unit, name = (GB, "GB") if need.total >= GB else (MB, "MB")
     model, adapter, activations = (f"{size / unit:.1f}" for size in (need.model, need.adapter, need.activations))
     parts = f"{model} model, {adapter} LoRA and optimizer, {activations} activations"
-    return f"needs about {need.total / unit:.1f} {name}: {parts}; {_round(free)} free"
+    return f"needs about {need.total / unit:.1f} {name}: {parts}; {size_text(free)} free"
 
 
-def _round(size: int) -> str:
-    unit, name = (GB, "GB") if size >= GB else (MB, "MB")
+def size_text(size: int) -> str:
+    """``23 GB``, ``4.5 MB``, ``31 kB``."""
+    unit, name = (GB, "GB") if size >= GB else (MB, "MB") if size >= MB / 10 else (1000, "kB")
     return f"{size / unit:.0f} {name}" if size >= 10 * unit else f"{size / unit:.1f} {name}"
 
 

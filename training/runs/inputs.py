@@ -160,7 +160,7 @@ def _paired(before: Sequence[SubsetInputs], now: Sequence[SubsetInputs]) -> Iter
 
 def decisive(config: TrainingConfig) -> dict[str, Any]:
     """The fields that decide weights by dotted name, without those of which the chosen schedule or optimizer makes no use."""
-    flat = {key: value for key, value in _flat(to_dict(config)) if key not in NO_MATTER | LENGTH}
+    flat = {key: value for key, value in flattened(to_dict(config)) if key not in NO_MATTER | LENGTH}
     optimizer = config.optimizer
     arguments = {key: value for key, value in optimizer.args.items() if key not in ("lr", "weight_decay")}
     flat |= {
@@ -205,10 +205,10 @@ def decisive_of(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flattened(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

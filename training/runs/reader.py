@@ -235,6 +235,7 @@ def state(name: str, runs: Path, since: int = 0) -> dict[str, Any]:
         "finished": bool(facts.saved) and facts.saved[-1]["kind"] == "last",
         "failed": facts.failed,
         "opening": facts.opening,
+        "account": dict(facts.account),
         "samples": samples(folder),
     }
 

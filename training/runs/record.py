@@ -64,6 +64,8 @@ class Record:
     """What has changed on the way (``changed``, in words) at which ``step``, where somebody went on all the same."""
     recipe: str | None = None
     """Name of the recipe that made the run."""
+    account: Mapping[str, list[str]] = field(default_factory=dict)
+    """What the run has said of itself since it was opened last, see ``account.py``."""
 
 
 def read_record(folder: Path) -> Record:
@@ -93,15 +95,21 @@ def read_record(folder: Path) -> Record:
         check(values.get(name) is None or _is_count(values[name]), name)
     for name in ("failed", "opening"):
         check(isinstance(values.get(name, ""), str), name)
+    account = values.get("account", {})
+    check(isinstance(account, dict) and all(map(_are_texts, account.values())), "account")
     recipe = config.get("name") if isinstance(config, dict) else None
     return Record(
         values,
         tuple({key: row[key] for key in ("file", "epoch", "step", "kind")} for row in saved),
         values.get("total"), values.get("steps_per_epoch"), values.get("failed", ""), values.get("opening", ""),
         tuple({key: row[key] for key in ("step", "changed")} for row in changes),
-        recipe if isinstance(recipe, str) else None,
+        recipe if isinstance(recipe, str) else None, account,
     )  # fmt: skip
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**53
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

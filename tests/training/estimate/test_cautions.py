@@ -1,0 +1,185 @@
+"""What a person is warned of before a run."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lora_atelier.training.config import LengthConfig, OptimizerConfig, TextConfig, TrainingConfig
+from lora_atelier.training.estimate import cautions as module
+from lora_atelier.training.estimate.cautions import Prospect, cautions, expected_files
+from lora_atelier.training.grid.foreseen import missing_epochs
+from lora_atelier.training.loop import save_kind
+
+GB = 10**9
+
+
+def run(**settings: object) -> TrainingConfig:
+    return TrainingConfig("a", **settings)  # type: ignore[arg-type]
+
+
+def prospect(length: LengthConfig | None = None, steps: int | None = 10, **more: object) -> Prospect:
+    return Prospect(run(length=length or LengthConfig()), steps, **more)  # type: ignore[arg-type]
+
+
+def test_a_sound_run_is_left_in_peace() -> None:
+    whole = Prospect(
+        run(), 30, 20_000_000, 10**8, 100 * GB, "flux1-dev", "Flux", 24 * GB, (512, 1024), "cuda", 2, False
+    )  # fmt: skip
+    assert cautions(whole) == [] and cautions(Prospect(run())) == []
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        (OptimizerConfig("AdamW", 1.0), "learning rate: 1 is far too high for AdamW"),
+        (OptimizerConfig("AdamW", 1e-8), "learning rate: at 1e-08 AdamW learns next to nothing"),
+        (OptimizerConfig("SGD", 1e-6), "learning rate: at 1e-06 SGD learns next to nothing"),
+        (OptimizerConfig("Lion", 0.01), "learning rate: 0.01 is far too high for Lion"),
+        (OptimizerConfig("Prodigy", 0.01), "learning rate: Prodigy multiplies"),
+        (OptimizerConfig("Adafactor", 1.0, schedule="constant"), "learning rate: 1 is far too high for Adafactor"),
+    ],
+)
+def test_rates_far_from_those_that_an_optimizer_is_used_with(optimizer: OptimizerConfig, said: str) -> None:
+    assert any(one.startswith(said) for one in cautions(Prospect(run(optimizer=optimizer))))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "warned"),
+    [
+        (OptimizerConfig("AdamW"), 1.0, True), (OptimizerConfig("AdamW"), 5e-5, False), (OptimizerConfig("AdamW"), 0.0, False),
+        (OptimizerConfig("Prodigy", 1.0), 5e-5, True), (OptimizerConfig("Prodigy", 1.0), 0.5, False),
+    ],
+)  # fmt: skip
+def test_the_text_encoders_rate_is_looked_at_too(optimizer: OptimizerConfig, rate: float, warned: bool) -> None:
+    found = cautions(Prospect(run(optimizer=optimizer, text=TextConfig("all", rate))))
+    assert any(one.startswith("text_encoder_rate: ") for one in found) == warned
+    assert not cautions(Prospect(run(optimizer=optimizer, text=TextConfig("none", rate))))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "z_image_turbo_bf16", "flux1-schnell-fp8", "flux-2-klein-4b", "FLUX.2-klein-9B-fp8", "sd3.5_large_turbo", "krea2_turbo",
+        "DreamShaperXL_Lightning", "dreamshaperXLTurbo_v2", "qwen_image_distilled_full",
+        "hunyuanimage2.1_distilled", "sdxl-lcm", "chroma1-flash", "juggernautXL_8steps", "sdxl_4-step", "model_DMD2",
+    ],
+)  # fmt: skip
+def test_a_name_that_stands_for_few_steps_is_a_guess(name: str) -> None:
+    (said,) = cautions(Prospect(run(), model=name))
+    assert name in said and "that is a guess" in said
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flux1-dev", "z_image_bf16", "flux-2-klein-base-4b", "flux-2-klein-4b-base", "sd_xl_base_1.0", "qwen_image", "",
+        "flux-schnell-dedistilled", "z-image-de-turbo-dedistilled", "turbofan-photos", "my-2000-steps-merge", "HyperRealism",
+        "flashlight", "chroma-unlocked-v48", "rapids", "12steps",
+    ],
+)  # fmt: skip
+def test_other_names_are_not_taken_for_it(name: str) -> None:
+    assert cautions(Prospect(run(), model=name)) == []
+
+
+def test_what_the_host_knows_is_no_guess() -> None:
+    (said,) = cautions(Prospect(run(), model="renamed", family="FluxSchnell"))
+    assert "distilled" in said and "guess" not in said and "Flux.1 dev" in said
+
+
+@pytest.mark.parametrize(
+    ("family", "side", "warned"),
+    [
+        ("SD15", 512, False), ("SD15", 768, False), ("SD15", 1024, True), ("SD15", 256, True), ("SDXL", 512, True),
+        ("SDXL", 1024, False), ("Flux", 512, False), ("Flux", 256, True), ("QwenImage", 1328, False), ("Unheard", 64, False),
+    ],
+)  # fmt: skip
+def test_a_resolution_that_is_not_the_models_own(family: str, side: int, warned: bool) -> None:
+    found = cautions(Prospect(run(), family=family, model_bytes=2 * GB, sides=(side, side)))
+    assert len(found) == warned and all(one.startswith(f"resolution: {side} ") for one in found)
+    assert cautions(Prospect(run(), family=family, model_bytes=10**6, sides=(side,))) == [], "no published model is so small"
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"), [("Prodigy", "prodigyopt"), ("AdamW8bit", "bitsandbytes"), ("CAME", "pytorch-optimizer")]
+)
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: str, missing: str) -> None:
+    monkeypatch.setattr(module, "_is_installed", lambda _module: False)
+    rate = 1.0 if name == "Prodigy" else 1e-4
+    (said,) = cautions(Prospect(run(optimizer=OptimizerConfig(name, rate))))  # type: ignore[arg-type]
+    assert said.startswith(f"optimizer: {name} needs the Python package {missing}, which is not installed.")
+    assert "pip install" in said
+    assert cautions(Prospect(run(), focus=True))[0].startswith("crop: focus needs the Python package smartcrop")
+    assert cautions(Prospect(run())) == []
+
+
+def test_packages_are_found_without_being_imported() -> None:
+    assert module._is_installed("torch.optim") and not module._is_installed("no_such_package.at_all")
+
+
+def test_an_optimizer_of_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_is_installed", lambda _module: True)
+    bits = run(optimizer=OptimizerConfig("AdamW8bit"))
+    assert "CUDA GPUs only" in cautions(Prospect(bits, device="cpu"))[0] and cautions(Prospect(bits, device="cuda")) == []
+
+
+def test_thousands_of_files_are_counted_and_weighed() -> None:
+    """12,500 epochs of 19 MB are 237.5 GB."""
+    found = cautions(prospect(LengthConfig(epochs=12_500), file_bytes=19_000_000, free_bytes=100 * GB))
+    assert found[0].startswith("save_every: 12,500 files would be saved of 19 MB, ") and "in all" in found[0]
+    assert found[1].startswith("disk: ") and "are free" in found[1]
+    few = LengthConfig(epochs=12_500, keep_last=5)
+    assert cautions(prospect(few, file_bytes=19_000_000, free_bytes=100 * GB)) == []
+    assert cautions(prospect(LengthConfig(epochs=5), file_bytes=GB, free_bytes=3 * GB))[0].startswith("disk: the run's 5 files")
+    assert cautions(prospect(LengthConfig(epochs=1), state_bytes=3 * GB, free_bytes=5 * GB))[0].startswith(
+        "disk: the run's 1 file "
+    )
+
+
+def test_samples_are_counted_too() -> None:
+    often = LengthConfig(epochs=10, sample_every_steps=1)
+    (said,) = cautions(prospect(often, 1000, samples=3))
+    assert said.startswith("samples: 30,000 pictures")
+    assert cautions(prospect(often, 1000)) == []
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 7), st.integers(0, 4), st.integers(0, 9), st.integers(0, 4), st.sampled_from([0, 5, 23])
+)  # fmt: skip
+def test_the_expected_files_are_those_that_the_loop_saves(
+    epochs: int, each: int, save_every: int, by_step: int, keep: int, most: int
+) -> None:
+    """Gone through step by step, as the loop does."""
+    length = LengthConfig(epochs, most, save_every, by_step, keep)
+    total, saved = most or epochs * each, []
+    for step in range(1, total + 1):
+        epoch = (step - 1) // each + 1
+        kind = save_kind(step, epoch, step % each == 0 or step == total, step == total, run(length=length))
+        if kind:
+            saved.append((epoch, step, kind))
+    on_the_way = saved[:-1]
+    kept = [*(on_the_way[-keep:] if keep else on_the_way), saved[-1]]
+    found = expected_files(prospect(length, each))
+    assert found is not None and [(one.epoch, one.step, one.kind) for one in found] == kept
+
+
+def test_too_many_files_are_not_listed_and_unknown_ones_are_not_guessed() -> None:
+    assert expected_files(prospect(LengthConfig(max_steps=10**7, save_every_steps=1))) is None
+    assert expected_files(prospect(LengthConfig(max_steps=10), None)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("all", ""), ("every 3", ""), ("last", ""), ("2, 4", ""), ("1-20", ""), ("11", "will save none of '11'"),
+        ("2, 3", "will not save 3"), ("12-20", "will save none of '12-20'"), ("1,,x", "which_epochs: "), ("every 0", "every 0"),
+    ],
+)  # fmt: skip
+def test_epochs_that_the_run_will_not_save(text: str, said: str) -> None:
+    files = expected_files(prospect(LengthConfig(epochs=10, save_every=2)))
+    found = missing_epochs([text, text], files)
+    assert (said in found[0] and len(found) == 1) if said else found == []
+
+
+def test_a_typing_mistake_is_told_before_the_length_is_known() -> None:
+    assert missing_epochs(["x", "99"], None)[0].startswith("which_epochs: ") and len(missing_epochs(["99"], None)) == 0

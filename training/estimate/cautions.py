@@ -1,0 +1,230 @@
+"""Cautions before a run: what can be done and will probably not do what the person means, a sentence each.
+
+Nothing here stops a run. What is only a guess, such as what a file's name says of a model, is said to be one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..config import TrainingConfig
+from ..dataset.samples import counted
+from ..optim.optimizers import SOURCES
+from ..optim.remarks import of_rates
+from ..performance.memory import size_text
+from ..runs.record import SaveKind
+
+MANY = 200
+"""Files from which on nobody looks at each."""
+DRAWINGS = 2000
+"""Sample pictures from which on drawing them is most of a run."""
+LISTED = 100_000
+"""Files up to which epochs are looked for among them one by one."""
+TINY = 200_000_000
+"""Bytes of a network that is smaller than any published one, of whose sizes nothing is known."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The resolutions at which a family was made, as the side of a square in pixels."""
+
+    least: int
+    usual: int
+    most: int
+
+
+_SDXL = Sides(768, 1024, 1536)
+_FLUX = Sides(384, 1024, 1536)
+SIDES = {
+    "SD15": Sides(448, 512, 768), "SD20": Sides(448, 768, 960),
+    **dict.fromkeys(("SDXL", "SDXLRefiner", "SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B"), _SDXL),
+    "SD3": Sides(512, 1024, 1536), "AuraFlow": Sides(512, 1024, 1536), "Flux": _FLUX, "FluxSchnell": _FLUX, "Chroma": _FLUX,
+    "Flux2": Sides(512, 1024, 2048), "QwenImage": Sides(512, 1328, 2048), "ZImage": Sides(512, 1024, 2048),
+    "HunyuanImage21": Sides(1024, 2048, 2560), "HiDream": Sides(768, 1024, 1536), "Lumina2": Sides(768, 1024, 1536),
+}  # fmt: skip
+"""By the host's name of the family, as their makers publish it, with what trainers commonly use below it."""
+DISTILLED = "Flux.1 schnell"
+FEW_STEPS = re.compile(
+    r"(?<![a-z])(turbo|schnell|lightning|hyper(?! ?real)|lcm|dmd2?|distill?ed|klein|flash|sprint|nitro|rapid)(?![a-z])"
+    r"|(?<![a-z\d])([12468][-_ ]?steps?)(?![a-z])",
+    re.IGNORECASE,
+)
+"""Words in a file's name that stand for a model that draws in few steps."""
+NOT_DISTILLED = re.compile(
+    r"(?<![a-z])(?:de|un)[-_ ]?distill?ed|not[-_ ]distill?ed|klein[-_ ]?(?:\d+b[-_ ]?)?base|base[-_ ]?(?:\d+b[-_ ]?)?klein",
+    re.IGNORECASE,
+)  # fmt: skip
+WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Where one word of a name like ``dreamXLTurbo`` ends."""
+WHY_NOT = (
+    "A LoRA that is trained on such a model takes the few steps out of it again, and its pictures get soft. Train on the model "
+    "that it was made from, and use the LoRA on this one"
+)
+INSTEAD = {
+    "schnell": "Flux.1 dev", "klein": "the klein model with base in its name", "turbo": "the one without Turbo in its name",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What is known of a run that is to be; None, 0 or nothing where that isn't known."""
+
+    config: TrainingConfig
+    steps_per_epoch: int | None = None
+    file_bytes: int | None = None
+    """Of a LoRA file."""
+    state_bytes: int | None = None
+    """Of what a run needs to go on, once."""
+    free_bytes: int | None = None
+    """On the disk that the files go to."""
+    model: str = ""
+    """Name of the model's file."""
+    family: str = ""
+    """The host's name of it."""
+    model_bytes: int | None = None
+    sides: tuple[int, ...] = ()
+    """Resolutions of the training pictures."""
+    device: str = ""
+    """The kind of device, such as ``cuda``."""
+    samples: int = 0
+    """Pictures that are drawn at every save."""
+    focus: bool = False
+    """Whether pictures are cropped around what stands out."""
+
+    @property
+    def total(self) -> int | None:
+        length = self.config.length
+        return length.max_steps or (length.epochs * self.steps_per_epoch if self.steps_per_epoch else None)
+
+    @property
+    def epochs(self) -> int | None:
+        """Those that are begun."""
+        if self.config.length.max_steps and not self.steps_per_epoch:
+            return None
+        total, each = self.total, self.steps_per_epoch
+        return -(-total // each) if total and each else self.config.length.epochs
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A LoRA file that will be there."""
+
+    epoch: int
+    step: int
+    kind: SaveKind
+
+    @property
+    def counted(self) -> int:
+        return self.step if self.kind == "step" else self.epoch
+
+
+def cautions(prospect: Prospect) -> list[str]:
+    """All of them, the gravest first."""
+    return [
+        *_packages(prospect), *of_rates(prospect.config), *_distilled(prospect), *_sizes(prospect), *_saves(prospect),
+    ]  # fmt: skip
+
+
+def _packages(prospect: Prospect) -> Iterator[str]:
+    name = prospect.config.optimizer.name
+    source = SOURCES[name]
+    if source.package and not _is_installed(source.module):
+        yield (
+            f"optimizer: {name} needs the Python package {source.package.split('>')[0]}, which is not installed. Install it for "
+            f'ComfyUI\'s Python with: pip install "{source.package}", or choose {source.instead}.'
+        )
+    elif name == "AdamW8bit" and prospect.device and prospect.device != "cuda":
+        yield "optimizer: AdamW8bit runs on CUDA GPUs only; choose AdamW, its full-precision twin."
+    if prospect.focus and not _is_installed("smartcrop"):
+        yield "crop: focus needs the Python package smartcrop, which is not installed. Install it, or choose another crop."
+
+
+def _is_installed(module: str) -> bool:
+    """Whether the package of a module is there; it is not imported."""
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _distilled(prospect: Prospect) -> Iterator[str]:
+    if prospect.family == "FluxSchnell":
+        yield f"model: it is {DISTILLED}, which is distilled for few steps. {WHY_NOT}: {INSTEAD['schnell']}."
+        return
+    name = WORDS.sub(" ", prospect.model)
+    match = FEW_STEPS.search(name)
+    if match and not NOT_DISTILLED.search(name):
+        word = match[0].lower()
+        instead = f": {INSTEAD[word]}" if word in INSTEAD else ""
+        yield (
+            f"model: by its name, {prospect.model}, it seems to be distilled for few steps ({word}); that is a guess. {WHY_NOT}"
+            f"{instead}."
+        )
+
+
+def _sizes(prospect: Prospect) -> Iterator[str]:
+    own = SIDES.get(prospect.family)
+    if own is None or prospect.model_bytes is None or prospect.model_bytes < TINY:
+        return
+    for side in sorted(set(prospect.sides)):
+        if not own.least <= side <= own.most:
+            yield (
+                f"resolution: {side} is not a size of its own for a model of the family {prospect.family} ({own.least} to "
+                f"{own.most}, best {own.usual}): what it draws badly there is learnt as well. Set it to {own.usual}."
+            )
+
+
+def number_of_saves(prospect: Prospect) -> int:
+    """LoRA files that will have been written, those that ``keep_last`` deletes among them; 0 if the length is not known."""
+    length, total, epochs = prospect.config.length, prospect.total, prospect.epochs
+    if epochs is None and total is None:
+        return 0
+    by_epoch = epochs // length.save_every if length.save_every and epochs else 0
+    by_step = total // length.save_every_steps if length.save_every_steps and total else 0
+    return max(1, by_epoch + by_step)
+
+
+def _saves(prospect: Prospect) -> Iterator[str]:
+    length, written = prospect.config.length, number_of_saves(prospect)
+    kept = min(written, length.keep_last + 1) if length.keep_last else written
+    needed = kept * (prospect.file_bytes or 0) + 2 * (prospect.state_bytes or 0)
+    free = prospect.free_bytes
+    size = f" of {size_text(prospect.file_bytes)}, {size_text(kept * prospect.file_bytes)} in all" if prospect.file_bytes else ""
+    if kept > MANY:
+        yield f"save_every: {kept:,} files would be saved{size}. Raise save_every or save_every_steps, or set keep_last."
+    if free is not None and needed > free:
+        yield (
+            f"disk: the run's {counted(kept, 'file')} and what it needs to go on take about {size_text(needed)}, and "
+            f"{size_text(free)} are free. Raise save_every, set keep_last, or make room."
+        )
+    drawn = prospect.samples * _times_drawn(prospect, written)
+    if drawn > DRAWINGS:
+        yield f"samples: {drawn:,} pictures would be drawn on the way. Raise sample_every, or write fewer preview prompts."
+
+
+def _times_drawn(prospect: Prospect, saves: int) -> int:
+    length, total, epochs = prospect.config.length, prospect.total or 0, prospect.epochs or 0
+    if not length.sample_every and not length.sample_every_steps:
+        return saves
+    by_epoch = epochs // length.sample_every if length.sample_every else 0
+    return by_epoch + (total // length.sample_every_steps if length.sample_every_steps else 0)
+
+
+def expected_files(prospect: Prospect) -> list[Expected] | None:
+    """The LoRA files that there will be in the end; None where that cannot be told, or there are too many."""
+    length, total, epochs, each = prospect.config.length, prospect.total, prospect.epochs, prospect.steps_per_epoch
+    if epochs is None or number_of_saves(prospect) > LISTED or (length.save_every_steps and not each):
+        return None
+    ends = range(length.save_every, epochs, length.save_every) if length.save_every else ()
+    files = [Expected(epoch, epoch * (each or 0), "epoch") for epoch in ends]
+    taken = {file.step for file in files}
+    if length.save_every_steps and total and each:
+        steps = (step for step in range(length.save_every_steps, total, length.save_every_steps) if step not in taken)
+        files += [Expected((step - 1) // each + 1, step, "step") for step in steps]
+        files.sort(key=lambda file: file.step)
+    if length.keep_last:
+        files = files[-length.keep_last :]
+    return [*files, Expected(epochs, total or 0, "last")]
