@@ -21,9 +21,8 @@ class Outlook {
     this.axis = make("div", { class: "atelier-row atelier-axis" });
     this.bad = make("p", { class: "atelier-note atelier-bad", role: "status" });
     this.notes = make("p", { class: "atelier-note", role: "status" });
-    this.family = make("p", { class: "atelier-note", role: "status" });
     const drawing = make("div", { class: "atelier-plot" }, this.svg);
-    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.notes, this.family);
+    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.notes);
     this.panel = addPanel(node, "outlook", this.element, () => HEIGHT + this.room());
     this.panel.fit();
     this.seen = this.asked = "";
@@ -33,7 +32,7 @@ class Outlook {
   /** Pixels of the sentences below the drawing, by about how many lines they take. */
   room() {
     const lines = (place) => (place.textContent ? Math.max(2, Math.ceil(place.textContent.length / 60)) : 0);
-    return 17 * [this.bad, this.notes, this.family].reduce((sum, place) => sum + lines(place), 0);
+    return 17 * [this.bad, this.notes].reduce((sum, place) => sum + lines(place), 0);
   }
 
   question() {
@@ -95,12 +94,6 @@ class Outlook {
 
 const panels = new Map();
 setInterval(() => panels.forEach((panel) => panel.look()), EVERY);
-
-/** Shows which family was found. */
-export function showFamily(node, sentence) {
-  const panel = panels.get(node);
-  if (panel) panel.say(panel.family, sentence);
-}
 
 app.registerExtension({
   name: "lora-atelier.recipe",

@@ -97,3 +97,19 @@ export function datasetsOf(train, root) {
   }
   return found.length ? found : null;
 }
+
+/** The five nodes' worth of a graph that a Configure LoRA node stands in, each once: what starting points are set in. */
+export function partsOf(config, root) {
+  const trainers = trainersOf(config, root);
+  const found = new Set([config, ...trainers]);
+  for (const train of trainers) {
+    for (const node of before(train, [inputOf(train, "dataset")].filter(Boolean), root)) {
+      if (["LoadDataset", "AutoCaption"].includes(node.comfyClass)) found.add(node);
+    }
+  }
+  for (const grid of allNodes(root).filter((node) => node.comfyClass === "EpochWeightGrid")) {
+    const runs = [...before(grid, [inputOf(grid, "epochs")].filter(Boolean), root)];
+    if (runs.some((node) => trainers.includes(node))) found.add(grid);
+  }
+  return [...found];
+}
