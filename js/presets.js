@@ -59,8 +59,11 @@ export class Starting {
       const found = await ask("family", loader);
       if (this.fresh && this.chooser?.value === SUITED) return await this.start({ preset: SUITED, fresh: true });
       // What an older workflow holds is its maker's; only the next model is another one.
-      this.known ??= this.node.properties?.[KEY]?.model ?? found.preset;
-      this.propose(found.family && found.preset !== this.known ? found : null);
+      const kept = this.node.properties?.[KEY];
+      this.known ??= kept?.model ?? found.preset;
+      const other = found.preset !== this.known;
+      const less = kept && found.memory !== kept.memory;
+      this.propose(found.family && (other || less) ? found : null, other ? "otherModel" : "otherMemory");
     } catch {
       this.seen = ""; // asked again
     } finally {
@@ -68,9 +71,9 @@ export class Starting {
     }
   }
 
-  propose(found) {
+  propose(found, why) {
     this.found = found;
-    this.offer.textContent = found ? text("otherModel", { note: found.note }) : "";
+    this.offer.textContent = found ? text(why, found) : "";
     this.taker.textContent = found ? text("takeStart", { model: found.preset }) : "";
     this.show();
   }

@@ -18,7 +18,13 @@ from ..training.tensors.safetensors_header import Header
 
 KEPT = frozenset({"preset", "name", "seed", "comment", "start_from", "prompt_syntax", "speed"})
 """Widgets of Configure LoRA that no starting point touches."""
-NODES = ("LoadDataset", "AutoCaption", "ConfigureLoRA", "TrainLoRA", "EpochWeightGrid")
+OWN_NODES = ("LoadDataset", "AutoCaption", "ConfigureLoRA", "TrainLoRA", "EpochWeightGrid")
+STOCK = {
+    "KSampler": ("sampler_name", "scheduler", "steps", "cfg"), "EmptyLatentImage": ("width", "height"),
+    "EmptySD3LatentImage": ("width", "height"),
+}  # fmt: skip
+"""Nodes of the host that draw with what was trained, and what they take of the grid's values."""
+NODES = (*OWN_NODES, *STOCK)
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,12 @@ def start(choice: points.Choice, found: Found | None, nodes: Sequence[Node], unt
         notes.append("AdamW was taken in place of AdamW8bit, which needs an NVIDIA GPU and the package bitsandbytes.")
     if not points.fitted(parts.models[choice.model], parts.memory[choice.memory]).fits:
         notes.append(f"{choice.model} is not expected to fit into {choice.memory}; this is the most frugal way that there is.")
+    values |= {kind: {name: values["EpochWeightGrid"][name] for name in names} for kind, names in STOCK.items()}
     changes = [_for_node(node, values, choice.subject) for node in nodes]
     notes += _fit_length(choice.subject, nodes, changes)
     if untouched_only:
         for node, change in zip(nodes, changes, strict=True):
-            fresh = defaults_of(node.kind)
+            fresh = defaults_of(node.kind) if node.kind in OWN_NODES else {}
             for widget in [w for w in change if node.values.get(w) != fresh.get(w)]:
                 del change[widget]
     return Start(tuple(changes), tuple(notes))

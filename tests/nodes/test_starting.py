@@ -90,6 +90,23 @@ def test_a_fresh_graph_gets_the_models_defaults_and_keeps_what_was_typed(modules
     assert now["EpochWeightGrid"]["cfg"] == 2.5 and "cfg" not in answer["changes"][-1]
 
 
+def test_what_draws_with_the_trained_model_draws_at_its_size(modules, fresh) -> None:
+    nodes = {
+        **fresh, "KSampler": {"seed": 5, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0},
+        "EmptySD3LatentImage": {"width": 128, "height": 128, "batch_size": 1},
+    }  # fmt: skip
+    now = after(nodes, modules[0].starting({"preset": "SDXL", "nodes": asked(nodes)}))
+    assert now["KSampler"] == {
+        "seed": 5,
+        "steps": 25,
+        "cfg": 6.0,
+        "sampler_name": "dpmpp_2m",
+        "scheduler": "karras",
+        "denoise": 1.0,
+    }
+    assert now["EmptySD3LatentImage"] == {"width": 1024, "height": 1024, "batch_size": 1}
+
+
 def test_names_of_older_workflows_mean_what_they_meant(modules, fresh) -> None:
     for old, new in (("SD1.5", "SD 1.5"), ("SDXL", "SDXL"), ("SD3", "SD 3.5 medium"), ("Flux", "Flux dev")):
         assert modules[0].starting({"preset": old, "nodes": asked(fresh)})["model"] == new
@@ -134,7 +151,7 @@ def test_what_cannot_be_had_is_said(modules, fresh, monkeypatch) -> None:
     [
         ({"preset": "Flux 9", "nodes": []}, "model: 'Flux 9' is not one of"),
         ({"preset": "SDXL", "choice": {"subject": "cat"}, "nodes": []}, "subject: 'cat' is not one of"),
-        ({"preset": "SDXL", "nodes": [{"type": "KSampler", "values": {}}]}, "nodes: each needs a type"),
+        ({"preset": "SDXL", "nodes": [{"type": "SaveImage", "values": {}}]}, "nodes: each needs a type"),
         ({"preset": "SDXL"}, "nodes: a list"),
     ],
 )
