@@ -1,20 +1,22 @@
-"""What the canvas asks about starting points: which model is loaded, and what would be set."""
+"""What the canvas asks about starting points: which model is loaded, and what would be set, what a file says."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from ..training import host
-from ..training.config import SubsetConfig
+from ..training.config import SubsetConfig, check_run_name
 from ..training.dataset.steps_ahead import SubsetSource
 from ..training.errors import AtelierError
-from ..training.starting import points
+from ..training.starting import imported, points
 from ..training.tensors.safetensors_header import read_header
+from .configure_lora import KINDS, WIDGETS, build
 from .folders import index_of, named
 from .presets import ALIASES, SUITED, subject_of
-from .starting import NODES, Found, Node, found_in, start
+from .starting import NODES, PERSONAL, Found, Node, defaults_of, fitting, found_in, start
 
 GIB = 1 << 30
 MOST_NODES = 64
@@ -67,6 +69,55 @@ def starting(values: Mapping[str, Any]) -> dict[str, Any]:
         notes.insert(0, f"These are the values of {choice.model}, and the loader's model is {found.kind}.")
     parts = {"model": choice.model, "subject": choice.subject, "memory": choice.memory}
     return {"changes": [dict(change) for change in made.changes], "notes": notes, **parts}
+
+
+def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration of another trainer, a LoRA's metadata or an own preset says, as widgets' values.
+
+    ``lost`` is what has no counterpart here; ``warning`` says what the values contradict each other in.
+    """
+    text, name = values.get("text"), values.get("name", "")
+    if not isinstance(text, str) or not isinstance(name, str):
+        raise AtelierError("text: the contents of a file are needed.")
+    read = imported.read(text, name[:200])
+    lost = [{"setting": one.setting, "value": one.value, "why": one.why} for one in read.lost]
+    nodes: dict[str, dict[str, Any]] = {}
+    given = {kind: dict(widgets) for kind, widgets in read.nodes.items()}
+    if read.recipe:
+        given["ConfigureLoRA"] = {**given.get("ConfigureLoRA", {}), **_widgets_of(read.recipe)}
+        lost = []  # a recipe of ours is whole
+    for kind, widgets in given.items():
+        if read.own:
+            widgets = {widget: value for widget, value in widgets.items() if widget not in PERSONAL.get(kind, ())}
+        nodes[kind], bad = fitting(kind, widgets)
+        lost += [{"setting": widget, "value": str(widgets[widget])[:200], "why": why} for widget, why in bad.items()]
+    warning = ""
+    try:
+        build(**{**defaults_of("ConfigureLoRA"), **nodes.get("ConfigureLoRA", {})})
+    except AtelierError as error:
+        warning = str(error)
+    return {"origin": read.origin, "nodes": {kind: v for kind, v in nodes.items() if v}, "lost": lost, "warning": warning}
+
+
+def _widgets_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The widgets' values of a recipe that this pack has written into a LoRA."""
+    out = {name: value for name, value in recipe.items() if name not in KINDS}
+    for widget, (part, field) in WIDGETS.items():
+        values = recipe.get(part)
+        if isinstance(values, dict) and field in values and widget != "start_from":
+            out[widget] = values[field]
+    return out
+
+
+def preset_text(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a file that keeps the nodes' present values as a preset, without what is personal."""
+    name = check_run_name(_text(values, "name"))
+    kept: dict[str, dict[str, Any]] = {}
+    for node in _nodes(values.get("nodes")):
+        if node.kind in PERSONAL and node.kind not in kept:
+            good, _ = fitting(node.kind, {k: v for k, v in node.values.items() if k not in PERSONAL[node.kind]})
+            kept[node.kind] = good
+    return {"file": f"{name}.json", "text": json.dumps({imported.OWN: 1, "name": name, "nodes": kept}, indent=1)}
 
 
 def _text(values: Mapping[str, Any], field: str) -> str:

@@ -281,6 +281,20 @@ async def post_start(request: web.Request) -> Any:
     return await _apart(preset_routes.starting, values)
 
 
+@table.post(f"{PREFIX}/settings")
+@answered
+async def post_settings(request: web.Request) -> Any:
+    """``text``: the contents of another trainer's configuration, of a preset's file, or a LoRA's metadata."""
+    return await _apart(preset_routes.read_settings, await body_of(request, LARGE, ("text", "name")))
+
+
+@table.post(f"{PREFIX}/preset")
+@answered
+async def post_preset(request: web.Request) -> Any:
+    """The nodes' present values as a preset's file; nothing is written."""
+    return await _apart(preset_routes.preset_text, await body_of(request, LARGE, ("name", "nodes")))
+
+
 @table.get(f"{PREFIX}/runs")
 @answered
 async def get_runs(request: web.Request) -> Any:

@@ -18,6 +18,8 @@ from ..training.tensors.safetensors_header import Header
 
 KEPT = frozenset({"preset", "name", "seed", "comment", "start_from", "prompt_syntax", "speed"})
 """Widgets of Configure LoRA that no starting point touches."""
+LONGEST = 10_000
+"""Characters of a text."""
 OWN_NODES = ("LoadDataset", "AutoCaption", "ConfigureLoRA", "TrainLoRA", "EpochWeightGrid")
 STOCK = {
     "KSampler": ("sampler_name", "scheduler", "steps", "cfg"), "EmptyLatentImage": ("width", "height"),
@@ -72,8 +74,7 @@ def eight_bit_optimizer() -> bool:
     return host.torch_device().type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
-def defaults_of(kind: str) -> dict[str, Any]:
-    """The values of a fresh node's widgets."""
+def _schema(kind: str) -> Any:
     from .auto_caption import AutoCaption
     from .configure_lora import ConfigureLoRA
     from .epoch_weight_grid import EpochWeightGrid
@@ -84,8 +85,53 @@ def defaults_of(kind: str) -> dict[str, Any]:
         "LoadDataset": LoadDataset, "AutoCaption": AutoCaption, "ConfigureLoRA": ConfigureLoRA, "TrainLoRA": TrainLoRA,
         "EpochWeightGrid": EpochWeightGrid,
     }  # fmt: skip
-    inputs = nodes[kind].define_schema().inputs
-    return {entry.id: entry.default for entry in inputs if getattr(entry, "default", None) is not None}
+    return nodes[kind].define_schema()
+
+
+def defaults_of(kind: str) -> dict[str, Any]:
+    """The values of a fresh node's widgets."""
+    return {entry.id: entry.default for entry in _schema(kind).inputs if getattr(entry, "default", None) is not None}
+
+
+PERSONAL: Mapping[str, frozenset[str]] = {
+    "LoadDataset": frozenset({"folder", "class_caption", "validation_seed"}),
+    "AutoCaption": frozenset({"captioner", "trigger", "prefix", "suffix", "hub_id", "download", "dry_run", "device"}),
+    "ConfigureLoRA": frozenset({"preset", "name", "comment", "start_from"}),
+    "TrainLoRA": frozenset({"when_interrupted", "preview_prompt", "preview_negative"}),
+    "EpochWeightGrid": frozenset({"prompts", "negative", "lora_files", "seed", "more_seeds"}),
+}
+"""What a preset that is saved does not hold: a person's own words, files and folders."""
+
+
+def fitting(kind: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(those of these values that the node's widgets take, why the others are none)."""
+    widgets = {entry.id: entry for entry in _schema(kind).inputs} if kind in OWN_NODES else {}
+    good: dict[str, Any] = {}
+    bad: dict[str, str] = {}
+    for name, value in values.items():
+        entry = widgets.get(name)
+        low, high, options = (getattr(entry, key, None) for key in ("min", "max", "options"))
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if entry is None or not hasattr(entry, "default"):
+            bad[name] = "is no setting here"
+        elif isinstance(options, list):
+            if value not in options:
+                bad[name] = "is not among what is there to choose from"
+        elif isinstance(entry.default, bool) != isinstance(value, bool) or isinstance(entry.default, str) != isinstance(
+            value, str
+        ):
+            bad[name] = "is of another kind than the widget"
+        elif number and not ((low is None or value >= low) and (high is None or value <= high)):
+            bad[name] = f"is outside {low} to {high}"
+        elif isinstance(entry.default, int) and not isinstance(value, (bool, int, str)):
+            bad[name] = "is no whole number"
+        elif not number and not isinstance(value, (str, bool)):
+            bad[name] = "is of another kind than the widget"
+        elif isinstance(value, str) and len(value) > LONGEST:
+            bad[name] = "is too long"
+        if name not in bad:
+            good[name] = value
+    return good, bad
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ BODIES: dict[str, dict[str, Any]] = {
         "loader": {"widget": "ckpt_name", "file": "x.safetensors"},
         "nodes": [{"type": "LoadDataset", "values": DATASET}, {"type": "ConfigureLoRA", "values": WIDGETS}],
     },
+    "settings": {"text": '{"network_dim": 4, "network_alpha": 4, "optimizer_type": "Lion"}', "name": "x.json"},
+    "preset": {"name": "mine", "nodes": [{"type": "LoadDataset", "values": DATASET}]},
     f"runs/{RUN}/command": {"command": "stop"},
     "pictures": {"settings": {"folder": "input/hostile", "resolution": 64, "caption_extension": ".txt", "nested": False}},
     "captions": {

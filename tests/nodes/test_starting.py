@@ -158,3 +158,47 @@ def test_what_cannot_be_had_is_said(modules, fresh, monkeypatch) -> None:
 def test_a_bad_question_is_answered_with_a_sentence(modules, question, said) -> None:
     with pytest.raises(AtelierError, match=said):
         modules[0].starting(question)
+
+
+def test_a_preset_of_ones_own_is_saved_without_what_is_personal_and_read_again(modules, fresh) -> None:
+    nodes = {
+        **fresh, "ConfigureLoRA": {**fresh["ConfigureLoRA"], "rank": 12, "comment": "secret"},
+        "TrainLoRA": {**fresh["TrainLoRA"], "preview_prompt": "my house"},
+    }  # fmt: skip
+    saved = modules[0].preset_text({"name": "my ink", "nodes": asked(nodes)})
+    assert saved["file"] == "my ink.json" and "secret" not in saved["text"] and "my house" not in saved["text"]
+    answer = modules[0].read_settings({"text": saved["text"], "name": saved["file"]})
+    assert answer["nodes"]["ConfigureLoRA"]["rank"] == 12 and answer["origin"] == "the preset my ink"
+    assert answer["lost"] == [] and answer["warning"] == ""
+
+
+def test_a_preset_of_a_stranger_sets_nothing_but_widgets(modules) -> None:
+    text = (
+        '{"lora_atelier_preset": 1, "name": "x", "nodes": {"KSampler": {"steps": 3}, "LoadDataset": {"folder": "input/secret", '
+        '"resolution": 1000000, "batch_size": "four", "crop": "sideways", "colour": 1, "flip": true}}}'
+    )
+    answer = modules[0].read_settings({"text": text})
+    assert answer["nodes"] == {"LoadDataset": {"flip": True}}
+    assert {one["setting"] for one in answer["lost"]} == {"steps", "resolution", "batch_size", "crop", "colour"}
+
+
+def test_what_contradicts_itself_is_said_before_it_is_taken(modules) -> None:
+    toml = 'network_dim = 8\noptimizer_type = "Prodigy"\nlearning_rate = 1e-5\nlr_scheduler = "cosine"\n'
+    assert "Prodigy finds the rate itself" in modules[0].read_settings({"text": toml})["warning"]
+
+
+def test_a_lora_that_was_trained_here_gives_its_whole_recipe_back(modules, fresh) -> None:
+    import json
+
+    from lora_atelier.nodes.configure_lora import build
+    from lora_atelier.tests.training.runs.test_metadata import subset, told
+
+    widgets = {
+        **fresh["ConfigureLoRA"], "name": "ink", "rank": 24, "rules": "* rank=4", "highest_level": 0.875, "when_enough": "say",
+        "schedule": "annealing", "cycles": 4, "cycle_steps": 50, "min_rate": 2e-5, "base_weights": "int8",
+    }  # fmt: skip
+    config = build(**widgets)
+    text = json.dumps(told(config, subset("input/5_fox", 6, repeats=5)))
+    answer = modules[0].read_settings({"text": text, "name": "ink.safetensors"})
+    assert build(**{**fresh["ConfigureLoRA"], **answer["nodes"]["ConfigureLoRA"]}) == config
+    assert answer["nodes"]["LoadDataset"]["repeats"] == 5 and answer["lost"] == []
