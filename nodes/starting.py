@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from ..training import host
@@ -74,7 +75,9 @@ def eight_bit_optimizer() -> bool:
     return host.torch_device().type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
+@cache
 def _schema(kind: str) -> Any:
+    """The lists of files and folders in it grow old; nothing here looks at them."""
     from .auto_caption import AutoCaption
     from .configure_lora import ConfigureLoRA
     from .epoch_weight_grid import EpochWeightGrid
