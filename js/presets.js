@@ -80,6 +80,8 @@ export class Starting {
 
   show() {
     this.taker.hidden = !this.found;
+    const silent = !this.found && !this.notes.textContent && !this.last?.said.length;
+    this.element.style.visibility = silent ? "hidden" : "";
     this.list.hidden = this.undoer.hidden = !this.last?.said.length;
     this.panel?.fit();
   }
