@@ -119,13 +119,13 @@ def restored(
             continue
         known = named_values(node) or placed_values(node, object_info[node["type"]])
         known |= (presets or {}).get(known.get("preset", ""), {})
-        nodes.append(_with_widgets(node, known, object_info[node["type"]]))
+        nodes.append(with_widgets(node, known, object_info[node["type"]]))
     slots = {entry["link"]: i for node in nodes for i, entry in enumerate(node["inputs"]) if entry.get("link") is not None}
     links = [[*link[:4], slots[link[0]], *link[5:]] for link in workflow["links"]]
     return {**workflow, "nodes": nodes, "links": links}
 
 
-def _with_widgets(node: dict[str, Any], known: Mapping[Any, Any], info: dict[str, Any]) -> dict[str, Any]:
+def with_widgets(node: dict[str, Any], known: Mapping[Any, Any], info: dict[str, Any]) -> dict[str, Any]:
     """One node of ``restored``: sockets first, then a named entry for each widget, as the canvas stores them."""
     there = {entry["name"]: entry for entry in node.get("inputs") or []}
     sockets: list[dict[str, Any]] = []

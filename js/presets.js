@@ -1,45 +1,176 @@
-// Choosing a preset in Configure LoRA fills the node's other widgets; their values are what the workflow keeps.
+// Starting points: a choice in Configure LoRA's list sets the nodes that it stands with, and a panel says what was set. Another
+// checkpoint is noticed, and its own starting point offered. All values are the server's; this file only puts them in.
 import { app } from "../../scripts/app.js";
-import { root } from "./lib/dom.js";
-import { loaderOf, trainersOf } from "./lib/graph.js";
+import { addPanel, make, root } from "./lib/dom.js";
+import { loaderOf, partsOf, trainersOf, valuesOf } from "./lib/graph.js";
 import { ask } from "./lib/server.js";
+import { setWidgets, summary } from "./lib/starting.js";
 import { text } from "./lib/text.js";
-import { showFamily } from "./recipe.js";
 
 const SUITED = "suited to the model";
-const presets = fetch(new URL("./presets.json", import.meta.url)).then((answer) => answer.json());
+const OWN = "own settings";
+const KEY = "lora_atelier_start"; // among the node's properties, which the workflow keeps
+const EVERY = 500; // ms between two looks at the loader
+const recipes = fetch(new URL("./presets.json", import.meta.url)).then((answer) => answer.json());
 
-/** The name of the preset for the model that is trained; the node says which family was found. */
-async function suited(node) {
-  showFamily(node, text("asking"));
-  try {
-    const loaders = trainersOf(node, root()).map((train) => loaderOf(train, root()));
-    const { preset, note } = await ask("family", loaders.find(Boolean) ?? {});
-    showFamily(node, note);
-    return preset;
-  } catch (error) {
-    showFamily(node, text("serverSilent", { why: error.message }));
-    return null;
+export class Starting {
+  offer = make("p", { class: "atelier-note", role: "status" });
+  list = make("details", { class: "atelier-set" });
+  notes = make("p", { class: "atelier-note", role: "status" });
+
+  constructor(node) {
+    this.node = node;
+    this.fresh = true; // until it is known to come from a workflow
+    this.taker = make("button", { type: "button", click: () => this.take() }, "");
+    this.undoer = make("button", { type: "button", title: text("takeBackHelp"), click: () => this.takeBack() }, text("takeBack"));
+    const row = (button) => make("div", { class: "atelier-row" }, button);
+    this.element = make("div", {}, this.offer, row(this.taker), this.notes, this.list, row(this.undoer));
+    this.panel = addPanel(node, "start", this.element, () => this.room());
+    this.list.addEventListener("toggle", () => this.panel.fit());
+    this.show();
+  }
+
+  /** Pixels, by about how many lines there are. */
+  room() {
+    const lines = (place) => (place.textContent ? Math.ceil(place.textContent.length / 55) : 0);
+    const rows = this.list.open ? this.rows.reduce((sum, row) => sum + 1 + Math.ceil(row.slice(1).join(", ").length / 55), 0) : 0;
+    const said = this.last?.said.length ? 1 + rows : 0;
+    return 18 * (lines(this.offer) + lines(this.notes) + said) + (this.taker.hidden ? 0 : 30) + (said ? 32 : 0) + 6;
+  }
+
+  get chooser() {
+    return this.node.widgets?.find((widget) => widget.name === "preset");
+  }
+
+  loader() {
+    const loaders = trainersOf(this.node, root()).map((train) => loaderOf(train, root()));
+    return loaders.find(Boolean) ?? null;
+  }
+
+  /** Looks whether another model is loaded than the settings are for. */
+  async look() {
+    if (!this.node.graph || document.hidden || this.busy) return;
+    const loader = this.loader();
+    const seen = JSON.stringify(loader);
+    if (!loader || seen === this.seen) return;
+    this.seen = seen;
+    this.busy = true;
+    try {
+      const found = await ask("family", loader);
+      if (this.fresh && this.chooser?.value === SUITED) return await this.start({ preset: SUITED, fresh: true });
+      // What an older workflow holds is its maker's; only the next model is another one.
+      const kept = this.node.properties?.[KEY];
+      this.known ??= kept?.model ?? found.preset;
+      const other = found.preset !== this.known;
+      const less = kept && found.memory !== kept.memory;
+      this.propose(found.family && (other || less) ? found : null, other ? "otherModel" : "otherMemory");
+    } catch {
+      this.seen = ""; // asked again
+    } finally {
+      this.busy = false;
+    }
+  }
+
+  propose(found, why) {
+    this.found = found;
+    this.offer.textContent = found ? text(why, found) : "";
+    this.taker.textContent = found ? text("takeStart", { model: found.preset }) : "";
+    this.show();
+  }
+
+  show() {
+    this.taker.hidden = !this.found;
+    const silent = !this.found && !this.notes.textContent && !this.last?.said.length;
+    this.element.style.visibility = silent ? "hidden" : "";
+    this.list.hidden = this.undoer.hidden = !this.last?.said.length;
+    this.panel?.fit();
+  }
+
+  take() {
+    const subject = this.node.properties?.[KEY]?.subject;
+    return this.start({ preset: SUITED, choice: subject ? { subject } : {} });
+  }
+
+  /** Asks what is to be set, and sets it. */
+  async start(question) {
+    const nodes = partsOf(this.node, root());
+    this.say(text("asking"));
+    try {
+      const told = nodes.map((node) => ({ type: node.comfyClass, values: valuesOf(node) }));
+      const answer = await ask("start", { ...question, loader: this.loader(), nodes: told });
+      const { changes, notes, model, subject, memory } = answer;
+      this.set(nodes.map((node, i) => [node, changes[i]]), [text("startOf", { model, subject, memory }), ...notes].join(" "));
+      this.remember({ model, subject, memory });
+      this.fresh = false;
+      this.propose(null);
+    } catch (error) {
+      this.say(error.status ? error.message : text("serverSilent", { why: error.message }));
+    }
+  }
+
+  /** What the settings are for goes with the workflow. */
+  remember(parts) {
+    this.before = this.node.properties?.[KEY];
+    this.node.properties = { ...this.node.properties, [KEY]: parts };
+    this.known = parts?.model;
+  }
+
+  /** Sets widgets and says which. `changes`: [node, values]. */
+  set(changes, sentence) {
+    this.last = setWidgets(changes);
+    this.rows = summary(this.last.said);
+    const rows = this.rows.map(([title, ...parts]) => make("li", {}, make("b", {}, title), ` ${parts.join(", ")}`));
+    this.list.replaceChildren(make("summary", {}, text("wasSet", { count: this.last.said.length })), make("ul", {}, ...rows));
+    this.say(sentence);
+  }
+
+  say(sentence) {
+    this.notes.textContent = sentence;
+    this.show();
+  }
+
+  takeBack() {
+    this.last?.undo();
+    this.last = null;
+    this.remember(this.before);
+    this.say(text("takenBack"));
+  }
+
+  async chosen(value) {
+    if (value === OWN) return;
+    const recipe = (await recipes)[value];
+    if (this.chooser.value !== value) return; // another one was chosen meanwhile
+    if (recipe) this.set([[this.node, recipe]], text("recipeSet"));
+    else await this.start({ preset: value, choice: {} });
   }
 }
+
+export const panels = new Map();
+setInterval(() => panels.forEach((panel) => panel.look()), EVERY);
 
 app.registerExtension({
   name: "lora-atelier.presets",
   async nodeCreated(node) {
     if (node.comfyClass !== "ConfigureLoRA") return;
-    const chooser = node.widgets?.find((widget) => widget.name === "preset");
-    if (!chooser) return;
-    const before = chooser.callback;
-    chooser.callback = async function (value, ...others) {
-      before?.call(this, value, ...others);
-      if (value !== SUITED) showFamily(node, "");
-      const chosen = value === SUITED ? await suited(node) : value;
-      if (chooser.value !== value) return; // another one was chosen meanwhile
-      const values = (await presets)[chosen] ?? {};
-      for (const widget of node.widgets) {
-        if (widget.name in values) widget.value = values[widget.name];
-      }
-      node.setDirtyCanvas?.(true, true);
+    const panel = new Starting(node);
+    panels.set(node, panel);
+    const chooser = panel.chooser;
+    if (chooser) {
+      const before = chooser.callback;
+      chooser.callback = function (value, ...others) {
+        before?.call(this, value, ...others);
+        return panel.chosen(value);
+      };
+    }
+    const configured = node.onConfigure;
+    node.onConfigure = function (...args) {
+      panel.fresh = false; // its values are a workflow's, or those of the node that it was copied from
+      return configured?.apply(this, args);
+    };
+    const removed = node.onRemoved;
+    node.onRemoved = function (...args) {
+      panels.delete(this);
+      return removed?.apply(this, args);
     };
   },
 });

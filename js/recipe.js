@@ -25,9 +25,8 @@ class Outlook {
     this.bad = make("p", { class: "atelier-note atelier-bad", role: "status" });
     this.warnings = make("div", { class: "atelier-told", role: "status" });
     this.notes = make("p", { class: "atelier-note", role: "status" });
-    this.family = make("p", { class: "atelier-note", role: "status" });
     const drawing = make("div", { class: "atelier-plot" }, this.svg);
-    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.warnings, this.notes, this.family);
+    this.element = make("div", {}, this.facts, drawing, this.axis, this.bad, this.warnings, this.notes);
     this.panel = addPanel(node, "outlook", this.element, () => HEIGHT + this.room());
     this.panel.fit();
     this.watch = new ResizeObserver(() => this.warnings.offsetHeight && this.panel.fit());
@@ -39,8 +38,7 @@ class Outlook {
   /** Pixels of the sentences below the drawing, by about how many lines they take. */
   room() {
     const lines = (place) => (place.textContent ? Math.max(2, Math.ceil(place.textContent.length / 60)) : 0);
-    const others = [this.bad, this.notes, this.family].reduce((sum, place) => sum + lines(place), 0);
-    return 17 * others + this.warnings.offsetHeight;
+    return 17 * [this.bad, this.notes].reduce((sum, place) => sum + lines(place), 0) + this.warnings.offsetHeight;
   }
 
   question() {
@@ -118,12 +116,6 @@ class Outlook {
 
 const panels = new Map();
 setInterval(() => panels.forEach((panel) => panel.look()), EVERY);
-
-/** Shows which family was found. */
-export function showFamily(node, sentence) {
-  const panel = panels.get(node);
-  if (panel) panel.say(panel.family, sentence);
-}
 
 app.registerExtension({
   name: "lora-atelier.recipe",

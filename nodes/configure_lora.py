@@ -9,14 +9,8 @@ from comfy_api.latest import io
 from ..training import config as settings
 from ..training.errors import AtelierError
 from .io_types import CATEGORY, CONFIG, folded
-from .presets import SUITED
+from .presets import SUITED, preset_names
 
-PRESETS = [
-    "own settings", SUITED, "SD1.5", "SDXL", "SD3", "Flux", "R1 Ink & Lore (Flux style)", "R2 Style guide (SDXL)",
-    "R3 Hosted trainer (SD1.5)", "R4 Real-life face (SD1.5)", "R4 Real-life face, DAdaptAdam", "R4 Real-life face, Adafactor",
-    "R5 SDXL subject, Prodigy", "R5 SDXL subject, Adafactor",
-]  # fmt: skip
-"""Their values are in ``js/presets.json``, from which the canvas fills the widgets."""
 NOTHING = "(nothing)"
 KINDS: dict[str, Any] = {
     "network": settings.NetworkConfig, "text": settings.TextConfig, "optimizer": settings.OptimizerConfig,
@@ -80,9 +74,10 @@ class ConfigureLoRA(io.ComfyNode):
             description="How the LoRA is trained: its size, its speed of learning, its length, its name.",
             inputs=folded([
                 io.Combo.Input(
-                    "preset", options=PRESETS, default=PRESETS[0],
-                    tooltip="Choosing one on the canvas fills the widgets below; they are what counts, and can be changed after. "
-                    "'suited to the model' looks at the loader in front of Train LoRA.",
+                    "preset", options=preset_names(), default=SUITED,
+                    tooltip="Choosing one on the canvas sets this node and those it works with: resolution, length, samples "
+                    "too. What the widgets say counts, and can be changed after. 'suited to the model' looks at the "
+                    "loader in front of Train LoRA and at this computer's memory.",
                 ),
                 io.String.Input("name", default="my-lora", tooltip="File name of the LoRA, without extension."),
                 io.Int.Input("rank", default=16, min=1, max=1024, tooltip="Width of the LoRA: how much it can learn."),

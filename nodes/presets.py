@@ -1,25 +1,29 @@
-"""Which preset suits a model family."""
+"""Names of the starting points that Configure LoRA's list offers."""
 
 from __future__ import annotations
 
+from ..training.starting import points
+
+OWN = "own settings"
 SUITED = "suited to the model"
-"""The entry of the preset list that asks for the loaded model's family."""
-UNKNOWN = "SD1.5"
-"""The most careful preset, for a file whose family nobody knows: it asks for no number format and computes nothing twice."""
-TRANSFORMERS = "SD3"
-"""For families without a preset of their own, which are flow transformers nearly all."""
-FAMILIES = {
-    "SD15": "SD1.5", "SD15_instructpix2pix": "SD1.5", "SD20": "SD1.5", "SD21UnclipL": "SD1.5", "SD21UnclipH": "SD1.5",
-    "SDXL": "SDXL", "SDXLRefiner": "SDXL", "SDXL_instructpix2pix": "SDXL", "SSD1B": "SDXL", "Segmind_Vega": "SDXL",
-    "KOALA_700M": "SDXL", "KOALA_1B": "SDXL", "SD3": "SD3", "Flux": "Flux", "FluxInpaint": "Flux", "FluxSchnell": "Flux",
-}  # fmt: skip
-"""The host's names of families, and the presets in ``js/presets.json``."""
+"""The entry of the preset list that asks for the loaded model's family; a style is taken for the subject."""
+RECIPES = (
+    "R1 Ink & Lore (Flux style)", "R2 Style guide (SDXL)", "R3 Hosted trainer (SD1.5)", "R4 Real-life face (SD1.5)",
+    "R4 Real-life face, DAdaptAdam", "R4 Real-life face, Adafactor", "R5 SDXL subject, Prodigy", "R5 SDXL subject, Adafactor",
+)  # fmt: skip
+"""Their values are in ``js/presets.json``, from which the canvas fills the widgets of Configure LoRA."""
+ALIASES = {"SD1.5": "SD 1.5", "SD3": "SD 3.5 medium", "Flux": "Flux dev"}
+"""Names that older workflows may hold."""
 
 
-def preset_for(family: str | None) -> tuple[str, str]:
-    """(preset, a sentence on why) for the host's name of a family; None means that it knows none."""
-    if family is None:
-        return UNKNOWN, f"ComfyUI does not know this model's family; the values of {UNKNOWN} were taken, the most careful ones."
-    if family in FAMILIES:
-        return FAMILIES[family], f"The model is of the family {family}."
-    return TRANSFORMERS, f"The model is of the family {family}, which has no preset; the values of {TRANSFORMERS} were taken."
+def preset_names() -> list[str]:
+    """What the list of Configure LoRA offers, in its order."""
+    models = [name for name in points.catalogue().models if name != points.OTHER]
+    subjects = [f"{SUITED}: {subject}" for subject in points.catalogue().subjects]
+    return [SUITED, *subjects, OWN, *models, *RECIPES, *ALIASES]
+
+
+def subject_of(preset: str) -> str:
+    """The subject that an entry of the list names; style where it names none."""
+    _, _, subject = preset.partition(": ")
+    return subject if subject in points.catalogue().subjects else "style"

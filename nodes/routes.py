@@ -36,11 +36,10 @@ from ..training.runs import live, reader
 from ..training.runs.layout import SAMPLES_FOLDER
 from ..training.tensors.precision import compute_dtype
 from ..training.tensors.safetensors_header import read_header
-from . import caption_routes, grid_routes
+from . import caption_routes, grid_routes, preset_routes
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
 from .folders import index_of, named
-from .presets import UNKNOWN, preset_for
 
 PREFIX = "/lora_atelier"
 LIMIT = 64 * 1024
@@ -315,21 +314,6 @@ def _activations(path: Path, changed: int, network: NetworkConfig, dtype: torch.
     return None if outline is None else activations.activations(outline, network, (side, side))
 
 
-def family(values: dict[str, Any]) -> dict[str, Any]:
-    """Which family a loader's file is of, and which preset suits it; ``note`` says so in a sentence."""
-    if "file" not in values:
-        note = "No loader was found in front of Train LoRA's model; connect this node and a loader, and choose again."
-        return {"family": None, "preset": UNKNOWN, "note": f"{note} The values of {UNKNOWN} were taken."}
-    try:
-        path = model_of(values)
-        assert path is not None  # an object was given
-        found = host.family_of(read_header(path))
-    except AtelierError as error:
-        return {"family": None, "preset": UNKNOWN, "note": f"{error} The values of {UNKNOWN} were taken."}
-    preset, note = preset_for(found)
-    return {"family": found, "preset": preset, "note": note}
-
-
 def run_state(name: str, since: int, newest: bool) -> dict[str, Any]:
     """A run as it is now; ``newest``: of all that a recipe of this name has made, which may be none."""
     runs = host.runs_folder()
@@ -363,7 +347,28 @@ async def post_outlook(request: web.Request) -> Any:
 @table.post(f"{PREFIX}/family")
 @answered
 async def post_family(request: web.Request) -> Any:
-    return await _apart(family, await body_of(request, fields=("widget", "file")))
+    return await _apart(preset_routes.family, await body_of(request, fields=("widget", "file")))
+
+
+@table.post(f"{PREFIX}/start")
+@answered
+async def post_start(request: web.Request) -> Any:
+    values = await body_of(request, LARGE, ("preset", "choice", "loader", "nodes", "fresh"))
+    return await _apart(preset_routes.starting, values)
+
+
+@table.post(f"{PREFIX}/settings")
+@answered
+async def post_settings(request: web.Request) -> Any:
+    """``text``: the contents of another trainer's configuration, of a preset's file, or a LoRA's metadata."""
+    return await _apart(preset_routes.read_settings, await body_of(request, LARGE, ("text", "name")))
+
+
+@table.post(f"{PREFIX}/preset")
+@answered
+async def post_preset(request: web.Request) -> Any:
+    """The nodes' present values as a preset's file; nothing is written."""
+    return await _apart(preset_routes.preset_text, await body_of(request, LARGE, ("name", "nodes")))
 
 
 @table.get(f"{PREFIX}/runs")

@@ -246,14 +246,14 @@ def test_hosted_trainer(base: Path, run: Callable[..., Dataset]) -> None:
 
 
 def test_real_life_face(base: Path, run: Callable[..., Dataset]) -> None:
-    draw(base / "input" / "image" / "25_ScarlettJohansson", [(64, 64)] * 32)
+    draw(base / "input" / "image" / "25_MiraVelden", [(64, 64)] * 32)
     repeats = 4800 // (32 * 10)
     assert repeats == 15
     dataset = run("recipe_4_real_life_face")
     (subset,) = dataset.subsets
     assert subset.repeats == repeats and Plan(dataset, 0).steps_per_epoch * 10 == 4800
     assert {bucket_of(s.width, s.height, subset.config) for s in subset.samples} == {(768, 768)}
-    assert {sample.caption for sample in subset.samples} == {"ScarlettJohansson, portrait"}
+    assert {sample.caption for sample in subset.samples} == {"MiraVelden, portrait"}
     again = run("recipe_4_real_life_face", {**BY_NAME, ("LoadDataset", "repeats"): 0})
     assert again.subsets[0].repeats == 25 and Plan(again, 0).steps_per_epoch * 6 == 4800
     (config,) = stored("recipe_4_real_life_face", "ConfigureLoRA")

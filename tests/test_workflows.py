@@ -20,7 +20,10 @@ ELSEWHERE = re.compile(r"^(/|~|\.\.|[A-Za-z]:[\\/]|\\\\|file:)|/home/|/Users/|\\
 PERSONAL = {
     ("LoadDataset", "folder"), ("AutoCaption", "captioner"), ("CheckpointLoaderSimple", "ckpt_name"), ("UNETLoader", "unet_name"),
     ("DualCLIPLoader", "clip_name1"), ("DualCLIPLoader", "clip_name2"), ("VAELoader", "vae_name"),
+    ("CLIPLoader", "clip_name"),
 }  # fmt: skip
+NEWER = {"krea2"}
+"""Types of text encoders that the oldest host does not know; its loader says so when the template is queued."""
 # Only there to shorten the training: what is run is the workflow as it is shipped.
 SHORT = {
     ("ConfigureLoRA", "epochs"): 1,
@@ -81,6 +84,8 @@ def test_widgets_match_the_nodes(workflow: dict[str, Any], host: support.Host) -
         values = node.get("widgets_values", [])
         assert len(values) == len(expected), f"{node['type']}: {[name for name, _, _ in expected]}"
         for (name, kind, options), value in zip(expected, values, strict=True):
+            if host.name == "old" and value in NEWER:
+                continue
             if (node["type"], name) in PERSONAL and not is_demo(workflow):
                 assert isinstance(value, str) and value
             else:

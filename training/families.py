@@ -129,7 +129,7 @@ def _table() -> dict[str, Family]:
         "MageFlow": Family("shifted", 6.0, untrainable=TEXT_ENDS),
         "JoyImage": Family("shifted", 1.5, untrainable=TEXT_ENDS),
         "Lens": Family("shifted", BySize(patch=1), untrainable=TEXT_ENDS),
-        "Krea2": Family("shifted", BySize(most=6400)),
+        "Krea2": Family("shifted", BySize(most=6400), text=Text(128, 30720)),
         "Lumina2": Family("shifted", BySize(), text=Text(128, 2304)),
         "ZImage": Family("shifted", 2.0, text=Text(128, 2560)),
         "ZImagePixelSpace": Family("shifted", 2.0),

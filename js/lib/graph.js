@@ -113,3 +113,27 @@ export function gridsOf(train, root) {
   const shows = (grid) => [...before(grid, [inputOf(grid, "epochs")].filter(Boolean), root)].includes(train);
   return allNodes(root).filter((node) => node.comfyClass === "EpochWeightGrid" && node.mode !== BYPASSED && shows(node));
 }
+
+/** The nodes of the graph that a Configure LoRA node stands in, each once: what starting points are set in. */
+export function partsOf(config, root) {
+  const trainers = trainersOf(config, root);
+  const found = new Set([config, ...trainers]);
+  for (const train of trainers) {
+    for (const node of before(train, [inputOf(train, "dataset")].filter(Boolean), root)) {
+      if (["LoadDataset", "AutoCaption"].includes(node.comfyClass)) found.add(node);
+    }
+  }
+  for (const grid of allNodes(root).filter((node) => node.comfyClass === "EpochWeightGrid")) {
+    const runs = [...before(grid, [inputOf(grid, "epochs")].filter(Boolean), root)];
+    if (runs.some((node) => trainers.includes(node))) found.add(grid);
+  }
+  // What draws with the trained model right away, and the size that it draws at.
+  for (const sampler of allNodes(root).filter((node) => node.comfyClass === "KSampler")) {
+    const models = [...before(sampler, [inputOf(sampler, "model")].filter(Boolean), root)];
+    if (!models.some((node) => trainers.includes(node))) continue;
+    found.add(sampler);
+    const latents = origin(sampler, inputOf(sampler, "latent_image"), root);
+    if (["EmptyLatentImage", "EmptySD3LatentImage"].includes(latents?.comfyClass)) found.add(latents);
+  }
+  return [...found];
+}

@@ -21,7 +21,7 @@ SHORT = {
 }
 
 
-RECIPES = sorted(path.stem for path in (support.ROOT / "workflows").glob("recipe_*.json"))
+RECIPES = [*sorted(path.stem for path in (support.ROOT / "workflows").glob("recipe_*.json")), "02 My 20 pictures on Z-Image"]
 
 
 @pytest.fixture(scope="module", params=["new", "old"])

@@ -1,6 +1,6 @@
 // Graphs in the shape that the frontend's have, walked by js/lib/graph.js; prints what was found as JSON.
 //   node graphs.mjs <address of graph.js as a module>
-const { datasetsOf, loaderOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
+const { datasetsOf, loaderOf, partsOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
 
 class Graph {
   constructor() { Object.assign(this, { nodes: [], links: new Map() }); }
@@ -50,6 +50,13 @@ const found = {};
   found.trainers = [trainersOf(config, graph).length, trainersOf(other, graph).length];
   found.recipe = recipeOf(train, graph).widgets[0].value;
   found.values = valuesOf(config);
+  const grids = [train, other].map((from) => {
+    const grid = graph.add("EpochWeightGrid", {}, [["epochs", "ATELIER_EPOCHS"]]);
+    graph.link(from, grid, "epochs");
+    return grid;
+  });
+  found.parts = partsOf(config, graph).map((node) => node.comfyClass);
+  found.otherGrid = partsOf(config, graph).includes(grids[1]);
   second.mode = 4;
   found.bypassed = datasetsOf(train, graph).map((row) => row.folder);
   const rendered = graph.add("RenderRegularisation", {}, [["dataset", "ATELIER_DATASET"]]);

@@ -46,3 +46,11 @@ def test_a_chain_that_only_a_run_can_count_is_not_guessed(found):
 
 def test_only_what_json_holds_exactly_is_sent(found):
     assert found["recipe"] == "ink" and found["values"] == {"name": "ink", "rank": 8}
+
+
+def test_the_nodes_that_a_recipe_stands_with_are_found(found):
+    """Another run's grid is none of them."""
+    assert sorted(found["parts"]) == [
+        "AutoCaption", "ConfigureLoRA", "EpochWeightGrid", "LoadDataset", "LoadDataset", "TrainLoRA",
+    ]  # fmt: skip
+    assert not found["otherGrid"]

@@ -10,7 +10,17 @@ import pytest
 
 PHASES = {"preparing", "training", "sampling"}
 """Words that the server chooses."""
-PANELS = ("recipe.js", "training.js", "told.js", "lib/told.js", "presets.js", "captions.js", "gallery.js", "lib/dialog.js")
+PANELS = (
+    "recipe.js",
+    "training.js",
+    "told.js",
+    "lib/told.js",
+    "presets.js",
+    "captions.js",
+    "gallery.js",
+    "settings.js",
+    "lib/dialog.js",
+)
 
 
 @pytest.fixture(scope="module")

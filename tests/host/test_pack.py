@@ -47,7 +47,7 @@ def test_the_panels_questions_are_answered(host: support.Host) -> None:
     ahead = host.server.post("/api/lora_atelier/outlook", {"widgets": {"max_steps": 10}})
     assert ahead["total"] == 10 and ahead["points"][0] == [0, pytest.approx(1e-4)]
     found = host.server.post("/api/lora_atelier/family", {"widget": "ckpt_name", "file": support.CHECKPOINTS["sd3"]})
-    assert (found["family"], found["preset"]) == ("SD3", "SD3")
+    assert (found["family"], found["preset"]) == ("SD3", "SD 3.5 medium")
 
 
 def test_the_panels_words_are_served(host: support.Host) -> None:

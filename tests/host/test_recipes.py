@@ -18,7 +18,7 @@ FOLDERS = {
     "recipe_1_ink_and_lore": ("ink-and-lore",),
     "recipe_2_style_guide": ("style-guide",),
     "recipe_3_hosted_trainer": ("character-square", "character-tall", "woman"),
-    "recipe_4_real_life_face": ("image/25_ScarlettJohansson",),
+    "recipe_4_real_life_face": ("image/25_MiraVelden",),
     "recipe_5_sdxl_subject": ("Img/25_ohwx",),
 }
 MODELS = {

@@ -9,6 +9,7 @@ import pytest
 from lora_atelier.training import config as settings
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.optim import schedules
+from lora_atelier.training.starting import points
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,13 @@ def test_what_is_rarely_needed_is_folded_away(module):
 
 
 def test_every_preset_is_listed_and_makes_a_valid_recipe(module, presets):
-    assert [module.PRESETS[0], module.SUITED, *presets] == module.PRESETS
+    from lora_atelier.nodes import presets as names
+
+    assert list(presets) == list(names.RECIPES)
+    assert {*presets, *points.catalogue().models, *names.ALIASES, names.OWN, names.SUITED} - {points.OTHER} <= {
+        *names.preset_names()
+    }
+    assert names.preset_names()[0] == names.SUITED == widgets_of(module)["preset"]
     widgets = widgets_of(module)
     for name, values in presets.items():
         assert values.keys() <= widgets.keys(), name

@@ -36,6 +36,13 @@ DATASET = {
 BODIES: dict[str, dict[str, Any]] = {
     "outlook": {"widgets": WIDGETS, "datasets": [DATASET], "model": {"widget": "ckpt_name", "file": "x.safetensors"}},
     "family": {"widget": "ckpt_name", "file": "x.safetensors"},
+    "start": {
+        "preset": "Z-Image", "choice": {"subject": "person", "memory": "8 GB"}, "fresh": False,
+        "loader": {"widget": "ckpt_name", "file": "x.safetensors"},
+        "nodes": [{"type": "LoadDataset", "values": DATASET}, {"type": "ConfigureLoRA", "values": WIDGETS}],
+    },
+    "settings": {"text": '{"network_dim": 4, "network_alpha": 4, "optimizer_type": "Lion"}', "name": "x.json"},
+    "preset": {"name": "mine", "nodes": [{"type": "LoadDataset", "values": DATASET}]},
     f"runs/{RUN}/command": {"command": "stop"},
     "pictures": {"settings": {"folder": "input/hostile", "resolution": 64, "caption_extension": ".txt", "nested": False}},
     "captions": {

@@ -53,13 +53,13 @@ def test_hosted_trainer():
 
 
 def test_real_life_face(tmp_path):
-    """`image/25_ScarlettJohansson`: the parent is the dataset; repeats = 4800 / (32 x 10) = 15."""
-    folder = tmp_path / "image" / "25_ScarlettJohansson"
+    """`image/25_MiraVelden`: the parent is the dataset; repeats = 4800 / (32 x 10) = 15."""
+    folder = tmp_path / "image" / "25_MiraVelden"
     folder.mkdir(parents=True)
     for i in range(4):
         Image.new("RGB", (64, 64), (i * 40, 0, 0)).save(folder / f"{i}.png")
     (read,) = scan(tmp_path / "image", SubsetConfig("input/image", resolution=512, buckets=False))
-    assert (read.repeats, read.class_caption, len(read.samples)) == (25, "ScarlettJohansson", 4)
+    assert (read.repeats, read.class_caption, len(read.samples)) == (25, "MiraVelden", 4)
     assert Plan(Dataset((subset([(768, 768)] * 32, 15, resolution=768, buckets=False),)), 0).steps_per_epoch * 10 == 4800
 
 

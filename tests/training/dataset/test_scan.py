@@ -68,16 +68,16 @@ def test_a_changed_picture_gets_a_new_key_and_an_unchanged_one_is_not_read_again
 
 
 def test_the_kohya_layout_of_a_parent_folder(folder):
-    picture(folder / "25_ScarlettJohansson" / "1.png")
-    (folder / "25_ScarlettJohansson" / "1.txt").write_text("a portrait")
-    picture(folder / "25_ScarlettJohansson" / "2.png")
+    picture(folder / "25_MiraVelden" / "1.png")
+    (folder / "25_MiraVelden" / "1.txt").write_text("a portrait")
+    picture(folder / "25_MiraVelden" / "2.png")
     picture(folder / "3_ohwx man_at work" / "x.png")
-    ohwx, scarlett = scan(folder, CONFIG)
+    ohwx, mira = scan(folder, CONFIG)
     assert (ohwx.repeats, ohwx.config.folder) == (3, "input/set/3_ohwx man_at work")
-    assert (scarlett.repeats, scarlett.config.folder) == (25, "input/set/25_ScarlettJohansson")
+    assert (mira.repeats, mira.config.folder) == (25, "input/set/25_MiraVelden")
     assert [s.caption for s in ohwx.samples] == ["ohwx man_at work"]
-    assert [s.caption for s in scarlett.samples] == ["a portrait", "ScarlettJohansson"]
-    assert [s.caption for s in scan(folder / "25_ScarlettJohansson", CONFIG)[0].samples] == ["a portrait", "ScarlettJohansson"]
+    assert [s.caption for s in mira.samples] == ["a portrait", "MiraVelden"]
+    assert [s.caption for s in scan(folder / "25_MiraVelden", CONFIG)[0].samples] == ["a portrait", "MiraVelden"]
 
 
 def test_loose_pictures_of_a_parent_are_a_subset_of_their_own(folder):

@@ -1,0 +1,272 @@
+"""The templates "My 20 pictures on ...": one graph a model, made from the descriptions below. Standard library only.
+
+``tests/write_templates.py`` writes them into ``workflows/`` with the values of the starting points.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .workflow import with_widgets
+
+HUB = "https://huggingface.co"
+SUBJECT, MEMORY, PICTURES = "style", "16 GB", 20
+FOLDER, TRIGGER = "input/my-pictures", "ohwx"
+PROMPTS = ("a lighthouse on a cliff above a stormy sea", "an old woman reading at a window", "a fox in a winter forest")
+COLUMNS = (("Start here", 0, 500), ("1. Model", 520, 380), ("2. Pictures with captions", 920, 400), ("3. Train", 1340, 820),
+           ("4. Compare epochs and strengths", 2160, 1180))  # fmt: skip
+COLOURS = ("#3f789e", "#3f789e", "#88A", "#8A8", "#A88")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a person has to have."""
+
+    name: str
+    folder: str
+    """Inside ``models``."""
+    page: str
+    """Where it is to be had."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is particular about a model's template."""
+
+    model: str
+    """As the starting points call it."""
+    files: tuple[File, ...]
+    """One is a checkpoint; else the model, its text encoders and its VAE, in this order."""
+    text: str = ""
+    """The text encoder's type in the loader."""
+    note: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"My {PICTURES} pictures on {self.model}"
+
+
+def _checkpoint(model: str, name: str, page: str, note: str = "") -> Description:
+    return Description(model, (File(name, "checkpoints", page),), note=note)
+
+
+def _parts(
+    model: str, text: str, page: str, network: str, encoders: Sequence[str], vae: str, note: str = "", **pages: str
+) -> Description:
+    """``pages``: of the encoders and the VAE, where they are not on the same one."""
+    files = [File(network, "diffusion_models", page)]
+    files += [File(name, "text_encoders", pages.get("encoders_at", page)) for name in encoders]
+    return Description(model, (*files, File(vae, "vae", pages.get("vae_at", page))), text, note)
+
+
+T5, FLUX_TEXT = "t5xxl_fp8_e4m3fn_scaled.safetensors", f"{HUB}/comfyanonymous/flux_text_encoders"
+FLUX_VAE = f"{HUB}/Comfy-Org/Lumina_Image_2.0_Repackaged"
+WAN = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged"
+DESCRIPTIONS = (
+    _checkpoint("SDXL", "sd_xl_base_1.0.safetensors", f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0"),
+    _parts(
+        "Z-Image", "lumina2", f"{HUB}/Comfy-Org/Z-Image", "z_image_bf16.safetensors", ["qwen_3_4b.safetensors"], "ae.safetensors",
+        "Z-Image-Turbo is distilled: train on Z-Image, and try the LoRA on either.",
+    ),
+    _parts(
+        "Flux dev", "flux", f"{HUB}/black-forest-labs/FLUX.1-dev", "flux1-dev.safetensors",
+        ["clip_l.safetensors", "t5xxl_fp8_e4m3fn.safetensors"], "ae.safetensors", encoders_at=FLUX_TEXT,
+    ),
+    _parts(
+        "Qwen-Image", "qwen_image", f"{HUB}/Comfy-Org/Qwen-Image_ComfyUI", "qwen_image_fp8_e4m3fn.safetensors",
+        ["qwen_2.5_vl_7b_fp8_scaled.safetensors"], "qwen_image_vae.safetensors",
+    ),
+    _checkpoint("SD 1.5", "v1-5-pruned-emaonly-fp16.safetensors", f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive"),
+    _checkpoint(
+        "Illustrious", "Illustrious-XL-v1.1.safetensors", f"{HUB}/OnomaAIResearch/Illustrious-XL-v1.1",
+        "It was captioned with tags: a WD tagger in `models/captioners` is the captioner for it.",
+    ),
+    _checkpoint(
+        "Pony", "ponyDiffusionV6XL.safetensors", "https://civitai.com/models/257749",
+        "It was captioned with tags, and its prompts begin with `score_9, score_8_up, score_7_up`.",
+    ),
+    _checkpoint(
+        "NoobAI v-pred", "NoobAI-XL-Vpred-v1.0.safetensors", f"{HUB}/Laxhar/noobai-XL-Vpred-1.0",
+        "It predicts v, which is told by a mark in the file; it was captioned with tags.",
+    ),
+    _checkpoint(
+        "SD 3.5 medium", "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors", f"{HUB}/Comfy-Org/stable-diffusion-3.5-fp8"
+    ),
+    _parts(
+        "Flux.2 klein 4B", "flux2", f"{HUB}/Comfy-Org/Flux-2-Klein-4B", "flux-2-klein-base-4b.safetensors",
+        ["qwen_3_4b.safetensors"], "flux2-vae.safetensors",
+        "The klein without *base* is distilled: train on the base, and try the LoRA on either.",
+    ),
+    _parts(
+        "Flux.2 dev", "flux2", f"{HUB}/Comfy-Org/flux2-dev", "flux2_dev_fp8mixed.safetensors",
+        ["mistral_3_small_flux2_fp8.safetensors"], "flux2-vae.safetensors",
+        "With 32 billion parameters it is for 24 GB and more; klein is its smaller kin.",
+    ),
+    _parts(
+        "Chroma", "chroma", f"{HUB}/Comfy-Org/Chroma1-HD", "Chroma1-HD.safetensors", [T5], "ae.safetensors",
+        encoders_at=FLUX_TEXT, vae_at=FLUX_VAE,
+    ),
+    _parts(
+        "Krea 2", "krea2", f"{HUB}/Comfy-Org/Krea-2", "krea2_raw_bf16.safetensors", ["qwen3vl_4b_fp8_scaled.safetensors"],
+        "qwen_image_vae.safetensors", "Krea says: train on Raw, draw with Turbo.",
+    ),
+    _parts(
+        "HunyuanImage 2.1", "hunyuan_image", f"{HUB}/Comfy-Org/HunyuanImage_2.1_ComfyUI", "hunyuanimage2.1_bf16.safetensors",
+        ["qwen_2.5_vl_7b.safetensors", "byt5_small_glyphxl_fp16.safetensors"], "hunyuan_image_2.1_vae_fp16.safetensors",
+    ),
+    _parts(
+        "Wan 14B", "wan", WAN, "wan2.1_t2v_14B_bf16.safetensors", ["umt5_xxl_fp8_e4m3fn_scaled.safetensors"],
+        "wan_2.1_vae.safetensors",
+        "Wan 2.2 is two models. Train each by itself: the high-noise one with `lowest_level` 0.875, the low-noise one with "
+        "`highest_level` 0.875.",
+    ),
+    _parts(
+        "Anima", "stable_diffusion", f"{HUB}/circlestone-labs/Anima", "anima-base-v1.0.safetensors",
+        ["qwen_3_06b_base.safetensors"], "qwen_image_vae.safetensors", "Its makers say: train on the base, not on Turbo.",
+    ),
+    _parts(
+        "Cosmos-Predict2", "cosmos", f"{HUB}/Comfy-Org/Cosmos_Predict2_repackaged", "cosmos_predict2_2B_t2i.safetensors",
+        ["oldt5_xxl_fp8_e4m3fn_scaled.safetensors"], "wan_2.1_vae.safetensors",
+        encoders_at=f"{HUB}/comfyanonymous/cosmos_1.0_text_encoder_and_VAE_ComfyUI", vae_at=WAN,
+    ),
+    _checkpoint("Lumina 2", "lumina_2.safetensors", FLUX_VAE),
+)  # fmt: skip
+
+
+def file_name(description: Description) -> str:
+    """The template's file, whose name is its title; the numbers keep them in order."""
+    return f"{DESCRIPTIONS.index(description) + 1:02} {description.title}"
+
+
+def build(description: Description, info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The graph as the canvas stores it. ``info``: the server's ``/object_info``; ``values``: the starting point's, by node."""
+    graph = _Canvas(info)
+    graph.note("What to put where", _what(description), 20, 80, 460, 520)
+    graph.note("Where the values come from", _why(description, values), 20, 660, 460, 320)
+    model, clip, vae = _loaders(graph, description)
+    prompts = [f"{TRIGGER}, {prompt}" for prompt in PROMPTS]
+    data = graph.node("LoadDataset", 940, 80, 360, 400, {**values["LoadDataset"], "folder": FOLDER})
+    captions = graph.node(
+        "AutoCaption", 940, 550, 360, 420, {**values["AutoCaption"], "trigger": TRIGGER, "pattern": "{folder}"}, dataset=(data, 0)
+    )
+    name = "".join(c if c.isalnum() else "-" for c in f"my-{description.model}".lower()).strip("-")
+    config = graph.node(
+        "ConfigureLoRA", 1360, 80, 360, 890, {**values["ConfigureLoRA"], "preset": description.model, "name": name},
+        properties={"lora_atelier_start": {"model": description.model, "subject": SUBJECT, "memory": MEMORY}},
+    )  # fmt: skip
+    train = graph.node(
+        "TrainLoRA", 1760, 80, 380, 890, {**values["TrainLoRA"], "preview_prompt": prompts[0]},
+        model=model, clip=clip, vae=vae, dataset=(captions, 0), config=(config, 0),
+    )  # fmt: skip
+    grid = graph.node(
+        "EpochWeightGrid", 2180, 80, 400, 890, {**values["EpochWeightGrid"], "prompts": "\n".join(prompts), "seed": 1},
+        model=model, clip=clip, vae=vae, epochs=(train, 0),
+    )  # fmt: skip
+    graph.node("PreviewImage", 2620, 80, 700, 890, {}, title="The grid", images=(grid, 0))
+    groups = [
+        {"id": i + 1, "title": title, "bounding": [x, 0, width, 1000], "color": COLOURS[i], "font_size": 24, "flags": {}}
+        for i, (title, x, width) in enumerate(COLUMNS)
+    ]
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"lora-atelier/{description.model}")), "revision": 0,
+        "last_node_id": len(graph.nodes), "last_link_id": len(graph.links), "nodes": graph.nodes, "links": graph.links,
+        "groups": groups, "config": {}, "extra": {"ds": {"scale": 0.5, "offset": [60, 80]}}, "version": 0.4,
+    }  # fmt: skip
+
+
+def _what(description: Description) -> str:
+    rows = [f"| [{file.name}]({file.page}) | `models/{file.folder}` |" for file in description.files]
+    lines = [
+        f"## {description.title}",
+        "| what | where in ComfyUI |", "| --- | --- |", f"| about {PICTURES} pictures of one style | `{FOLDER}` |", *rows, "",
+        f"1. Press `R`, choose the folder in **Load Dataset** and the files in the loaders. Write a word of your own in "
+        f"place of "
+        f"`{TRIGGER}`: in **Auto Caption** and in both prompts.",
+        "2. For a person or an object choose *suited to the model: person* or *: object* as the `preset` of **Configure "
+        "LoRA**; for "
+        "more or less memory than 16 GB press the button that its panel offers.",
+        "3. Captions: with a model in `models/captioners`, choose it in **Auto Caption**; without one the folder's name "
+        "is the caption. "
+        "*Pictures and captions ...* shows all of them.",
+        "4. Queue. The grid shows every epoch at three strengths; pick the earliest that is right.",
+        *(["", description.note] if description.note else []),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _why(description: Description, values: Mapping[str, Mapping[str, Any]]) -> str:
+    data, config, grid = values["LoadDataset"], values["ConfigureLoRA"], values["EpochWeightGrid"]
+    steps = -(-PICTURES * data["repeats"] // data["batch_size"]) * config["epochs"]
+    return (
+        f"The starting point *{description.model}*, {SUBJECT}, {MEMORY} of GPU memory: {data['resolution']} px, rank "
+        f"{config['rank']}, rate {config['learning_rate']:g}, {data['repeats']} repeats x {config['epochs']} epochs, which are "
+        f"{steps} steps with {PICTURES} pictures. Drawn with {grid['sampler_name']} / {grid['scheduler']}, "
+        f"{grid['steps']} steps, cfg "
+        f"{grid['cfg']:g}.\n\n`docs/presets.md` in the pack's folder names the source of each number and what is our "
+        f"own choice. How "
+        "long it takes on your GPU is not known before it has begun.\n\nAnother checkpoint than this model's is "
+        "noticed, and its own "
+        "starting point offered."
+    )
+
+
+def _loaders(graph: _Canvas, description: Description) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """(model, text encoder, VAE) as (node, output)."""
+    names = [file.name for file in description.files]
+    if len(names) == 1:
+        loader = graph.node("CheckpointLoaderSimple", 540, 80, 340, 100, {"ckpt_name": names[0]})
+        return (loader, 0), (loader, 1), (loader, 2)
+    network, *encoders, vae = names
+    model = graph.node("UNETLoader", 540, 80, 340, 90, {"unet_name": network, "weight_dtype": "default"})
+    if len(encoders) == 1:
+        text = graph.node("CLIPLoader", 540, 240, 340, 120, {"clip_name": encoders[0], "type": description.text})
+    else:
+        both = {"clip_name1": encoders[0], "clip_name2": encoders[1], "type": description.text}
+        text = graph.node("DualCLIPLoader", 540, 240, 340, 140, both)
+    return (model, 0), (text, 0), (graph.node("VAELoader", 540, 450, 340, 60, {"vae_name": vae}), 0)
+
+
+class _Canvas:
+    """Nodes and links in the making."""
+
+    def __init__(self, info: Mapping[str, Any]):
+        self.info = info
+        self.nodes: list[dict[str, Any]] = []
+        self.links: list[list[Any]] = []
+
+    def _add(self, kind: str, x: int, y: int, width: int, height: int, title: str) -> dict[str, Any]:
+        number = len(self.nodes) + 1
+        node: dict[str, Any] = {
+            "id": number, "type": kind, "pos": [x, y], "size": [width, height], "flags": {}, "order": number - 1, "mode": 0,
+            "inputs": [], "outputs": [], **({"title": title} if title else {}), "properties": {"Node name for S&R": kind},
+        }  # fmt: skip
+        self.nodes.append(node)
+        return node
+
+    def note(self, title: str, text: str, x: int, y: int, width: int, height: int) -> None:
+        self._add("MarkdownNote", x, y, width, height, title).update(widgets_values=[text], properties={})
+
+    def node(
+        self, kind: str, x: int, y: int, width: int, height: int, values: Mapping[str, Any], *, title: str = "",
+        properties: Mapping[str, Any] | None = None, **sources: tuple[int, int],
+    ) -> int:  # fmt: skip
+        """Adds a node; ``sources`` are (node, output) by input. Returns its number."""
+        node = self._add(kind, x, y, width, height, title)
+        info = self.info[kind]
+        node.update(with_widgets(node, values, info))
+        node["properties"] |= properties or {}
+        node["outputs"] = [
+            {"name": name, "type": type_, "links": []}
+            for name, type_ in zip(info.get("output_name") or info["output"], info["output"], strict=True)
+        ]
+        for name, (origin, output) in sources.items():
+            link = len(self.links) + 1
+            place = next(i for i, entry in enumerate(node["inputs"]) if entry["name"] == name)
+            node["inputs"][place]["link"] = link
+            source = self.nodes[origin - 1]["outputs"][output]
+            source["links"].append(link)
+            self.links.append([link, origin, output, node["id"], place, source["type"]])
+        return int(node["id"])

@@ -1,0 +1,78 @@
+"""The templates "My 20 pictures on ...": as they would be written now, in order, each with a picture and the files it needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lora_atelier.demo import templates, workflow
+from lora_atelier.tests.host import support
+from lora_atelier.training.starting import points
+from PIL import Image
+
+from .write_templates import FOLDER, texts
+
+SHIPPED = sorted(FOLDER.glob("*.json"))
+OURS = [path for path in SHIPPED if path.stem.split(" ")[0].isdecimal()]
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def values_in(graph: dict[str, Any], kind: str) -> dict[Any, Any]:
+    (node,) = [node for node in graph["nodes"] if node["type"] == kind]
+    return workflow.named_values(node)
+
+
+def test_what_is_stored_is_what_would_be_written(comfyui: object) -> None:
+    written = dict(texts(support.host("new").info))
+    assert list(written) == [path.stem for path in OURS]
+    for path in OURS:
+        assert path.read_text(encoding="utf-8") == written[path.stem], "python -m pytest tests/write_templates.py"
+
+
+def test_the_first_in_the_list_is_a_beginners() -> None:
+    assert [path.stem for path in SHIPPED[:2]] == ["01 My 20 pictures on SDXL", "02 My 20 pictures on Z-Image"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_each_has_a_picture_for_the_list(path: Path) -> None:
+    with Image.open(path.with_suffix(".jpg")) as picture:
+        assert picture.format == "JPEG" and picture.width >= 400
+    assert path.with_suffix(".jpg").stat().st_size < 40_000
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_the_note_names_each_file_its_folder_and_where_it_is_had(path: Path) -> None:
+    graph = read(path)
+    told = " ".join(node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote")
+    loaders = [node for node in graph["nodes"] if node["type"].endswith("Loader") or node["type"] == "CheckpointLoaderSimple"]
+    files = [value for node in loaders for value in node["widgets_values"] if str(value).endswith(".safetensors")]
+    assert files
+    for file in files:
+        assert re.search(rf"\[{re.escape(file)}\]\(https://\S+\) \| `models/\w+`", told), file
+    assert templates.FOLDER in told and "preset" in told
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_twenty_pictures_make_a_run_of_usual_length(path: Path) -> None:
+    graph = read(path)
+    data, config = values_in(graph, "LoadDataset"), values_in(graph, "ConfigureLoRA")
+    steps = -(-templates.PICTURES * data["repeats"] // data["batch_size"]) * config["epochs"]
+    assert 1500 <= steps <= 2100 and data["resolution"] >= 512
+    start = next(node for node in graph["nodes"] if node["type"] == "ConfigureLoRA")["properties"]["lora_atelier_start"]
+    assert points.Choice(**start) and config["preset"] == start["model"]
+
+
+def test_no_living_person_is_named() -> None:
+    text = (FOLDER / "recipe_4_real_life_face.json").read_text(encoding="utf-8")
+    assert "MiraVelden" in text and "invented" in text and "Scarlett" not in text
+
+
+def test_the_demo_leaves_nothing_of_itself_in_a_persons_file() -> None:
+    config = values_in(read(FOLDER / "train_then_test.json"), "ConfigureLoRA")
+    assert "moji" not in config["name"] + config["comment"]

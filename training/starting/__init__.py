@@ -1,0 +1,1 @@
+"""Where a run starts from: values by model, subject and memory, and what other trainers' files say."""

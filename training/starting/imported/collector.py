@@ -1,0 +1,168 @@
+"""What is read out of another trainer's configuration: widgets' values, and all that has no counterpart here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import AtelierError
+
+LONGEST = 200
+"""Characters of a value that is shown as lost."""
+PATH = "names a file or folder of another computer; choose it here"
+CACHED = "needs no setting here: latents and texts are always cached"
+SPEED = "is decided here by itself"
+LOGGED = "belongs to that trainer's own log or server"
+MODEL = "is read from the model's file here"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A setting without a counterpart."""
+
+    setting: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a file says."""
+
+    origin: str
+    """Whose file it is."""
+    nodes: Mapping[str, Mapping[str, Any]]
+    """Widgets' values by the node's class."""
+    lost: tuple[Lost, ...]
+    own: bool = False
+    """A preset that was saved here."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The whole recipe of a LoRA that was trained here, as ``config.to_dict`` gives it."""
+
+
+class Collector:
+    """Takes settings out of a file one after the other; what nobody has taken in the end is lost."""
+
+    def __init__(self, origin: str, settings: Mapping[str, Any]) -> None:
+        self.origin = origin
+        self.rest = dict(settings)
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.lost: list[Lost] = []
+
+    def take(self, *names: str) -> Any:
+        """The first of these settings that says something; all of them count as taken."""
+        values = [self.rest.pop(name, None) for name in names]
+        return next((value for value in values if value is not None and value != ""), None)
+
+    def set(self, node: str, widget: str, value: Any) -> None:
+        if value is not None:
+            self.nodes.setdefault(node, {})[widget] = value
+
+    def lose(self, setting: str, value: Any, why: str) -> None:
+        text = str(value)
+        self.lost.append(Lost(setting, text if len(text) <= LONGEST else f"{text[:LONGEST]} ...", why))
+
+    def number(self, node: str, widget: str, *names: str, factor: float = 1.0, whole: bool = False) -> float | None:
+        """Sets a widget to a number; one that is none is lost."""
+        value = self.take(*names)
+        number = number_of(value)
+        if value is not None and number is None:
+            self.lose(names[0], value, "is no number")
+        if number is None:
+            return None
+        number *= factor
+        self.set(node, widget, round(number) if whole else number)
+        return number
+
+    def switch(self, node: str, widget: str, *names: str) -> bool | None:
+        value = self.take(*names)
+        if value is None:
+            return None
+        on = truth(value)
+        if on is None:
+            self.lose(names[0], value, "is neither true nor false")
+            return None
+        self.set(node, widget, on)
+        return on
+
+    def choice(self, node: str, widget: str, known: Mapping[str, Any], *names: str) -> Any:
+        """Sets a widget to what the setting's word is called here; a word that is not known is lost."""
+        value = self.take(*names)
+        if value is None:
+            return None
+        found = known.get(str(value).lower())
+        if found is None:
+            self.lose(names[0], value, f"is not offered here; there are {', '.join(dict.fromkeys(map(str, known.values())))}")
+            return None
+        self.set(node, widget, found)
+        return found
+
+    def drop(self, why: str, *names: str) -> None:
+        """Settings that are not taken over, and why; those that say nothing are not worth a word."""
+        for name in names:
+            value = self.rest.pop(name, None)
+            if value not in (None, "", False, 0, [], {}):
+                self.lose(name, value, why)
+
+    def finish(self) -> Imported:
+        for name, value in self.rest.items():
+            if value not in (None, "", False, [], {}):
+                self.lose(name, value, "has no counterpart here")
+        if not self.nodes:
+            raise AtelierError(f"This file of {self.origin} says nothing that a LoRA could be trained by.")
+        return Imported(self.origin, self.nodes, tuple(self.lost))
+
+
+def number_of(value: Any) -> float | None:
+    """``value`` as a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and abs(number) < 1e15 else None
+
+
+def truth(value: Any) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)) and value in (0, 1):
+        return bool(value)
+    return {"true": True, "false": False, "on": True, "off": False, "1": True, "0": False}.get(str(value).strip().lower())
+
+
+OPTIMIZERS = {
+    "adamw": "AdamW", "adam": "AdamW", "adamw8bit": "AdamW8bit", "adamw_8bit": "AdamW8bit", "adam8bit": "AdamW8bit",
+    "adam_8bit": "AdamW8bit", "pagedadamw8bit": "AdamW8bit", "lion": "Lion", "prodigy": "Prodigy", "dadaptation": "DAdaptAdam",
+    "dadaptadam": "DAdaptAdam", "dadapt_adam": "DAdaptAdam", "dadaptadamw": "DAdaptAdamW", "adafactor": "Adafactor",
+    "adamwschedulefree": "AdamWScheduleFree", "schedule_free_adamw": "AdamWScheduleFree", "came": "CAME", "sgd": "SGD",
+    "sgdnesterov": "SGD",
+}  # fmt: skip
+"""Other trainers' names, in small letters."""
+NEAREST = {"adam", "adam8bit", "adam_8bit", "pagedadamw8bit", "sgdnesterov"}
+"""Those whose counterpart is not quite the same."""
+SCHEDULES = {
+    "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",
+    "cosine_with_restarts": "cosine with restarts", "cosine_with_hard_restarts": "cosine with restarts",
+    "polynomial": "polynomial",
+    "adafactor": "constant", "cosine_with_min_lr": "cosine",
+}  # fmt: skip
+SELF_TUNING = {"Prodigy", "DAdaptAdam", "DAdaptAdamW"}
+
+
+def optimizer_of(found: Collector, value: Any, setting: str) -> str | None:
+    """Sets the optimizer; what is only near is said."""
+    if value is None:
+        return None
+    word = str(value).rpartition(".")[2].lower().replace("-", "")
+    name = OPTIMIZERS.get(word)
+    if name is None:
+        found.lose(setting, value, f"is not offered here; there are {', '.join(dict.fromkeys(OPTIMIZERS.values()))}")
+        return None
+    if word in NEAREST:
+        found.lose(setting, value, f"became {name}, which is near to it")
+    found.set("ConfigureLoRA", "optimizer", name)
+    return name
