@@ -22,6 +22,11 @@ MODELS = [
 ]
 
 
+QUICK = {"SD 1.5", "SDXL", "Flux dev", "Z-Image"}
+EACH = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.all_models]) for name in MODELS]
+"""The others' passes on the meta device take minutes; they are tried when their numbers change."""
+
+
 @cache
 def kept(model: str, rank: int, side: int) -> Activations | None:
     return activations.activations(outline(LISTED.get(model, model)), NetworkConfig(rank, float(rank)), (side, side))
@@ -38,7 +43,7 @@ def test_parameters_are_counted(model: str, comfyui: object) -> None:
 
 
 @pytest.mark.parametrize("memory", PARTS.memory)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", EACH)
 def test_what_is_set_fits(model: str, memory: str, comfyui: object) -> None:
     """By the project's own forecast, with its margin, into what is left of the memory."""
     part, there = PARTS.models[model], PARTS.memory[memory]
