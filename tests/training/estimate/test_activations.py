@@ -98,5 +98,5 @@ def test_of_a_family_whose_texts_are_not_known_nothing_is_said(tiny, monkeypatch
 @pytest.mark.parametrize("asks", [lambda x: x * x.sum().item(), lambda x: x * x.missing])
 def test_a_network_that_cannot_do_without_numbers_is_no_error(tiny, monkeypatch, asks):
     outline = host.outline(read_header(tiny_models.cached("sd15")))
-    monkeypatch.setattr(host.Model, "latents_in", lambda self, x: asks(x))
+    monkeypatch.setattr(host.Outline, "latents_in", lambda self, x: asks(x))
     assert activations.activations(outline, NetworkConfig(8), SIZE) is None
