@@ -104,7 +104,7 @@ def mutated(draw: st.DrawFn, document: Any, most: int = 3) -> Any:
         elif how == "text":
             parent[key] = str(value)[:1000]
         elif how == "twice" and isinstance(parent, list):
-            parent.insert(key, copy.deepcopy(value))
+            parent.insert(key, value)
         elif how == "rename" and isinstance(parent, dict):
             parent[draw(TEXTS)] = parent.pop(key)
         elif how == "add" and isinstance(value, dict):
