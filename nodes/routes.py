@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -183,7 +184,11 @@ def texts_of(values: Any) -> tuple[Path, ...]:
         return ()
     if not isinstance(values, list) or len(values) > 4 or not all(isinstance(one, dict) for one in values):
         raise Refused(400, "texts: a list of at most 4 objects is needed.")
-    return tuple(host.model_file(text_of(one, "widget"), text_of(one, "file"), host.TEXT_WIDGETS) for one in values)
+    named = [(text_of(one, "widget"), text_of(one, "file")) for one in values]
+    try:
+        return tuple(host.model_file(widget, file, host.TEXT_WIDGETS) for widget, file in named)
+    except AtelierError:  # of another pack's loader; what the encoder adds is not known then
+        return ()
 
 
 def outlook(values: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +207,7 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     steps = tried(lambda: steps_per_epoch(sources)) if sources else None
     ahead = tried(lambda: look_ahead(config, steps)) if config else None
     model = tried(lambda: model_of(values.get("model")))
-    texts = tried(lambda: texts_of(values.get("texts"))) or ()
+    texts = texts_of(values.get("texts")) if config and config.text.encoders != "none" else ()
     expected = (tried(lambda: _sizes(config, model, sources, texts)) if config and model else None) or Sizes()
     grids, samples = grids_of(values.get("grids")), samples_of(values.get("samples"))
     of_grids = [grid_cautions(grid, None) for grid in grids]
@@ -227,7 +232,7 @@ def grids_of(values: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(values, list) or len(values) > MOST_DATASETS or not all(isinstance(grid, dict) for grid in values):
         raise Refused(400, "grids: a list of objects is needed.")
     for grid in values:
-        if grid.keys() - {"which_epochs", *AXES} or not all(isinstance(v, str) and len(v) <= LONGEST for v in grid.values()):
+        if grid.keys() - {"which_epochs", *AXES} or not all(isinstance(v, str) for v in grid.values()):
             raise Refused(400, "grids: only texts of a grid's axes are needed.")
     return tuple(values)
 
@@ -251,7 +256,9 @@ def _prospect(
 ) -> Prospect:
     """What is known of the run that these make."""
     sets = [source.config for source in sources or ()]
-    outline = None if model is None else _outline(model, model.stat().st_mtime_ns, None)
+    outline = None
+    with suppress(AtelierError, OSError):  # told where its size is asked for
+        outline = None if model is None else _outline(model, model.stat().st_mtime_ns, None)
     return Prospect(
         config, steps, expected.bytes, expected.state, room_on_disk(host.loras_folder()),
         model.stem if model else "", outline.family if outline else "",

@@ -12,6 +12,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+FEW_STEPS = re.compile(
+    r"(?<![a-z])(turbo|schnell|lightning|hyper(?![-_ ]?real)|lcm|dmd2?|distill?(?:ed)?|klein|flash(?![-_ ]?photo)|sprint|nitro"
+    r"|rapid|(?<=i1[-_ ])fast)(?![a-z])|(?<![a-z\d])([12468][-_ ]?steps?)(?![a-z])",
+    re.IGNORECASE,
+)
+"""Words in a file's name that stand for a model that draws in few steps."""
+UNDONE = re.compile(r"(?<![a-z])(?:de|un|not)[-_ ]?(?:distill?(?:ed)?|turbo)(?![a-z])", re.IGNORECASE)
+"""Words that stand for one out of which that was taken again."""
+OF_GUIDANCE = re.compile(
+    r"(?<![a-z])(?:cfg|guidance)[-_ ]?distill?(?:ed)?(?![a-z])|klein[-_ ]?(?:\d+b[-_ ]?)?base|base[-_ ]?(?:\d+b[-_ ]?)?klein",
+    re.IGNORECASE,
+)
+"""Words of models that draw in as many steps as others."""
+WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Where one word of a name like ``dreamXLTurbo`` ends."""
+
+
+def few_steps_word(file_name: str) -> str:
+    """What in a model's file name says, as far as names do, that it was distilled for few steps; empty if nothing does."""
+    name = WORDS.sub(" ", file_name)
+    found = None if UNDONE.search(file_name) or UNDONE.search(name) else FEW_STEPS.search(OF_GUIDANCE.sub(" ", name))
+    return found[0].lower() if found else ""
+
 
 @dataclass(frozen=True)
 class BySize:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Callable, Hashable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
 from torch import Tensor
@@ -70,8 +70,11 @@ class StepContext:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.release()
-        give_back_pinned()
+        try:
+            self.release()
+        finally:
+            with suppress(RuntimeError):  # of a device that is broken, which is told by what broke it
+                give_back_pinned()
 
     def acquire(self) -> None:
         """From here on steps can be trained, and losses measured."""

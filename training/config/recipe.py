@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .layer_rules import parse_rules
 from .network import NetworkConfig
 from .noise import LossConfig, NoiseConfig
 from .optimizer import OptimizerConfig
@@ -149,6 +150,14 @@ class TrainingConfig:
         refuse(
             not self.network.trains_model and self.text.encoders == "none",
             "targets: neither the model nor the text encoder would be trained; choose layers, or a text encoder.",
+        )
+        own = self.text.learning_rate if self.text.encoders != "none" else 0.0
+        several = own not in (0, self.optimizer.peak) or self.network.lora_plus_ratio != 1
+        refuse(
+            self.optimizer.name == "Prodigy"
+            and (several or any(rule.rate not in (None, 1) for rule in parse_rules(self.network.rules))),
+            "optimizer: Prodigy estimates one rate for everything it trains. Set text_encoder_rate to 0, lora_plus_ratio to 1 "
+            "and no rate= in rules, or choose DAdaptAdam, which keeps the ratio of different rates.",
         )
         refuse(not 0 <= self.offload_blocks <= 1, f"offload blocks: {self.offload_blocks} is outside 0 to 1.")
         refuse(

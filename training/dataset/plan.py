@@ -169,6 +169,10 @@ class Plan:
             self._last = (epoch, self._shuffled(epoch))
         return self._last[1]
 
+    def largest_batch(self) -> Batch:
+        """The batch of the first epoch with the most pixels."""
+        return max(self.epoch_batches(0), key=lambda batch: batch.size[0] * batch.size[1] * len(batch.samples))
+
     def _shuffled(self, epoch: int) -> tuple[Batch, ...]:
         generator = epoch_order(self.seed, epoch)
         batches = []

@@ -6,12 +6,12 @@ Nothing here stops a run. What is only a guess, such as what a file's name says 
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..config import TrainingConfig
 from ..dataset.samples import counted
+from ..families import few_steps_word
 from ..optim.optimizers import SOURCES
 from ..optim.remarks import of_rates
 from ..performance.memory import size_text
@@ -43,22 +43,10 @@ SIDES = {
     **dict.fromkeys(("SDXL", "SDXLRefiner", "SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B"), _SDXL),
     "SD3": Sides(512, 1024, 1536), "AuraFlow": Sides(512, 1024, 1536), "Flux": _FLUX, "FluxSchnell": _FLUX, "Chroma": _FLUX,
     "Flux2": Sides(512, 1024, 2048), "QwenImage": Sides(512, 1328, 2048), "ZImage": Sides(512, 1024, 2048),
-    "HunyuanImage21": Sides(1024, 2048, 2560), "HiDream": Sides(768, 1024, 1536), "Lumina2": Sides(768, 1024, 1536),
+    "HunyuanImage21": Sides(512, 2048, 2560), "HiDream": Sides(512, 1024, 1536), "Lumina2": Sides(512, 1024, 1536),
 }  # fmt: skip
 """By the host's name of the family, as their makers publish it, with what trainers commonly use below it."""
 DISTILLED = "Flux.1 schnell"
-FEW_STEPS = re.compile(
-    r"(?<![a-z])(turbo|schnell|lightning|hyper(?! ?real)|lcm|dmd2?|distill?ed|klein|flash|sprint|nitro|rapid)(?![a-z])"
-    r"|(?<![a-z\d])([12468][-_ ]?steps?)(?![a-z])",
-    re.IGNORECASE,
-)
-"""Words in a file's name that stand for a model that draws in few steps."""
-NOT_DISTILLED = re.compile(
-    r"(?<![a-z])(?:de|un)[-_ ]?distill?ed|not[-_ ]distill?ed|klein[-_ ]?(?:\d+b[-_ ]?)?base|base[-_ ]?(?:\d+b[-_ ]?)?klein",
-    re.IGNORECASE,
-)  # fmt: skip
-WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-"""Where one word of a name like ``dreamXLTurbo`` ends."""
 WHY_NOT = (
     "A LoRA that is trained on such a model takes the few steps out of it again, and its pictures get soft. Train on the model "
     "that it was made from, and use the LoRA on this one"
@@ -154,10 +142,7 @@ def _distilled(prospect: Prospect) -> Iterator[str]:
     if prospect.family == "FluxSchnell":
         yield f"model: it is {DISTILLED}, which is distilled for few steps. {WHY_NOT}: {INSTEAD['schnell']}."
         return
-    name = WORDS.sub(" ", prospect.model)
-    match = FEW_STEPS.search(name)
-    if match and not NOT_DISTILLED.search(name):
-        word = match[0].lower()
+    if word := few_steps_word(prospect.model):
         instead = f": {INSTEAD[word]}" if word in INSTEAD else ""
         yield (
             f"model: by its name, {prospect.model}, it seems to be distilled for few steps ({word}); that is a guess. {WHY_NOT}"
@@ -173,7 +158,8 @@ def _sizes(prospect: Prospect) -> Iterator[str]:
         if not own.least <= side <= own.most:
             yield (
                 f"resolution: {side} is not a size of its own for a model of the family {prospect.family} ({own.least} to "
-                f"{own.most}, best {own.usual}): what it draws badly there is learnt as well. Set it to {own.usual}."
+                f"{own.most}, best {own.usual}): what it draws badly there is learnt as well. Set it to "
+                f"{f'{own.least} or more' if side < own.least else f'{own.most} or less'}."
             )
 
 
@@ -182,9 +168,10 @@ def number_of_saves(prospect: Prospect) -> int:
     length, total, epochs = prospect.config.length, prospect.total, prospect.epochs
     if epochs is None and total is None:
         return 0
-    by_epoch = epochs // length.save_every if length.save_every and epochs else 0
-    by_step = total // length.save_every_steps if length.save_every_steps and total else 0
-    return max(1, by_epoch + by_step)
+    # The last file is written in any case.
+    by_epoch = (epochs - 1) // length.save_every if length.save_every and epochs else 0
+    by_step = (total - 1) // length.save_every_steps if length.save_every_steps and total else 0
+    return by_epoch + by_step + 1
 
 
 def _saves(prospect: Prospect) -> Iterator[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import host
-from ..dataset.plan import Batch, Plan
+from ..dataset.plan import Batch
 from ..errors import is_out_of_memory
 from ..performance import activation_offload, memory
 from ..performance.block_offload import Traffic
@@ -36,7 +36,7 @@ def fit(session: Session, say: Callable[[str], None], warn: Callable[[str], None
     if config.compile:
         say("compile: the first steps, and those of a second picture size, take longer, since the model's blocks are compiled")
     least = held = asked = session.thrift
-    batch = largest_batch(session.plan)
+    batch = session.plan.largest_batch()
     pictures = len(batch.samples)
     if activation_offload.can_offload(model.device) and weights_of(model, session.text).needed(held) > host.memory()[1]:
         *_, held = steps_down(held, model.device)  # the model alone is larger than the device
@@ -69,11 +69,6 @@ def fit(session: Session, say: Callable[[str], None], warn: Callable[[str], None
         advice = memory.what_helps(config, now, pictures, model.device, any(found.weights.spared))
         warn(f"memory: this will probably not fit: {line}. {advice}")
     return replace(session, thrift=now, forecast=found, pass_seconds=seconds)
-
-
-def largest_batch(plan: Plan) -> Batch:
-    """The batch of the first epoch with the most pixels."""
-    return max(plan.epoch_batches(0), key=lambda batch: batch.size[0] * batch.size[1] * len(batch.samples))
 
 
 def weights_of(model: Denoiser, text: TrainedText | None) -> memory.Weights:

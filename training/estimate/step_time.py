@@ -72,7 +72,8 @@ def circumstances(config: TrainingConfig, plan: Plan, model: str, device: str) -
         "base weights": config.base_weights, "text encoder": config.text.encoders, "accumulate": str(config.optimizer.accumulate),
         "optimizer": config.optimizer.name, "network": json.dumps(network),
         "less memory": f"{config.gradient_checkpointing} {config.offload_activations} {config.offload_blocks}",
-        "faster": f"{config.compile} {config.speed}", "preservation": str(config.loss.preservation),
+        "faster": f"{config.compile} {config.speed}",
+        "preservation": f"{config.loss.preservation} {bool(config.loss.preservation_prompt)}",
     }  # fmt: skip
 
 
@@ -84,11 +85,12 @@ def kept(seconds: float, steps: int, found: Mapping[str, str]) -> dict[str, Any]
 
 
 def earlier(runs: Path, wanted: Mapping[str, str]) -> StepTime | None:
-    """The pace of the newest run in the same circumstances."""
+    """The pace of the longest of the newest runs in the same circumstances, in which what comes before steps weighs least."""
     try:
         folders = sorted((e for e in os.scandir(runs) if e.is_dir(follow_symlinks=False)), key=_changed, reverse=True)
     except OSError:
         return None
+    steps, best = 0, None
     for folder in folders[:LOOKED_AT]:
         try:
             found = read_record(Path(folder.path)).values.get("pace")
@@ -96,10 +98,13 @@ def earlier(runs: Path, wanted: Mapping[str, str]) -> StepTime | None:
             continue
         if not isinstance(found, dict) or found.get("circumstances") != wanted:
             continue
-        seconds = found.get("seconds")
-        if isinstance(seconds, float) and math.isfinite(seconds) and 0 < seconds < LONGEST:
-            return StepTime(seconds, f"as fast as {folder.name} was on this device with all that it saved and drew")
-    return None
+        seconds, count = found.get("seconds"), found.get("steps")
+        if not isinstance(seconds, float) or not isinstance(count, int) or not 0 < seconds < LONGEST:  # NaN is none of these
+            continue
+        if count > steps:
+            steps = count
+            best = StepTime(seconds, f"as fast as {folder.name} was on this device with all that it saved and drew")
+    return best
 
 
 def _changed(folder: os.DirEntry[str]) -> float:
@@ -124,7 +129,8 @@ def expected(runs: Path, wanted: Mapping[str, str], session: Session) -> StepTim
     found = earlier(runs, wanted)
     if found is None and session.pass_seconds is not None:
         batches = session.plan.epoch_batches(0)
-        largest = max(batch.size[0] * batch.size[1] for batch in batches)
+        width, height = session.plan.largest_batch().size  # the timed picture is one of these
+        largest = width * height
         pictures = sum(batch.size[0] * batch.size[1] * len(batch.samples) for batch in batches) / (largest * len(batches))
         found = from_passes(session.pass_seconds, session.thrift, session.config, pictures)
     return found
@@ -134,6 +140,8 @@ def from_passes(seconds: float, thrift: Thrift, config: TrainingConfig, pictures
     """The pace by a forward pass of one picture that took ``seconds``; ``pictures``: such ones in
     a batch, on average."""
     again = len(thrift.recomputed) / thrift.blocks if thrift.blocks else 0.0
-    passes = 1 + BACKWARD + again + (1 if config.loss.preservation else 0)
+    passes = 1 + BACKWARD + again
+    if config.loss.preservation and config.loss.preservation_prompt:
+        passes += 1 + passes  # of the model as it was, and of the one that is trained
     guess = f"a guess from {PASSES} timed passes of one picture, without saves, samples and the first step's preparations"
     return StepTime(seconds * passes * pictures, guess)

@@ -85,18 +85,20 @@ def weight_of(layer: nn.Module, device: torch.device) -> Tensor:
     if weight.is_quantized or type(weight) not in (Tensor, nn.Parameter):
         with suppress(RuntimeError, NotImplementedError):  # a packing that cannot undo itself is refused below
             weight = weight.dequantize()
-    scale = getattr(source, "scale_weight", None)
-    if scale is not None:
-        weight = weight.float() * scale.to(device, torch.float32)
     if not weight.is_floating_point() or weight.numel() != torch.Size(weight_shape(layer)).numel():
         raise AtelierError(
             f"weight decompose: the weights of this model ({type(layer).__name__}, {weight.dtype}) cannot be read back. "
             "Switch weight decompose off, or load the model in fp16, bf16 or fp8."
         )
-    if weight.dtype not in FLOATS:
+    scale, changes = getattr(source, "scale_weight", None), getattr(source, "weight_function", None)
+    if weight.dtype not in FLOATS or scale is not None:
         weight = weight.float()
-    for change in getattr(source, "weight_function", ()):
-        weight = change(weight)
+    if changes:  # they may work in place, and this may be the layer's own
+        weight = weight.clone()
+        for change in changes:
+            weight = change(weight)
+    if scale is not None:  # as the host does it: it lays its patches on what is stored
+        weight = weight * scale.to(device, torch.float32)
     return weight.reshape(weight_shape(layer))
 
 
@@ -107,6 +109,9 @@ def bias_of(layer: nn.Module, like: Tensor) -> Tensor | None:
     if bias is None:
         return None
     bias = ordinary(bias).detach().to(like.device, like.dtype)
-    for change in getattr(source, "bias_function", ()):
-        bias = change(bias)
+    changes = getattr(source, "bias_function", None)
+    if changes:  # they may work in place, and this may be the layer's own
+        bias = bias.clone()
+        for change in changes:
+            bias = change(bias)
     return bias

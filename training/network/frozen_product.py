@@ -51,6 +51,8 @@ def matrix(weight: Tensor, scale: Tensor | None, like: Tensor, changes: Sequence
     if scale is not None and not changes:
         return eight_bits.meant(weight, scale, like.dtype)
     whole = unpacked(weight, like.dtype)
+    if changes and whole is weight:  # they may work in place
+        whole = whole.clone()
     for change in changes:
         whole = change(whole)
     return whole if scale is None else (whole * scale).to(like.dtype)
@@ -66,7 +68,9 @@ def multiplied(
 ) -> Tensor:
     """rows W^T + b, (rows, out), in ``out`` if it is given; with the device's products in eight bits where these are faster."""
     bias = None if bias is None else bias.to(rows.dtype)
-    if scale is not None and not changes and eight_bits.is_faster(rows, weight):
+    # Only a scale a row is ours: who loads a model in eight bits has not asked for its inputs to be rounded as well.
+    ours = scale is not None and scale.shape == (len(weight), 1) and not changes
+    if ours and scale is not None and eight_bits.is_faster(rows, weight):
         product = eight_bits.eight_bit_product(rows, weight, scale)
         if out is None:
             return product if bias is None else product.add_(bias)

@@ -86,6 +86,7 @@ def in_eight_bits(
     elsewhere = {layer for block in away for layer in block.modules()}
     layers = chosen(blocks)
     homes: list[tuple[nn.Module, Any, Any]] = []
+    hidden = [layer for layer in layers if SCALE in layer.__dict__]  # where some hosts keep None, which would be found first
     try:
         for layer in layers:
             home = layer._parameters["weight"]
@@ -97,6 +98,7 @@ def in_eight_bits(
             if homes[-1][2]:  # what it lays on a weight is in the numbers, and whoever reads them would add it again
                 setattr(layer, "weight_function", [])  # noqa: B010 - the host's, unknown to torch's Module
             layer._parameters["weight"] = nn.Parameter(numbers, requires_grad=False)
+            layer.__dict__.pop(SCALE, None)
             layer._buffers[SCALE] = scale
         with patched(layers, "forward", lambda layer, _usual: _forward(layer)):
             yield
@@ -106,6 +108,8 @@ def in_eight_bits(
             if laid_on:
                 setattr(layer, "weight_function", laid_on)  # noqa: B010
             layer._buffers.pop(SCALE, None)
+        for layer in hidden:
+            layer.__dict__[SCALE] = None
 
 
 def _forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -122,7 +122,7 @@ class StepGraphs(Generic[T]):
     def give_up(self, reason: str) -> None:
         """Records nothing any more, and says why."""
         self.drop()
-        self.active = False
+        self.active = self.proving = False
         self._say(f"speed: training steps cannot be recorded as CUDA graphs ({reason}); {ANOTHER_WAY}")
 
     def _is_wanted(self, form: Hashable) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from ..config.refusal import refuse
 from ..errors import AtelierError
+from ..families import few_steps_word
 from ..files import read_json
 
 FILE = Path(__file__).with_name("points.json")
@@ -31,7 +32,6 @@ RESERVED = 0.9
 """GB of a GPU that its driver and what is drawn on the screen take."""
 MARGIN = 1.1
 """What is needed times this should be free, as ``performance.memory`` has it too."""
-DISTILLED = re.compile(r"turbo|schnell|lightning|hyper|distill|dmd|lcm|flash|klein(?!.*base)", re.IGNORECASE)
 Values = dict[str, dict[str, Any]]
 """Widgets' values by the node's class."""
 
@@ -292,7 +292,7 @@ def compose(choice: Choice, file_name: str = "", eight_bit_optimizer: bool = Tru
 
 def is_distilled(file_name: str) -> bool:
     """Whether a file's name says that the model was distilled for few steps."""
-    return bool(DISTILLED.search(file_name))
+    return bool(few_steps_word(file_name))
 
 
 def repeats_for(steps: float, steps_of_one: float) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lora_atelier.training.config import LengthConfig, OptimizerConfig, TextConfig, TrainingConfig
+from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TextConfig, TrainingConfig
+from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.estimate import cautions as module
 from lora_atelier.training.estimate.cautions import Prospect, cautions, expected_files
 from lora_atelier.training.grid.foreseen import missing_epochs
 from lora_atelier.training.loop import save_kind
+from lora_atelier.training.starting import points
 
 GB = 10**9
 
@@ -48,7 +50,8 @@ def test_rates_far_from_those_that_an_optimizer_is_used_with(optimizer: Optimize
     ("optimizer", "rate", "warned"),
     [
         (OptimizerConfig("AdamW"), 1.0, True), (OptimizerConfig("AdamW"), 5e-5, False), (OptimizerConfig("AdamW"), 0.0, False),
-        (OptimizerConfig("Prodigy", 1.0), 5e-5, True), (OptimizerConfig("Prodigy", 1.0), 0.5, False),
+        (OptimizerConfig("DAdaptAdam", 1.0), 5e-5, True), (OptimizerConfig("DAdaptAdam", 1.0), 0.5, False),
+        (OptimizerConfig("Prodigy", 1.0), 0.0, False), (OptimizerConfig("Prodigy", 1.0), 1.0, False),
     ],
 )  # fmt: skip
 def test_the_text_encoders_rate_is_looked_at_too(optimizer: OptimizerConfig, rate: float, warned: bool) -> None:
@@ -63,6 +66,7 @@ def test_the_text_encoders_rate_is_looked_at_too(optimizer: OptimizerConfig, rat
         "z_image_turbo_bf16", "flux1-schnell-fp8", "flux-2-klein-4b", "FLUX.2-klein-9B-fp8", "sd3.5_large_turbo", "krea2_turbo",
         "DreamShaperXL_Lightning", "dreamshaperXLTurbo_v2", "qwen_image_distilled_full",
         "hunyuanimage2.1_distilled", "sdxl-lcm", "chroma1-flash", "juggernautXL_8steps", "sdxl_4-step", "model_DMD2",
+        "qwen_image_distill_full_bf16", "hidream_i1_fast", "lightx2v_cfg_step_distill", "flux-2-klein-4b-base-turbo",
     ],
 )  # fmt: skip
 def test_a_name_that_stands_for_few_steps_is_a_guess(name: str) -> None:
@@ -75,11 +79,32 @@ def test_a_name_that_stands_for_few_steps_is_a_guess(name: str) -> None:
     [
         "flux1-dev", "z_image_bf16", "flux-2-klein-base-4b", "flux-2-klein-4b-base", "sd_xl_base_1.0", "qwen_image", "",
         "flux-schnell-dedistilled", "z-image-de-turbo-dedistilled", "turbofan-photos", "my-2000-steps-merge", "HyperRealism",
-        "flashlight", "chroma-unlocked-v48", "rapids", "12steps",
+        "flashlight", "chroma-unlocked-v48", "rapids", "12steps", "z_image_de_turbo_v1_bf16", "Z-Image-De-Turbo",
+        "flux-schnell-de-distill", "OpenFlux_schnell_dedistill", "hunyuanvideo1.5_480p_t2v_cfg_distilled_fp16",
+        "flux-dev-guidance-distilled", "Hyper-Realistic_v3", "hyper_realism_xl", "Flash_Photography", "deTurbo",
     ],
 )  # fmt: skip
 def test_other_names_are_not_taken_for_it(name: str) -> None:
     assert cautions(Prospect(run(), model=name)) == []
+
+
+@pytest.mark.parametrize("kind", [
+    {"text": TextConfig("all", 0.5)}, {"network": NetworkConfig(lora_plus_ratio=4.0)},
+    {"network": NetworkConfig(rules="attn rate=2")},
+])  # fmt: skip
+def test_prodigy_is_refused_where_it_would_be_behind_everything_else(kind: dict[str, object]) -> None:
+    with pytest.raises(AtelierError, match="Prodigy estimates one rate"):
+        run(optimizer=OptimizerConfig("Prodigy", 1.0), **kind)
+    run(optimizer=OptimizerConfig("DAdaptAdam", 1.0), **kind)
+
+
+def test_no_starting_point_is_cautioned_against() -> None:
+    parts = points.catalogue()
+    for model in parts.models.values():
+        for there in parts.memory.values():
+            side = points.fitted(model, there).side
+            for family in set(model.families) - {"FluxSchnell"}:
+                assert cautions(Prospect(run(), family=family, model_bytes=10 * GB, sides=(side,))) == [], (family, side)
 
 
 def test_what_the_host_knows_is_no_guess() -> None:

@@ -83,10 +83,13 @@ def test_too_few_steps_say_nothing() -> None:
 
 
 def test_a_guess_counts_the_way_back_and_what_is_computed_twice() -> None:
-    """Forward and back, half of the blocks once more, the frozen model's answer, three pictures: 2 x 3.5 x 3 seconds."""
+    """Forward and back, half of the blocks once more, three pictures: 2 x 2.5 x 3 seconds; with a preservation prompt the frozen
+    model's answer and the same once more."""
     half = Thrift(4, 4, frozenset({0, 1}))
     found = step_time.from_passes(2.0, half, TrainingConfig("a", loss=LossConfig(preservation=0.5)), 3)
-    assert found.seconds == 21.0 and "a guess from 2 timed passes of one picture" in found.sentence(1)
+    asked = TrainingConfig("a", loss=LossConfig(preservation=0.5, preservation_prompt="a woman"))
+    assert step_time.from_passes(2.0, half, asked, 3).seconds == 36.0
+    assert found.seconds == 15.0 and "a guess from 2 timed passes of one picture" in found.sentence(1)
     assert step_time.from_passes(2.0, Thrift(4, 4), TrainingConfig("a"), 1).seconds == 4.0
 
 

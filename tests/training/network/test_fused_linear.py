@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_atelier.training.config import NetworkConfig
-from lora_atelier.training.network import fused_linear
+from lora_atelier.training.network import base_layer, frozen_product, fused_linear
 from lora_atelier.training.network.adapter import Adapter
 from torch import nn
 
@@ -162,3 +162,42 @@ def test_a_model_learns_the_same_and_nothing_stays_on_it(tiny, name):
         wanted = gradients(adapter)
     for one, other in zip(found, wanted, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm() + 1e-9
+
+
+def in_place(tensor: torch.Tensor) -> torch.Tensor:
+    """What the host lays on a weight works in place."""
+    tensor += 1
+    return tensor
+
+
+def test_a_layers_own_numbers_are_not_changed_by_reading_them():
+    layer: Any = nn.Linear(4, 3).requires_grad_(False)
+    layer.weight_function, layer.bias_function = [in_place], [in_place]
+    weight, bias = layer.weight.clone(), layer.bias.clone()
+    for _ in range(2):
+        assert torch.equal(base_layer.weight_of(layer, weight.device), weight + 1)
+        assert torch.equal(base_layer.bias_of(layer, torch.ones(1)), bias + 1)
+        x = torch.randn(2, 4)
+        found = frozen_product.frozen_product(x, layer.weight, None, layer.bias, layer.weight_function)
+        assert torch.allclose(found, F.linear(x, weight + 1, bias))
+    assert torch.equal(layer.weight, weight) and torch.equal(layer.bias, bias)
+
+
+def test_what_is_laid_on_a_scaled_weight_is_scaled_too_as_the_host_does_it():
+    layer: Any = nn.Linear(4, 3, bias=False).requires_grad_(False)
+    stored = layer.weight.to(torch.float8_e4m3fn)
+    layer.weight = nn.Parameter(stored, requires_grad=False)
+    layer.scale_weight, layer.weight_function = torch.tensor(0.5), [in_place]
+    wanted = (stored.float() + 1) * 0.5
+    assert torch.allclose(base_layer.weight_of(layer, stored.device), wanted)
+    x = torch.randn(2, 4)
+    found = frozen_product.frozen_product(x, layer.weight, layer.scale_weight, None, layer.weight_function)
+    assert torch.allclose(found, F.linear(x, wanted), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.full((1,), 0.5), torch.full((1, 1), 0.5)])
+def test_inputs_are_not_rounded_for_a_model_that_came_in_eight_bits(scale, monkeypatch):
+    monkeypatch.setattr(frozen_product.eight_bits, "is_faster", lambda *_: True)
+    weight, x = torch.randn(3, 4).to(torch.float8_e4m3fn), torch.randn(2, 4)
+    found = frozen_product.frozen_product(x, weight, scale, None)
+    assert torch.allclose(found, F.linear(x, weight.float() * 0.5), atol=1e-6)

@@ -429,3 +429,19 @@ def test_memory_that_gives_out_brings_the_weights_home(tiny, dataset, monkeypatc
 
 def _no_memory(*_given: object) -> Tensor:
     raise torch.OutOfMemoryError("out of memory")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_host_that_keeps_an_empty_place_for_a_scale(tiny, kind):
+    """``fp8_ops`` of some hosts sets ``scale_weight`` to None on every layer, where it is found before any buffer."""
+    t = tiny("sd3")
+    adapter, layers = new_adapter(t), chosen(t.model.blocks())
+    right = gradients(held(t, kind), adapter)
+    try:
+        for layer in layers:
+            layer.__dict__["scale_weight"] = None
+        assert worst(right, gradients(held(t, kind), adapter)) == 0
+        assert all(layer.__dict__["scale_weight"] is None for layer in layers)
+    finally:
+        for layer in layers:
+            del layer.__dict__["scale_weight"]
