@@ -207,7 +207,7 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     steps = tried(lambda: steps_per_epoch(sources)) if sources else None
     ahead = tried(lambda: look_ahead(config, steps)) if config else None
     model = tried(lambda: model_of(values.get("model")))
-    texts = texts_of(values.get("texts")) if config and config.text.encoders != "none" else ()
+    texts = texts_of(values.get("texts"))
     expected = (tried(lambda: _sizes(config, model, sources, texts)) if config and model else None) or Sizes()
     grids, samples = grids_of(values.get("grids")), samples_of(values.get("samples"))
     of_grids = [grid_cautions(grid, None) for grid in grids]

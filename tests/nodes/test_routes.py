@@ -140,6 +140,32 @@ def test_what_will_go_wrong_is_told_with_the_outlook(routes, folder):
     assert ahead["warnings"] == []
 
 
+@pytest.mark.parametrize("name", ["half.safetensors", "old.ckpt"])
+def test_a_model_that_cannot_be_read_costs_nothing_but_its_sizes(routes, name):
+    import folder_paths
+
+    path = Path(folder_paths.get_folder_paths("checkpoints")[0]) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    try:
+        status, ahead = post(routes, "outlook", {"widgets": {"max_steps": 9}, "model": {"widget": "ckpt_name", "file": name}})
+    finally:
+        path.unlink()
+    assert status == 200 and ahead["total"] == 9 and ahead["points"] and name in ahead["sentence"] and ahead["bytes"] is None
+
+
+@pytest.mark.parametrize("encoders", ["none", "clip"])
+def test_a_text_encoder_of_another_packs_loader_is_no_mistake(routes, encoders):
+    texts = [{"widget": "clip_name1", "file": "t5xxl.gguf"}]
+    _, ahead = post(routes, "outlook", {"widgets": {"text_encoder": encoders, "max_steps": 9}, "texts": texts})
+    assert ahead["sentence"] == "" and ahead["total"] == 9
+
+
+def test_many_long_prompts_of_a_grid_are_no_mistake(routes):
+    _, ahead = post(routes, "outlook", {"widgets": {"max_steps": 9}, "grids": [{"prompts": "a long prompt, " * 2000}]})
+    assert ahead["sentence"] == "" and ahead["total"] == 9
+
+
 @pytest.mark.parametrize(
     "body",
     [
