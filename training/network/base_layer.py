@@ -85,14 +85,17 @@ def weight_of(layer: nn.Module, device: torch.device) -> Tensor:
     if weight.is_quantized or type(weight) not in (Tensor, nn.Parameter):
         with suppress(RuntimeError, NotImplementedError):  # a packing that cannot undo itself is refused below
             weight = weight.dequantize()
+    scale = getattr(source, "scale_weight", None)
+    if scale is not None:
+        weight = weight.float()
     if not weight.is_floating_point() or weight.numel() != torch.Size(weight_shape(layer)).numel():
         raise AtelierError(
             f"weight decompose: the weights of this model ({type(layer).__name__}, {weight.dtype}) cannot be read back. "
             "Switch weight decompose off, or load the model in fp16, bf16 or fp8."
         )
-    scale, changes = getattr(source, "scale_weight", None), getattr(source, "weight_function", None)
-    if weight.dtype not in FLOATS or scale is not None:
+    if weight.dtype not in FLOATS:
         weight = weight.float()
+    changes = getattr(source, "weight_function", None)
     if changes:  # they may work in place, and this may be the layer's own
         weight = weight.clone()
         for change in changes:
