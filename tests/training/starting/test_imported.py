@@ -510,8 +510,11 @@ def test_distributions_of_one_trainer_that_are_others_here_are_named() -> None:
 def test_what_lies_too_deep_or_is_too_long_is_refused(text: str) -> None:
     with pytest.raises(AtelierError, match=r"deep|200000 characters"):
         imported.read(text)
-    inner = json.dumps({**METADATA, "ss_dataset_dirs": "[" * 100_000})
-    assert read(inner)[0]["ConfigureLoRA"]["rank"] == 16
+
+
+@pytest.mark.parametrize("folders", ["[" * 100_000, '{"10_a": {"n_repeats": [1]}}', '{"10_a": {"n_repeats": {}}}'])
+def test_odd_values_within_metadata_are_in_the_way_of_nothing_else(folders: str) -> None:
+    assert read(json.dumps({**METADATA, "ss_dataset_dirs": folders}))[0]["ConfigureLoRA"]["rank"] == 16
 
 
 VALUES = st.recursive(

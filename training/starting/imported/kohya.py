@@ -180,8 +180,6 @@ def _rates(found: Collector, default: str) -> None:
     rate = number_of(unet) or number_of(both)
     if rate:
         found.set(RECIPE, "learning_rate", rate)
-    if unet is not None and both is not None and number_of(unet) != number_of(both):
-        found.lose("learning_rate", both, "has no effect, since unet_lr is set")
     texts = found.take("text_encoder_lr")
     if isinstance(texts, str):
         texts = re.split(r"[,\s]+", texts.strip("()[] "))
@@ -199,6 +197,9 @@ def _rates(found: Collector, default: str) -> None:
         found.set(RECIPE, "targets", "none")
     if default == "unknown" and texts is None and not only_unet and not only_text:
         found.lose("text_encoder_lr", "", "is missing, and nothing else tells whether the text encoder was trained; it is not")
+    used = number_of(unet) in (None, number_of(both)) or (trains_text and not first)
+    if both is not None and not used:
+        found.lose("learning_rate", both, "has no effect, since unet_lr is set")
     found.set(RECIPE, "text_encoder", "clip" if trains_text else "none")
     found.set(RECIPE, "text_encoder_rate", (first or number_of(both) or 2e-6) if trains_text else 0.0)
     given = arguments(found.take("optimizer_args"))
@@ -358,7 +359,11 @@ def metadata(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(given, dict):
         out["network_args"] = given
     folders = _json(out.get("dataset_dirs"))
-    repeats = [one.get("n_repeats") for one in folders.values() if isinstance(one, dict)] if isinstance(folders, dict) else []
+    repeats = (
+        [number_of(one.get("n_repeats")) for one in folders.values() if isinstance(one, dict)]
+        if isinstance(folders, dict)
+        else []
+    )
     if len(set(repeats)) == 1:
         out["num_repeats"] = repeats[0]
     return out
