@@ -21,6 +21,7 @@ export class Starting {
   constructor(node) {
     this.node = node;
     this.fresh = true; // until it is known to come from a workflow
+    this.preset = this.chooser?.value; // the list's entry, also after another one is chosen, until that has set something
     this.taker = make("button", { type: "button", click: () => this.take() }, "");
     this.undoer = make("button", { type: "button", title: text("takeBackHelp"), click: () => this.takeBack() }, text("takeBack"));
     const row = (button) => make("div", { class: "atelier-row" }, button);
@@ -92,14 +93,14 @@ export class Starting {
   }
 
   /** Asks what is to be set, and sets it. */
-  async start(question) {
+  async start(question, preset) {
     const nodes = partsOf(this.node, root());
     this.say(text("asking"));
     try {
       const told = nodes.map((node) => ({ type: node.comfyClass, values: valuesOf(node) }));
       const answer = await ask("start", { ...question, loader: this.loader(), nodes: told });
       const { changes, notes, model, subject, memory } = answer;
-      this.set(nodes.map((node, i) => [node, changes[i]]), [text("startOf", { model, subject, memory }), ...notes].join(" "));
+      this.set(nodes.map((node, i) => [node, changes[i]]), [text("startOf", { model, subject, memory }), ...notes].join(" "), preset);
       this.remember({ model, subject, memory });
       this.fresh = false;
       this.propose(null);
@@ -110,13 +111,13 @@ export class Starting {
 
   /** What the settings are for goes with the workflow. */
   remember(parts) {
-    this.before = this.node.properties?.[KEY];
     this.node.properties = { ...this.node.properties, [KEY]: parts };
     this.known = parts?.model;
   }
 
-  /** Sets widgets and says which. `changes`: [node, values]. */
-  set(changes, sentence) {
+  /** Sets widgets and says which. `changes`: [node, values]. `preset`: the list's entry before, where it was another one. */
+  set(changes, sentence, preset = this.chooser?.value) {
+    this.before = { parts: this.node.properties?.[KEY], preset, chosen: this.chooser?.value };
     this.last = setWidgets(changes);
     this.rows = summary(this.last.said);
     const rows = this.rows.map(([title, ...parts]) => make("li", {}, make("b", {}, title), ` ${parts.join(", ")}`));
@@ -130,18 +131,24 @@ export class Starting {
   }
 
   takeBack() {
-    this.last?.undo();
+    if (!this.last) return;
+    const { parts, preset, chosen } = this.before;
+    this.last.undo(() => {
+      if (this.chooser?.value === chosen) this.chooser.value = this.preset = preset; // what was chosen since stays
+    });
     this.last = null;
-    this.remember(this.before);
+    this.remember(parts);
     this.say(text("takenBack"));
   }
 
   async chosen(value) {
+    const before = this.preset;
+    this.preset = value;
     if (value === OWN) return;
     const recipe = (await recipes)[value];
     if (this.chooser.value !== value) return; // another one was chosen meanwhile
-    if (recipe) this.set([[this.node, recipe]], text("recipeSet"));
-    else await this.start({ preset: value, choice: {} });
+    if (recipe) this.set([[this.node, recipe]], text("recipeSet"), before);
+    else await this.start({ preset: value, choice: {} }, before);
   }
 }
 
@@ -165,7 +172,9 @@ app.registerExtension({
     const configured = node.onConfigure;
     node.onConfigure = function (...args) {
       panel.fresh = false; // its values are a workflow's, or those of the node that it was copied from
-      return configured?.apply(this, args);
+      const answer = configured?.apply(this, args);
+      panel.preset = panel.chooser?.value;
+      return answer;
     };
     const removed = node.onRemoved;
     node.onRemoved = function (...args) {

@@ -12,6 +12,8 @@ import { panels } from "./presets.js";
 const FOLDER = "lora-atelier/presets";
 const HEADER = 8; // bytes before a safetensors file's header, which tell its length
 const LONGEST = 16 * 1024 * 1024;
+const TOLD = /^(ss_|lora_atelier\.)/; // what a LoRA's metadata say of its training; graphs and thumbnails stay here
+const LONG = ["ss_tag_frequency", "ss_datasets"]; // and set nothing
 
 class Settings extends Dialog {
   constructor(node) {
@@ -124,8 +126,8 @@ class Settings extends Dialog {
       if (length > LONGEST) throw new Error(text("noMetadata", { name: file.name }));
       const header = JSON.parse(await file.slice(HEADER, HEADER + length).text());
       if (!header.__metadata__) throw new Error(text("noMetadata", { name: file.name }));
-      const { ss_tag_frequency: _tags, workflow: _graph, prompt: _prompt, ...metadata } = header.__metadata__;
-      contents = JSON.stringify(metadata);
+      const kept = Object.entries(header.__metadata__).filter(([key]) => TOLD.test(key) && !LONG.includes(key));
+      contents = JSON.stringify(Object.fromEntries(kept));
     } else {
       if (file.size > LONGEST) throw new Error(text("noMetadata", { name: file.name }));
       contents = await file.text();
@@ -154,7 +156,7 @@ class Settings extends Dialog {
       const values = this.read.nodes[node.comfyClass];
       if (!values || first.has(node.comfyClass)) return [];
       first.add(node.comfyClass);
-      return [[node, values]];
+      return [[node, { ...this.read.reset[node.comfyClass], ...values }]];
     });
     const left = Object.keys(this.read.nodes).filter((kind) => !first.has(kind));
     const { origin, lost } = this.read;

@@ -16,7 +16,7 @@ from ..training.tensors.safetensors_header import read_header
 from .configure_lora import KINDS, WIDGETS, build
 from .folders import index_of, named
 from .presets import ALIASES, SUITED, subject_of
-from .starting import NODES, PERSONAL, Found, Node, defaults_of, fitting, found_in, start
+from .starting import KEPT, NODES, PERSONAL, Found, Node, defaults_of, fitting, found_in, start
 
 GIB = 1 << 30
 MOST_NODES = 64
@@ -74,7 +74,8 @@ def starting(values: Mapping[str, Any]) -> dict[str, Any]:
 def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration of another trainer, a LoRA's metadata or an own preset says, as widgets' values.
 
-    ``lost`` is what has no counterpart here; ``warning`` says what the values contradict each other in.
+    ``reset`` are the values of a fresh node that stand in for what a file leaves open, so that nothing stays of an earlier
+    recipe; ``lost`` is what has no counterpart here; ``warning`` says what the values contradict each other in.
     """
     text, name = values.get("text"), values.get("name", "")
     if not isinstance(text, str) or not isinstance(name, str):
@@ -96,7 +97,12 @@ def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         build(**{**defaults_of("ConfigureLoRA"), **nodes.get("ConfigureLoRA", {})})
     except AtelierError as error:
         warning = str(error)
-    return {"origin": read.origin, "nodes": {kind: v for kind, v in nodes.items() if v}, "lost": lost, "warning": warning}
+    set_here = {kind: values for kind, values in nodes.items() if values}
+    reset: dict[str, dict[str, Any]] = {}
+    if not read.own and "ConfigureLoRA" in set_here:
+        fresh = defaults_of("ConfigureLoRA")
+        reset["ConfigureLoRA"] = {k: v for k, v in fresh.items() if k not in KEPT | set_here["ConfigureLoRA"].keys()}
+    return {"origin": read.origin, "nodes": set_here, "reset": reset, "lost": lost, "warning": warning}
 
 
 def _widgets_of(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ function remember() {
 
 export const titleOf = (node) => node.title || node.comfyClass;
 
-/** `changes`: [node, {widget: value}] pairs. Gives {said: [{node, widget, before, after}], undo()} of what is another value now. */
+/** `changes`: [node, {widget: value}] pairs. Gives {said: [{node, widget, before, after}], undo()} of what is another value now; what
+ * `undo` is given is done in the same step of the canvas' history. */
 export function setWidgets(changes) {
   remember();
   const said = [];
@@ -24,8 +25,9 @@ export function setWidgets(changes) {
   }
   app.graph?.afterChange?.();
   remember();
-  const undo = () => {
+  const undo = (also) => {
     remember();
+    also?.();
     for (const { node, widget, before, after } of said) {
       if (widget.value === after) widget.value = before; // what the person has changed since stays
       node.setDirtyCanvas?.(true, true);

@@ -25,6 +25,10 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   await dialog(page).getByRole("button", { name: "Take over" }).click();
   seen.own = [await widget(page, "ConfigureLoRA", "rank"), await widget(page, "EpochWeightGrid", "steps"), await widget(page, "ConfigureLoRA", "name")];
 
+  seen.unset.push(...await set(page, { ConfigureLoRA: { highest_level: 0.7 } }));
+  await page.evaluate((start) => {
+    window.app.graph._nodes.find((n) => n.type === "ConfigureLoRA").properties.lora_atelier_start = start;
+  }, { model: "SDXL", subject: "person", memory: "24 GB" });
   await press(page, "ConfigureLoRA", "settings");
   await dialog(page).locator("input[type=file]").setInputFiles(task.file);
   await page.waitForFunction(() => /no counterpart/.test(document.querySelector("dialog .atelier-scroll").innerText), null, limit);
@@ -32,7 +36,12 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   await shot("settings");
   await dialog(page).getByRole("button", { name: "Take over" }).click();
   seen.imported = [await widget(page, "ConfigureLoRA", "rank"), await widget(page, "LoadDataset", "resolution")];
+  seen.reset = await widget(page, "ConfigureLoRA", "highest_level");
   seen.said = await page.evaluate(() => document.querySelector(".atelier-set").parentElement.textContent);
+  await page.evaluate(() => [...document.querySelector(".atelier-set").parentElement.querySelectorAll("button")]
+    .find((button) => button.textContent === "Take back").click());
+  seen.back = [await widget(page, "ConfigureLoRA", "rank"), await widget(page, "ConfigureLoRA", "highest_level")];
+  seen.start = await page.evaluate(() => window.app.graph._nodes.find((n) => n.type === "ConfigureLoRA").properties.lora_atelier_start);
 
   await press(page, "ConfigureLoRA", "settings");
   await page.waitForFunction((name) => [...document.querySelectorAll("dialog select option")].some((o) => o.textContent === name), task.preset, limit);

@@ -31,6 +31,11 @@ def test_a_configuration_tells_what_it_sets_and_what_is_lost(seen: dict[str, Any
     assert "face_crop_aug_range" in seen["told"] and "no counterpart" in seen["told"]
     assert seen["imported"] == [32, 1024]
     assert "Taken over from kohya's trainer" in seen["said"] and "rank 12 → 32" in seen["said"]
+    assert seen["reset"] == 1 and "highest_level 0.7 → 1" in seen["said"]
+
+
+def test_an_import_is_taken_back_and_what_the_settings_are_for_is_kept(seen: dict[str, Any]) -> None:
+    assert seen["back"] == [12, 0.7] and seen["start"]["subject"] == "person"
 
 
 def test_the_page_reports_no_error_of_ours(seen: dict[str, Any]) -> None:

@@ -182,6 +182,17 @@ def test_a_preset_of_a_stranger_sets_nothing_but_widgets(modules) -> None:
     assert {one["setting"] for one in answer["lost"]} == {"steps", "resolution", "batch_size", "crop", "colour"}
 
 
+def test_nothing_stays_of_an_earlier_recipe_beside_what_a_file_sets(modules, fresh) -> None:
+    text = 'network_module = "networks.lora"\nnetwork_dim = 8\nnetwork_alpha = 4\nunet_lr = 1e-4\n'
+    answer = modules[0].read_settings({"text": text})
+    before = {**fresh["ConfigureLoRA"], "name": "mine", "seed": 7, "rules": "* rank=4", "highest_level": 0.7, "rank": 99}
+    now = {**before, **answer["reset"]["ConfigureLoRA"], **answer["nodes"]["ConfigureLoRA"]}
+    assert (now["rank"], now["alpha"], now["rules"], now["highest_level"]) == (8, 4.0, "", 1.0)
+    assert (now["name"], now["seed"]) == ("mine", 7)
+    own = modules[0].read_settings({"text": '{"lora_atelier_preset": 1, "name": "x", "nodes": {"ConfigureLoRA": {"rank": 4}}}'})
+    assert own["reset"] == {} and own["nodes"] == {"ConfigureLoRA": {"rank": 4}}
+
+
 def test_what_contradicts_itself_is_said_before_it_is_taken(modules) -> None:
     toml = 'network_dim = 8\noptimizer_type = "Prodigy"\nlearning_rate = 1e-5\nlr_scheduler = "cosine"\n'
     assert "Prodigy finds the rate itself" in modules[0].read_settings({"text": toml})["warning"]

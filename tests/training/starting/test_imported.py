@@ -163,11 +163,11 @@ def test_an_ai_toolkit_job() -> None:
     nodes, lost = read(AI_TOOLKIT)
     recipe = nodes["ConfigureLoRA"]
     expected = {
-        "name": "my lora", "rank": 16, "alpha": 8.0, "save_precision": "fp16", "save_every_steps": 250, "save_every": 0,
+        "name": "my lora", "rank": 16, "alpha": 8.0, "save_precision": "fp16", "save_every_steps": 500, "save_every": 0,
         "keep_last": 4,
         "max_steps": 4000, "accumulate": 2, "text_encoder": "none", "gradient_checkpointing": True, "noise_levels": "sigmoid",
         "optimizer": "AdamW8bit", "weight_decay": 1e-4, "learning_rate": 1e-4, "ema_decay": 0.99, "precision": "bf16",
-        "base_weights": "fp8", "schedule": "constant", "sample_every_steps": 250,
+        "base_weights": "fp8", "schedule": "constant", "sample_every_steps": 500,
     }  # fmt: skip
     assert {name: recipe[name] for name in expected} == expected
     assert nodes["LoadDataset"]["resolution"] == 1024 and nodes["LoadDataset"]["caption_extension"] == ".txt"
@@ -205,12 +205,12 @@ def test_a_loras_metadata(wrapped: bool) -> None:
     expected = {
         "rank": 16, "alpha": 8.0, "optimizer": "Prodigy", "optimizer_args": "weight_decay=0.01 betas=(0.9, 0.99)",
         "schedule": "constant",
-        "epochs": 8, "max_steps": 0, "seed": 7, "precision": "bf16", "gradient_checkpointing": True, "lora_plus_ratio": 16.0,
+        "epochs": 8, "max_steps": 1600, "seed": 7, "precision": "bf16", "gradient_checkpointing": True, "lora_plus_ratio": 16.0,
         "comment": "trigger: ohwx",
     }  # fmt: skip
     assert {name: recipe[name] for name in expected} == expected
     assert nodes["LoadDataset"] == {"resolution": 1024, "batch_size": 2, "repeats": 10, "shuffle_captions": False}
-    assert "sd_model_name" in lost
+    assert "sd_model_name" in lost and "text_encoder_lr" in lost
 
 
 def test_the_metadata_that_is_written_here_is_read_again() -> None:
@@ -249,6 +249,272 @@ def test_an_own_preset() -> None:
 def test_what_is_none_of_them_is_refused(text: str, said: str) -> None:
     with pytest.raises(AtelierError, match=said):
         imported.read(text, "file.json")
+
+
+def kohya(**settings: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The recipe and what is lost of a configuration of sd-scripts."""
+    nodes, lost = read(json.dumps({"network_module": "networks.lora", "network_dim": 8, "network_alpha": 4, **settings}))
+    return nodes["ConfigureLoRA"], lost
+
+
+def interface(**settings: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same of the graphical interface."""
+    nodes, lost = read(
+        json.dumps({"LoRA_type": "Standard", "network_dim": 8, "network_alpha": 4, "lr_scheduler": "cosine", **settings})
+    )
+    return nodes["ConfigureLoRA"], lost
+
+
+@pytest.mark.parametrize(
+    ("length", "epochs", "steps"),
+    [
+        ({"epoch": 10, "max_train_epochs": 0, "max_train_steps": 0}, 10, 0),
+        ({"epoch": 10, "max_train_epochs": "", "max_train_steps": 900}, None, 900),
+        ({"epoch": 10, "max_train_epochs": 4, "max_train_steps": 900}, 4, 0),
+    ],
+)
+def test_the_interfaces_length_is_what_says_something(length: dict[str, Any], epochs: int | None, steps: int) -> None:
+    recipe, _ = interface(**length)
+    assert (recipe.get("epochs"), recipe["max_steps"]) == (epochs, steps)
+
+
+def test_what_nobody_has_written_is_what_the_trainer_takes() -> None:
+    nodes, _ = read(json.dumps({"network_module": "networks.lora", "unet_lr": 1e-4}))
+    assert (nodes["ConfigureLoRA"]["rank"], nodes["ConfigureLoRA"]["alpha"]) == (4, 1.0)
+    nodes, _ = read(re.sub("network: .*", "network: {type: lora, linear: 32}", AI_TOOLKIT))
+    assert (nodes["ConfigureLoRA"]["rank"], nodes["ConfigureLoRA"]["alpha"]) == (32, 1.0)
+
+
+def test_steps_of_the_optimizer_become_batches() -> None:
+    counted = {"max_train_steps": 100, "save_every_n_steps": 20, "sample_every_n_steps": 10, "gradient_accumulation_steps": 4}
+    recipe, _ = kohya(**counted)
+    assert [recipe[name] for name in ("max_steps", "save_every_steps", "sample_every_steps")] == [400, 80, 40]
+    for word, expected in (("gradient_accumulation", [4000, 500, 500]), ("gradient_accumulation_steps", [2000, 250, 250])):
+        nodes, _ = read(AI_TOOLKIT.replace("gradient_accumulation:", f"{word}:"))
+        recipe = nodes["ConfigureLoRA"]
+        assert [recipe[name] for name in ("max_steps", "save_every_steps", "sample_every_steps")] == expected
+        assert recipe["accumulate"] == 2
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("Standard", None), ("Kohya LoCon", 8), ("LyCORIS/LoHa", 8), ("", 8)])
+def test_convolutions_count_in_types_that_have_them(kind: str, rank: int | None) -> None:
+    recipe, lost = interface(LoRA_type=kind, conv_dim=8, conv_alpha=2, epoch=1)
+    assert recipe.get("conv_rank") == rank and ("targets" in recipe) == ("conv_dim" not in lost) == bool(rank)
+
+
+@pytest.mark.parametrize(
+    ("settings", "encoder", "rate"),
+    [
+        ({"learning_rate": 1e-4, "unet_lr": 2e-4}, "clip", 1e-4),
+        ({"learning_rate": 1e-4, "network_train_unet_only": True}, "none", 0.0),
+        ({"learning_rate": 1e-4, "text_encoder_lr": 0}, "none", 0.0),
+        ({"learning_rate": 1e-4, "text_encoder_lr": "[5e-05, 5e-05]"}, "clip", 5e-5),
+        ({"learning_rate": 1e-4, "network_module": "networks.lora_wan"}, "none", 0.0),
+        ({"learning_rate": 1e-4, "dit": "/flux.safetensors", "network_module": "networks.lora_flux"}, "none", 0.0),
+        ({"learning_rate": 1e-4, "cache_text_encoder_outputs": True}, "none", 0.0),
+    ],
+)
+def test_the_text_encoder_is_trained_where_the_trainer_would(settings: dict[str, Any], encoder: str, rate: float) -> None:
+    recipe, _ = kohya(**settings)
+    assert (recipe["text_encoder"], recipe["text_encoder_rate"]) == (encoder, rate)
+
+
+def test_the_interface_chooses_the_parts_by_their_rates() -> None:
+    recipe, _ = interface(unet_lr=0, text_encoder_lr=5e-5, learning_rate=1e-4)
+    assert (recipe["targets"], recipe["text_encoder"], recipe["text_encoder_rate"]) == ("none", "clip", 5e-5)
+    recipe, _ = interface(unet_lr=1e-4, text_encoder_lr=0, learning_rate=1e-4)
+    assert "targets" not in recipe and recipe["text_encoder"] == "none"
+    recipe, _ = interface(unet_lr=0, text_encoder_lr=0, learning_rate=1e-4)
+    assert "targets" not in recipe and (recipe["text_encoder"], recipe["text_encoder_rate"]) == ("clip", 1e-4)
+
+
+def test_arguments_have_the_form_of_their_optimizer() -> None:
+    for written, expected in (("eps=1e-30", "eps=1e-30,0.001"), ("eps=(1e-30, 1e-3)", "eps=1e-30,1e-3")):
+        recipe, _ = kohya(optimizer_type="Adafactor", optimizer_args=[written])
+        assert recipe["optimizer_args"] == expected
+    recipe, _ = kohya(optimizer_type="CAME", optimizer_args=["betas=0.9,0.999", "eps=1e-30,1e-16"])
+    assert recipe["optimizer_args"] == "betas=0.9,0.999,0.9999 eps1=1e-30 eps2=1e-16"
+
+
+@pytest.mark.parametrize("switch", ["fp8_base", "fp8_scaled", "fp8_base_unet"])
+def test_any_of_the_switches_for_eight_bits_counts(switch: str) -> None:
+    switches = {"fp8_base": False, "fp8_scaled": False, "fp8_base_unet": False, switch: True}
+    assert kohya(**switches)[0]["base_weights"] == "fp8"
+
+
+def test_a_warmup_in_percent_counts_beside_no_steps() -> None:
+    recipe, _ = interface(lr_warmup=5, lr_warmup_steps=0, epoch=1)
+    assert recipe["warmup_share"] == 0.05 and "warmup_steps" not in recipe
+
+
+def test_noise_levels_and_weights_do_not_undo_one_another() -> None:
+    assert kohya(debiased_estimation_loss=True, weighting_scheme="none")[0]["weighting"] == "debiased"
+    assert kohya(min_snr_gamma=5, weighting_scheme="uniform")[0]["weighting"] == "min-SNR"
+    recipe, lost = kohya(weighting_scheme="logit_normal", logit_mean=0.5, logit_std=2, discrete_flow_shift=3)
+    # Levels there are 3 u' / (1 + 2 u') with u' = 1 - sigmoid(0.5 + 2 n): a sigmoid of ln 3 - 0.5 + 2 n.
+    assert (recipe["noise_levels"], recipe["logit_mean"], recipe["logit_std"]) == ("logit-normal", 0.598612, 2.0)
+    assert recipe["weighting"] == "none" and "discrete_flow_shift" not in lost
+    recipe, lost = kohya(timestep_sampling="sigmoid", discrete_flow_shift=3)
+    assert recipe["noise_levels"] == "sigmoid" and "discrete_flow_shift" in lost
+
+
+def toolkit(*changes: tuple[str, str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The job above with some of its words changed."""
+    text = AI_TOOLKIT
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    return read(text)
+
+
+def test_denoising_steps_count_from_the_noisy_end() -> None:
+    nodes, _ = toolkit(
+        ("steps: 2000", "steps: 2000, min_denoising_steps: 100, max_denoising_steps: 499".replace(", ", "\n        "))
+    )
+    recipe = nodes["ConfigureLoRA"]
+    assert (recipe["lowest_level"], recipe["highest_level"]) == (0.5, 0.9)
+    nodes, _ = toolkit(("steps: 2000", "steps: 2000\n        max_denoising_steps: 1000"))
+    assert nodes["ConfigureLoRA"]["lowest_level"] == 0.0
+
+
+def test_a_datasets_weight_is_its_loss_and_not_the_strength() -> None:
+    nodes, lost = toolkit(("caption_ext: txt", "caption_ext: txt, network_weight: 0.5, loss_multiplier: 2.0"))
+    assert nodes["LoadDataset"]["loss_weight"] == 2.0 and "datasets.network_weight" in lost
+    _, lost = toolkit(("caption_ext: txt", "caption_ext: txt, network_weight: 1.0"))
+    assert "datasets.network_weight" not in lost
+
+
+def test_convolutions_of_an_ai_toolkit_job() -> None:
+    network = ("linear_alpha: 8", "linear_alpha: 8, conv: 4, conv_alpha: 2")
+    nodes, lost = toolkit(network)
+    assert "conv_rank" not in nodes["ConfigureLoRA"] and {"network.conv", "network.conv_alpha"} <= lost.keys()
+    nodes, lost = toolkit(network, ("is_flux", "is_xl"))
+    recipe = nodes["ConfigureLoRA"]
+    assert (recipe["conv_rank"], recipe["conv_alpha"], recipe["targets"]) == (4, 2.0, "all")
+
+
+def test_a_lokr_of_full_rank() -> None:
+    nodes, lost = toolkit(("type: lora,", "type: lokr, lokr_full_rank: true, lokr_factor: 8,"))
+    recipe = nodes["ConfigureLoRA"]
+    assert (recipe["algorithm"], recipe["rank"], recipe["lokr_factor"]) == ("LoKr", 1024, 8)
+    assert "whole" in lost["network.lokr_full_rank"]
+
+
+@pytest.mark.parametrize(
+    ("written", "side", "told"),
+    [
+        ("[1024]", 1024, False),
+        ('"1024x1024"', 1024, False),
+        ('"512,1024"', 1024, True),
+        ("1000", 1024, True),
+        ("wide", None, True),
+    ],
+)
+def test_sizes_however_they_are_written(written: str, side: int | None, told: bool) -> None:
+    nodes, lost = toolkit(("[512, 768, 1024]", written))
+    assert nodes["LoadDataset"].get("resolution") == side and ("datasets.resolution" in lost) == told
+    text = json.dumps({**ONE_TRAINER, "resolution": written.strip('"[]')})
+    nodes, lost = read(text)
+    assert nodes["LoadDataset"].get("resolution") == side and ("resolution" in lost) == told
+
+
+def one_trainer(**settings: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The recipe and what is lost of a configuration of OneTrainer that says little."""
+    little = {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_XL_10_BASE", "lora_rank": 8, "epochs": 20}
+    nodes, lost = read(json.dumps({**little, **settings}))
+    return nodes["ConfigureLoRA"], lost
+
+
+@pytest.mark.parametrize(
+    ("settings", "encoder", "named"),
+    [
+        ({}, "clip", set()),
+        ({"epochs": 40}, "clip", {"text_encoder.stop_training_after", "text_encoder_2.stop_training_after"}),
+        ({"text_encoder": {"train": False}}, "clip", {"text_encoder.train"}),
+        ({"text_encoder": {"train": False}, "text_encoder_2": {"train": False}}, "none", set()),
+        ({"model_type": "FLUX_DEV_1", "text_encoder_2": {"train": False}}, "clip", set()),
+        ({"model_type": "FLUX_DEV_1"}, "all", set()),
+        ({"model_type": "Z_IMAGE"}, "none", set()),
+    ],
+)
+def test_text_encoders_are_trained_unless_a_file_of_one_trainer_says_otherwise(
+    settings: dict[str, Any], encoder: str, named: set[str]
+) -> None:
+    recipe, lost = one_trainer(**settings)
+    assert recipe["text_encoder"] == encoder and {name for name in lost if name.startswith("text_encoder")} == named
+
+
+def test_the_parts_say_how_memory_is_saved() -> None:
+    recipe, _ = one_trainer()
+    assert (recipe["gradient_checkpointing"], recipe["offload_activations"]) == (True, False)
+    part = {"gradient_checkpointing": False, "activation_offloading": True, "guidance_scale": 3.5}
+    # Other models' parts stand in the file as well, and say nothing.
+    recipe, lost = one_trainer(unet=part, transformer={"gradient_checkpointing": True, "weight_dtype": "INT_8"})
+    assert (recipe["gradient_checkpointing"], recipe["offload_activations"]) == (False, True)
+    assert "unet.guidance_scale" in lost and "base_weights" not in recipe
+    recipe, _ = one_trainer(gradient_checkpointing="CPU_OFFLOADED", layer_offload_fraction=0.5)
+    assert (recipe["offload_blocks"], recipe["offload_activations"], recipe["gradient_checkpointing"]) == (0.5, True, True)
+    recipe, _ = one_trainer(
+        gradient_checkpointing="CPU_OFFLOADED", layer_offload_fraction=0.5, enable_activation_offloading=False
+    )
+    assert (recipe["offload_blocks"], recipe["offload_activations"]) == (0.5, False)
+    recipe, _ = one_trainer(gradient_checkpointing="ON", layer_offload_fraction=0.5)
+    assert "offload_blocks" not in recipe and recipe["gradient_checkpointing"] is True
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (
+            {"optimizer": "ADAFACTOR", "eps": 1e-30, "eps2": 0.001, "relative_step": False, "clip_threshold": 1.0},
+            "relative_step=False clip_threshold=1.0 eps=1e-30,0.001",
+        ),
+        (
+            {"optimizer": "CAME", "beta1": 0.9, "beta2": 0.999, "beta3": 0.9999, "eps": 1e-30, "eps2": 1e-16},
+            "betas=0.9,0.999,0.9999 eps1=1e-30 eps2=1e-16",
+        ),
+        ({"optimizer": "LION", "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}, "betas=0.9,0.99"),
+        ({"optimizer": "SGD", "momentum": 0.9, "beta1": 0.5, "beta2": 0.5}, "momentum=0.9"),
+    ],
+)
+def test_optimizers_of_one_trainer_get_what_they_take(optimizer: dict[str, Any], expected: str) -> None:
+    from lora_atelier.training.config import optimizer_arguments
+
+    recipe, _ = one_trainer(optimizer=optimizer)
+    assert recipe["optimizer_args"] == expected
+    assert optimizer_arguments.parse(recipe["optimizer_args"])
+
+
+def test_distributions_of_one_trainer_that_are_others_here_are_named() -> None:
+    recipe, lost = one_trainer(timestep_distribution="SIGMOID", noising_weight=8.0)
+    assert "noise_levels" not in recipe and {"timestep_distribution", "noising_weight, noising_bias"} <= lost.keys()
+    recipe, lost = one_trainer(timestep_distribution="UNIFORM", timestep_shift=3.0)
+    assert recipe["noise_levels"] == "uniform" and "shift" not in recipe and "timestep_shift" in lost
+    recipe, lost = one_trainer(timestep_distribution="LOGIT_NORMAL", timestep_shift=3.0, noising_bias=-0.5)
+    # 3 s / (1 + 2 s) of a sigmoid s is the sigmoid of ln 3 more.
+    assert (recipe["noise_levels"], recipe["logit_mean"]) == ("logit-normal", 0.598612) and "timestep_shift" not in lost
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "config: " + "{a: " * 400 + "1" + "}" * 400,
+        "config: " + "[" * 50_000,
+        "\n".join("  " * i + "a:" for i in range(400)),
+        "network_dim = 4\nunet_lr = 1\n" + ".".join("a" * 3000) + " = 1",
+        json.dumps({"network_dim": 4, "unet_lr": 1})[:-1] + ', "a": ' + '{"a": ' * 90 + "1" + "}" * 90 + "}",
+        "a: 1\n" + "# much\n" * 50_000,
+    ],
+    ids=["flow", "brackets", "block", "toml", "json", "long"],
+)
+def test_what_lies_too_deep_or_is_too_long_is_refused(text: str) -> None:
+    with pytest.raises(AtelierError, match=r"deep|200000 characters"):
+        imported.read(text)
+
+
+@pytest.mark.parametrize("folders", ["[" * 100_000, '{"10_a": {"n_repeats": [1]}}', '{"10_a": {"n_repeats": {}}}'])
+def test_odd_values_within_metadata_are_in_the_way_of_nothing_else(folders: str) -> None:
+    assert read(json.dumps({**METADATA, "ss_dataset_dirs": folders}))[0]["ConfigureLoRA"]["rank"] == 16
 
 
 VALUES = st.recursive(

@@ -17,6 +17,10 @@ __all__ = ["OWN", "Imported", "Lost", "read"]
 
 MOST = 1 << 20
 """Characters of a file."""
+MOST_YAML = 200_000
+"""Characters of a YAML file, which is read slowly."""
+DEEPEST = 50
+"""Levels of a file's values; configurations have six."""
 OWN = "lora_atelier_preset"
 """The mark of a preset that was saved here; its value is the format's number."""
 KNOWN = "kohya's sd-scripts or its interface, ai-toolkit, OneTrainer, a LoRA's metadata or a preset of LoRA Atelier"
@@ -28,6 +32,8 @@ def read(text: str, name: str = "") -> Imported:
     if len(text) > MOST:
         raise AtelierError(f"{shown}: it has more than {MOST} characters; a configuration is far shorter.")
     settings = _parsed(text, shown)
+    if _is_deep(settings):
+        raise AtelierError(f"{shown}: its values lie more than {DEEPEST} levels deep; this is no configuration of {KNOWN}.")
     if not isinstance(settings, dict):
         raise AtelierError(f"{shown}: this is no configuration of {KNOWN}.")
     if OWN in settings:
@@ -35,7 +41,7 @@ def read(text: str, name: str = "") -> Imported:
     if isinstance(settings.get("__metadata__"), dict):
         settings = settings["__metadata__"]
     if any(str(key).startswith("ss_") for key in settings):
-        found = kohya.read(kohya.metadata(settings), "a LoRA's metadata")
+        found = kohya.read(kohya.metadata(settings), "a LoRA's metadata", trained=True)
         return replace(found, recipe=_recipe(settings.get("lora_atelier.config")))
     if ai_toolkit.process_of(settings) is not None:
         return ai_toolkit.read(settings)
@@ -65,6 +71,18 @@ def _parsed(text: str, shown: str) -> Any:
         raise AtelierError(f"{shown}: it is neither JSON, TOML nor YAML ({error}).") from error
 
 
+def _is_deep(values: Any) -> bool:
+    """Whether values lie deeper in one another than what reads them could follow."""
+    waiting = [(values, 0)]
+    while waiting:
+        part, depth = waiting.pop()
+        if depth > DEEPEST:
+            return True
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        waiting.extend((one, depth + 1) for one in inner)
+    return False
+
+
 def _toml(text: str) -> Any:
     try:
         toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -78,10 +96,21 @@ def _toml(text: str) -> Any:
 
 def _yaml(text: str) -> Any:
     """Plain values only: an alias could stand for more than any memory holds."""
+    if len(text) > MOST_YAML:
+        raise ValueError(f"YAML of more than {MOST_YAML} characters is not read")
     yaml: Any = importlib.import_module("yaml")
+    opening = (
+        yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken, yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken,
+    )  # fmt: skip
+    closing = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+    depth = 0
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it refers to its own parts")
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                raise ValueError("it refers to its own parts")
+            depth += isinstance(token, opening) - isinstance(token, closing)
+            if depth > DEEPEST:  # found before it is read, which takes ever longer the deeper it is
+                raise ValueError("it lies too deep in itself")
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error

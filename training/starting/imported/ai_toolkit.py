@@ -15,6 +15,7 @@ from .collector import (
     SPEED,
     Collector,
     Imported,
+    fitted,
     number_of,
     optimizer_of,
     truth,
@@ -30,6 +31,10 @@ PRECISIONS = {
     "float32": "fp32",
     "float": "fp32",
 }
+WITH_CONVOLUTIONS = {"", "sd", "sd1", "sd15", "sd2", "sdxl", "ssd", "vega"}
+"""Architectures with convolutions that ai-toolkit trains."""
+WHOLE = 1024
+"""A rank at which the matrices of a LoKr are whole."""
 LEVELS = {"sigmoid": "sigmoid", "linear": "uniform", "shift": "auto", "flux_shift": "auto", "lumina2_shift": "auto"}
 
 
@@ -49,27 +54,37 @@ def read(settings: Mapping[str, Any]) -> Imported:
     found.set(RECIPE, "algorithm", {"lokr": "LoKr", "loha": "LoHa"}.get(kind, "LoRA"))
     if kind not in ("lora", "lokr", "loha", "locon"):
         found.lose("network.type", kind, "is not offered here; LoRA was taken")
-    found.number(RECIPE, "rank", "network.linear", "network.rank", whole=True)
+    found.number(RECIPE, "rank", "network.rank", "network.linear", whole=True)
     found.number(RECIPE, "alpha", "network.linear_alpha", "network.alpha")
+    found.nodes[RECIPE].setdefault("rank", 4)  # ai-toolkit's own where nothing is said
+    found.nodes[RECIPE].setdefault("alpha", 1.0)
+    others = ("is_flux", "is_v3", "is_lumina2", "is_pixart", "is_pixart_sigma", "is_auraflow")
+    convolutions = str(found.rest.get("model.arch") or "").lower() in WITH_CONVOLUTIONS
+    if not convolutions or any(truth(found.rest.get(f"model.{name}")) for name in others):
+        found.drop("has no effect: this model has no convolutions that are trained", "network.conv", "network.conv_alpha")
     conv = found.number(RECIPE, "conv_rank", "network.conv", whole=True)
-    found.number(RECIPE, "conv_alpha", "network.conv_alpha")
-    if conv and kind != "lora":
+    alpha = number_of(found.take("network.conv_alpha"))
+    if conv:
+        found.set(RECIPE, "conv_alpha", conv if alpha is None else alpha)
         found.set(RECIPE, "targets", "all")
-    elif conv:
-        found.nodes[RECIPE].pop("conv_rank", None)
-        found.nodes[RECIPE].pop("conv_alpha", None)
     if kind == "lokr":
         found.number(RECIPE, "lokr_factor", "network.lokr_factor", whole=True)
+        if truth(found.take("network.lokr_full_rank")):
+            found.set(RECIPE, "rank", WHOLE)
+            found.set(RECIPE, "alpha", float(WHOLE))
+            found.lose("network.lokr_full_rank", True, f"became rank {WHOLE}, at which most matrices are whole here")
     found.drop("is for LoKr", "network.lokr_factor", "network.lokr_full_rank")
     found.number(RECIPE, "dropout", "network.dropout")
     found.choice(RECIPE, "save_precision", PRECISIONS, "save.dtype")
-    found.number(RECIPE, "save_every_steps", "save.save_every", whole=True)
+    # Steps are the optimizer's there, and batches here.
+    width = max(1, round(number_of(found.take("train.gradient_accumulation")) or 1))
+    found.number(RECIPE, "save_every_steps", "save.save_every", factor=width, whole=True)
     if found.nodes[RECIPE].get("save_every_steps"):
         found.set(RECIPE, "save_every", 0)
     found.number(RECIPE, "keep_last", "save.max_step_saves_to_keep", whole=True)
-    _train(found)
+    _train(found, width)
     _data(found, process.get("datasets"))
-    _samples(found)
+    _samples(found, width)
     if truth(found.take("model.quantize")):
         kind = str(found.take("model.qtype") or "qfloat8")
         if "int" in kind and "8" not in kind:
@@ -117,15 +132,11 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return out
 
 
-def _train(found: Collector) -> None:
-    steps = found.number(RECIPE, "max_steps", "train.steps", whole=True)
+def _train(found: Collector, width: int) -> None:
+    """``width``: batches that ai-toolkit counts as one step."""
+    found.number(RECIPE, "max_steps", "train.steps", factor=width, whole=True)
     found.number(DATA, "batch_size", "train.batch_size", whole=True)
-    accumulate = max(
-        number_of(found.take(f"train.{name}")) or 1 for name in ("gradient_accumulation", "gradient_accumulation_steps")
-    )
-    found.set(RECIPE, "accumulate", round(accumulate))
-    if steps and accumulate > 1:
-        found.set(RECIPE, "max_steps", round(steps * accumulate))
+    found.set(RECIPE, "accumulate", width * max(1, round(number_of(found.take("train.gradient_accumulation_steps")) or 1)))
     name = optimizer_of(found, found.take("train.optimizer"), "train.optimizer")
     rate = number_of(found.take("train.unet_lr", "train.lr"))
     if rate:
@@ -140,6 +151,7 @@ def _train(found: Collector) -> None:
     given = {key: found.rest.pop(key) for key in list(found.rest) if key.startswith("train.optimizer_params.")}
     plain = {key.rpartition(".")[2]: value for key, value in given.items()}
     texts = {key: ",".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in plain.items()}
+    texts = fitted(name, texts)
     if texts:
         found.set(RECIPE, "optimizer_args", " ".join(f"{key}={value}" for key, value in texts.items()))
     found.choice(RECIPE, "precision", PRECISIONS, "train.dtype")
@@ -160,10 +172,11 @@ def _train(found: Collector) -> None:
         found.set(RECIPE, "weighting", "min-SNR")
         found.set(RECIPE, "snr_gamma", gamma)
     found.choice(RECIPE, "loss", {"mse": "mse", "pseudo_huber": "huber"}, "train.loss_type")
-    found.number(RECIPE, "lowest_level", "train.min_denoising_steps", factor=1 / 1000)
-    most = number_of(found.take("train.max_denoising_steps"))
-    if most is not None:
-        found.set(RECIPE, "highest_level", min(1.0, (most + 1) / 1000))
+    # They count from the noisy end.
+    for widget, setting, more in (("highest_level", "min_denoising_steps", 0), ("lowest_level", "max_denoising_steps", 1)):
+        step = number_of(found.take(f"train.{setting}"))
+        if step is not None:
+            found.set(RECIPE, widget, min(1.0, max(0.0, round(1 - (step + more) / 1000, 6))))
     held, amount, kind = (found.take(f"train.diff_output_preservation{end}") for end in ("", "_multiplier", "_class"))
     if truth(held):
         found.set(RECIPE, "preservation", number_of(amount) or 1.0)
@@ -180,27 +193,18 @@ def _data(found: Collector, datasets: Any) -> None:
     for number, row in enumerate(rows[1:], 2):
         found.lose(f"datasets, number {number}", row.get("folder_path", row), "needs a Load Dataset node of its own")
     data = Collector("ai-toolkit", rows[0] if rows else {})
-    sides = data.take("resolution")
-    sides = sides if isinstance(sides, list) else [sides] if sides else []
-    numbers = [n for n in map(number_of, sides) if n]
-    if numbers:
-        side = max(64, round(max(numbers) / 64) * 64)
-        found.set(DATA, "resolution", side)
-        if len(numbers) > 1:
-            found.lose(
-                "datasets.resolution",
-                sides,
-                f"is one size a Load Dataset node; {side} was taken, chain more of them for the rest",
-            )
-        elif side != numbers[0]:
-            found.lose("datasets.resolution", sides, f"became {side}, a multiple of 64")
+    given = data.take("resolution")
+    found.sizes("datasets.resolution", given)
     data.number(DATA, "caption_dropout", "caption_dropout_rate")
     data.switch(DATA, "shuffle_captions", "shuffle_tokens")
     data.number(DATA, "repeats", "num_repeats", whole=True)
     data.switch(DATA, "flip", "flip_x")
     if truth(data.take("is_reg")):
         data.set(DATA, "role", "regularisation")
-    data.number(DATA, "loss_weight", "network_weight")
+    data.number(DATA, "loss_weight", "loss_multiplier")
+    weight = data.take("network_weight")
+    if weight is not None and number_of(weight) != 1:
+        data.lose("network_weight", weight, "is the LoRA's strength on these pictures, which is 1 here")
     data.number(DATA, "keep_tokens", "keep_tokens", whole=True)
     ending = data.take("caption_ext")
     if ending:
@@ -219,8 +223,8 @@ def _data(found: Collector, datasets: Any) -> None:
     found.lost += [type(one)(f"datasets.{one.setting}", one.value, one.why) for one in data.lost]
 
 
-def _samples(found: Collector) -> None:
-    found.number(RECIPE, "sample_every_steps", "sample.sample_every", whole=True)
+def _samples(found: Collector, width: int) -> None:
+    found.number(RECIPE, "sample_every_steps", "sample.sample_every", factor=width, whole=True)
     found.number(TRAIN, "preview_steps", "sample.sample_steps", whole=True)
     found.number(TRAIN, "preview_cfg", "sample.guidance_scale")
     found.number(TRAIN, "preview_width", "sample.width", whole=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +99,22 @@ class Collector:
         self.set(node, widget, found)
         return found
 
+    def sizes(self, setting: str, value: Any) -> None:
+        """Sets the pictures' size to the largest of those that are written."""
+        if value in (None, ""):
+            return
+        sizes = sides_of(value)
+        if not sizes:
+            self.lose(setting, value, "is no size")
+            return
+        largest = max(sizes, key=square_of)
+        side = square_of(largest)
+        self.set("LoadDataset", "resolution", side)
+        if len(sizes) > 1:
+            self.lose(setting, value, f"is one size a Load Dataset node; {side} was taken, chain more of them for the rest")
+        elif len(set(largest)) > 1 or side != largest[0]:
+            self.lose(setting, value, f"became {side}, the side of a square of about this area")
+
     def drop(self, why: str, *names: str) -> None:
         """Settings that are not taken over, and why; those that say nothing are not worth a word."""
         for name in names:
@@ -121,7 +137,7 @@ def number_of(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) and abs(number) < 1e15 else None
 
@@ -132,6 +148,21 @@ def truth(value: Any) -> bool | None:
     if isinstance(value, (int, float)) and value in (0, 1):
         return bool(value)
     return {"true": True, "false": False, "on": True, "off": False, "1": True, "0": False}.get(str(value).strip().lower())
+
+
+def sides_of(value: Any) -> list[list[float]]:
+    """Sizes as they are written: ``512``, ``1024x768``, several with commas between them; what is none is left out."""
+    sizes = []
+    for part in str(value or "").lower().strip("()[] ").replace("×", "x").split(","):
+        sides = [number_of(side.strip()) for side in part.split("x")]
+        if len(sides) <= 2 and all(side is not None and 0 < side < 1e5 for side in sides):
+            sizes.append([side for side in sides if side is not None])
+    return sizes
+
+
+def square_of(sides: Sequence[float]) -> int:
+    """The side of a square of about this area, a multiple of 64."""
+    return max(64, round(math.sqrt(sides[0] * sides[-1]) / 64) * 64)
 
 
 OPTIMIZERS = {
@@ -166,3 +197,22 @@ def optimizer_of(found: Collector, value: Any, setting: str) -> str | None:
         found.lose(setting, value, f"became {name}, which is near to it")
     found.set("ConfigureLoRA", "optimizer", name)
     return name
+
+
+def fitted(optimizer: str | None, given: Mapping[str, str]) -> dict[str, str]:
+    """Arguments of an optimizer in the form that it takes here: Adafactor's two eps are one value, CAME's two are not."""
+    out = dict(given)
+
+    def parts(key: str) -> list[str]:
+        return [part.strip() for part in out.get(key, "").strip("()[] ").split(",") if part.strip()]
+
+    if optimizer in ("Adafactor", "CAME") and ("eps" in out or "eps2" in out):
+        first, second = ([*parts("eps")[:1], "1e-30"][0], [*parts("eps")[1:2], *parts("eps2"), ""][0])
+        out = {key: value for key, value in out.items() if key not in ("eps", "eps2")}
+        if optimizer == "Adafactor":
+            out["eps"] = f"{first},{second or '0.001'}"
+        else:
+            out |= {"eps1": first, "eps2": second or "1e-16"}
+    if optimizer == "CAME" and len(parts("betas")) == 2:
+        out["betas"] = ",".join([*parts("betas"), "0.9999"])
+    return out

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from ...config import CAPTION_ENDINGS, optimizer_arguments
 from ...errors import AtelierError
-from .collector import CACHED, LOGGED, MODEL, PATH, SCHEDULES, SPEED, Collector, Imported, number_of, optimizer_of, truth
+from ...files import parse_json
+from .collector import (
+    CACHED,
+    LOGGED,
+    MODEL,
+    PATH,
+    SCHEDULES,
+    SPEED,
+    Collector,
+    Imported,
+    fitted,
+    number_of,
+    optimizer_of,
+    square_of,
+    truth,
+)
 
 RECIPE, DATA = "ConfigureLoRA", "LoadDataset"
 MARKS = {
@@ -29,6 +44,10 @@ LEVELS = {
     "flux2_shift": "auto",
     "nextdit_shift": "auto",
 }  # fmt: skip
+MUSUBI = re.compile(r"lora_(wan|framepack|qwen|flux_2|zimage|hv|kandinsky|hidream|ideogram)")
+"""Modules of musubi-tuner, which never trains the text encoder."""
+WITH_TEXT = re.compile(r"networks\.(lora|lora_fa|dylora|oft|lora_flux|oft_flux|lora_sd3)|lycoris\.kohya")
+"""Modules of sd-scripts that train CLIP if nothing is said."""
 ALGORITHMS = {"lora": "LoRA", "locon": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
 
 
@@ -47,12 +66,13 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def read(settings: Mapping[str, Any], origin: str = "kohya's trainer") -> Imported:
-    """A configuration of ``train_network.py``."""
+def read(settings: Mapping[str, Any], origin: str = "kohya's trainer", trained: bool = False) -> Imported:
+    """A configuration of ``train_network.py``, or what a LoRA's metadata tell of the run that it was ``trained`` in."""
     found = Collector(origin, flat(settings))
+    texts = _default_text(found, trained)
     _network(found)
-    _rates(found)
-    _length(found)
+    _rates(found, texts)
+    _length(found, trained)
     _noise(found)
     _data(found)
     found.choice(RECIPE, "precision", PRECISIONS, "mixed_precision")
@@ -61,7 +81,7 @@ def read(settings: Mapping[str, Any], origin: str = "kohya's trainer") -> Import
     found.number(RECIPE, "seed", "seed", whole=True)
     found.set(RECIPE, "comment", found.take("training_comment"))
     found.set(RECIPE, "name", found.take("output_name"))
-    if truth(found.take("fp8_base", "fp8_scaled", "fp8_base_unet")):
+    if any([truth(found.take(name)) for name in ("fp8_base", "fp8_scaled", "fp8_base_unet")]):
         found.set(RECIPE, "base_weights", "fp8")
     blocks = found.take("blocks_to_swap")
     if blocks:
@@ -114,10 +134,14 @@ def _network(found: Collector) -> None:
         found.lose("algo", word, "is not offered here; LoRA was left")
     if not re.search(r"lora|lycoris|loha|lokr", module):
         found.lose("network_module", module, "is no LoRA")
-    found.number(RECIPE, "rank", "network_dim", whole=True)
-    found.number(RECIPE, "alpha", "network_alpha")
+    for widget, setting, usual in (("rank", "network_dim", 4), ("alpha", "network_alpha", 1.0)):
+        if found.rest.get(setting) in (None, ""):
+            found.set(RECIPE, widget, usual)  # what the trainer takes if nothing is said
+        found.number(RECIPE, widget, setting, whole=widget == "rank")
     found.number(RECIPE, "dropout", "network_dropout")
     found.number(RECIPE, "scale_weight_norms", "scale_weight_norms", "max_norm_regularization")
+    if kind and not re.search(r"locon|loha|lokr|lycoris", kind.lower()):
+        found.drop(f"has no effect in a LoRA of the type {kind}", "conv_dim", "conv_alpha")
     names = {
         "conv_dim": ("conv_rank", True), "conv_alpha": ("conv_alpha", False), "rank_dropout": ("rank_dropout", False),
         "module_dropout": ("module_dropout", False), "loraplus_lr_ratio": ("lora_plus_ratio", False),
@@ -129,43 +153,69 @@ def _network(found: Collector) -> None:
         found.number(RECIPE, widget, source, whole=whole)
     if given.get("dora_wd"):
         found.set(RECIPE, "weight_decompose", truth(given.pop("dora_wd")))
-    if found.nodes.get(RECIPE, {}).get("conv_rank"):
+    if found.nodes[RECIPE].get("conv_rank"):
         found.set(RECIPE, "targets", "all")
+        if module.startswith("networks.") and "lycoris" not in kind.lower():
+            found.nodes[RECIPE].setdefault("conv_alpha", 1.0)
     for key, value in given.items():
         found.lose(f"network_args {key}", value, "has no counterpart here")
 
 
-def _rates(found: Collector) -> None:
+def _default_text(found: Collector, trained: bool) -> str:
+    """What happens to the text encoder where nothing is said: it is trained, left alone, or nobody can tell."""
+    module = str(found.rest.get("network_module") or "networks.lora")
+    if any(name in found.rest for name in ("LoRA_type", "epoch")):
+        return "interface"
+    if "dit" in found.rest or MUSUBI.search(module):
+        return "left"
+    if trained or not WITH_TEXT.fullmatch(module):
+        return "unknown"
+    cached = truth(found.rest.get("cache_text_encoder_outputs")) and not module.endswith(("flux", "sd3"))
+    return "left" if cached else "trained"
+
+
+def _rates(found: Collector, default: str) -> None:
     name = optimizer_of(found, found.take("optimizer_type", "optimizer"), "optimizer_type")
     both, unet = found.take("learning_rate"), found.take("unet_lr")
     rate = number_of(unet) or number_of(both)
     if rate:
         found.set(RECIPE, "learning_rate", rate)
-    if unet is not None and both is not None and number_of(unet) != number_of(both):
-        found.lose("learning_rate", both, "has no effect, since unet_lr is set")
     texts = found.take("text_encoder_lr")
+    if isinstance(texts, str):
+        texts = re.split(r"[,\s]+", texts.strip("()[] "))
     first = number_of(texts[0] if isinstance(texts, list) and texts else texts)
     if isinstance(texts, list) and len({number_of(one) for one in texts}) > 1:
         found.lose("text_encoder_lr", texts, "is one rate for all text encoders here; the first was taken")
     only_unet, only_text = truth(found.take("network_train_unet_only")), truth(found.take("network_train_text_encoder_only"))
-    if only_text:
+    if default == "interface":  # it decides by the rates
+        zero = unet is not None and not number_of(unet)
+        only_unet, only_text = not first and not zero, bool(first) and zero
+        texts = texts if first else None
+    trains_text = bool(first) if texts is not None else bool(only_text) or default in ("trained", "interface")
+    trains_text = trains_text and not only_unet
+    if only_text or (trains_text and number_of(unet) == 0 and default != "interface"):
         found.set(RECIPE, "targets", "none")
-    trains_text = not only_unet and (bool(first) if texts is not None else bool(only_text))
+    if default == "unknown" and texts is None and not only_unet and not only_text:
+        found.lose("text_encoder_lr", "", "is missing, and nothing else tells whether the text encoder was trained; it is not")
+    used = number_of(unet) in (None, number_of(both)) or (trains_text and not first)
+    if both is not None and not used:
+        found.lose("learning_rate", both, "has no effect, since unet_lr is set")
     found.set(RECIPE, "text_encoder", "clip" if trains_text else "none")
-    found.set(RECIPE, "text_encoder_rate", first if trains_text and first else 0.0)
+    found.set(RECIPE, "text_encoder_rate", (first or number_of(both) or 2e-6) if trains_text else 0.0)
     given = arguments(found.take("optimizer_args"))
     for wrong in list(given):
         try:
             optimizer_arguments.parse(f"{wrong}={given[wrong]}")
         except AtelierError as error:
             found.lose(f"optimizer_args {wrong}", given.pop(wrong), str(error))
+    given = fitted(name, given)
     if given:
         found.set(RECIPE, "optimizer_args", " ".join(f"{key}={value}" for key, value in given.items()))
     schedule = found.choice(RECIPE, "schedule", SCHEDULES, "lr_scheduler")
     if name == "AdamWScheduleFree" and schedule not in (None, "constant"):
         found.set(RECIPE, "schedule", "constant")
     warmup, percent = number_of(found.take("lr_warmup_steps")), number_of(found.take("lr_warmup"))
-    if warmup is None and percent:
+    if not warmup and percent:
         found.set(RECIPE, "warmup_share", min(0.99, percent / 100))
     elif warmup is not None:
         found.set(RECIPE, "warmup_share" if 0 < warmup < 1 else "warmup_steps", warmup if 0 < warmup < 1 else round(warmup))
@@ -176,20 +226,26 @@ def _rates(found: Collector) -> None:
     found.number(RECIPE, "accumulate", "gradient_accumulation_steps", whole=True)
 
 
-def _length(found: Collector) -> None:
-    epochs = found.number(RECIPE, "epochs", "max_train_epochs", "epoch", whole=True)
-    steps = number_of(found.take("max_train_steps"))
-    if steps and not epochs:
-        found.set(RECIPE, "max_steps", round(steps))
-    elif epochs:
+def _length(found: Collector, trained: bool) -> None:
+    # Steps are the optimizer's there, and batches here.
+    width = max(1, round(number_of(found.nodes[RECIPE].get("accumulate")) or 1))
+    epochs, steps, passes = (number_of(found.take(name)) or 0 for name in ("max_train_epochs", "max_train_steps", "epoch"))
+    if steps and (trained or not epochs):
+        found.set(RECIPE, "max_steps", round(steps * width))
+        if trained and epochs:
+            found.set(RECIPE, "epochs", round(epochs))
+        if passes:
+            found.lose("epoch", passes, "has no effect, since max_train_steps is set")
+    elif epochs or passes:
+        found.set(RECIPE, "epochs", round(epochs or passes))
         found.set(RECIPE, "max_steps", 0)
         if steps:
             found.lose("max_train_steps", round(steps), "has no effect, since the epochs are set")
     found.number(RECIPE, "save_every", "save_every_n_epochs", whole=True)
-    found.number(RECIPE, "save_every_steps", "save_every_n_steps", whole=True)
+    found.number(RECIPE, "save_every_steps", "save_every_n_steps", factor=width, whole=True)
     found.number(RECIPE, "keep_last", "save_last_n_epochs", whole=True)
     found.number(RECIPE, "sample_every", "sample_every_n_epochs", whole=True)
-    found.number(RECIPE, "sample_every_steps", "sample_every_n_steps", whole=True)
+    found.number(RECIPE, "sample_every_steps", "sample_every_n_steps", factor=width, whole=True)
 
 
 def _noise(found: Collector) -> None:
@@ -204,34 +260,55 @@ def _noise(found: Collector) -> None:
     if gamma:
         found.set(RECIPE, "weighting", "min-SNR")
         found.set(RECIPE, "snr_gamma", gamma)
-    if truth(found.take("debiased_estimation_loss", "debiased_estimation")):
+    debiased = any([truth(found.take(name)) for name in ("debiased_estimation_loss", "debiased_estimation")])
+    if debiased:
         found.set(RECIPE, "weighting", "debiased")
     found.choice(RECIPE, "loss", {"l2": "mse", "huber": "huber", "smooth_l1": "smooth-l1"}, "loss_type")
     found.number(RECIPE, "huber_threshold", "huber_c")
     found.choice(RECIPE, "huber_schedule", {"snr": "snr", "constant": "constant"}, "huber_schedule")
-    levels = found.choice(RECIPE, "noise_levels", LEVELS, "timestep_sampling")
-    scheme = found.choice(
-        RECIPE, "weighting", {"none": "none", "uniform": "none", "sigma_sqrt": "sigma-sqrt", "cosmap": "cosmap",
-        "logit_normal": "none"},
-        "weighting_scheme",
-    )  # fmt: skip
-    if scheme == "none" and found.nodes.get(RECIPE, {}).get("snr_gamma"):
-        found.set(RECIPE, "weighting", "min-SNR")
-    found.number(RECIPE, "sigmoid_scale", "sigmoid_scale")
-    found.number(RECIPE, "logit_mean", "logit_mean")
-    found.number(RECIPE, "logit_std", "logit_std")
-    shift = number_of(found.take("discrete_flow_shift"))
-    if shift and levels == "shifted":
-        found.set(RECIPE, "shift", shift)
+    _levels(found, "debiased" if debiased else "min-SNR" if gamma else "none")
     found.number(RECIPE, "lowest_level", "min_timestep", factor=1 / 1000)
     found.number(RECIPE, "highest_level", "max_timestep", factor=1 / 1000)
 
 
+def _levels(found: Collector, plain: str) -> None:
+    """Noise levels, and ``plain`` as the weighting unless a scheme weighs the levels itself."""
+    sampling = str(found.rest.get("timestep_sampling") or "sigma").lower()
+    scheme = str(found.rest.get("weighting_scheme") or "").lower()
+    mean, shift = number_of(found.take("logit_mean")) or 0.0, number_of(found.take("discrete_flow_shift"))
+    levels = None
+    if sampling != "sigma":
+        levels = found.choice(RECIPE, "noise_levels", LEVELS, "timestep_sampling")
+    elif scheme == "logit_normal":
+        found.take("timestep_sampling")
+        levels = "logit-normal"
+        found.set(RECIPE, "noise_levels", levels)
+        # The drawn number counts from the noisy end there; and a shift by k moves the mean by its logarithm.
+        usable = shift is not None and 0 < shift <= 100
+        found.set(RECIPE, "logit_mean", round((math.log(shift) if usable and shift else 0.0) - mean, 6))
+        shift = None if usable else shift
+    if sampling != "sigma" and scheme == "logit_normal":
+        found.lose("weighting_scheme", scheme, "has no effect unless timestep_sampling is sigma")
+    if levels != "logit-normal" and mean:
+        found.lose("logit_mean", mean, "has no counterpart with these noise levels")
+    schemes = {"sigma_sqrt": "sigma-sqrt", "cosmap": "cosmap", "none": plain, "uniform": plain, "logit_normal": plain}
+    found.choice(RECIPE, "weighting", schemes, "weighting_scheme")
+    found.number(RECIPE, "sigmoid_scale", "sigmoid_scale")
+    found.number(RECIPE, "logit_std", "logit_std")
+    if levels == "shifted":
+        found.set(RECIPE, "shift", shift)
+    elif shift:
+        found.lose("discrete_flow_shift", shift, "has no counterpart with these noise levels")
+
+
 def _data(found: Collector) -> None:
     resolution = found.take("resolution", "max_resolution")
-    sides = [round(float(side)) for side in re.findall(r"\d+(?:\.\d+)?", str(resolution or ""))][:2]
-    if sides:
-        side = round((sides[0] * sides[-1]) ** 0.5 / 64) * 64
+    written = [number_of(side) for side in re.findall(r"\d+(?:\.\d+)?", str(resolution or ""))][:2]
+    sides = [side for side in written if side is not None and 0 < side < 1e5]
+    if resolution and not sides:
+        found.lose("resolution", resolution, "is no size")
+    elif sides:
+        side = square_of(sides)
         found.set(DATA, "resolution", side)
         if len(set(sides)) > 1 or side != sides[0]:
             found.lose("resolution", resolution, f"became {side}, the side of a square of about this area")
@@ -282,17 +359,18 @@ def metadata(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(given, dict):
         out["network_args"] = given
     folders = _json(out.get("dataset_dirs"))
-    repeats = [one.get("n_repeats") for one in folders.values() if isinstance(one, dict)] if isinstance(folders, dict) else []
+    repeats = (
+        [number_of(one.get("n_repeats")) for one in folders.values() if isinstance(one, dict)]
+        if isinstance(folders, dict)
+        else []
+    )
     if len(set(repeats)) == 1:
         out["num_repeats"] = repeats[0]
-    if str(out.get("network_dim")) == "Dynamic":
-        out.pop("network_dim")
-        out.pop("network_alpha", None)
     return out
 
 
 def _json(text: Any) -> Any:
     try:
-        return json.loads(text) if isinstance(text, str) else None
+        return parse_json(text.encode()) if isinstance(text, str) else None
     except ValueError:
         return None
