@@ -12,7 +12,7 @@ const OFTEN = 1000; // ms between two questions while a run tells of itself
 const SELDOM = 5000; // ms after which it is asked without having been told
 const MOST = 4000; // points that are kept; then every second one goes
 const [SMALL, LARGE] = [64, 370]; // heights in pixels, without and with a run whose sentences take a line each
-const LINE = 15; // pixels of a line
+const [LINE, CONTROL] = [15, 26]; // pixels of a line of small text, and of one with a list or buttons
 const ACCOUNT = 220; // pixels that what a run says of itself may take; the rest scrolls
 const COMMANDS = ["stop", "save", "sample"];
 
@@ -51,13 +51,16 @@ class Monitor {
     this.account = make("div", { class: "atelier-scroll atelier-account", "aria-label": text("account"), "data-capture-wheel": "true" }, this.inner);
     this.saving = make("p", { class: "atelier-note atelier-axis" });
     this.watch = new ResizeObserver(() => this.grow());
-    for (const part of [this.inner, this.opening, this.legend, this.facts, this.saving]) this.watch.observe(part);
+    this.head = make("div", { class: "atelier-row" }, this.choice, make("span", { class: "atelier-state" }, this.name, this.state));
+    this.controls = make("div", { class: "atelier-row" }, ...Object.values(this.buttons));
+    this.sentences = [this.opening, this.legend, this.facts, this.saving];
+    for (const part of [this.inner, this.head, this.controls, ...this.sentences]) this.watch.observe(part);
     this.body = [
       this.opening, this.account, this.bar, this.legend, make("div", { class: "atelier-plot" }, this.svg), this.facts,
-      make("div", { class: "atelier-row" }, ...Object.values(this.buttons)), this.saving, this.film,
+      this.controls, this.saving, this.film,
     ];
     this.empty = make("p", { class: "atelier-note atelier-axis" }, text("empty"));
-    this.element = make("div", {}, make("div", { class: "atelier-row" }, this.choice, make("span", { class: "atelier-state" }, this.name, this.state)), this.empty, ...this.body);
+    this.element = make("div", {}, this.head, this.empty, ...this.body);
   }
 
   clear() {
@@ -280,9 +283,10 @@ class Monitor {
     this.panel.fit();
   }
 
-  /** Pixels that sentences of more than a line take beyond it. */
+  /** Pixels that what is written takes beyond a line each. */
   room() {
-    return [this.opening, this.legend, this.facts, this.saving].reduce((sum, part) => sum + Math.max(0, part.offsetHeight - LINE), 0);
+    const beyond = (parts, line) => parts.reduce((sum, part) => sum + Math.max(0, part.offsetHeight - line), 0);
+    return beyond(this.sentences, LINE) + beyond([this.head, this.controls], CONTROL);
   }
 
   drawFilm() {
