@@ -14,6 +14,9 @@ const HEIGHT = 150;
 const AXES = ["which_epochs", "strengths", "more_seeds", "prompts"]; // of a grid that shows the run: checked as they are typed
 const NOT_ASKED = ["preset", "seed", "comment"]; // they change nothing of what is drawn
 
+const NOTHING = { text: "", grids: [] };
+const isSame = (a, b) => a.text === b.text && a.grids.length === b.grids.length && a.grids.every((grid, i) => grid === b.grids[i]);
+
 class Outlook {
   constructor(node, names) {
     this.node = node;
@@ -31,8 +34,9 @@ class Outlook {
     this.panel.fit();
     this.watch = new ResizeObserver(() => this.warnings.offsetHeight && this.panel.fit());
     this.watch.observe(this.warnings);
-    this.seen = this.asked = "";
+    this.seen = this.asked = NOTHING;
     this.number = 0;
+    this.told = new Set(); // grids that show a warning of this recipe
   }
 
   /** Pixels of the sentences below the drawing, by about how many lines they take. */
@@ -41,37 +45,41 @@ class Outlook {
     return 17 * [this.bad, this.notes].reduce((sum, place) => sum + lines(place), 0) + this.warnings.offsetHeight;
   }
 
+  /** What is to be asked, and the grids that its answer is for. */
   question() {
     const values = valuesOf(this.node);
     const widgets = Object.fromEntries(Object.entries(values).filter(([name]) => this.names.includes(name)));
     const [train] = trainersOf(this.node, root());
-    if (!train) return { widgets, datasets: null, model: null };
+    if (!train) return { text: JSON.stringify({ widgets, datasets: null, model: null }), grids: [] };
     const { preview_prompt: prompt = "", preview_steps: drawn } = valuesOf(train);
-    this.grids = gridsOf(train, root());
-    const grids = this.grids.map((grid) => Object.fromEntries(Object.entries(valuesOf(grid)).filter(([name]) => AXES.includes(name))));
+    const found = gridsOf(train, root());
+    const grids = found.map((grid) => Object.fromEntries(Object.entries(valuesOf(grid)).filter(([name]) => AXES.includes(name))));
     const samples = drawn ? Math.max(1, prompt.split("\n").filter((line) => line.trim()).length) : 0;
     const texts = textsOf(train, root());
-    return { widgets, datasets: datasetsOf(train, root()), model: loaderOf(train, root()), texts, grids, samples };
+    const asked = { widgets, datasets: datasetsOf(train, root()), model: loaderOf(train, root()), texts, grids, samples };
+    return { text: JSON.stringify(asked), grids: found };
   }
 
   look() {
     if (!this.node.graph || document.hidden) return;
-    const question = JSON.stringify(this.question());
-    const settled = question === this.seen;
+    const question = this.question();
+    const settled = isSame(question, this.seen);
     this.seen = question;
-    if (settled && question !== this.asked) this.ask(question);
+    if (settled && !isSame(question, this.asked)) this.ask(question);
   }
 
   async ask(question) {
     this.asked = question;
     const number = ++this.number;
     try {
-      const answer = await ask("outlook", JSON.parse(question));
-      if (number === this.number) this.show(answer);
+      const answer = await ask("outlook", JSON.parse(question.text));
+      if (number !== this.number) return;
+      this.tellGrids(question.grids, answer.grids ?? []);
+      this.show(answer);
     } catch (error) {
       if (number !== this.number) return;
       this.say(this.bad, error.status ? error.message : text("serverSilent", { why: error.message }));
-      if (!error.status) setTimeout(() => (this.asked = ""), 5000);
+      if (!error.status) setTimeout(() => (this.asked = NOTHING), 5000);
     }
   }
 
@@ -89,10 +97,23 @@ class Outlook {
     this.panel.fit();
   }
 
-  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, notes, warnings = [], grids = [], sentence }) {
+  /** Each grid its warnings; those that had some and are no longer behind this recipe are told that there are none. */
+  tellGrids(grids, warnings) {
+    const now = grids.filter((_, i) => warnings[i]?.length);
+    for (const grid of this.told) if (!now.includes(grid)) tell(grid, { warnings: [] });
+    now.forEach((grid) => tell(grid, { warnings: warnings[grids.indexOf(grid)] }));
+    this.told = new Set(now);
+  }
+
+  end() {
+    this.watch.disconnect();
+    this.number++; // what is still asked has nobody left to be told
+    this.tellGrids([], []);
+  }
+
+  show({ points, total, known, steps_per_epoch: each, epochs, summary, bytes, memory, activations, notes, warnings = [], sentence }) {
     this.say(this.bad, sentence ?? "");
     this.warn(warnings);
-    (this.grids ?? []).forEach((grid, i) => tell(grid, { warnings: grids[i] ?? [] }));
     this.say(this.notes, (notes ?? []).join(" "));
     this.svg.style.opacity = points ? 1 : 0.2;
     if (!points) return;
@@ -130,7 +151,7 @@ app.registerExtension({
     };
     const removed = nodeType.prototype.onRemoved;
     nodeType.prototype.onRemoved = function (...args) {
-      panels.get(this)?.watch.disconnect();
+      panels.get(this)?.end();
       panels.delete(this);
       return removed?.apply(this, args);
     };

@@ -1,7 +1,8 @@
 // In the nodes that prepare a dataset: what they said when they were queued last. Warnings come first, counts always show, and
 // what is long is folded. The sentences are the server's.
 import { app } from "../../scripts/app.js";
-import { addPanel, make } from "./lib/dom.js";
+import { addPanel, make, root } from "./lib/dom.js";
+import { allNodes } from "./lib/graph.js";
 import { text } from "./lib/text.js";
 import { account } from "./lib/told.js";
 
@@ -54,8 +55,23 @@ export function tell(node, told) {
   panels.get(node).now = now;
 }
 
+/** What the page still knows of a node from when it was executed, by the node's place in the graph. */
+function restore(node, outputs) {
+  if (!NODES.includes(node.comfyClass)) return;
+  const inside = node.graph && node.graph !== root();
+  const [told] = outputs?.[inside ? `${node.graph.id}:${node.id}` : node.id]?.told ?? [];
+  if (told) tell(node, told);
+}
+
 app.registerExtension({
   name: "lora-atelier.told",
+  loadedGraphNode(node) {
+    restore(node, app.nodeOutputs);
+  },
+  // Where a tab is come back to, the page gets its outputs only after its nodes.
+  onNodeOutputsUpdated(outputs) {
+    for (const node of allNodes(root())) restore(node, outputs);
+  },
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!NODES.includes(nodeData.name)) return;
     const executed = nodeType.prototype.onExecuted;

@@ -11,7 +11,8 @@ import { folded, lines, noted, warned } from "./lib/told.js";
 const OFTEN = 1000; // ms between two questions while a run tells of itself
 const SELDOM = 5000; // ms after which it is asked without having been told
 const MOST = 4000; // points that are kept; then every second one goes
-const [SMALL, LARGE] = [64, 370]; // heights in pixels, without and with a run
+const [SMALL, LARGE] = [64, 370]; // heights in pixels, without and with a run whose sentences take a line each
+const [LINE, CONTROL] = [15, 26]; // pixels of a line of small text, and of one with a list or buttons
 const ACCOUNT = 220; // pixels that what a run says of itself may take; the rest scrolls
 const COMMANDS = ["stop", "save", "sample"];
 
@@ -21,8 +22,9 @@ class Monitor {
     this.chosen = ""; // name of a run that the person wants to see; empty: this recipe's
     this.shown = ""; // name of the run whose rows are here
     this.said = 0; // pixels of what the run says of itself
+    this.more = 0; // pixels of further lines
     this.build();
-    this.panel = addPanel(node, "run", this.element, () => (this.shown ? LARGE + this.said : SMALL));
+    this.panel = addPanel(node, "run", this.element, () => (this.shown ? LARGE + this.said + this.more : SMALL));
     this.panel.fit();
     this.clear();
     this.draw();
@@ -49,13 +51,16 @@ class Monitor {
     this.account = make("div", { class: "atelier-scroll atelier-account", "aria-label": text("account"), "data-capture-wheel": "true" }, this.inner);
     this.saving = make("p", { class: "atelier-note atelier-axis" });
     this.watch = new ResizeObserver(() => this.grow());
-    this.watch.observe(this.inner);
+    this.head = make("div", { class: "atelier-row" }, this.choice, make("span", { class: "atelier-state" }, this.name, this.state));
+    this.controls = make("div", { class: "atelier-row" }, ...Object.values(this.buttons));
+    this.sentences = [this.opening, this.legend, this.facts, this.saving];
+    for (const part of [this.inner, this.head, this.controls, ...this.sentences]) this.watch.observe(part);
     this.body = [
       this.opening, this.account, this.bar, this.legend, make("div", { class: "atelier-plot" }, this.svg), this.facts,
-      make("div", { class: "atelier-row" }, ...Object.values(this.buttons)), this.saving, this.film,
+      this.controls, this.saving, this.film,
     ];
     this.empty = make("p", { class: "atelier-note atelier-axis" }, text("empty"));
-    this.element = make("div", {}, make("div", { class: "atelier-row" }, this.choice, make("span", { class: "atelier-state" }, this.name, this.state)), this.empty, ...this.body);
+    this.element = make("div", {}, this.head, this.empty, ...this.body);
   }
 
   clear() {
@@ -269,11 +274,19 @@ class Monitor {
 
   /** The panel is as high as what is in it, as far as that goes; out of sight nothing has a height. */
   grow() {
-    const height = Math.min(ACCOUNT, this.inner.offsetHeight);
-    if (!this.inner.offsetHeight || height === this.said) return;
-    this.said = height;
+    if (!this.panel || !this.element.offsetHeight) return;
+    const height = this.inner.offsetHeight ? Math.min(ACCOUNT, this.inner.offsetHeight) : this.said;
+    const more = this.room();
+    if (height === this.said && more === this.more) return;
+    Object.assign(this, { said: height, more });
     this.account.style.height = `${height}px`;
     this.panel.fit();
+  }
+
+  /** Pixels that what is written takes beyond a line each. */
+  room() {
+    const beyond = (parts, line) => parts.reduce((sum, part) => sum + Math.max(0, part.offsetHeight - line), 0);
+    return beyond(this.sentences, LINE) + beyond([this.head, this.controls], CONTROL);
   }
 
   drawFilm() {

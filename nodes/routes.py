@@ -291,7 +291,7 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | Non
     learns_text = config.text.encoders != "none"
     stamps = tuple(text.stat().st_mtime_ns for text in texts)
     layers, text_bytes = (_text_outline(texts, stamps) if learns_text and texts else None) or (None, 0)
-    size, adapter = sizes(config, outline.layers(), outline.lora_names(), layers)
+    size, adapter, state = sizes(config, outline.layers(), outline.lora_names(), layers)
     if adapter is None:
         return Sizes(size)
     blocks = len(outline.stored.blocks)
@@ -301,7 +301,7 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | Non
         largest = max((source.config for source in sources), key=lambda subset: subset.resolution**2 * subset.batch_size)
         kept = _activations(path, changed, config.network, dtype, largest.resolution)
         activations = None if kept is None else kept.needed(thrift, config, largest.batch_size)
-    return Sizes(size, outline.stored.needed(thrift) + text_bytes + adapter, activations, adapter)
+    return Sizes(size, outline.stored.needed(thrift) + text_bytes + adapter, activations, state)
 
 
 @lru_cache(maxsize=2)

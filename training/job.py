@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from . import compatibility, host
@@ -26,12 +25,12 @@ from .dataset.plan import Plan
 from .dataset.samples import Dataset, counted
 from .dataset.scan import refresh_captions
 from .errors import AtelierError, NotFinite
-from .estimate import preflight, step_time
+from .estimate import disk, preflight, step_time
 from .estimate.cautions import Prospect, cautions
 from .evaluation.early_stopping import Verdict
 from .evaluation.validation import Validation
 from .families import family_named, remark
-from .files import room_on_disk
+from .files import read_tensors, room_on_disk
 from .loop import train
 from .network import lora_file
 from .network.adapter import Adapter
@@ -271,11 +270,13 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
         with live.entered(now, host.is_interrupt), _noted(run):
             _train(job, run, now, account)
     saved = run.saved()
+    if not saved:
+        raise AtelierError(f"{run.name}: its files are gone from {run.lora_folder}. Put them back there and queue again.")
     files = tuple(s for s in saved if s.kind != "moment")
     SAVED_LORAS.add(s.path for s in files)
     return Trained(
         epochs=Epochs(run.name, job.model.family, files, trained_captions(job.dataset), trained_pictures(job.dataset)),
-        tensors=load_file(saved[-1].path),
+        tensors=read_tensors(saved[-1].path, "put it back and queue again"),
         losses=run.losses(),
     )
 
@@ -326,7 +327,7 @@ def _noted(run: Run) -> Iterator[None]:
         yield
     except Exception as error:
         if not host.is_interrupt(error):
-            with suppress(OSError):  # a full disk is told all the same
+            with suppress(OSError, AtelierError):  # a full disk is told all the same, and a damaged record hides no other error
                 run.write(failed=str(error))
         raise
 
@@ -376,7 +377,8 @@ def _train(job: Job, run: Run, now: live.Live, account: Account) -> None:
         account.add("notes", unknown)
         log.info("%s: %s", run.name, unknown)
     shapes = [tuple(p.shape) for p in adapter.parameters()]
-    warned = cautions(job.prospect(size, memory.adapter_needs(shapes, job.config)))
+    beside, full = disk.beside_loras(host.runs_folder(), host.loras_folder(), memory.kept_bytes(shapes, job.config))
+    warned = [*cautions(job.prospect(size, beside or 0)), *full]
     for caution in warned:
         account.add("warnings", caution)
         log.warning("%s: %s", run.name, caution)
@@ -430,23 +432,26 @@ def _train(job: Job, run: Run, now: live.Live, account: Account) -> None:
         account.add("notes", remark_on_weights)
         say(remark_on_weights)
     text = job.text if job.learns_text else None
+    like = step_time.circumstances(job.config, job.plan, job.inputs.models["model"], host.device_name(job.model.device))
+    pace = step_time.earlier(host.runs_folder(), like)
     session = Session(job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config)
     try:
-        session = preflight.fit(session, tell, warn)
+        session = preflight.fit(session, tell, warn, times=pace is None)
     except Exception as error:
         if (said := compatibility.told(error, job.model)) is not None:
             raise said from error
         raise
-    like = step_time.circumstances(job.config, job.plan, job.inputs.models["model"], host.device_name(job.model.device))
-    if (expected := step_time.expected(host.runs_folder(), like, session)) is not None and job.total > begun:
+    if (expected := pace or step_time.expected(host.runs_folder(), like, session)) is not None and job.total > begun:
         tell(expected.sentence(job.total - begun))
     try:
         train(session, run, callbacks)
     finally:
         if latest and (seen := step_time.kept(1 / max(1e-9, latest[0].steps_per_second), latest[0].step - begun, like)):
-            with suppress(OSError):  # a full disk is told where the run is kept
+            with suppress(OSError, AtelierError):  # a full disk and a damaged record are told where the run is kept
                 run.write(pace=seen)
-    job.show(f"{run.name}: {counted(len(run.saved()), 'file')} saved, the last at step {run.saved()[-1].step} of {job.total}")
+    saved = run.saved()
+    last = f", the last at step {saved[-1].step} of {job.total}" if saved else ""
+    job.show(f"{run.name}: {counted(len(saved), 'file')} saved{last}")
 
 
 def status_line(p: Progress) -> str:

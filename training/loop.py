@@ -14,6 +14,7 @@ from .config import TrainingConfig
 from .dataset.plan import Plan
 from .errors import AtelierError, NotFinite, is_out_of_memory
 from .evaluation.validation import validate
+from .files import Unreadable
 from .network.adapter import Adapter
 from .optim import optimizers, schedules
 from .optim.ema import Average
@@ -137,7 +138,9 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
         if out_of_memory:
             traceback.clear_frames(error.__traceback__)  # the failed step's tensors: saving needs a little room as well
         if step and sound and recorder.sound():
-            with suppress(NotFinite):  # in averages, or in what the optimizer keeps: the state before that stays
+            # NotFinite: in averages, or in what the optimizer keeps: the state before that stays. Unreadable: the record, which
+            # is told when the run is opened again.
+            with suppress(NotFinite, Unreadable):
                 snapshot()
                 saved = run.saved()
                 if not saved or saved[-1].step != step:

@@ -19,6 +19,9 @@ if (!document.getElementById("lora-atelier-style")) {
 
 const MARGIN = 10; // pixels that the classic canvas leaves free on each side of an element in a node
 
+/** Whether an element has more in it than shows. */
+const scrolls = (place) => place && (place.scrollHeight > place.clientHeight || place.scrollWidth > place.clientWidth);
+
 /**
  * Puts a panel at the end of a node. Works with both renderers; workflows hold nothing of it.
  * `height()`: the least height in pixels; call `fit()` of what is returned when it has changed.
@@ -30,7 +33,7 @@ export function addPanel(node, name, element, height) {
   widget.serialize = false;
   // On the classic canvas the panel lies above it: the wheel is the canvas's, unless something in the panel scrolls.
   element.addEventListener("wheel", (event) => {
-    if (!window.LiteGraph?.vueNodesMode && !event.target.closest(".atelier-film, .atelier-scroll")) app.canvas?.processMouseWheel?.(event);
+    if (!window.LiteGraph?.vueNodesMode && !scrolls(event.target.closest(".atelier-film, .atelier-scroll"))) app.canvas?.processMouseWheel?.(event);
   });
   // Keys that work a control must not reach the canvas's shortcuts.
   element.addEventListener("keydown", (event) => {

@@ -62,6 +62,12 @@ def test_the_chart_moves_and_outlives_a_reload(seen: dict[str, Any]) -> None:
     assert [label for _, label, _ in seen["reloaded"]["buttons"] if not label] == []
 
 
+def test_everything_has_its_room(seen: dict[str, Any]) -> None:
+    for part in ("later", "reloaded", "finished"):
+        panel = seen[part]
+        assert panel["chart"] >= 60 and panel["account"] == min(220, panel["told"]) and panel["hidden"] <= 1, (part, panel)
+
+
 def test_the_run_tells_its_name_its_settings_and_what_it_expects(seen: dict[str, Any]) -> None:
     assert seen["later"]["state"] in (f"{seen['name']} · training", f"{seen['name']} · drawing samples")
     account = seen["account"]

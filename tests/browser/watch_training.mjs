@@ -28,6 +28,8 @@ const panel = (page) =>
     const place = document.querySelector("[data-run]");
     return {
       run: place?.dataset.run, state: place?.querySelector(".atelier-state")?.innerText, text: place?.innerText,
+      chart: place?.querySelector(".atelier-plot").offsetHeight, account: place?.querySelector(".atelier-account").offsetHeight,
+      told: place?.querySelector(".atelier-told").offsetHeight, hidden: place?.scrollHeight - place?.clientHeight,
       step: place?.querySelector("progress")?.value, samples: place?.querySelectorAll(".atelier-film img").length,
       buttons: [...(place?.querySelectorAll("button") ?? [])].map((b) => [b.innerText, b.getAttribute("aria-label"), b.disabled]),
     };

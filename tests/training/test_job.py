@@ -28,6 +28,7 @@ from lora_atelier.training.config.sampling import SamplerSettings
 from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.estimate import preflight
 from lora_atelier.training.grid import plan, render
 from lora_atelier.training.grid.axes import parse_epochs
 from lora_atelier.training.runs import run
@@ -109,7 +110,8 @@ def interrupt(comfyui):
 
 
 def only_training_checks(monkeypatch):
-    """The progress bar checks for a cancel as well; here only the loop's own check shall count steps."""
+    """The progress bar and timed passes check for a cancel as well; here only the loop's own check shall count steps."""
+    monkeypatch.setattr(preflight, "pass_seconds", lambda _session, _batch: None)
     monkeypatch.setattr(host, "progress", lambda total: lambda step, preview=None: None)
 
 

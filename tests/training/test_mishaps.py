@@ -20,6 +20,7 @@ from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.estimate import step_time
 from lora_atelier.training.runs.run import Run
 
 from .runs.test_resume import assert_the_same, with_validation  # noqa: F401
@@ -252,6 +253,34 @@ def test_a_picture_that_vanishes_while_training_is_named_and_the_run_goes_on_onc
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_a_record_that_is_damaged_meanwhile_hides_no_other_error(tiny, dataset, monkeypatch):  # noqa: F811
+    """Neither what ended the run nor a cancel, though the run would note its pace and the failure there."""
+    real, count = step.losses.batch_loss, iter(range(100))
+
+    def fail(*given):
+        if next(count) == 4:
+            (run_of("tiny").folder / "run.json").write_text("{")
+            raise RuntimeError("what really happened")
+        return real(*given)
+
+    monkeypatch.setattr(step_time, "ENOUGH", 1)
+    monkeypatch.setattr(step.losses, "batch_loss", fail)
+    with pytest.raises(RuntimeError, match="what really happened"):
+        go(tiny("sd3"), dataset, recipe(length=LengthConfig(max_steps=9)))
+
+
+def test_files_that_are_moved_away_meanwhile_are_named(tiny, dataset, monkeypatch):  # noqa: F811
+    real = job.train
+
+    def moved(session, run, callbacks):
+        real(session, run, callbacks)
+        run.lora_folder.rename(run.lora_folder.with_name("elsewhere"))
+
+    monkeypatch.setattr(job, "train", moved)
+    with pytest.raises(AtelierError, match="tiny: its files are gone from "):
+        go(tiny("sd3"), dataset, recipe(length=LengthConfig(max_steps=1)))
+
+
 def test_a_disk_without_room_for_the_history_is_named(tiny, dataset):  # noqa: F811
     folder = host.runs_folder() / "tiny"
     folder.mkdir(parents=True)

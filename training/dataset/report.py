@@ -16,8 +16,6 @@ from .views import View, view
 
 ENLARGED = 2.0
 """A picture that is enlarged more than this looks soft, and the softness is learnt."""
-LISTED = 1000
-"""Files in the table of those that are not used."""
 CUT = 0.25
 """A picture that loses more than this share of its area has an unusual shape."""
 
@@ -111,7 +109,7 @@ def told(own: Dataset, chained: Dataset, done: Sequence[str] = (), amiss: Sequen
     found = [remark for subset in own.subsets for remark in remarks(subset)]
     notes = tuple(f"also there: {note}" for note in chained.notes)
     passed = list(dict.fromkeys(one for subset in own.subsets for one in subset.passed_over))
-    tables = (*buckets, *([Table.cut("not used", ("file", "why"), passed, LISTED)] if passed else []))
+    tables = (*buckets, *([Table("not used", ("file", "why"), tuple(passed))] if passed else []))
     return Statement((*done, *chained.counts(), *counts), (*amiss, *chained.warnings, *found), notes, tables)
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
 from . import holdout, masks, unused
 from .caption_reader import CaptionReader
-from .captions import caption_path
+from .captions import caption_file_of, caption_path
 from .change_stamps import files_stamp
 from .index import Facts, Index, file_digest
 from .jsonl import captions_of
 from .listing import FoundFolder, refuse_outside
 from .plan import bucket_of
 from .samples import Dataset, Sample, Subset, some
+from .unused import Unused
 from .walk import find
 from .workers import Advance, Steps, in_parallel
 
@@ -43,8 +45,8 @@ def repeats_of(found: FoundFolder, config: SubsetConfig) -> tuple[int, str | Non
 
 def _facts(
     pictures: Sequence[Path], config: SubsetConfig, index: Index, steps: Steps
-) -> tuple[dict[Path, Facts], list[str]]:  # fmt: skip
-    """(facts by picture, warnings about those that are left out); AtelierError for a broken picture unless it may be left out."""
+) -> tuple[dict[Path, Facts], dict[Path, str]]:  # fmt: skip
+    """(facts by picture, what is wrong with those that are left out); AtelierError for a broken picture that may not be."""
 
     def look_into(path: Path) -> Facts | AtelierError:
         try:
@@ -55,11 +57,11 @@ def _facts(
             return error
 
     found = dict(zip(pictures, in_parallel(look_into, pictures, steps), strict=True))
-    broken = [error for error in found.values() if isinstance(error, AtelierError)]
+    broken = {path: error for path, error in found.items() if isinstance(error, AtelierError)}
     facts = {path: one for path, one in found.items() if isinstance(one, Facts)}
     if not facts:
-        raise broken[0]
-    return facts, [f"left out: {error}" for error in broken]
+        raise next(iter(broken.values()))
+    return facts, {path: f"left out: {error}" for path, error in broken.items()}
 
 
 def caption_now(
@@ -89,7 +91,7 @@ def _mask(path: Path, config: SubsetConfig, one: Facts, found: FoundFolder, root
 def _subset(
     found: FoundFolder, config: SubsetConfig, root: Path, index: Index, base: Path, texts: Mapping[Path, str], steps: Steps
 ) -> Subset:  # fmt: skip
-    facts, warnings = _facts(found.pictures, config, index, steps)
+    facts, broken = _facts(found.pictures, config, index, steps)
     class_caption = config.class_caption.strip() or found.class_caption
     samples, reader = [], CaptionReader(config)
     for path, one in facts.items():
@@ -108,24 +110,44 @@ def _subset(
         steps.step()
     repeats, unusual = repeats_of(found, config)
     subset = Subset(config, tuple(samples), repeats, class_caption)
+    passed = (*found.unused, *_not_used(found, config, broken))
     said = [
-        *([unusual] if unusual else []), *found.warnings, *warnings, *reader.notes(),
-        *_mask_notes(found, config, samples), *unused.sentences(found.unused, base, quiet=False),
+        *([unusual] if unusual else []), *found.warnings, *broken.values(), *reader.notes(),
+        *_mask_notes(found, config, samples), *unused.sentences(passed, base, quiet=False),
         *_content_notes(facts, found, config, samples), *holdout.remarks(subset),
     ]  # fmt: skip
     for warning in said:
         log.warning("dataset %s: %s", config.folder, warning)
     return dataclasses.replace(
-        subset, warnings=tuple(said), notes=tuple(unused.sentences(found.unused, base, quiet=True)),
-        passed_over=unused.each(found.unused, base),
+        subset, warnings=tuple(said), notes=tuple(unused.sentences(passed, base, quiet=True)),
+        passed_over=(*((unused.name_of(path, base), why) for path, why in broken.items()), *unused.each(passed, base)),
     )  # fmt: skip
+
+
+def _not_used(found: FoundFolder, config: SubsetConfig, broken: Collection[Path]) -> Unused:
+    """What belongs to the pictures and is not used all the same: by the settings, or with those that are left out."""
+
+    def captions(pictures: Iterable[Path]) -> dict[Path, None]:
+        return dict.fromkeys(caption_file_of(path, config.caption_extension, found.captions.get(path)) for path in pictures)
+
+    whole = [path for path in found.pictures if path not in broken] if broken else []
+    out: list[tuple[unused.Reason, Path]] = []
+    if not config.captions:
+        out += [(unused.CAPTIONS_OFF, file) for file in (*captions(found.pictures), *found.tables)]
+    elif broken:
+        used = captions(whole)
+        out += [(unused.CAPTION_OF_UNUSED, file) for file in captions(broken) if file not in used]
+    if config.masks != "files":
+        out += [(unused.MASKS_OFF, file) for file in dict.fromkeys(found.masks.values())]
+    elif broken:
+        masked = {found.masks.get(path) for path in whole}
+        ones = dict.fromkeys(found.masks[path] for path in broken if path in found.masks)
+        out += [(unused.MASK_OF_UNUSED, file) for file in ones if file not in masked]
+    return tuple(one for one in out if os.path.lexists(one[1]))
 
 
 def _mask_notes(found: FoundFolder, config: SubsetConfig, samples: Sequence[Sample]) -> list[str]:
     said = []
-    if config.masks != "files" and found.masks:
-        files = [file.name for file in dict.fromkeys(found.masks.values())]
-        said.append(f"mask files are there and not used ({len(files)}): {some(files)}. Set masks to files to use them.")
     if found.guessed:
         files = [file.name for file in found.guessed]
         said.append(f"taken for masks by their names ({len(files)}): {some(files)}. Rename those that are pictures to train on.")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+
+SHOWN = 1000
+"""Rows of a table that a page gets; the log has all of them."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,11 @@ class Table:
     @classmethod
     def cut(cls, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], most: int) -> Table:
         """The first ``most`` of the rows, and how many there are besides."""
-        return cls(title, columns, tuple(rows[:most]), max(0, len(rows) - most))
+        return cls(title, columns, tuple(rows)).within(most)
+
+    def within(self, most: int) -> Table:
+        """With at most so many rows."""
+        return replace(self, rows=self.rows[:most], more=self.more + max(0, len(self.rows) - most))
 
     def lines(self) -> list[str]:
         """In Markdown."""
@@ -47,7 +54,8 @@ class Statement:
 
     def shown(self) -> dict[str, list[object]]:
         """As a part of a node's ``ui``: the text, and the same in its parts for the node's panel."""
-        return {"text": [self.text()], "told": [asdict(self)]}
+        part = replace(self, tables=tuple(table.within(SHOWN) for table in self.tables))
+        return {"text": [part.text()], "told": [asdict(part)]}
 
 
 def _cell(text: str) -> str:

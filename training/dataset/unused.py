@@ -42,10 +42,13 @@ OTHER = Reason("neither pictures nor captions, and not used", quiet=True)
 CAPTION_ALONE = Reason("caption files without a picture are not used", "A caption has its picture's name and another ending.")
 CAPTION_OF_UNUSED = Reason("captions of pictures that are not used", quiet=True)
 CAPTION_TWICE = Reason("second caption files of a picture are not used", "Remove one of the two.")
+CAPTIONS_OFF = Reason("caption files are not read, since captions is off", quiet=True)
 CAPTION_FOLDER = Reason("folders with captions are not read", "Put every caption file beside its picture.")
 
 MASK_ALONE = Reason("masks without a picture are not used", "A mask has its picture's name: cat.mask.png belongs to cat.jpg.")
 MASK_TWICE = Reason("second masks of a picture are not used", "Remove one of the two.")
+MASKS_OFF = Reason("mask files are there and not used", "Set masks to files to use them.")
+MASK_OF_UNUSED = Reason("masks of pictures that are not used", quiet=True)
 CONTROL = Reason("control pictures are not trained on", "Rename them if they are pictures to train on.")
 
 UNNUMBERED = Reason("sub-folders without a number in front are not used", "Switch nested on to take them.")
@@ -88,7 +91,12 @@ def sentences(unused: Iterable[tuple[Reason, Path]], base: Path, quiet: bool) ->
 def each(unused: Iterable[tuple[Reason, Path]], base: Path) -> tuple[tuple[str, str], ...]:
     """(name, why it is not used) of every one; what matters comes first."""
     ordered = sorted(unused, key=lambda one: one[0].quiet)
-    return tuple((printable(_name(path, base)), f"{reason.what}. {reason.remedy}".strip()) for reason, path in ordered)
+    return tuple((name_of(path, base), f"{reason.what}. {reason.remedy}".strip()) for reason, path in ordered)
+
+
+def name_of(path: Path, base: Path) -> str:
+    """As it is shown, counted from the folder ``base``."""
+    return printable(_name(path, base))
 
 
 def _name(path: Path, base: Path) -> str:

@@ -14,7 +14,7 @@ from ..network.size import adapter_bytes, adapter_shapes
 from ..optim import schedules
 from ..optim.curve import curve, summary
 from ..optim.remarks import remarks
-from ..performance.memory import adapter_needs
+from ..performance.memory import adapter_needs, kept_bytes
 from ..tensors.precision import DTYPES
 
 NOMINAL = 1000
@@ -68,14 +68,15 @@ def sizes(
     layers: Mapping[str, nn.Module],
     names: Mapping[str, list[str]],
     text: Mapping[str, nn.Module] | None = None,
-) -> tuple[int | None, int | None]:
-    """Bytes of one LoRA file beside ``layers``, without the workflow in it, and of the memory that the adapter and its optimizer
-    take while it is trained; None where only training tells. ``text``: layers of the text encoder, by their own names, if they
-    are known."""
+) -> tuple[int | None, int | None, int | None]:
+    """Bytes of one LoRA file beside ``layers``, without the workflow in it, of the memory that the adapter and its optimizer take
+    while it is trained, and of what is kept on the disk to go on; None where only training tells. ``text``: layers of the text
+    encoder, by their own names, if they are known."""
     network = config.network
     if network.start_from or (config.text.encoders != "none" and text is None):
-        return None, None
+        return None, None, None
     known = {name: layer for name, layer in layers.items() if name in names}
     chosen = trained_layers({**known, **{TEXT + name: layer for name, layer in (text or {}).items()}}, config)
     numbers = adapter_bytes(chosen, network, DTYPES[config.save_precision])
-    return numbers + len(chosen) * ENTRIES[network.algorithm] * ENTRY, adapter_needs(adapter_shapes(chosen, network), config)
+    shapes = adapter_shapes(chosen, network)
+    return numbers + len(chosen) * ENTRIES[network.algorithm] * ENTRY, adapter_needs(shapes, config), kept_bytes(shapes, config)

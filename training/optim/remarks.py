@@ -12,6 +12,8 @@ USUAL_MOST = {"Lion": 3e-3, "SGD": 10.0}
 """The rate from which on a person is told that others are usual."""
 USUAL_LEAST = {"Lion": 1e-7, "SGD": 1e-5}
 """The rate below which a person is told that next to nothing will be learnt."""
+RELATIVE_MOST = 0.3
+"""The same where the rate is a share of the weights' own size, of which a hundredth a step is usual."""
 NEXT_TO_NOTHING = 1e-3
 """Share of the peak rate below which a step changes nearly nothing."""
 
@@ -32,9 +34,8 @@ def _rate(config: OptimizerConfig) -> Iterator[str]:
         return
     if config.adaptive and not 0.3 <= config.peak <= 3:
         yield f"learning rate: {config.name} multiplies the rate that it finds by {config.peak:g}; 1 is usual."
-    most = USUAL_MOST.get(config.name, 0.01)
-    if not config.adaptive and config.peak >= most:
-        mend = "1e-5 is usual for Lion" if config.name == "Lion" else "1e-4 is usual"
+    if not config.adaptive and config.peak >= _most(config):
+        mend = "1e-5 is usual for Lion" if config.name == "Lion" else "1e-2 is usual" if _is_relative(config) else "1e-4 is usual"
         yield (
             f"learning rate: {config.peak:g} is far too high for {config.name} in most runs; {mend}, and 1 belongs to Prodigy "
             "and D-adaptation."
@@ -43,6 +44,14 @@ def _rate(config: OptimizerConfig) -> Iterator[str]:
     least = USUAL_LEAST.get(config.name, 1e-6)
     if not config.adaptive and config.peak < least:
         yield f"learning rate: at {config.peak:g} {config.name} learns next to nothing in most runs; 1e-4 is usual for AdamW."
+
+
+def _is_relative(config: OptimizerConfig) -> bool:
+    return config.name == "Adafactor" and bool(config.args.get("scale_parameter"))
+
+
+def _most(config: OptimizerConfig) -> float:
+    return RELATIVE_MOST if _is_relative(config) else USUAL_MOST.get(config.name, 0.01)
 
 
 def of_rates(config: TrainingConfig) -> list[str]:
@@ -55,7 +64,7 @@ def of_rates(config: TrainingConfig) -> list[str]:
             f"text_encoder_rate: {optimizer.name} finds the rate itself, and {own:g} beside {optimizer.peak:g} is only a ratio. "
             "Set it to 0.1 to 1 as well."
         )
-    elif not optimizer.adaptive and own >= USUAL_MOST.get(optimizer.name, 0.01):
+    elif not optimizer.adaptive and own >= _most(optimizer):
         found.append(f"text_encoder_rate: {own:g} is far too high for {optimizer.name} in most runs; 5e-5 is usual.")
     return found
 

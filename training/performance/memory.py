@@ -262,6 +262,13 @@ def adapter_needs(shapes: Sequence[Sequence[int]], config: TrainingConfig) -> in
     return 4 * (4 if config.ema_decay else 3) * numbers + state_bytes(config.optimizer, shapes)
 
 
+def kept_bytes(shapes: Sequence[Sequence[int]], config: TrainingConfig) -> int:
+    """What a run of weights of these shapes keeps on the disk to go on: these, the average if there is one, and the optimizer's
+    states."""
+    numbers = sum(math.prod(shape) for shape in shapes)
+    return 4 * (2 if config.ema_decay else 1) * numbers + state_bytes(config.optimizer, shapes)
+
+
 def state_bytes(config: OptimizerConfig, shapes: Iterable[Sequence[int]]) -> int:
     """What the optimizer keeps for parameters of these shapes.
 

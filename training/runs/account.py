@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..config import TrainingConfig, to_dict
+from ..errors import AtelierError
 from .inputs import WIDGETS, flattened
 from .run import Run
 
@@ -43,7 +44,7 @@ class Account:
     def _write(self) -> None:
         try:
             self._run.write(account=self._parts)
-        except OSError as error:  # a full disk is told where more depends on it
+        except (OSError, AtelierError) as error:  # a full disk and a damaged record are told where more depends on them
             log.warning("%s: what the run says of itself could not be written (%s)", self._run.name, error)
 
 

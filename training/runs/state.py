@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import AtelierError
-from ..files import Serialised, open_plain, parse_json
+from ..files import Serialised, full_disk_named, open_plain, parse_json
 from ..tensors.finite import check_finite
 from ..tensors.safetensors_header import LIMIT
 from ..tensors.transfer import to_cpu
@@ -65,7 +65,8 @@ def _keep(path: Path, older: Path) -> None:
         os.replace(link, older)
     except OSError:
         link.unlink(missing_ok=True)
-        os.replace(path, older)
+        with full_disk_named(older):
+            os.replace(path, older)
 
 
 def read_state(path: Path) -> State | None:

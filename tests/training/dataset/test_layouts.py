@@ -34,7 +34,7 @@ def test_nested_folders_belong_to_the_folder_around_them(tmp_path):
         picture(tmp_path / name)
     own, cat = scan(tmp_path, config(nested=True))
     assert [s.path.name for s in own.samples] == ["1.png", "2.png", "3.png"] and own.warnings == (
-        "mask files are there and not used (1): 1.png. Set masks to files to use them.",
+        "mask files are there and not used (1): masks/1.png. Set masks to files to use them.",
     )
     assert [s.path.name for s in cat.samples] == ["4.png", "5.png"] and (cat.repeats, cat.class_caption) == (5, "cat")
     flat = scan(tmp_path, config())

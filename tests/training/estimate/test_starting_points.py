@@ -59,7 +59,7 @@ def test_what_is_set_fits(model: str, memory: str, comfyui: object) -> None:
     found = outline(LISTED.get(model, model))
     blocks = len(found.stored.blocks)
     thrift = Thrift.asked(config, blocks, blocks, torch.device("cuda"))
-    _, adapter = sizes(config, found.layers(), found.lora_names())
+    _, adapter, _ = sizes(config, found.layers(), found.lora_names())
     measured = kept(model, part.rank, fit.side)
     assert adapter is not None and measured is not None
     need = (found.stored.needed(thrift) + adapter + measured.needed(thrift, config, fit.batch_size)) / 1e9

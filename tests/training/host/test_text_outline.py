@@ -32,11 +32,11 @@ def test_encoders_in_files_of_their_own_are_counted_by_kind(comfyui: object, tmp
     # Two fp16 matrices of rank 4 and an alpha of two bytes a layer, beside some hundred bytes of names.
     only_clip, both = 2 * 4 * (64 + 32) + 2, 2 * 4 * (64 + 32 + 16 + 48) + 4
     for encoders, numbers, count in (("clip", only_clip, 1), ("all", both, 2)):
-        total, memory = sizes(config(encoders), {}, {}, layers)
+        total, memory, _ = sizes(config(encoders), {}, {}, layers)
         assert total is not None and memory is not None and numbers < total <= numbers + count * 400
 
 
 def test_a_file_without_an_encoder_says_nothing(comfyui: object, tmp_path: Path) -> None:
     save_file({"bias": torch.zeros(3)}, tmp_path / "x.safetensors")
     assert host.text_outline([read_header(tmp_path / "x.safetensors")]) is None
-    assert sizes(config("all"), {}, {}, None) == (None, None)
+    assert sizes(config("all"), {}, {}, None) == (None, None, None)

@@ -21,6 +21,8 @@ SILENT = [
     OptimizerConfig("Lion", 1e-5),
     OptimizerConfig("SGD", 0.1, weight_decay=0.0),
     OptimizerConfig("Adafactor", 1e-4, schedule="constant"),
+    OptimizerConfig("Adafactor", 0.01, schedule="constant", optimizer_args="scale_parameter=True"),
+    OptimizerConfig("Adafactor", 0.1, schedule="constant", optimizer_args="scale_parameter=True"),
     OptimizerConfig(accumulate=4),
 ]
 
@@ -48,6 +50,11 @@ def test_a_sound_recipe_has_no_remarks(config):
         (OptimizerConfig("AdamW", optimizer_args="lr=1"), "learning rate: 1 is far too high for AdamW"),
         (OptimizerConfig("AdamWScheduleFree", 1.0, schedule="constant"), "far too high for AdamWScheduleFree"),
         (OptimizerConfig("Lion", 5e-3), "far too high for Lion"),
+        (OptimizerConfig("Adafactor", 0.03, schedule="constant"), "far too high for Adafactor in most runs; 1e-4 is usual"),
+        (
+            OptimizerConfig("Adafactor", 1.0, schedule="constant", optimizer_args="scale_parameter=True"),
+            "far too high for Adafactor in most runs; 1e-2 is usual",
+        ),
         (OptimizerConfig("Prodigy", 0.01), "multiplies the rate that it finds by 0.01; 1 is usual"),
         (OptimizerConfig("Prodigy", 1.0, schedule="cosine with restarts", cycles=2), "advise against restarts"),
         (OptimizerConfig("SGD", 0.1), "weight decay: SGD adds it to the gradient"),

@@ -10,9 +10,12 @@ import pytest
 from lora_atelier.training import host
 from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.estimate import preflight
 from lora_atelier.training.job import status_line
+from lora_atelier.training.performance.memory import kept_bytes
 from lora_atelier.training.recorder import Progress
 from lora_atelier.training.runs import account, reader
+from lora_atelier.training.runs.layout import RUN_FILE, STATE_FILE
 from lora_atelier.training.runs.run import Run
 
 from ..test_job import dataset, fresh_folders, go, recipe  # noqa: F401
@@ -50,17 +53,38 @@ def test_a_damaged_account_is_named(tmp_path: Path, damage: Any) -> None:
         reader.state("ink", tmp_path / "runs")
 
 
-def test_a_run_tells_what_to_expect_and_the_next_one_what_that_rests_on(tiny, dataset) -> None:  # noqa: F811
-    """The second has a name of its own and the first one's pace."""
+def test_a_run_tells_what_to_expect_and_the_next_one_what_that_rests_on(tiny, dataset, monkeypatch) -> None:  # noqa: F811
+    """The second has a name of its own and the first one's pace, and times nothing."""
     t = tiny("sd15")
     go(t, dataset, recipe("ext", length=LengthConfig(max_steps=12)))
     first = reader.state("ext", host.runs_folder())
     told = "\n".join(first["account"]["counts"])
     assert "12 steps in" in told and "needs about" in told and "a guess from 2 timed passes" in told
+    monkeypatch.setattr(preflight, "pass_seconds", lambda *_: pytest.fail("the pace is known"))
     go(t, dataset, recipe("ext", seed=5, length=LengthConfig(max_steps=12)))
     second = reader.state("ext-2", host.runs_folder())
     assert "as fast as ext was on this device" in "\n".join(second["account"]["counts"])
     assert "seed: 5" in second["account"]["settings"]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_what_a_run_keeps_is_as_large_as_was_said(tiny, dataset, decay) -> None:  # noqa: F811
+    config = recipe("kept", ema_decay=decay, length=LengthConfig(max_steps=2))
+    go(tiny("sd15"), dataset, config)
+    run = Run("kept", host.runs_folder(), host.loras_folder())
+    state = run.load_state()
+    assert state is not None
+    said, file = kept_bytes([tuple(p.shape) for p in state.adapter.values()], config), run.folder / STATE_FILE
+    header = int.from_bytes(file.read_bytes()[:8], "little")
+    assert 0 <= file.stat().st_size - header - 8 - said < 0.02 * said, "optimizers count steps besides"
+
+
+def test_a_damaged_record_hides_no_other_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run.begin("ink", tmp_path / "runs", tmp_path / "loras")
+    told = account.Account(run)
+    (run.folder / RUN_FILE).write_text("{")
+    told.add("warnings", "one")
+    assert any("could not be written" in record.getMessage() for record in caplog.records)
 
 
 def test_what_the_forecast_changed_is_a_warning(tiny, dataset, monkeypatch) -> None:  # noqa: F811

@@ -11,6 +11,7 @@ from lora_atelier.training import host, job
 from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, SubsetConfig, TrainingConfig
 from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.samples import Dataset
+from lora_atelier.training.estimate import preflight
 from lora_atelier.training.runs import live, reader
 from safetensors.torch import load_file
 
@@ -49,6 +50,7 @@ def sending(monkeypatch, *commands: tuple[int, live.Command]) -> None:
                 live.find(live.running()[0]).send(command)
 
     monkeypatch.setattr(host, "check_interrupt", check)
+    monkeypatch.setattr(preflight, "pass_seconds", lambda _session, _batch: None)  # it looks for a cancel as well
 
 
 def go(tiny, dataset, name: str, preview: job.Preview = PREVIEW) -> job.Trained:

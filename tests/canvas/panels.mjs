@@ -1,0 +1,131 @@
+// The panels' modules on a page that is only pretended: elements that hold what is put into them, a graph, a server.
+//   argument: address of the folder that stands for the page's root, in which the modules lie as the host serves them.
+const top = process.argv[2];
+
+class Element extends EventTarget {
+  constructor(tag) {
+    super();
+    Object.assign(this, { tag, children: [], style: {}, dataset: {}, attributes: {}, offsetHeight: 15, hidden: false });
+  }
+
+  append(...children) { this.children.push(...children); }
+  replaceChildren(...children) { this.children = children; }
+  setAttribute(name, value) { this.attributes[name] = String(value); }
+  get classList() { return { add: (name) => { this.attributes.class = `${this.attributes.class ?? ""} ${name}`; } }; }
+  get childElementCount() { return this.children.filter((child) => child instanceof Element).length; }
+  get textContent() { return this.children.map((child) => child.textContent ?? String(child)).join(" "); }
+  set textContent(text) { this.children = text ? [text] : []; }
+  closest(wanted) { return wanted.split(", ").some((one) => ` ${this.attributes.class} `.includes(` ${one.slice(1)} `)) ? this : null; }
+}
+
+globalThis.document = {
+  hidden: false, head: new Element("head"), body: new Element("body"), getElementById: () => null,
+  createElement: (tag) => new Element(tag), createElementNS: (_, tag) => new Element(tag),
+};
+globalThis.window = {};
+globalThis.ResizeObserver = class { observe() {} disconnect() {} };
+const looks = [];
+globalThis.setInterval = (look) => looks.push(look);
+
+const { app } = await import(`${top}/scripts/app.js`);
+const { api } = await import(`${top}/scripts/api.js`);
+await import(`${top}/extensions/lora-atelier/recipe.js`);
+const [told, recipe] = ["told", "recipe"].map((name) => app.extensions.find((one) => one.name === `lora-atelier.${name}`));
+const zoomed = [];
+app.canvas = { processMouseWheel: (event) => zoomed.push(event.type) };
+
+// The graph: Configure LoRA -> Train LoRA -> two grids.
+const graph = { nodes: [], links: {}, getNodeById: (id) => graph.nodes.find((node) => node.id === id) };
+app.rootGraph = graph;
+class Node {
+  constructor(id, type, widgets = {}, inputs = {}) {
+    Object.assign(this, { id, comfyClass: type, type, graph, mode: 0, size: [200, 100], inputs: [] });
+    this.widgets = Object.entries(widgets).map(([name, value]) => ({ name, value }));
+    for (const [name, from] of Object.entries(inputs)) {
+      graph.links[`${from}>${id}`] = { origin_id: from, origin_slot: 0 };
+      this.inputs.push({ name, type: name, link: `${from}>${id}` });
+    }
+    graph.nodes.push(this);
+  }
+
+  addDOMWidget(name, _type, element) {
+    const widget = { name, element };
+    this.widgets.push(widget);
+    return widget;
+  }
+
+  computeSize() { return [...this.size]; }
+  setSize(size) { this.size = size; }
+  onNodeCreated() {}
+  onRemoved() {}
+  onExecuted() {}
+}
+const typed = (name) => {
+  class Typed extends Node {}
+  for (const extension of [told, recipe]) extension.beforeRegisterNodeDef(Typed, { name, input: { required: { rank: [], which_epochs: [] } } });
+  return Typed;
+};
+const [Configure, Grid, Folder] = ["ConfigureLoRA", "EpochWeightGrid", "LoadDataset"].map(typed);
+const config = new Configure(1, "ConfigureLoRA", { rank: 8 });
+config.onNodeCreated();
+new Node(2, "TrainLoRA", { preview_steps: 0 }, { config: 1 });
+const grids = [3, 4].map((id) => new Grid(id, "EpochWeightGrid", { which_epochs: `${id}0` }, { epochs: 2 }));
+
+const asked = [];
+api.answer = (path, body) => new Promise((resolve) => asked.push({ body: body && JSON.parse(body), answer: (values) => resolve(values) }));
+const pause = () => new Promise((resolve) => setTimeout(resolve, 5));
+/** Two looks, after which what is settled is asked. */
+const look = async () => {
+  for (let i = 0; i < 2; i++) looks.forEach((one) => one());
+  await pause();
+};
+const answer = async (question, grids) => {
+  question.answer({ warnings: grids.flat(), grids, notes: [], sentence: "" });
+  await pause();
+};
+const said = () => grids.map((grid) => grid.widgets.find((widget) => widget.name === "told")?.element.textContent ?? "");
+const seen = {};
+
+await look();
+await answer(asked[0], [["none of 30"], []]);
+seen.first = said();
+grids[0].widgets[0].value = "31";
+await look();
+grids[0].mode = 4; // bypassed before the answer comes
+await answer(asked[1], [["none of 31"], ["none of 40"]]);
+seen.meanwhile = said();
+await look();
+seen.questions = asked.map(({ body }) => body.grids.map((grid) => grid.which_epochs));
+await answer(asked[2], [["none of 40"]]);
+seen.bypassed = said();
+grids[0].mode = 0;
+grids[1].inputs = []; // unplugged
+grids[0].widgets[0].value = "40"; // the same question about another grid
+await look();
+await answer(asked[3], [["none of 40"]]);
+seen.swapped = said();
+config.graph = null;
+config.onRemoved();
+seen.removed = said();
+
+// What a node said is there again with its tab.
+const folder = new Folder(7, "LoadDataset");
+told.loadedGraphNode(folder);
+const words = () => folder.widgets.find((widget) => widget.name === "told")?.element.textContent ?? "";
+seen.fresh = words();
+told.onNodeOutputsUpdated({ 7: { told: [{ counts: ["4 pictures"], warnings: [], notes: [], tables: [] }] }, 9: { images: [] } });
+seen.restored = words();
+const again = new Folder(8, "LoadDataset");
+app.nodeOutputs = { 8: { told: [{ counts: ["5 pictures"], warnings: [], notes: [], tables: [] }] } };
+told.loadedGraphNode(again);
+seen.loaded = again.widgets.find((widget) => widget.name === "told")?.element.textContent ?? "";
+
+// The wheel is the canvas's until something scrolls.
+const { element } = folder.widgets.find((widget) => widget.name === "told");
+Object.assign(element, { scrollHeight: 100, clientHeight: 100, scrollWidth: 50, clientWidth: 50 });
+element.dispatchEvent(new Event("wheel"));
+seen.short = zoomed.length;
+element.scrollHeight = 200;
+element.dispatchEvent(new Event("wheel"));
+seen.long = zoomed.length;
+console.log(JSON.stringify(seen));

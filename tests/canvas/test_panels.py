@@ -1,0 +1,61 @@
+"""What the panels ask and where they tell the answers, on a page that is only pretended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+APP = "export const app = { extensions: [], registerExtension(one) { this.extensions.push(one); } };"
+API = """export const api = {
+  answer: async () => ({}),
+  addEventListener() {},
+  async fetchApi(path, sent = {}) {
+    return { ok: true, json: async () => (path === "/i18n" ? {} : this.answer(path, sent.body)) };
+  },
+};"""
+
+
+@pytest.fixture(scope="module")
+def seen(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not installed")
+    page = tmp_path_factory.mktemp("page")
+    shutil.copytree(root / "js", page / "extensions" / "lora-atelier")
+    (page / "scripts").mkdir()
+    (page / "scripts" / "app.js").write_text(APP)
+    (page / "scripts" / "api.js").write_text(API)
+    (page / "package.json").write_text('{"type": "module"}')
+    script = Path(__file__).parent / "panels.mjs"
+    done = subprocess.run([node, str(script), page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_grid_is_told_its_own_warnings(seen):
+    assert seen["first"] == ["none of 30", ""]
+
+
+def test_an_answer_is_for_the_grids_that_were_asked_about(seen):
+    assert seen["meanwhile"] == ["none of 31", "none of 40"]
+    assert seen["questions"] == [["30", "40"], ["31", "40"], ["40"]]
+
+
+def test_a_warning_goes_with_what_it_was_about(seen):
+    """The grid is bypassed, unplugged, or its recipe is removed."""
+    assert seen["bypassed"] == ["", "none of 40"]
+    assert seen["swapped"] == ["none of 40", ""]
+    assert seen["removed"] == ["", ""]
+
+
+def test_what_a_node_said_is_there_again_with_its_tab(seen):
+    assert (seen["fresh"], seen["restored"], seen["loaded"]) == ("", "4 pictures", "5 pictures")
+
+
+def test_the_wheel_is_the_canvass_until_something_scrolls(seen):
+    assert (seen["short"], seen["long"]) == (1, 1)
