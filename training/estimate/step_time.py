@@ -1,4 +1,4 @@
-"""Time of a step before the first one: from an earlier run like this one on this device, else from a few timed passes.
+"""Time of a step before the first one: from an earlier run like this one on this device, else from a timed pass.
 
 It depends on so much that only runs are compared which are alike in all that is in ``circumstances``.
 """
@@ -6,10 +6,8 @@ It depends on so much that only runs are compared which are alike in all that is
 from __future__ import annotations
 
 import json
-import math
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,16 +112,6 @@ def _changed(folder: os.DirEntry[str]) -> float:
         return 0.0
 
 
-def timed(forward: Callable[[], object]) -> float:
-    """Seconds of one ``forward``, which waits for its device and has been called before."""
-    found = math.inf
-    for _ in range(PASSES):
-        start = time.monotonic()
-        forward()
-        found = min(found, time.monotonic() - start)
-    return found
-
-
 def expected(runs: Path, wanted: Mapping[str, str], session: Session) -> StepTime | None:
     """By an earlier run if there is one, else by the passes that were timed; None without either."""
     found = earlier(runs, wanted)
@@ -143,5 +131,5 @@ def from_passes(seconds: float, thrift: Thrift, config: TrainingConfig, pictures
     passes = 1 + BACKWARD + again
     if config.loss.preservation and config.loss.preservation_prompt:
         passes += 1 + passes  # of the model as it was, and of the one that is trained
-    guess = f"a guess from {PASSES} timed passes of one picture, without saves, samples and the first step's preparations"
+    guess = "a guess from a timed pass of one picture, without saves, samples and the first step's preparations"
     return StepTime(seconds * passes * pictures, guess)
