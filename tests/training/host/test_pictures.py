@@ -208,6 +208,10 @@ def test_a_device_that_runs_full_gives_the_latents_of_single_pictures(tiny):
     vae = copy.copy(tiny("sd15").codec.vae)
     vae.memory_used_encode = lambda shape, dtype: 1  # far too low a measure: else the host itself would take fewer
     codec, pixels = host.PictureCodec(vae), noise(16, 128)
+    import comfy.model_management
+
+    with torch.inference_mode():
+        comfy.model_management.unload_all_models()  # those of other tests, which the host would put aside to make room
     expected = alone(codec, pixels)
     device = pretend_gpu().install()
     device.forget_most()
