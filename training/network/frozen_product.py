@@ -69,9 +69,9 @@ def multiplied(
     """rows W^T + b, (rows, out), in ``out`` if it is given; with the device's products in eight bits where these are faster."""
     bias = None if bias is None else bias.to(rows.dtype)
     # Only a scale a row is ours: who loads a model in eight bits has not asked for its inputs to be rounded as well.
-    ours = scale is not None and scale.shape == (len(weight), 1) and not changes
-    if ours and scale is not None and eight_bits.is_faster(rows, weight):
-        product = eight_bits.eight_bit_product(rows, weight, scale)
+    ours = scale if scale is not None and scale.shape == (len(weight), 1) and not changes else None
+    if ours is not None and eight_bits.is_faster(rows, weight):
+        product = eight_bits.eight_bit_product(rows, weight, ours)
         if out is None:
             return product if bias is None else product.add_(bias)
         return out.copy_(product) if bias is None else torch.add(product, bias, out=out)
