@@ -213,10 +213,11 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     of_grids = [grid_cautions(grid, None) for grid in grids]
     warned: list[str] = []
     if config:
-        prospect = _prospect(config, steps, expected, model, sources, samples)
+        beside, full = disk.beside_loras(host.runs_folder(), host.loras_folder(), expected.state)
+        prospect = _prospect(config, steps, dataclasses.replace(expected, state=beside), model, sources, samples)
         files = expected_files(prospect)
         of_grids = [grid_cautions(grid, files) for grid in grids]
-        warned = [*cautions(prospect), *disk.beside_loras(host.runs_folder(), host.loras_folder(), expected.state)[1]]
+        warned = [*cautions(prospect), *full]
     warned = list(dict.fromkeys([*(one for found in of_grids for one in found), *warned]))
     drawn = dataclasses.asdict(ahead) if ahead else {}
     drawn["notes"] = [note for note in drawn.get("notes", ()) if note not in warned]
@@ -256,11 +257,11 @@ def _prospect(
 ) -> Prospect:
     """What is known of the run that these make."""
     sets = [source.config for source in sources or ()]
-    outline, state = None, disk.beside_loras(host.runs_folder(), host.loras_folder(), expected.state)[0]
+    outline = None
     with suppress(AtelierError, OSError):  # told where its size is asked for
         outline = None if model is None else _outline(model, model.stat().st_mtime_ns, None)
     return Prospect(
-        config, steps, expected.bytes, state, room_on_disk(host.loras_folder()),
+        config, steps, expected.bytes, expected.state, room_on_disk(host.loras_folder()),
         model.stem if model else "", outline.family if outline else "",
         outline.stored.needed(Thrift(0, 0)) if outline else None,
         tuple(subset.resolution for subset in sets if subset.role == "training"), host.torch_device().type, samples,
