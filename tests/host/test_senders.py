@@ -16,7 +16,8 @@ from lora_atelier.tests.host import support
 
 GET = ["runs", "runs/nobody", "grids", "grids/page?run=a&page=b", "thumbnail?folder=input/shapes&picture=x.png"]
 POST = [
-    "outlook", "family", "runs/nobody/command", "pictures", "captions", "captions/change", "grids/favourite", "loras/keep",
+    "outlook", "family", "start", "settings", "preset", "runs/nobody/command", "pictures", "captions", "captions/change",
+    "grids/favourite", "loras/keep",
 ]  # fmt: skip
 REBOUND = {"Host": "evil.example:8188"}
 
