@@ -14,6 +14,7 @@ from ..training.dataset.images import EXTENSIONS, open_picture
 from ..training.dataset.samples import Dataset
 from ..training.dataset.words import joined, parts
 from ..training.errors import AtelierError
+from ..training.files import is_inside
 from .folders import named, subsets_of
 
 LOOKS = (
@@ -50,9 +51,9 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
 
     settings = body.get("settings")
     if not isinstance(settings, dict):
-        raise _wrong("settings", "the node's widgets")
-    config = _config({name: settings[name] for name in LOOKS if name in settings})
-    folder, root = _place(config.folder)
+        raise wrong("settings", "the node's widgets")
+    config = config_of({name: settings[name] for name in LOOKS if name in settings})
+    folder, root = place_of(config.folder)
     subsets = subsets_of(folder, dataclasses.replace(config, broken="leave out"), root)
     files = {one.picture: one for one in editing.listed(folder, config, root)}
     rows = []
@@ -63,24 +64,24 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"pictures": rows, "notes": [remark for subset in subsets for remark in (*subset.warnings, *remarks(subset))]}
 
 
-def _config(values: Mapping[str, Any]) -> SubsetConfig:
+def config_of(values: Mapping[str, Any]) -> SubsetConfig:
     """Widgets of Load Dataset; AtelierError for values that none of them could have."""
     kinds = {f.name: type(f.default) for f in dataclasses.fields(SubsetConfig) if f.default is not dataclasses.MISSING}
     for name, value in values.items():
-        if type(value) is not kinds.get(name, str) or (isinstance(value, str) and not _plain(value)):
-            raise _wrong(name, {"str": "a text of at most 1000 letters", "int": "a number", "bool": "true or false"}[
+        if type(value) is not kinds.get(name, str) or (isinstance(value, str) and not is_plain(value)):
+            raise wrong(name, {"str": "a text of at most 1000 letters", "int": "a number", "bool": "true or false"}[
                 kinds.get(name, str).__name__
             ])  # fmt: skip
         if isinstance(value, int) and abs(value) > 1 << 64:
-            raise _wrong(name, "a smaller number")
+            raise wrong(name, "a smaller number")
     return SubsetConfig(**{"folder": "", **values})
 
 
-def _plain(text: str) -> bool:
+def is_plain(text: str) -> bool:
     return len(text) <= LONGEST and "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _place(name: str) -> tuple[Path, Path]:
+def place_of(name: str) -> tuple[Path, Path]:
     """(folder, its root); AtelierError also for names that are too long for the disk."""
     try:
         return named(name)
@@ -89,11 +90,13 @@ def _place(name: str) -> tuple[Path, Path]:
 
 
 def thumbnail(query: Mapping[str, str]) -> bytes:
-    """A small JPEG of one picture of a folder."""
+    """A small JPEG of one picture of a folder, or with ``made`` of one in the host's output folder."""
+    if "made" in query:
+        return _small(_made(query["made"]))
     name, wanted = query.get("folder", ""), query.get("picture", "")
-    if not (_plain(name) and _plain(wanted)):
-        raise _wrong("picture", "names of at most 1000 letters")
-    folder, root = _place(name)
+    if not (is_plain(name) and is_plain(wanted)):
+        raise wrong("picture", "names of at most 1000 letters")
+    folder, root = place_of(name)
     steps = PurePosixPath(wanted).parts
     path = folder.joinpath(*steps)
     plain = bool(steps) and not wanted.startswith("/") and not any(step.startswith(".") or "\\" in step for step in steps)
@@ -103,6 +106,24 @@ def thumbnail(query: Mapping[str, str]) -> bytes:
         there = False
     if not (plain and there):
         raise AtelierError(f"picture: {wanted!r} is not in {name}.")
+    return _small(path)
+
+
+def _made(name: str) -> Path:
+    from ..training import host
+
+    top = host.output_folder()
+    try:
+        path = top / name if is_plain(name) and not name.startswith("/") and "\\" not in name else top
+        there = path.suffix.lower() in EXTENSIONS and is_inside(path, top) and path.is_file()
+    except OSError:  # a name that is too long for the disk
+        there = False
+    if not there:
+        raise AtelierError(f"made: {name[:100]!r} is no picture in ComfyUI's output folder.")
+    return path
+
+
+def _small(path: Path) -> bytes:
     image = open_picture(path)
     image.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
     buffer = io.BytesIO()
@@ -117,13 +138,13 @@ def save(body: Mapping[str, Any]) -> dict[str, Any]:
     """
     edits, utf8 = body.get("edits"), body.get("utf8", False)
     if type(utf8) is not bool:
-        raise _wrong("utf8", "true or false")
+        raise wrong("utf8", "true or false")
     if not isinstance(edits, list):
-        raise _wrong("edits", "a list")
+        raise wrong("edits", "a list")
     wanted = [_edit(edit) for edit in edits]
     widgets = {"extension": "caption_extension", "encoding": "caption_encoding", "folder": "folder", "nested": "nested"}
-    config = _config({widget: body[field] for field, widget in widgets.items() if field in body})
-    folder, root = _place(config.folder)
+    config = config_of({widget: body[field] for field, widget in widgets.items() if field in body})
+    folder, root = place_of(config.folder)
     try:
         undo, now = editing.write(folder, wanted, config, root, utf8)
     except editing.Unclear as unclear:
@@ -136,10 +157,10 @@ def change(body: Mapping[str, Any]) -> dict[str, Any]:
     captions, operation = body.get("captions"), body.get("operation")
     text, other = body.get("text", ""), body.get("other", "")
     if not isinstance(captions, dict) or not all(isinstance(c, str) for c in captions.values()) or len(captions) > MAX_CAPTIONS:
-        raise _wrong("captions", f"at most {MAX_CAPTIONS} texts by picture")
+        raise wrong("captions", f"at most {MAX_CAPTIONS} texts by picture")
     for field, value in (("text", text), ("other", other)):
-        if not isinstance(value, str) or not _plain(value) or len(value.splitlines()) > 1:
-            raise _wrong(field, f"one line of at most {LONGEST} letters")
+        if not isinstance(value, str) or not is_plain(value) or len(value.splitlines()) > 1:
+            raise wrong(field, f"one line of at most {LONGEST} letters")
     if not text.strip():
         raise AtelierError("Write the tags or words first.")
     letters = sum(map(len, captions.values()))
@@ -154,18 +175,18 @@ def change(body: Mapping[str, Any]) -> dict[str, Any]:
         return {"captions": editing.with_less(captions, parts(text))}
     if operation == "replace":
         return {"captions": editing.with_other(captions, text, other)}
-    raise _wrong("operation", "filter, add, addFirst, remove or replace")
+    raise wrong("operation", "filter, add, addFirst, remove or replace")
 
 
 def _edit(edit: Any) -> editing.Edit:
     if not isinstance(edit, dict):
-        raise _wrong("edits", "a list of objects")
+        raise wrong("edits", "a list of objects")
     picture, caption, version, original = (edit.get(field) for field in ("picture", "caption", "version", "original"))
     optional = all(value is None or isinstance(value, str) for value in (caption, original))
     if not (isinstance(picture, str) and isinstance(version, str) and optional):
-        raise _wrong("edits", "objects with picture, caption and version")
+        raise wrong("edits", "objects with picture, caption and version")
     return editing.Edit(picture, caption, version, original)
 
 
-def _wrong(field: str, wanted: str) -> Exception:
+def wrong(field: str, wanted: str) -> Exception:
     return AtelierError(f"{field}: expected {wanted}.")

@@ -37,7 +37,7 @@ from ..training.runs import live, reader
 from ..training.runs.layout import SAMPLES_FOLDER
 from ..training.tensors.precision import compute_dtype
 from ..training.tensors.safetensors_header import read_header
-from . import caption_routes, grid_routes, preset_routes
+from . import caption_routes, grid_routes, picture_routes, preset_routes
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
 from .folders import index_of, named
@@ -432,6 +432,24 @@ async def post_captions(request: web.Request) -> Any:
 @answered
 async def post_change(request: web.Request) -> Any:
     return await _apart(caption_routes.change, await body_of(request, LARGE))
+
+
+def _of_pictures(work: Callable[[dict[str, Any]], Any], fields: tuple[str, ...]) -> Handler:
+    @answered
+    async def handler(request: web.Request) -> Any:
+        return await _apart(work, await body_of(request, LARGE, fields))
+
+    return handler
+
+
+for _path, (_work, _fields) in picture_routes.POSTS.items():
+    table.post(f"{PREFIX}/{_path}")(_of_pictures(_work, _fields))
+
+
+@table.get(f"{PREFIX}/pictures/made")
+@answered
+async def get_made(_request: web.Request) -> Any:
+    return await _apart(picture_routes.made)
 
 
 @table.get(f"{PREFIX}/thumbnail")

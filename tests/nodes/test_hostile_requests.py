@@ -50,6 +50,15 @@ BODIES: dict[str, dict[str, Any]] = {
         "edits": [{"picture": "0.png", "caption": "x", "version": "no"}],
     },
     "captions/change": {"captions": {"0.png": "a cat, red"}, "operation": "replace", "text": "cat", "other": "dog"},
+    "pictures/add": {
+        "folder": "input/hostile", "extension": ".txt",
+        "files": [{"name": "0.png", "filename": "0.png", "subfolder": "hostile", "type": "input"}],
+    },
+    "pictures/remove": {"folder": "input/hostile", "extension": ".txt", "nested": False, "pictures": ["none.png"]},
+    "pictures/restore": {"folder": "input/hostile", "extension": ".txt", "nested": False, "entry": "20260101-000000-abcdef"},
+    "pictures/turn": {
+        "folder": "input/hostile", "extension": ".txt", "nested": False, "pictures": ["none.png"], "quarters": 1,
+    },
     "grids/favourite": {"run": RUN, "cell": CELL, "on": True},
     "loras/keep": {"lora": "x.safetensors", "name": "kept"},
 }  # fmt: skip

@@ -61,7 +61,7 @@ def _broken(path: Path, reason: object) -> AtelierError:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """What Pillow says while it decodes, as a sentence about the file."""
     try:
         yield
@@ -70,7 +70,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _open(path: Path, file: BinaryIO | None = None) -> Iterator[Image.Image]:
+def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Image.Image]:
     """The picture with only its header read, from ``file`` where that is open already; refuses what would not fit into memory."""
     with _source(path, file) as source:
         if source.seek(0, os.SEEK_END) == 0:
@@ -138,8 +138,8 @@ def _too_large(path: Path, said: Exception | None = None) -> AtelierError:
     )
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; damaged EXIF data count as upright."""
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; damaged EXIF data count as upright (1)."""
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:
@@ -152,12 +152,12 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     if image.format == "TIFF":  # which newer versions of Pillow turn by themselves, so that the size may be turned already
         tags = getattr(image, "tag_v2", {})
         width, height = int(tags.get(TIFF_WIDTH, width)), int(tags.get(TIFF_HEIGHT, height))
-    return (height, width) if 5 <= _orientation(image) <= 8 else (width, height)
+    return (height, width) if 5 <= orientation_of(image) <= 8 else (width, height)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) after EXIF rotation, from the header alone."""
-    with _open(path) as image:
+    with opened(path) as image:
         return _upright_size(image)
 
 
@@ -169,12 +169,12 @@ def check_picture(path: Path) -> None:
         raise _broken(path, error) from error
     with file:
         if not _structure(path, file)[1]:
-            _decode(path, file)
+            decoded(path, file)
 
 
 def _structure(path: Path, file: BinaryIO) -> tuple[str | None, bool]:
     """(format, whether its structure says that nothing is missing), without decoding it."""
-    with _open(path, file) as image:
+    with opened(path, file) as image:
         kind = image.format
         whole = kind == "PNG"
         try:
@@ -197,17 +197,17 @@ def open_picture(path: Path) -> Image.Image:
 
     Raises AtelierError naming the file if it is broken, or too large to be safe.
     """
-    return _decode(path)
+    return decoded(path)
 
 
-def _decode(path: Path, file: BinaryIO | None = None) -> Image.Image:
-    with _open(path, file) as image, _naming(path):
+def decoded(path: Path, file: BinaryIO | None = None) -> Image.Image:
+    with opened(path, file) as image, naming(path):
         return _finished(image)
 
 
 def _finished(image: Image.Image) -> Image.Image:
     image.load()
-    upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+    upright = ImageOps.exif_transpose(image) if orientation_of(image) != 1 else image
     return _on_white(_to_srgb(_to_8_bit(upright)))
 
 
@@ -221,9 +221,9 @@ def look_at(path: Path, file: BinaryIO, side: int = 64) -> tuple[tuple[int, int]
     """
     kind, whole = _structure(path, file)
     if not whole and kind in REDUCIBLE:
-        _decode(path, file)
+        decoded(path, file)
         whole = True
-    with _open(path, file) as image, _naming(path):
+    with opened(path, file) as image, naming(path):
         several = kind in SERIES and bool(getattr(image, "is_animated", False))
         size = _upright_size(image)
         image.draft("RGB", (side, side))
@@ -244,9 +244,9 @@ def _small(image: Image.Image, side: int) -> Image.Image:
 
 def alpha_of(path: Path) -> Image.Image | None:
     """The picture's transparency as grey (255 is opaque), upright; None for a picture that has none."""
-    with _open(path) as image, _naming(path):
+    with opened(path) as image, naming(path):
         image.load()
-        upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+        upright = ImageOps.exif_transpose(image) if orientation_of(image) != 1 else image
         opaque = not ({"A", "a"} & set(upright.getbands()) or "transparency" in upright.info)
         return None if opaque else upright.convert("RGBA").getchannel("A")
 

@@ -1,0 +1,130 @@
+"""Pictures as files, as the page asks for them: brought in from the host's folders, taken out, put back, turned."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lora_atelier.training.errors import AtelierError
+from PIL import Image
+
+PLACE = {"folder": "input/shapes", "extension": ".txt", "nested": False}
+
+
+@pytest.fixture
+def routes(comfyui: Path) -> Any:
+    from lora_atelier.nodes import picture_routes
+
+    return picture_routes
+
+
+@pytest.fixture
+def base(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The host's folders in this test's own place, with ``input/shapes`` and pictures drawn in ``output``."""
+    import folder_paths
+
+    for name in ("input", "temp", "output"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    for name in ("input/shapes/wide.png", "output/drawn_1.png", "output/sub/drawn_2.png", "output/lora-atelier/run/cell.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (300, 150), "red").save(tmp_path / name)
+    os.utime(tmp_path / "output/drawn_1.png", (1, 1))
+    return tmp_path
+
+
+def staged(base: Path, names: list[str]) -> list[dict[str, str]]:
+    """Files as the page has them after it has uploaded them through the host."""
+    folder = base / "temp" / "lora-atelier-incoming" / "abc"
+    folder.mkdir(parents=True)
+    files = []
+    for number, name in enumerate(names):
+        ending = os.path.splitext(name)[1]
+        where = folder / f"{number}{ending}"
+        if ending == ".png":
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(where)
+        else:
+            where.write_text(name)
+        files.append({"name": name, "filename": where.name, "subfolder": "lora-atelier-incoming/abc", "type": "temp"})
+    return files
+
+
+def test_uploaded_files_go_into_a_new_folder_and_nothing_stays_behind(routes: Any, base: Path) -> None:
+    files = staged(base, ["a.png", "a.txt", "film.mp4"])
+    answer = routes.add({"folder": "input/new/10_cat", "extension": ".txt", "files": files})
+    assert answer["folder"] == "input/new/10_cat" and answer["new"] == [("a.png", "a.png"), ("a.txt", "a.txt")]
+    assert [name for name, _ in answer["left"]] == ["film.mp4"]
+    assert sorted(path.name for path in (base / "input/new/10_cat").iterdir()) == ["a.png", "a.txt"]
+    assert not (base / "temp/lora-atelier-incoming/abc").exists()
+
+
+def test_a_refused_drop_leaves_nothing_staged(routes: Any, base: Path) -> None:
+    files = staged(base, ["a.png"])
+    with pytest.raises(AtelierError, match="folder: "):
+        routes.add({"folder": "input/../../out", "extension": ".txt", "files": files})
+    assert (base / "temp/lora-atelier-incoming/abc/0.png").exists(), "a wrong folder is said before anything is done"
+    (base / "input/file").write_text("")
+    with pytest.raises(AtelierError, match="goes through a file"):
+        routes.add({"folder": "input/file/x", "extension": ".txt", "files": files})
+
+
+def test_what_was_drawn_here_is_listed_the_newest_first_and_copied(routes: Any, base: Path) -> None:
+    listed = routes.made()
+    assert [one["filename"] for one in listed["pictures"]] == ["drawn_2.png", "drawn_1.png"] and listed["more"] == 0
+    files = [{**one, "name": one["filename"]} for one in listed["pictures"]]
+    assert len(routes.add({"folder": "input/shapes", "extension": ".txt", "files": files})["new"]) == 2
+    assert (base / "output/drawn_1.png").exists() and (base / "input/shapes/drawn_2.png").exists()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"filename": "../secret.png", "subfolder": "", "type": "output"},
+        {"filename": "secret.png", "subfolder": "..", "type": "output"},
+        {"filename": "secret.png", "subfolder": "/", "type": "input"},
+        {"filename": "secret.png", "subfolder": "link", "type": "output"},
+        {"filename": "wide.png", "subfolder": "shapes", "type": "models"},
+        {"filename": "none.png", "subfolder": "", "type": "temp"},
+    ],
+)
+def test_only_files_in_the_hosts_folders_are_taken(routes: Any, base: Path, file: dict[str, str]) -> None:
+    Image.new("RGB", (8, 8)).save(base / "secret.png")
+    (base / "output" / "link").symlink_to(base)
+    with pytest.raises(AtelierError, match="files: "):
+        routes.add({"folder": "input/shapes", "extension": ".txt", "files": [{"name": "a.png", **file}]})
+    assert sorted(path.name for path in (base / "input/shapes").iterdir()) == ["wide.png"]
+
+
+def test_taking_out_and_putting_back(routes: Any, base: Path) -> None:
+    entry = routes.remove({**PLACE, "pictures": ["wide.png"]})["entry"]
+    assert not (base / "input/shapes/wide.png").exists()
+    assert routes.restore({**PLACE, "entry": entry})["files"] == ["wide.png"]
+    assert (base / "input/shapes/wide.png").exists()
+
+
+def test_turning_shows_in_the_thumbnail(routes: Any, base: Path) -> None:
+    from lora_atelier.nodes import caption_routes
+
+    def size() -> tuple[int, int]:
+        import io
+
+        data = caption_routes.thumbnail({"folder": "input/shapes", "picture": "wide.png"})
+        return Image.open(io.BytesIO(data)).size
+
+    assert size() == (224, 112)
+    routes.turn({**PLACE, "pictures": ["wide.png"], "quarters": 3})
+    assert size() == (112, 224)
+    for quarters in (0, 4, True, "1", None):
+        with pytest.raises(AtelierError, match="quarters"):
+            routes.turn({**PLACE, "pictures": ["wide.png"], "quarters": quarters})
+
+
+def test_thumbnails_of_what_was_drawn_are_of_the_output_folder_only(routes: Any, base: Path) -> None:
+    from lora_atelier.nodes import caption_routes
+
+    assert caption_routes.thumbnail({"made": "sub/drawn_2.png"})
+    for name in ("../input/shapes/wide.png", "", "sub", "none.png", "/etc/passwd", "a" * 999 + ".png", "a\0.png"):
+        with pytest.raises(AtelierError, match="made: "):
+            caption_routes.thumbnail({"made": name})

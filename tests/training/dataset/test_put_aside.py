@@ -1,0 +1,118 @@
+"""Taking pictures out and putting them back: nothing is lost, and nothing of other pictures goes along."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.dataset.folders import list_folders
+from lora_atelier.training.dataset.put_aside import FOLDER, remove, restore
+from lora_atelier.training.dataset.scan import scan
+from lora_atelier.training.errors import AtelierError
+from PIL import Image
+
+CONFIG = SubsetConfig("input/set", nested=True)
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def filled(folder):
+    (folder / "10_cat" / "masks").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.jpg", "10_cat/c.png", "a.mask.png", "10_cat/masks/c.png")):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / name)
+    for name in ("a.txt", "10_cat/c.TXT", "b.jpg.txt"):
+        (folder / name).write_text(name)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return filled(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("picture", "gone"),
+    [
+        ("a.png", {"a.png", "a.txt", "a.mask.png"}),
+        ("b.jpg", {"b.jpg", "b.jpg.txt"}),
+        ("10_cat/c.png", {"10_cat/c.png", "10_cat/c.TXT", "10_cat/masks/c.png"}),
+    ],
+)
+def test_a_picture_goes_with_all_that_is_its_own_and_comes_back(folder, picture, gone):
+    before = tree(folder)
+    entry = remove(folder, [picture], CONFIG, folder)
+    left = tree(folder)
+    assert {name for name in before if name not in left} == gone
+    assert {name.removeprefix(f"{FOLDER}/{entry}/") for name in left if name.startswith(FOLDER)} == gone
+    assert picture.rpartition("/")[2] not in {sample.path.name for one in scan(folder, CONFIG) for sample in one.samples}
+    assert set(restore(folder, entry, folder)) == gone
+    assert tree(folder) == before and not (folder / FOLDER).exists()
+
+
+def test_what_another_picture_needs_stays(folder):
+    Image.new("RGB", (8, 8), "blue").save(folder / "a.jpg")
+    remove(folder, ["a.png"], CONFIG, folder)
+    assert {"a.jpg", "a.txt", "a.mask.png"} <= tree(folder).keys()
+
+
+def test_nothing_takes_the_place_of_what_came_meanwhile(folder):
+    entry = remove(folder, ["a.png"], CONFIG, folder)
+    (folder / "a.txt").write_text("written since")
+    before = tree(folder)
+    with pytest.raises(AtelierError, match=r"a\.txt: another file has this name now"):
+        restore(folder, entry, folder)
+    assert tree(folder) == before
+    (folder / "a.txt").unlink()
+    restore(folder, entry, folder)
+    assert (folder / "a.png").is_file()
+
+
+@pytest.mark.parametrize("entry", ["..", "", "20260101-000000-abcdef", "../10_cat", "/etc"])
+def test_only_entries_are_put_back(folder, entry):
+    with pytest.raises(AtelierError, match="is not in"):
+        restore(folder, entry, folder)
+
+
+@pytest.mark.parametrize("name", ["../x.png", "none.png", "a.txt", "/etc/passwd", FOLDER])
+def test_only_pictures_of_the_folder_are_taken_out(folder, name):
+    before = tree(folder)
+    with pytest.raises(AtelierError, match="not in"):
+        remove(folder, ["a.png", name], CONFIG, folder)
+    assert tree(folder) == before
+
+
+def test_all_go_or_none(folder, monkeypatch):
+    import os
+
+    before, rename, calls = tree(folder), os.rename, []
+
+    def failing(start, end):
+        calls.append(start)
+        if len(calls) == 3:
+            raise PermissionError(13, "Permission denied")
+        rename(start, end)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(AtelierError, match="cannot be moved"):
+        remove(folder, ["a.png", "b.jpg"], CONFIG, folder)
+    assert tree(folder) == before
+
+
+def test_what_is_put_aside_is_no_dataset(folder):
+    remove(folder, ["b.jpg", "10_cat/c.png"], CONFIG, folder)
+    assert not [name for name in list_folders({"input": folder.parent}) if FOLDER in name]
+
+
+@given(st.lists(st.sampled_from(["a.png", "b.jpg", "10_cat/c.png"]), min_size=1, unique=True), st.randoms())
+def test_any_order_of_taking_out_and_putting_back_loses_nothing(tmp_path_factory, names, random):
+    folder = filled(tmp_path_factory.mktemp("set"))
+    Image.new("RGB", (8, 8), "green").save(folder / "stays.png")
+    before = tree(folder)
+    entries = [remove(folder, [name], CONFIG, folder) for name in names]
+    random.shuffle(entries)
+    for entry in entries:
+        restore(folder, entry, folder)
+    assert tree(folder) == before

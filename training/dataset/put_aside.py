@@ -1,0 +1,106 @@
+"""Pictures that a person takes out of a folder: they are put aside with their captions and masks, and can be put back."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..config import SubsetConfig
+from ..errors import AtelierError
+from .captions import caption_file_of
+from .listing import FoundFolder, leads_outside
+from .samples import some
+from .walk import find
+
+FOLDER = ".removed-pictures"
+"""A hidden folder inside that of the pictures, which no dataset reads."""
+ENTRY = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+
+
+def pictures_of(folder: Path, config: SubsetConfig, root: Path) -> dict[str, tuple[Path, FoundFolder]]:
+    """(file, the folder's listing) of every picture, by its path below the folder, with ``/``."""
+    every = find(folder, root, config.nested, config.caption_extension)
+    return {path.relative_to(folder).as_posix(): (path, found) for found in every for path in found.pictures}
+
+
+def chosen(
+    names: Sequence[str], known: Mapping[str, tuple[Path, FoundFolder]], folder: Path
+) -> dict[str, tuple[Path, FoundFolder]]:  # fmt: skip
+    """Those of the pictures that are meant; AtelierError naming one that is not there."""
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise AtelierError(f"pictures: {some(missing)}: not in {folder.name}. Load the folder again.")
+    return {name: known[name] for name in names}
+
+
+def remove(folder: Path, names: Sequence[str], config: SubsetConfig, root: Path) -> str:
+    """Puts pictures aside, each with what belongs to it and to no other; gives the entry by which ``restore`` puts them back.
+
+    All are put aside, or none. AtelierError for a picture that is not there, and where the folder cannot be written to.
+    """
+    known = pictures_of(folder, config, root)
+    leaving = chosen(names, known, folder)
+    staying = {file for name, one in known.items() if name not in leaving for file in _with(*one, config)}
+    files = dict.fromkeys(file for one in leaving.values() for file in _with(*one, config) if file not in staying)
+    entry = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    _move([(file, _place(folder, root) / entry / file.relative_to(folder)) for file in files])
+    return entry
+
+
+def restore(folder: Path, entry: str, root: Path) -> list[str]:
+    """Puts the files of an entry back where they were; gives their paths below the folder.
+
+    AtelierError for an entry that is not there, and naming a file whose place something else has taken; then none is put back.
+    """
+    aside = _place(folder, root) / entry
+    if not ENTRY.fullmatch(entry) or not aside.is_dir() or aside.is_symlink():
+        raise AtelierError(f"pictures: what was taken out as {entry[:40]!r} is not in {folder.name}/{FOLDER} any more.")
+    files = sorted(path for path in aside.rglob("*") if path.is_symlink() or not path.is_dir())
+    below = [path.relative_to(aside) for path in files]
+    taken = [path.as_posix() for path in below if os.path.lexists(folder / path)]
+    if taken:
+        raise AtelierError(f"pictures: {some(taken)}: another file has this name now. Rename it, then put the picture back.")
+    _move([(file, folder / path) for file, path in zip(files, below, strict=True)])
+    _drop_empty(aside)
+    return [path.as_posix() for path in below]
+
+
+def _with(picture: Path, found: FoundFolder, config: SubsetConfig) -> Iterable[Path]:
+    """The picture's file, its caption and its mask, as far as they are there."""
+    caption = caption_file_of(picture, config.caption_extension, found.captions.get(picture))
+    return [path for path in (picture, caption, found.masks.get(picture)) if path is not None and os.path.lexists(path)]
+
+
+def _place(folder: Path, root: Path) -> Path:
+    place = folder / FOLDER
+    if leads_outside(place, root.resolve()):
+        raise AtelierError(f"pictures: {place} is a link that leads out of {root}. Remove it.")
+    return place
+
+
+def _move(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """All files go to their new places, or all stay."""
+    done: list[tuple[Path, Path]] = []
+    try:
+        for start, end in pairs:
+            end.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(start, end)
+            done.append((start, end))
+    except OSError as error:
+        for start, end in reversed(done):
+            with suppress(OSError):
+                os.rename(end, start)
+        raise AtelierError(
+            f"pictures: {pairs[len(done)][0]} cannot be moved ({error.strerror}). Allow writing in this folder."
+        ) from error
+
+
+def _drop_empty(aside: Path) -> None:
+    for path in [*sorted((p for p in aside.rglob("*") if p.is_dir()), reverse=True), aside, aside.parent]:
+        with suppress(OSError):
+            path.rmdir()
