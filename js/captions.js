@@ -4,8 +4,11 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Dialog } from "./lib/dialog.js";
 import { make } from "./lib/dom.js";
+import { bring } from "./lib/files.js";
+import { tools } from "./lib/picture_tools.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
+import { Adding, account, came, receive } from "./upload.js";
 
 const SETTINGS = [
   "folder", "resolution", "repeats", "buckets", "bucket_step", "crop", "caption_extension", "nested", "captions", "class_caption",
@@ -17,9 +20,11 @@ const share = (part, whole) => `${(100 * part) / whole}%`;
 class Captions extends Dialog {
   constructor(node) {
     super();
+    this.node = node;
     this.settings = Object.fromEntries(node.widgets.filter((w) => SETTINGS.includes(w.name)).map((w) => [w.name, w.value]));
     this.rows = new Map(); // picture -> { item, words, caption and version of the file, seen: the text before it was typed in }
     this.past = []; // what can be taken back, newest last
+    this.loads = 0; // so that no picture is shown as it was before
     this.build();
     this.tried(() => this.load());
   }
@@ -35,8 +40,24 @@ class Captions extends Dialog {
     this.undoButton = this.button("undo", () => this.undo());
     this.saveButton = this.button("saveCaptions", () => this.save());
     this.list = make("ul", { class: "atelier-pictures", "aria-label": text("pictures") });
-    const controls = [this.filter, this.operation, this.tags, this.other, this.apply];
+    const adding = this.button("openAdding", () => new Adding(this.node, [], (folder) => this.tried(() => this.came(folder))));
+    const controls = [this.filter, this.operation, this.tags, this.other, this.apply, adding];
     this.open(text("captionsOf", { folder: this.settings.folder }), controls, this.list, [this.undoButton, this.saveButton]);
+    receive(this.dialog, (files) => files.length && this.tried(() => this.receive(files)));
+  }
+
+  /** Files that were dropped on the window go into its folder. */
+  async receive(files) {
+    const { folder, caption_extension: extension } = this.settings;
+    const answer = await bring(files, folder, extension, (done, count) => { this.said.textContent = text("sent", { done, count }); });
+    await this.load();
+    this.said.replaceChildren(came(answer), ...account(answer));
+  }
+
+  /** Pictures have come into a folder, which may be another one than this window's. */
+  async came(folder) {
+    if (!this.rows.size) this.settings.folder = this.node.widgets.find((widget) => widget.name === "folder").value;
+    if (`${folder}/`.startsWith(`${this.settings.folder}/`)) await this.load();
   }
 
   mayClose() {
@@ -44,15 +65,24 @@ class Captions extends Dialog {
     return !count || window.confirm(text("unsaved", { count }));
   }
 
+  /** Shows the folder as it is now; what was written and not saved yet stays. */
   async load() {
     this.said.textContent = text("reading");
+    const [unsaved, at] = [this.edited().map(([picture, row]) => [picture, row.words.value]), this.list.scrollTop];
+    const hidden = [...this.rows].filter(([, row]) => row.item.hidden).map(([picture]) => picture);
+    this.loads += 1;
+    this.rows.clear();
+    this.list.replaceChildren(); // also where the last picture has gone
     const { pictures, notes } = await ask("pictures", { settings: this.settings });
     this.list.replaceChildren(...pictures.map((picture) => this.row(picture)));
+    this.put(unsaved);
+    for (const picture of hidden) if (this.rows.has(picture)) this.rows.get(picture).item.hidden = true;
+    this.list.scrollTop = at;
     this.said.textContent = [text("count", { count: pictures.length }), ...notes].join(" · ");
   }
 
   row({ picture, caption, version, fallback, size, bucket, box, repeats }) {
-    const query = new URLSearchParams({ folder: this.settings.folder, picture, nested: this.settings.nested ? "1" : "0" });
+    const query = new URLSearchParams({ folder: this.settings.folder, picture, nested: this.settings.nested ? "1" : "0", load: this.loads });
     const kept = make("span", { title: text("kept") });
     Object.assign(kept.style, {
       left: share(box[0], size[0]), top: share(box[1], size[1]),
@@ -66,7 +96,7 @@ class Captions extends Dialog {
     const facts = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), count: repeats });
     const image = make("img", { src: api.apiURL(`/lora_atelier/thumbnail?${query}`), alt: "", loading: "lazy" });
     const item = make(
-      "li", {}, make("div", { class: "atelier-shown" }, image, kept),
+      "li", {}, make("div", {}, make("div", { class: "atelier-shown" }, image, kept), tools(this, picture)),
       make("div", { class: "atelier-words" }, make("b", {}, picture), make("span", { class: "atelier-axis" }, facts), words),
     );
     this.rows.set(picture, { item, words, caption, version, seen: words.value });
@@ -104,7 +134,7 @@ class Captions extends Dialog {
   put(captions) {
     for (const [picture, caption] of captions) {
       const row = this.rows.get(picture);
-      row.words.value = row.seen = caption ?? "";
+      if (row) row.words.value = row.seen = caption ?? ""; // the picture may have been taken out since
     }
   }
 
@@ -128,6 +158,12 @@ class Captions extends Dialog {
 
   async undo() {
     const step = this.past.at(-1);
+    if (step.undo) {
+      await step.undo();
+      this.past.pop();
+      this.said.textContent = text("undoneSaved");
+      return;
+    }
     if (step.edits && !(await this.write(step.edits.map((edit) => ({ ...edit, version: this.rows.get(edit.picture).version }))))) return;
     this.past.pop();
     this.put(step.edits ? step.edits.map(({ picture, caption }) => [picture, caption]) : step.captions);

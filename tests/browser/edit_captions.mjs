@@ -1,8 +1,9 @@
-// Edits captions as a person would: opens the dialog from the node, types into one, adds a tag to all, takes that back and saves.
+// Edits captions as a person would: opens the dialog from the node, types into one, adds a tag to all, takes that back and saves;
+// turns a picture, takes it out and puts it back, drops others on the window and on the node, and adds what ComfyUI has drawn.
 // workflow: address of the workflow's JSON on the server. widgets: {node type: {widget: value}}, set before.
 import { drive, load, press, set } from "./page.mjs";
 
-await drive({ width: 1300, height: 850 }, async ({ page, task, seen, limit, shot }) => {
+await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot }) => {
   await load(page, task.workflow, "captions");
   seen.unset = await set(page, task.widgets);
   await press(page, "LoadDataset", "captions_desk");
@@ -39,6 +40,66 @@ await drive({ width: 1300, height: 850 }, async ({ page, task, seen, limit, shot
   await button("Save").click();
   await said("saved");
   seen.saved = await state();
+
+  const facts = () => page.evaluate(() => [...document.querySelectorAll(".atelier-words")].map((one) => one.innerText.split("\n").slice(0, 2).join(": ")));
+  const named = (label) => page.getByLabel(label, { exact: true });
+  await page.getByLabel("Only captions with this tag").fill("");
+  await page.getByLabel("Only captions with this tag").press("Enter");
+  await said("4 of 4 pictures shown");
+  await words.nth(1).fill("not saved yet");
+  await words.nth(1).blur();
+  await named("Turn red square.png to the right").click();
+  await said("red square.png was turned");
+  seen.turned = { facts: await facts(), ...(await state()) };
+  await named("Take red square.png out of the folder").click();
+  await said("was put aside");
+  seen.out = await state();
+  await shot("put_aside");
+  for (const expected of [4, 4]) {
+    await button("Undo").click();
+    await page.waitForFunction((count) => document.querySelectorAll(".atelier-pictures li").length === count, expected, limit);
+    await said("also in the files");
+    await page.evaluate(() => { document.querySelector(".atelier-dialog output").textContent = ""; });
+  }
+  seen.back = { facts: await facts(), ...(await state()) };
+
+  // A drop as the browser makes it, of files that are made here.
+  const drop = (selector, files) => page.evaluate(async ([where, wanted]) => {
+    const data = new DataTransfer();
+    for (const [name, colour] of wanted) {
+      const canvas = Object.assign(document.createElement("canvas"), { width: 96, height: 64 });
+      const brush = canvas.getContext("2d");
+      brush.fillStyle = colour;
+      brush.fillRect(0, 0, 96, 64);
+      const blob = name.endsWith(".png") ? await new Promise((done) => canvas.toBlob(done)) : colour;
+      data.items.add(new File([blob], name));
+    }
+    const element = where ? document.querySelector(where) : null;
+    if (element) for (const type of ["dragover", "drop"]) element.dispatchEvent(new DragEvent(type, { dataTransfer: data, bubbles: true, cancelable: true }));
+    else {
+      const node = window.app.graph._nodes.find((one) => one.type === "LoadDataset");
+      const event = new DragEvent("drop", { dataTransfer: data });
+      return [node.onDragOver(event), await node.onDragDrop(event)];
+    }
+  }, [selector, files]);
+  await drop(".atelier-dialog", [["red square.png", "purple"], ["red square.txt", "a purple one"], ["film.mp4", "x"]]);
+  await said("came into");
+  seen.dropped = await state();
+  await shot("dropped");
+  page.on("dialog", (dialog) => dialog.accept());
+  await button("Close").click();
+  await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);
+
+  seen.accepted = await drop(null, [["new one.png", "orange"]]);
+  await page.getByLabel("Into the folder").fill(`${task.widgets.LoadDataset.folder}/25_orange`);
+  await button("From ComfyUI").click();
+  await page.locator(".atelier-made button").first().click();
+  await page.waitForFunction(() => [...document.querySelectorAll(".atelier-made img")].every((image) => image.naturalWidth), null, limit);
+  await shot("adding");
+  await button("Add 2").click();
+  await said("came into");
+  seen.adding = { said: await page.locator(".atelier-dialog output").innerText(), folder: await page.evaluate(() =>
+    window.app.graph._nodes.find((one) => one.type === "LoadDataset").widgets.find((widget) => widget.name === "folder").value) };
   await button("Close").click();
   await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);
 });

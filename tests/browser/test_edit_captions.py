@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from lora_atelier.tests.browser.driver import WORKFLOW, browser, drive, look, ours
 from lora_atelier.tests.host import support
+from PIL import Image
 
 FOLDER = "edited"
 
@@ -21,10 +22,14 @@ def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pyte
     shutil.rmtree(folder, ignore_errors=True)
     support.draw_dataset(folder)
     (folder / "red square.txt").write_text("a square, red", encoding="utf-8")
+    drawn = host.base / "output" / "drawn before.png"
+    Image.new("RGB", (64, 96), "teal").save(drawn)
     widgets = {"LoadDataset": {"folder": f"input/{FOLDER}"}}
-    found = drive("edit_captions", host, shots, workflow=WORKFLOW, widgets=widgets, **look(request.param))
+    found = drive("edit_captions", host, shots, workflow=WORKFLOW, widgets=widgets, seconds=30, **look(request.param))
+    drawn.unlink()
     files = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.txt")}
-    return found | {"files": files}
+    pictures = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    return found | {"files": files, "pictures": pictures}
 
 
 def test_every_picture_is_there_with_its_caption(seen: dict[str, Any]) -> None:
@@ -41,5 +46,27 @@ def test_what_is_done_to_all_is_taken_back_at_once(seen: dict[str, Any]) -> None
 
 def test_only_what_was_edited_is_written(seen: dict[str, Any]) -> None:
     assert seen["filtered"]["shown"] == 1 and seen["saved"]["said"].startswith("1 ")
-    assert seen["files"] == {"black circle.txt": "a circle, by hand\n", "red square.txt": "a square, red"}
+    assert seen["files"] == {
+        "black circle.txt": "a circle, by hand\n", "red square.txt": "a square, red", "red square (2).txt": "a purple one",
+    }  # fmt: skip
     assert not ours(seen)
+
+
+def test_a_picture_is_turned_and_taken_out_and_both_are_taken_back(seen: dict[str, Any]) -> None:
+    """What was typed and not saved stays meanwhile."""
+    assert seen["turned"]["captions"][1] == "not saved yet" == seen["out"]["captions"][1] == seen["back"]["captions"][1]
+    assert len(seen["out"]["captions"]) == 3 and len(seen["back"]["captions"]) == 4
+    assert seen["turned"]["said"] == "red square.png was turned"
+
+
+def test_what_is_dropped_on_the_window_takes_no_pictures_place(seen: dict[str, Any]) -> None:
+    assert "2 files came into input/edited" in seen["dropped"]["said"] and "film.mp4: films" in seen["dropped"]["said"]
+    assert "a purple one" in seen["dropped"]["captions"]
+
+
+def test_what_is_dropped_on_the_node_or_was_drawn_here_goes_into_the_folder_of_choice(seen: dict[str, Any]) -> None:
+    assert seen["accepted"] == [True, True] and seen["adding"]["folder"] == f"input/{FOLDER}"
+    assert seen["adding"]["said"] == f"2 files came into input/{FOLDER}/25_orange"
+    assert seen["pictures"] == {
+        *(f"{name}.png" for name in support.PICTURES), "red square (2).png", "25_orange/new one.png", "25_orange/drawn before.png",
+    }  # fmt: skip

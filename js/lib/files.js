@@ -1,0 +1,89 @@
+// Files that a person drops or chooses, and their way to the server: through ComfyUI's own upload, a few at a time.
+import { api } from "../../../scripts/api.js";
+import { ask } from "./server.js";
+import { text } from "./text.js";
+
+const AT_ONCE = 3;
+const STAGED = "lora-atelier-incoming"; // where the server looks for them
+
+/** The pictures of ComfyUI's own that an address leads to, as the server finds them; null for any other address. */
+export function heldAt(address) {
+  const url = URL.canParse(address, location.href) ? new URL(address, location.href) : null;
+  if (url?.origin !== location.origin || !/\/view$/.test(url.pathname)) return null;
+  const { filename, subfolder = "", type = "output" } = Object.fromEntries(url.searchParams);
+  return filename ? { name: filename, held: { filename, subfolder, type } } : null;
+}
+
+/** Whether something is dragged that may be pictures. */
+export const mayBring = (event) => ["Files", "text/uri-list"].some((type) => event.dataTransfer?.types?.includes(type));
+
+/** What was dropped, [{name, file} or {name, held}], with the folders that files were in. To be called while the event lasts. */
+export async function dropped(event) {
+  const items = [...event.dataTransfer.items].filter((item) => item.kind === "file");
+  const entries = items.map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile()).filter(Boolean);
+  const addresses = entries.length ? [] : event.dataTransfer.getData("text/uri-list").split("\n");
+  const files = await Promise.all(entries.map((entry) => (entry instanceof File ? [{ name: entry.name, file: entry }] : inside(entry))));
+  return [...files.flat(), ...addresses.map((address) => heldAt(address.trim())).filter(Boolean)];
+}
+
+async function inside(entry) {
+  const got = (work) => new Promise((resolve, reject) => work(resolve, reject));
+  if (entry.isFile) return [{ name: entry.fullPath.slice(1), file: await got((done, failed) => entry.file(done, failed)) }];
+  const reader = entry.createReader();
+  const found = [];
+  for (let some; (some = await got((done, failed) => reader.readEntries(done, failed))).length; ) found.push(...some); // a hundred at a time
+  return (await Promise.all(found.map(inside))).flat();
+}
+
+/** What was chosen in an <input type="file">. */
+export const chosen = (input) => [...input.files].map((file) => ({ name: file.webkitRelativePath || file.name, file }));
+
+/** The one folder that all files are in, unless its name means repeats; "" if there is none. */
+export function folderOf(files) {
+  const tops = new Set(files.map(({ name }) => (name.includes("/") ? name.split("/")[0] : "")));
+  const [top] = tops;
+  return tops.size === 1 && !/^\d+_/.test(top) ? top : "";
+}
+
+/** Names without the one folder that all files are in. */
+export function below(files) {
+  const top = folderOf(files);
+  return top ? files.map((one) => ({ ...one, name: one.name.slice(top.length + 1) })) : files;
+}
+
+/**
+ * Brings files into a folder of the server; gives its answer, {folder, new, there, left}. What cannot be sent is among what is left.
+ * `said(done, count)` hears how many were sent; `signal` ends it, and then nothing is brought.
+ */
+export async function bring(files, folder, extension, said, signal) {
+  const place = `${STAGED}/${[...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  const [sent, left] = [[], []];
+  const waiting = files.map((one, number) => ({ ...one, number }));
+  let done = 0;
+  const worker = async () => {
+    for (let one; (one = waiting.shift()); said(++done, files.length)) {
+      try {
+        sent.push({ name: one.name, ...(one.held ?? (await upload(one, place, signal))) });
+      } catch (error) {
+        if (signal?.aborted) throw error;
+        left.push([one.name, error.message]);
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  const answer = await ask("pictures/add", { folder, extension, files: sent });
+  return { ...answer, left: [...left, ...answer.left] };
+}
+
+async function upload({ file, number }, place, signal) {
+  const form = new FormData();
+  const ending = /\.\w{1,10}$/.exec(file.name)?.[0] ?? "";
+  form.append("image", file, `${number}${ending}`); // its own name goes with the question, where it is made safe
+  form.append("type", "temp");
+  form.append("subfolder", place);
+  const answer = await api.fetchApi("/upload/image", { method: "POST", body: form, signal });
+  if (answer.status === 413) throw new Error(text("tooLarge"));
+  if (!answer.ok) throw new Error(text("notSent", { why: `${answer.status} ${answer.statusText}` }));
+  const { name, subfolder, type } = await answer.json();
+  return { filename: name, subfolder, type };
+}
