@@ -14,13 +14,14 @@ from ..training import captioning
 from ..training.captioning import text
 from ..training.errors import AtelierError
 from .io_types import CATEGORY, DATASET, folded
-from .shown import logged
+from .shown import log, logged
 
 GIB = 1 << 30
+WAITS = "waits for you: read the captions, then press Go on"
 RARE = frozenset({
     "beams", "min_length", "max_length", "batch_size", "suffix", "replace", "deduplicate", "order", "underscores",
     "general_threshold", "character_threshold", "rating", "blacklist", "device", "hub_id", "download",
-    "regularisation",
+    "regularisation", "only",
 })  # fmt: skip
 """Widgets that are right as they are for most sets."""
 
@@ -132,6 +133,8 @@ class AutoCaption(io.ComfyNode):
         download: bool = False,
         clip: Any = None,
         regularisation: bool = False,
+        only: str = "",
+        pause: bool = False,
     ) -> io.NodeOutput:
         if captioner == captioning.EXISTING and mode != "overwrite" and not download:
             raise AtelierError(f"mode: {mode!r} leaves existing captions as they are; choose 'overwrite' to work on them.")
@@ -140,10 +143,19 @@ class AutoCaption(io.ComfyNode):
         rules, removed = text.parse_rules(replace), text.parse_tags(remove_tags)
         work = text.TextWork(trigger, prefix, suffix, rules, removed, deduplicate, False, order)
         choice = Choice(
-            captioner, hub_id if download else None, pattern, underscores, device, clip, settings, tagger, regularisation
-        )
-        show = cls.hidden.unique_id if cls.hidden else None
-        return choice.apply(dataset, mode, work, batch_size, dry_run, show)
+            captioner, hub_id if download else None, pattern, underscores, device, clip, settings, tagger, regularisation,
+            tuple(filter(None, map(str.strip, only.splitlines()))),
+        )  # fmt: skip
+        node_id = cls.hidden.unique_id if cls.hidden else None
+        captioned, report = choice.apply(dataset, mode, work, batch_size, dry_run, node_id)
+        notes: tuple[str, ...] = ()
+        if pause and not dry_run:
+            captioned, notes = review(captioned, report.told(captioned), node_id or "")
+        said = report.told(captioned)
+        said = with_changes(said, warnings=(*notes, *said.warnings))
+        logged("Auto Caption", said)
+        asked = {"asked": [[change.picture.name, change.after] for change in report.changes]} if only.strip() else {}
+        return io.NodeOutput(captioned, ui={**said.shown(), **asked})
 
 
 def _more_inputs() -> list[Any]:
@@ -215,7 +227,32 @@ def _more_inputs() -> list[Any]:
             "clip", optional=True,
             tooltip="For 'connected clip': a language model that sees pictures, such as Qwen3-VL, from the stock CLIP loader.",
         ),
+        io.String.Input(
+            "only", default="", multiline=True, optional=True,
+            tooltip="Names of pictures, one a line: only these are captioned, and all are handed on. Empty: all are captioned.",
+        ),
+        io.Boolean.Input(
+            "pause", default=False, optional=True,
+            tooltip="On: after captioning the run waits until you have read the captions and press Go on in this node.",
+        ),
     ]  # fmt: skip
+
+
+def review(dataset: Any, said: Any, node_id: str) -> tuple[Any, tuple[str, ...]]:
+    """Waits for the person; gives the dataset as it is then, and what there is to say of that."""
+    from ..training import host
+    from ..training.captioning.review import hold, reviewed
+
+    show = host.status_of(node_id)
+    log.info("Auto Caption: waits until the captions were read; press Go on in the node, or cancel the run.")
+
+    def wait() -> None:
+        show(WAITS)
+        part = {"node": node_id, "told": said.shown()["told"][0]}
+        hold(node_id, part, lambda: host.send("lora_atelier.review", {}), host.check_interrupt)
+        show("")
+
+    return reviewed(dataset, wait)
 
 
 @dataclass(frozen=True)
@@ -232,14 +269,20 @@ class Choice:
     settings: Any
     tagger: Any
     regularisation: bool
+    only: tuple[str, ...]
 
-    def apply(self, dataset: Any, mode: Any, work: Any, batch_size: int, dry_run: bool, node_id: str | None) -> io.NodeOutput:
-        """Caption what there is to caption; a model is loaded, or fetched, only if there is something."""
+    def apply(
+        self, dataset: Any, mode: Any, work: Any, batch_size: int, dry_run: bool, node_id: str | None
+    ) -> tuple[Any, Any]:  # fmt: skip
+        """Caption what there is to caption; a model is loaded, or fetched, only if there is something.
+
+        Gives the dataset and the report.
+        """
         from ..training import host
         from ..training.captioning.fill import fill, workload
 
         folder = host.captioner_folder()
-        needed = bool(workload(dataset, mode, self.regularisation).work)
+        needed = bool(workload(dataset, mode, self.regularisation, self.only).work)
         name = self.captioner if needed else captioning.EXISTING
         if needed and self.hub_id is not None:
             from ..training.captioning.download import download
@@ -251,16 +294,13 @@ class Choice:
         model = None
         try:
             model = self._load(name, folder)
-            captioned, report = fill(
+            return fill(
                 dataset, model, mode, with_changes(work, spaces=spaces), batch_size, host.progress,
-                host.status_of(node_id) if node_id else None, dry_run, self.regularisation,
+                host.status_of(node_id) if node_id else None, dry_run, self.regularisation, self.only,
             )  # fmt: skip
         finally:
             model = None
             host.free_memory()
-        said = report.told(captioned)
-        logged("Auto Caption", said)
-        return io.NodeOutput(captioned, ui=said.shown())
 
     def _load(self, name: str, folder: Path) -> Any:
         from ..training import host

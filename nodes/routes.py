@@ -22,6 +22,7 @@ import torch
 from aiohttp import web
 
 from ..training import host
+from ..training.captioning import review
 from ..training.captioning.editing import Changed
 from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
 from ..training.dataset.steps_ahead import SubsetSource, steps_per_epoch
@@ -450,6 +451,22 @@ for _path, (_work, _fields) in picture_routes.POSTS.items():
 @answered
 async def get_made(_request: web.Request) -> Any:
     return await _apart(picture_routes.made)
+
+
+@table.get(f"{PREFIX}/captions/waiting")
+@answered
+async def get_waiting(_request: web.Request) -> Any:
+    """The nodes that wait until somebody has read their captions."""
+    return {"waiting": review.waiting()}
+
+
+@table.post(f"{PREFIX}/captions/go_on")
+@answered
+async def post_go_on(request: web.Request) -> Any:
+    node = text_of(await body_of(request, fields=("node",)), "node", 200)
+    if not review.go_on(node):
+        raise Refused(404, f"node: {node!r} doesn't wait any more.")
+    return {}
 
 
 @table.get(f"{PREFIX}/thumbnail")

@@ -1,4 +1,5 @@
 // What can be done to one picture of "Pictures and captions": turned, taken out of the folder, asked for its caption again.
+import { again } from "./again.js";
 import { make } from "./dom.js";
 import { ask } from "./server.js";
 import { text } from "./text.js";
@@ -35,8 +36,17 @@ export function tools(desk, picture) {
     await desk.load();
     desk.said.textContent = text("takenOut", { picture });
   };
+  const asked = async () => {
+    desk.said.textContent = text("askingFor", { picture });
+    const caption = await again(desk.node, desk.settings.folder, picture);
+    const row = desk.rows.get(picture);
+    if (!row) return;
+    if (row.words.value !== caption) desk.past.push({ captions: new Map([[picture, row.words.value]]) });
+    desk.put([[picture, caption]]);
+    desk.said.textContent = text("askedAgain", { picture });
+  };
   return make(
-    "div", { class: "atelier-tools" }, button("turnLeft", "⟲", () => turned(3), 3), button("turnRight", "⟳", () => turned(1), 1),
+    "div", { class: "atelier-tools" }, button("askAgain", "✎", asked), button("turnLeft", "⟲", () => turned(3), 3), button("turnRight", "⟳", () => turned(1), 1),
     button("takeOut", "✕", out),
   );
 }

@@ -1,7 +1,8 @@
 // Edits captions as a person would: opens the dialog from the node, types into one, adds a tag to all, takes that back and saves;
-// turns a picture, takes it out and puts it back, drops others on the window and on the node, and adds what ComfyUI has drawn.
+// turns a picture, takes it out and puts it back, drops others on the window and on the node, and adds what ComfyUI has drawn;
+// has one caption asked again, and lets a run go on that waits for its captions to be read.
 // workflow: address of the workflow's JSON on the server. widgets: {node type: {widget: value}}, set before.
-import { drive, load, press, set } from "./page.mjs";
+import { drive, listen, load, press, set } from "./page.mjs";
 
 await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot }) => {
   await load(page, task.workflow, "captions");
@@ -102,4 +103,49 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
     window.app.graph._nodes.find((one) => one.type === "LoadDataset").widgets.find((widget) => widget.name === "folder").value) };
   await button("Close").click();
   await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);
+
+  // One caption is asked again, and the run waits between captioning and training.
+  await page.evaluate((folder) => {
+    const { graph } = window.app;
+    graph.clear();
+    const [load, caption] = ["LoadDataset", "AutoCaption"].map((type, i) => {
+      const node = window.LiteGraph.createNode(type);
+      graph.add(node);
+      node.pos = [60 + 480 * i, 60];
+      node.setSize([440, node.size[1]]);
+      return node;
+    });
+    load.widgets.find((widget) => widget.name === "folder").value = folder;
+    load.connect(0, caption, caption.inputs.findIndex((input) => input.name === "dataset"));
+    for (const [name, value] of Object.entries({ captioner: "file name", pattern: "drawn, {name}", pause: true })) {
+      caption.widgets.find((widget) => widget.name === name).value = value;
+    }
+  }, task.widgets.LoadDataset.folder);
+  await press(page, "LoadDataset", "captions_desk");
+  await words.first().waitFor(limit);
+  await named("Ask for the caption of black circle.png again").click();
+  await said("black circle.png has a new caption, not saved yet");
+  seen.again = await state();
+  await button("Close").click();
+  await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);
+  await listen(page);
+  await page.getByTestId("queue-button").click();
+  const panel = () => page.evaluate(() => {
+    const element = window.app.graph._nodes.find((one) => one.type === "AutoCaption").widgets.find((one) => one.name === "review")?.element;
+    const box = element?.getBoundingClientRect();
+    return element && { text: element.innerText, hidden: element.hidden, visible: box.width > 100 && box.height > 100, ended: window.ended };
+  });
+  const waits = (hidden) => page.waitForFunction((wanted) => {
+    const node = window.app.graph._nodes.find((one) => one.type === "AutoCaption");
+    return node.widgets.find((one) => one.name === "review")?.element.hidden === wanted;
+  }, hidden, limit);
+  await waits(false);
+  await page.evaluate(() => { Object.assign(window.app.canvas.ds, { scale: 0.5, offset: [60, 60] }); window.app.canvas.setDirty(true, true); });
+  await page.waitForTimeout(1500);
+  seen.paused = await panel();
+  await shot("paused");
+  await page.locator("button", { hasText: "Go on" }).evaluate((one) => one.click());
+  await page.waitForFunction(() => window.ended, null, limit);
+  await waits(true);
+  seen.went = { ...(await panel()), ended: await page.evaluate(() => window.ended.name) };
 });

@@ -25,9 +25,9 @@ def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pyte
     drawn = host.base / "output" / "drawn before.png"
     Image.new("RGB", (64, 96), "teal").save(drawn)
     widgets = {"LoadDataset": {"folder": f"input/{FOLDER}"}}
-    found = drive("edit_captions", host, shots, workflow=WORKFLOW, widgets=widgets, seconds=30, **look(request.param))
+    found = drive("edit_captions", host, shots, workflow=WORKFLOW, widgets=widgets, **look(request.param))
     drawn.unlink()
-    files = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.txt")}
+    files = {path.name: path.read_text(encoding="utf-8") for path in folder.rglob("*.txt")}
     pictures = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
     return found | {"files": files, "pictures": pictures}
 
@@ -48,6 +48,7 @@ def test_only_what_was_edited_is_written(seen: dict[str, Any]) -> None:
     assert seen["filtered"]["shown"] == 1 and seen["saved"]["said"].startswith("1 ")
     assert seen["files"] == {
         "black circle.txt": "a circle, by hand\n", "red square.txt": "a square, red", "red square (2).txt": "a purple one",
+        **{f"{name}.txt": f"drawn, {name}\n" for name in ("blue circle", "green square")},
     }  # fmt: skip
     assert not ours(seen)
 
@@ -68,5 +69,18 @@ def test_what_is_dropped_on_the_node_or_was_drawn_here_goes_into_the_folder_of_c
     assert seen["accepted"] == [True, True] and seen["adding"]["folder"] == f"input/{FOLDER}"
     assert seen["adding"]["said"] == f"2 files came into input/{FOLDER}/25_orange"
     assert seen["pictures"] == {
-        *(f"{name}.png" for name in support.PICTURES), "red square (2).png", "25_orange/new one.png", "25_orange/drawn before.png",
+        *(f"{name}.png" for name in support.PICTURES), "red square (2).png", "25_orange/new one.png",
+        "25_orange/drawn before.png",
     }  # fmt: skip
+
+
+def test_one_caption_is_asked_again_and_nothing_is_written(seen: dict[str, Any]) -> None:
+    assert seen["again"]["captions"][0] == "drawn, black circle"
+    assert seen["files"]["black circle.txt"] == "a circle, by hand\n"
+
+
+def test_the_run_waits_until_it_is_told_to_go_on(seen: dict[str, Any]) -> None:
+    paused, went = seen["paused"], seen["went"]
+    assert paused["visible"] and paused["ended"] is None and "The run waits for you" in paused["text"]
+    assert "2 captions written" in paused["text"] and "Go on" in paused["text"]
+    assert went["ended"] == "execution_success" and went["hidden"]

@@ -20,6 +20,8 @@ PANELS = (
     "upload.js",
     "lib/files.js",
     "lib/picture_tools.js",
+    "lib/again.js",
+    "review.js",
     "gallery.js",
     "settings.js",
     "lib/dialog.js",

@@ -14,10 +14,18 @@ import pytest
 from lora_atelier.demo.server import Server, make_base
 from lora_atelier.tests.host import support
 
-GET = ["runs", "runs/nobody", "grids", "grids/page?run=a&page=b", "thumbnail?folder=input/shapes&picture=x.png", "pictures/made"]
+GET = [
+    "runs",
+    "runs/nobody",
+    "grids",
+    "grids/page?run=a&page=b",
+    "thumbnail?folder=input/shapes&picture=x.png",
+    "pictures/made",
+    "captions/waiting",
+]
 POST = [
     "outlook", "family", "start", "settings", "preset", "runs/nobody/command", "pictures", "captions", "captions/change",
-    "pictures/add", "pictures/remove", "pictures/restore", "pictures/turn",
+    "pictures/add", "pictures/remove", "pictures/restore", "pictures/turn", "captions/go_on",
     "grids/favourite", "loras/keep",
 ]  # fmt: skip
 REBOUND = {"Host": "evil.example:8188"}

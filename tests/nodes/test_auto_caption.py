@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,7 @@ def test_file_names_become_captions(node, models, dataset):
 
 
 def test_regularisation_pictures_are_left_alone_until_the_widget_says_otherwise(node, models, dataset):
-    folder = next(dataset.samples).path.parent
+    folder = next(iter(dataset.samples)).path.parent
     prior = Dataset(scan(folder, SubsetConfig("input/set", role="regularisation")))
     output = node.execute(prior, **{**WIDGETS, "captioner": "a model that is not here"})
     assert "Note: 3 regularisation pictures left alone" in output.ui["text"][0] and not list(folder.glob("*.txt"))
@@ -102,7 +104,7 @@ def test_cancel_keeps_what_is_written(node, models, dataset):
     finally:
         comfy.utils.set_progress_bar_global_hook(earlier)
         management.interrupt_current_processing(False)
-    folder = next(dataset.samples).path.parent
+    folder = next(iter(dataset.samples)).path.parent
     assert sorted(path.name for path in folder.glob("*.txt")) == ["cat-face.txt", "crab.txt"]
     assert shown == [(0, 3, (40, 40)), (2, 3, (40, 40))]
 
@@ -120,7 +122,7 @@ def test_cancel_inside_a_caption_keeps_the_captions_before_it(node, models, data
             management.interrupt_current_processing(words.count(1) == 3)
 
     tiny_blip.build_blip(models / "tiny")
-    folder = next(dataset.samples).path.parent
+    folder = next(iter(dataset.samples)).path.parent
     handle = register_module_forward_hook(word)
     try:
         with pytest.raises(management.InterruptProcessingException):
@@ -159,7 +161,7 @@ def test_a_captioner_that_is_not_there_is_named(node, models, dataset):
 def test_a_widget_that_cannot_work_is_named_and_nothing_is_written(node, models, dataset, widget, value, message):
     with pytest.raises(AtelierError, match=message):
         node.execute(dataset, **{**WIDGETS, widget: value})
-    assert not list(next(dataset.samples).path.parent.glob("*.txt"))
+    assert not list(next(iter(dataset.samples)).path.parent.glob("*.txt"))
 
 
 def test_the_help_page_names_every_widget(node, root: Path):
@@ -179,13 +181,13 @@ def test_what_is_rarely_needed_is_folded_away(node):
     inputs = {**info["required"], **info["optional"]}
     shown = [name for name, spec in inputs.items() if not spec[1].get("advanced")]
     assert shown == [
-        "dataset", "captioner", "mode", "pattern", "trigger", "prefix", "prompt", "remove_tags", "dry_run", "clip",
+        "dataset", "captioner", "mode", "pattern", "trigger", "prefix", "prompt", "remove_tags", "dry_run", "clip", "pause",
     ]  # fmt: skip
 
 
 def test_text_work_on_existing_captions(node, models, dataset):
     """Recipe R3's tag work, through the widgets."""
-    folder = next(dataset.samples).path.parent
+    folder = next(iter(dataset.samples)).path.parent
     (folder / "crab.txt").write_text("crab, red_shell, ^_^, crab, a sea")
     (folder / "hot-dog.txt").write_text("bun, crab")
     widgets = {
@@ -230,7 +232,7 @@ def test_when_download_is_chosen_and_fails_one_sentence_says_so(node, models, da
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     with pytest.raises(AtelierError, match=r"download: owner/model could not be fetched from the hub .* put the model's folder"):
         node.execute(dataset, **WIDGETS, hub_id="owner/model", download=True)
-    assert not list(next(dataset.samples).path.parent.glob("*.txt"))
+    assert not list(next(iter(dataset.samples)).path.parent.glob("*.txt"))
     assert node.define_schema().inputs[1].options == ["file name", "existing captions", "connected clip"]
 
 
@@ -265,3 +267,32 @@ def test_a_threshold_that_no_tag_reaches_is_said(node, models, dataset):
     tiny_tagger.build_tagger(models / "wd")
     text = node.execute(dataset, **{**WIDGETS, "captioner": "wd"}, general_threshold=1.0, character_threshold=1.0).ui["text"][0]
     assert "no words were found for cat-face.png, crab.png, hot-dog.png" in text and "lower general_threshold" in text
+
+
+def test_a_run_waits_for_the_captions_to_be_read(node, models, dataset):
+    """What is edited meanwhile is what the next node gets, and a cancel ends the waiting."""
+    from comfy import model_management
+    from lora_atelier.training.captioning import review
+
+    found = []
+    work = threading.Thread(target=lambda: found.append(node.execute(dataset, **WIDGETS, pause=True)))
+    work.start()
+    while not review.waiting():
+        time.sleep(0.01)
+    (waits,) = review.waiting()
+    assert waits["told"]["counts"][0] == "3 captions written, 0 kept"
+    first = next(iter(dataset.samples)).path
+    first.with_suffix(".txt").write_text("by hand")
+    assert review.go_on(waits["node"])
+    work.join(20)
+    assert next(iter(found[0].result[0].samples)).caption == "by hand"
+    model_management.interrupt_current_processing(True)
+    with pytest.raises(model_management.InterruptProcessingException):
+        node.execute(dataset, **WIDGETS, pause=True)
+    assert not review.waiting()
+
+
+def test_a_dry_run_waits_for_nobody(node, models, dataset):
+    output = node.execute(dataset, **WIDGETS, pause=True, dry_run=True, only="crab.png")
+    assert output.ui["asked"] == [["crab.png", "openmoji emoji, crab"]]
+    assert "asked" not in node.execute(dataset, **WIDGETS).ui

@@ -59,6 +59,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "pictures/turn": {
         "folder": "input/hostile", "extension": ".txt", "nested": False, "pictures": ["none.png"], "quarters": 1,
     },
+    "captions/go_on": {"node": "3"},
     "grids/favourite": {"run": RUN, "cell": CELL, "on": True},
     "loras/keep": {"lora": "x.safetensors", "name": "kept"},
 }  # fmt: skip

@@ -70,13 +70,14 @@ class Workload:
     """The same of files that are as they should be."""
 
 
-def workload(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Workload:
+def workload(dataset: Dataset, mode: Mode, regularisation: bool = False, only: Sequence[str] = ()) -> Workload:
     """Every caption file once, sorted into work and kept; AtelierError naming a caption file that cannot be read.
 
     Files on the disk decide, not the dataset, whose captions may be older; captions from a table or a node count like files. A
     caption file that several pictures or subsets share is written once. An empty file is a caption that somebody left empty,
     and is kept unless the mode is "overwrite". A picture whose caption seems to lie in a file that is not read is passed over.
     Latents are passed over, and so are regularisation sets unless ``regularisation`` is set: their class is their caption.
+    ``only``: ends of the paths of those pictures that are meant, with ``/``; AtelierError for one that fits none.
     """
     if dataset.subsets and all(subset.ready for subset in dataset.subsets):
         raise AtelierError(
@@ -86,11 +87,12 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Work
     shared: list[str] = []
     notes: list[str] = []
     captioned = [s for s in dataset.subsets if regularisation or s.config.role != "regularisation"]
+    meant = _meant(dataset, only)
     for subset in captioned:
         reader = CaptionReader(subset.config)
         for sample in subset.samples:
             file = caption_file_of(sample.path, subset.config.caption_extension, sample.caption_file)
-            if sample.ready:
+            if sample.ready or (only and sample.path not in meant):
                 continue
             if file in tasks:
                 shared += [sample.path.name] if tasks[file].picture != sample.path else []
@@ -117,6 +119,16 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False) -> Work
     elsewhere = [task.picture.name for task in kept if task.before and not task.found]
     remarks = (f"kept, because a table or another node describes them: {some(elsewhere)}.",) if elsewhere else ()
     return Workload(tuple(work), tuple(kept), passed_over, tuple(dict.fromkeys(notes)), remarks)
+
+
+def _meant(dataset: Dataset, only: Sequence[str]) -> set[Path]:
+    found: set[Path] = set()
+    for end in only:
+        those = {s.path for s in dataset.samples if f"/{s.path.as_posix().lstrip('/')}".endswith(f"/{end.strip('/')}")}
+        if not those:
+            raise AtelierError(f"only: {end!r} is no picture of this dataset. Write names such as cat.png, one a line.")
+        found |= those
+    return found
 
 
 def _notes(kept: Sequence[Task], shared: Sequence[str]) -> Iterable[str]:
@@ -261,6 +273,7 @@ def fill(
     show: Callable[[str], None] | None = None,
     dry_run: bool = False,
     regularisation: bool = False,
+    only: Sequence[str] = (),
 ) -> tuple[Dataset, Report]:
     """Write the captions, and return the dataset with the captions that are on the disk then.
 
@@ -268,7 +281,7 @@ def fill(
     raises, what is written stays. ``show`` gets the name of the picture that is looked at. A dry run does everything but write.
     AtelierError naming a file whose encoding is a guess where its words would be written back.
     """
-    todo = workload(dataset, mode, regularisation)
+    todo = workload(dataset, mode, regularisation, only)
     if mode == "append" or isinstance(captioner, ExistingCaptioner):
         _refuse_guesses(todo.work)
     advance = progress(len(todo.work)) if progress and todo.work else None

@@ -1,0 +1,63 @@
+// Asks the Auto Caption node behind a Load Dataset for the caption of one picture, through ComfyUI's queue: with its own settings, its
+// captioner and whatever is wired into it. Nothing is written; the words come back.
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { root } from "./dom.js";
+import { allNodes, before, inputOf } from "./graph.js";
+import { text } from "./text.js";
+
+const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
+
+/** The Auto Caption nodes that get the pictures of a Load Dataset. */
+function captionersOf(dataset) {
+  const gets = (node) => [...before(node, [inputOf(node, "dataset")].filter(Boolean), root())].includes(dataset);
+  return allNodes(root()).filter((node) => node.comfyClass === "AutoCaption" && gets(node));
+}
+
+/** A prompt without all that isn't in front of the node with this id. */
+function upTo(prompt, id, kept = {}) {
+  if (id in kept || !(id in prompt)) return kept;
+  kept[id] = prompt[id];
+  for (const value of Object.values(prompt[id].inputs)) if (Array.isArray(value) && value.length === 2) upTo(prompt, String(value[0]), kept);
+  return kept;
+}
+
+/** The caption that the node would write for the picture now. `dataset`: a Load Dataset node; `picture`: its path below the folder. */
+export async function again(dataset, folder, picture) {
+  const [captioner] = captionersOf(dataset);
+  if (!captioner) throw new Error(text("noCaptioner"));
+  const { output, workflow } = await app.graphToPrompt();
+  const id = Object.keys(output).find((one) => one.split(":").at(-1) === String(captioner.id) && output[one].class_type === "AutoCaption");
+  if (!id) throw new Error(text("noCaptioner")); // it is bypassed or muted
+  const prompt = structuredClone(upTo(output, id));
+  const { inputs } = prompt[id];
+  const mode = inputs.mode === "append" ? "append" : "overwrite";
+  Object.assign(inputs, { mode, only: `${folder.split("/").at(-1)}/${picture}`, dry_run: true, pause: false });
+  return run({ output: prompt, workflow }, id, picture);
+}
+
+function run(prompt, id, picture) {
+  return new Promise((resolve, reject) => {
+    let [job, found, heard] = [null, "", []];
+    const hear = (event) => (job ? take(event) : heard.push(event)); // the answer may be quicker than the queue's
+    const take = ({ type, detail }) => {
+      if (detail.prompt_id !== job) return;
+      if (type === "executed" && detail.node === id) found = detail.output?.asked?.[0]?.[1] ?? found;
+      if (!ENDS.includes(type)) return;
+      for (const name of ["executed", ...ENDS]) api.removeEventListener(name, hear);
+      if (type === "execution_success" && found) resolve(found);
+      else reject(new Error(type === "execution_success" ? text("noWords", { picture }) : (detail.exception_message ?? text("interruptedHere"))));
+    };
+    for (const name of ["executed", ...ENDS]) api.addEventListener(name, hear);
+    api.queuePrompt(-1, prompt).then((answer) => {
+      job = answer.prompt_id;
+      heard.forEach(take);
+    }, (error) => {
+      for (const name of ["executed", ...ENDS]) api.removeEventListener(name, hear);
+      reject(new Error(reasonOf(error.response) ?? error.message));
+    });
+  });
+}
+
+/** What the host says of a prompt that it refuses. */
+const reasonOf = (answer) => Object.values(answer?.node_errors ?? {})[0]?.errors?.[0]?.details || answer?.error?.message;
