@@ -45,6 +45,7 @@ MAX_PIXELS = 178_956_970
 EXIF_ORIENTATION = 0x0112
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
 # What a picture that cannot be read was meant to be.
 MARKS = ((b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"BM", "BMP"), (b"GIF8", "GIF"))
 # Formats in which several pictures are frames or pages; in an MPO the others are depth or brightness of the first.
@@ -104,6 +105,8 @@ def _identified(path: Path, stream: BinaryIO) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, error) from error
     except UnidentifiedImageError as error:
+        if (why := _needs(head)) is not None:
+            raise _broken(path, why) from error
         known = next((name for mark, name in MARKS if head.startswith(mark)), None)
         kind = (
             f"damaged, or a kind of {known} that is not understood; try to save it as PNG"
@@ -113,6 +116,17 @@ def _identified(path: Path, stream: BinaryIO) -> Image.Image:
         raise _broken(path, kind) from error
     except Exception as error:  # of many kinds, whatever in the file is damaged
         raise _broken(path, error) from error
+
+
+def _needs(head: bytes) -> str | None:
+    """What is missing here for a picture of this kind, whatever its name: phones call HEIC pictures .jpg, too."""
+    if head[4:8] != b"ftyp":
+        return None
+    if head[8:12] in HEIF_BRANDS and ".heic" not in EXTENSIONS:
+        return "it is a HEIC picture, which needs the Python package pillow-heif; install it, or save the picture as PNG or JPEG"
+    if head[8:12] in AVIF_BRANDS and ".avif" not in EXTENSIONS:
+        return "it is an AVIF picture, which needs Pillow 11.3 or newer; update it, or save the picture as PNG or JPEG"
+    return None
 
 
 def _heif(path: Path, stream: BinaryIO) -> Image.Image:

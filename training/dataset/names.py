@@ -57,16 +57,17 @@ _FILMS = frozenset({
 _FORMATS = frozenset({
     ".psd", ".psb", ".jxl", ".svg", ".xcf", ".kra", ".clip", ".sai", ".sai2", ".exr", ".hdr", ".ico", ".eps", ".ai", ".pdf",
     ".dds", ".jxr",
-    ".jp2", ".j2k", ".jpx", ".jpf", ".avif", ".avifs", ".qoi", ".pcx", ".sgi", ".xbm", ".xpm", ".pfm", ".mdp", ".afphoto",
+    ".jp2", ".j2k", ".jpx", ".jpf", ".avifs", ".qoi", ".pcx", ".sgi", ".xbm", ".xpm", ".pfm", ".mdp", ".afphoto",
     ".procreate",
 })  # fmt: skip
 _ARCHIVES = frozenset({".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst"})
 _UNFINISHED = frozenset({".part", ".partial", ".crdownload", ".download", ".tmp", ".!ut", ".opdownload"})
 _BY_ENDING = (
-    (_FILMS, unused.FILMS), (HEIF, unused.HEIC), (_RAW, unused.RAW), (_FORMATS, unused.FORMAT), (_ARCHIVES, unused.ARCHIVES),
+    (_FILMS, unused.FILMS), (HEIF, unused.HEIC), (frozenset({".avif"}), unused.AVIF), (_RAW, unused.RAW),
+    (_FORMATS, unused.FORMAT), (_ARCHIVES, unused.ARCHIVES),
     (_UNFINISHED, unused.UNFINISHED), (_LEFT_ENDINGS, unused.LEAVINGS), (frozenset({""}), unused.BARE),
 )  # fmt: skip
-PICTURE_LIKE = EXTENSIONS | _FILMS | HEIF | _RAW | _FORMATS
+PICTURE_LIKE = EXTENSIONS | _FILMS | HEIF | {".avif"} | _RAW | _FORMATS
 """Endings of what a caption file may belong to although it is not read."""
 
 

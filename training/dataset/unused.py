@@ -28,6 +28,10 @@ HEIC = Reason(
     "HEIC pictures are not used, since reading them needs the Python package pillow-heif",
     "Install it in ComfyUI's environment and restart, or save them as PNG or JPEG.",
 )
+AVIF = Reason(
+    "AVIF pictures are not used, since reading them needs Pillow 11.3 or newer",
+    "Update it in ComfyUI's environment and restart, or save them as PNG or JPEG.",
+)
 RAW = Reason("raw photos are not used, since they have to be developed first", "Export them as PNG or JPEG.")
 FORMAT = Reason("pictures in a format that is not read are not used", "Save them as PNG or JPEG.")
 ARCHIVES = Reason("archives are not used", "Unpack them if pictures are inside.")

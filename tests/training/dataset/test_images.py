@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lora_atelier.tests.noise_pictures import noise_picture
+from lora_atelier.training.dataset import images
 from lora_atelier.training.dataset.images import (
     EXTENSIONS,
     HEIF,
@@ -21,7 +22,7 @@ from lora_atelier.training.dataset.images import (
     to_unit,
 )
 from lora_atelier.training.errors import AtelierError
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageCms, ImageOps, features
 
 
 def small_picture(path):
@@ -328,6 +329,34 @@ def test_a_lower_limit_of_another_node_pack_is_not_called_ours(tmp_path, monkeyp
     stripes().save(path)
     with pytest.raises(AtelierError, match=r"Pillow, as it is set here, refuses so many pixels"):
         picture_size(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_phones_heic_is_upright_once(tmp_path, orientation):
+    """Its pixels are turned by the container, and its EXIF data speak of it as well."""
+    heif = pytest.importorskip("pillow_heif")
+    stored = Image.new("RGB", (64, 32), "red")
+    stored.paste("blue", (32, 0, 64, 32))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "IMG_1.HEIC"
+    heif.from_pillow(stored).save(path, quality=100, exif=exif.tobytes())
+    stored.getexif()[0x0112] = orientation
+    upright = ImageOps.exif_transpose(stored)
+    seen = open_picture(path)
+    assert seen.size == upright.size == picture_size(path)
+    assert np.abs(np.asarray(seen, int) - np.asarray(upright, int)).mean() < 4
+
+
+@pytest.mark.parametrize(("brand", "package"), [(b"heic", "pillow-heif"), (b"mif1", "pillow-heif"), (b"avif", "Pillow 11.3")])
+@pytest.mark.parametrize("name", ["a.jpg", "a.heic"])
+def test_what_is_missing_for_a_picture_is_said_whatever_its_name(tmp_path, monkeypatch, brand, package, name):
+    monkeypatch.setattr(images, "EXTENSIONS", EXTENSIONS - HEIF - {".avif"})
+    monkeypatch.setattr(images, "READ", tuple(kind for kind in images.READ if kind != "AVIF"))
+    path = tmp_path / name
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0" * 400)
+    with pytest.raises(AtelierError, match=rf"{name}: .* needs .*{package}"):
+        check_picture(path)
 
 
 def test_heic_is_read_where_pillow_heif_is_and_pillow_itself_learns_nothing(tmp_path):
