@@ -72,7 +72,7 @@ class Tail:
                     self._restart(stat.st_ino)
                 file.seek(self._place)
                 for line in self._lines(file):
-                    self._add(_row(line))
+                    self._add(parsed(line))
         except FileNotFoundError:
             self._restart(0)
         return list(self.rows)
@@ -104,7 +104,7 @@ def number(value: Any) -> float | None:
     return value if fits else None
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def parsed(line: bytes) -> dict[str, Any] | None:
     """A line as a row of finite numbers (None for what is none); None for what is damaged."""
     try:
         row = parse_json(line, finite=False)
@@ -147,6 +147,11 @@ def set_aside(runs: Path) -> dict[str, str]:
 
 def _all(runs: Path) -> list[tuple[str, str | None]]:
     """(name, what is wrong or None) of every folder with a run.json, the one that was written to last in front."""
+    return [(name, _why(runs / name, _stamp(runs / name / RUN_FILE))) for name, _ in written_last(runs)]
+
+
+def written_last(runs: Path) -> list[tuple[str, float]]:
+    """Every folder with a run.json, sound or not, and when it was written to (seconds since 1970), the latest in front."""
     found = []
     try:
         folders = [entry.name for entry in os.scandir(runs)]
@@ -161,7 +166,7 @@ def _all(runs: Path) -> list[tuple[str, str | None]]:
             pass  # the reason is found below
         stamps = [stamp for file in (HISTORY_FILE, RUN_FILE) if (stamp := _stamp(runs / name / file)) is not None]
         found.append((max(stamps, default=(0, 0, 0)), name))
-    return [(name, _why(runs / name, _stamp(runs / name / RUN_FILE))) for _, name in sorted(found, reverse=True)]
+    return [(name, stamp[0] / 1e9) for stamp, name in sorted(found, reverse=True)]
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
