@@ -106,4 +106,4 @@ def test_cautions_are_repeated_when_the_run_starts(tiny, dataset, caplog) -> Non
 
 def test_after_the_last_step_no_time_is_left() -> None:
     at = [status_line(Progress(step, 10, 1, 1, 0.5, 1e-4, 2.0, (10 - step) / 2)) for step in (9, 10)]
-    assert at[0].endswith("0:00 left") and "left" not in at[1]
+    assert at[0].endswith("0:01 left") and "left" not in at[1]
