@@ -145,7 +145,7 @@ class Job:
             self.config, self.plan.steps_per_epoch, file_bytes, state_bytes, room_on_disk(host.loras_folder()),
             self.model_name, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
             self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
-            focus=any(subset.crop == "focus" for subset in training),
+            focus=any(subset.config.crop == "focus" for subset in self.dataset.subsets if not subset.ready),
         )  # fmt: skip
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from lora_atelier.training import host
 from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.estimate import preflight
+from lora_atelier.training.estimate import cautions, preflight
 from lora_atelier.training.job import status_line
 from lora_atelier.training.performance.memory import kept_bytes
 from lora_atelier.training.recorder import Progress
@@ -77,6 +78,17 @@ def test_what_a_run_keeps_is_as_large_as_was_said(tiny, dataset, decay) -> None:
     said, file = kept_bytes([tuple(p.shape) for p in state.adapter.values()], config), run.folder / STATE_FILE
     header = int.from_bytes(file.read_bytes()[:8], "little")
     assert 0 <= file.stat().st_size - header - 8 - said < 0.02 * said, "optimizers count steps besides"
+
+
+def test_a_crop_that_needs_a_package_is_told_when_the_run_starts(tiny, dataset, monkeypatch) -> None:  # noqa: F811
+    (subset,) = dataset.subsets
+    samples = tuple(dataclasses.replace(one, focus=(0.5, 0.5)) for one in subset.samples)
+    config = dataclasses.replace(subset.config, crop="focus")
+    focused = dataclasses.replace(dataset, subsets=(dataclasses.replace(subset, config=config, samples=samples),))
+    monkeypatch.setattr(cautions, "_is_installed", lambda package: package != "smartcrop")
+    go(tiny("sd15"), focused, recipe("focused", length=LengthConfig(max_steps=1)))
+    told = reader.state("focused", host.runs_folder())["account"]["warnings"]
+    assert any(one.startswith("crop: focus needs the Python package smartcrop") for one in told), told
 
 
 def test_a_damaged_record_hides_no_other_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
