@@ -1,18 +1,21 @@
 // In Train LoRA: the run while it trains, and any run that ended, from what the server knows of it. A page that was reloaded and a
 // second tab ask the same and show the same.
 import { app } from "../../scripts/app.js";
+import { Chart } from "./lib/chart.js";
 import { addPanel, make, root } from "./lib/dom.js";
 import { recipeOf } from "./lib/graph.js";
-import { draw, plot, rateText, sizeText, timeText } from "./lib/plot.js";
+import { rateText, sizeText, timeText } from "./lib/plot.js";
 import { ask, onReconnect, onRun, pictureOf } from "./lib/server.js";
 import { text } from "./lib/text.js";
 import { folded, lines, noted, warned } from "./lib/told.js";
+import { addRuns } from "./runs.js";
 
 const OFTEN = 1000; // ms between two questions while a run tells of itself
 const SELDOM = 5000; // ms after which it is asked without having been told
 const MOST = 4000; // points that are kept; then every second one goes
-const [SMALL, LARGE] = [64, 370]; // heights in pixels, without and with a run whose sentences take a line each
+const [SMALL, LARGE] = [64, 330]; // heights in pixels, without and with a run that has no samples and whose sentences take a line each
 const [LINE, CONTROL] = [15, 26]; // pixels of a line of small text, and of one with a list or buttons
+const [STRIP, TITLE, STRIPS] = [116, 18, 2]; // pixels of a strip of samples and of its prompt; strips that are seen without scrolling
 const ACCOUNT = 220; // pixels that what a run says of itself may take; the rest scrolls
 const COMMANDS = ["stop", "save", "sample"];
 
@@ -22,7 +25,8 @@ class Monitor {
     this.chosen = ""; // name of a run that the person wants to see; empty: this recipe's
     this.shown = ""; // name of the run whose rows are here
     this.said = 0; // pixels of what the run says of itself
-    this.more = 0; // pixels of further lines
+    this.more = 0; // pixels of further lines, and of the samples
+    this.filmed = 0;
     this.build();
     this.panel = addPanel(node, "run", this.element, () => (this.shown ? LARGE + this.said + this.more : SMALL));
     this.panel.fit();
@@ -38,13 +42,13 @@ class Monitor {
     this.choice.append(make("option", { value: "" }, text("own")));
     this.state = make("span", { role: "status" });
     this.bar = make("progress", { max: 1, value: 0, "aria-label": text("progress") });
-    this.svg = plot();
+    this.chart = new Chart();
     this.legend = make("div", { class: "atelier-row atelier-axis atelier-legend" });
     this.facts = make("div", { class: "atelier-row atelier-axis" });
     this.buttons = Object.fromEntries(
       COMMANDS.map((command) => [command, make("button", { type: "button", "aria-label": `${text(command)}. ${text(`${command}Help`)}`, click: () => this.send(command) }, text(command))]),
     );
-    this.film = make("ul", { class: "atelier-film", tabindex: 0, "aria-label": text("samples") });
+    this.films = make("div", { class: "atelier-films atelier-scroll", "data-capture-wheel": "true" });
     this.opening = make("p", { class: "atelier-note atelier-axis" });
     this.name = make("b");
     this.inner = make("div", { class: "atelier-told" });
@@ -56,8 +60,8 @@ class Monitor {
     this.sentences = [this.opening, this.legend, this.facts, this.saving];
     for (const part of [this.inner, this.head, this.controls, ...this.sentences]) this.watch.observe(part);
     this.body = [
-      this.opening, this.account, this.bar, this.legend, make("div", { class: "atelier-plot" }, this.svg), this.facts,
-      this.controls, this.saving, this.film,
+      this.opening, this.account, this.bar, this.legend, this.chart.plot, this.chart.controls, this.facts, this.controls,
+      this.saving, this.films,
     ];
     this.empty = make("p", { class: "atelier-note atelier-axis" }, text("empty"));
     this.element = make("div", {}, this.head, this.empty, ...this.body);
@@ -210,34 +214,16 @@ class Monitor {
   }
 
   drawLines() {
-    const [raw, smooth, rate] = ["loss", "smooth", "rate"].map((kind) => this.rows.map((row) => [row.step, row[kind]]));
-    const [held, trained] = ["held_out", "training"].map((kind) => this.measured.map((row) => [row.step, row[kind]]));
-    const known = (points) => points.map(([, value]) => value).filter((value) => value != null);
-    const sorted = known(raw).sort((a, b) => a - b);
-    const most = sorted[Math.floor(0.97 * (sorted.length - 1))] ?? 1; // single spikes leave the drawing instead of flattening it
-    const others = [...known(smooth), ...known(held), ...known(trained)];
-    const scale = { low: 0, high: 1.08 * others.reduce((a, b) => Math.max(a, b), most) || 1 };
-    const top = known(rate).reduce((a, b) => Math.max(a, b), 0) || 1;
-    const lines = [
-      { kind: "rate", points: rate, low: 0, high: 1.05 * top },
-      { kind: "raw", points: raw, ...scale },
-      { kind: "smooth", points: smooth, ...scale },
-      { kind: "trained", points: trained, dots: true, ...scale },
-      { kind: "held", points: held, dots: true, ...scale },
-    ];
-    // The bar shows how much of the run is done; the drawing is filled by what there is.
-    const end = Math.max(1, Math.min(this.total, Math.max(10, 1.1 * (this.last ?? 0))));
-    const epochs = this.each ? Math.floor(end / this.each) : 0;
-    const marks = epochs <= 100 ? Array.from({ length: epochs }, (_, i) => (i + 1) * this.each).filter((at) => at < end) : [];
-    const now = this.rows.at(-1);
+    const { rows, measured, total, each, last, shown } = this;
+    const now = rows.at(-1);
     const loss = now?.smooth?.toPrecision(3) ?? "–"; // a loss that was no number has none
-    draw(this.svg, lines, end, marks, text("chart", { steps: this.last ?? 0, loss }));
+    this.chart.show([{ name: shown, rows, measured, total, each, last }], text("chart", { steps: last ?? 0, loss }));
     const entry = (kind, value) => make("span", { style: `--colour: var(--atelier-${kind})` }, `${text(kind === "loss" ? "smooth" : kind)} ${value}`);
-    const last = this.measured.at(-1);
+    const fixed = measured.at(-1);
     this.legend.replaceChildren(
       entry("loss", loss),
-      ...(last?.held_out != null ? [entry("held", last.held_out.toPrecision(3))] : []),
-      ...(last ? [entry("trained", last.training?.toPrecision(3) ?? "–")] : []),
+      ...(fixed?.held_out != null ? [entry("held", fixed.held_out.toPrecision(3))] : []),
+      ...(fixed ? [entry("trained", fixed.training?.toPrecision(3) ?? "–")] : []),
       entry("rate", now?.rate != null ? rateText(now.rate) : "–"),
     );
   }
@@ -286,19 +272,35 @@ class Monitor {
   /** Pixels that what is written takes beyond a line each. */
   room() {
     const beyond = (parts, line) => parts.reduce((sum, part) => sum + Math.max(0, part.offsetHeight - line), 0);
-    return beyond(this.sentences, LINE) + beyond([this.head, this.controls], CONTROL);
+    return beyond(this.sentences, LINE) + beyond([this.head, this.controls], CONTROL) + this.filmed;
   }
 
+  /** One strip of samples a prompt, oldest first; the prompts stand there where there are several. */
   drawFilm() {
     const names = this.samples.map((sample) => sample.filename).join();
     if (names === this.strip) return;
     this.strip = names;
-    const pictures = this.samples.map((sample) => {
-      const alt = text("sampleOf", { number: sample.number, label: sample.label });
-      const image = make("img", { src: pictureOf(sample, true), alt, load: () => (this.film.scrollLeft = this.film.scrollWidth) });
-      return make("li", {}, make("a", { href: pictureOf(sample), target: "_blank", rel: "noopener" }, image, sample.label));
+    const strips = new Map();
+    for (const sample of this.samples) {
+      const key = sample.prompt ?? sample.number;
+      strips.set(key, [...(strips.get(key) ?? []), sample]);
+    }
+    const parts = [...strips].map(([key, samples]) => {
+      const prompt = String(typeof key === "number" ? text("promptNumber", { number: key }) : key || text("noPrompt"));
+      const film = make("ul", { class: "atelier-film", tabindex: 0, "aria-label": `${text("samples")}: ${prompt}` });
+      const pictures = samples.map((sample) => {
+        const alt = text("sampleOf", { number: sample.number, label: sample.label });
+        const image = make("img", { src: pictureOf(sample, true), alt, title: prompt, load: () => (film.scrollLeft = film.scrollWidth) });
+        return make("li", {}, make("a", { href: pictureOf(sample), target: "_blank", rel: "noopener" }, image, sample.label));
+      });
+      film.append(...pictures);
+      return [...(strips.size > 1 ? [make("p", { class: "atelier-prompt", title: prompt }, prompt)] : []), film];
     });
-    this.film.replaceChildren(...pictures);
+    this.films.replaceChildren(...parts.flat());
+    const title = strips.size > 1 ? TITLE : 0;
+    this.filmed = Math.min(STRIPS, strips.size) * (STRIP + title) + (strips.size > STRIPS ? STRIP / 3 : 0);
+    this.films.style.height = `${this.filmed}px`;
+    this.grow();
   }
 }
 
@@ -312,6 +314,7 @@ app.registerExtension({
     const created = nodeType.prototype.onNodeCreated;
     nodeType.prototype.onNodeCreated = function (...args) {
       const answer = created?.apply(this, args);
+      addRuns(this, () => monitors.get(this)?.shown);
       monitors.set(this, new Monitor(this));
       return answer;
     };

@@ -1,20 +1,15 @@
 """What the nodes on the canvas ask the server: a recipe's outlook, a model's family, a run's state, a wish to a run.
 
 Every field is checked before it is used; a bad request is answered with a sentence and never with a failure of the server.
-Who may ask at all is decided where the routes are added (``host.add_routes``); writing asks for JSON besides, which no page of
-another site can send without being asked first.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import json
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache, partial, wraps
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -30,90 +25,22 @@ from ..training.errors import AtelierError
 from ..training.estimate import activations, disk
 from ..training.estimate.cautions import Prospect, cautions, expected_files
 from ..training.estimate.recipe import look_ahead, sizes
-from ..training.files import parse_json, room_on_disk
+from ..training.files import room_on_disk
 from ..training.grid.foreseen import AXES, grid_cautions
 from ..training.performance.memory import Activations
 from ..training.performance.thrift import Thrift
-from ..training.runs import live, reader
-from ..training.runs.layout import SAMPLES_FOLDER
 from ..training.tensors.precision import compute_dtype
 from ..training.tensors.safetensors_header import read_header
-from . import caption_routes, grid_routes, picture_routes, preset_routes
+from . import caption_routes, grid_routes, picture_routes, preset_routes, run_routes
+from .asked import LARGE, PREFIX, Handler, Refused, answered, apart, body_of, table, text_of
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
 from .folders import index_of, named
 
-PREFIX = "/lora_atelier"
-LIMIT = 64 * 1024
-"""Bytes of a request."""
-LARGE = 16 * 1024 * 1024
-"""Bytes of a request that may hold all captions of a folder."""
+__all__ = ["run_routes", "table"]  # whose routes are in the table once it is imported
+MOST_DATASETS = 64
 LONGEST = 10_000
 """Characters of a text."""
-MOST_DATASETS = 64
-_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-routes")
-"""One thread: what is asked twice waits, and a training is never crowded out."""
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-table = web.RouteTableDef()
-
-
-class Refused(Exception):
-    """A request that cannot be answered."""
-
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
-        self.status, self.sentence = status, sentence
-
-
-def answered(handler: Callable[[web.Request], Awaitable[Any]]) -> Handler:
-    """The handler's value as JSON, a refusal as ``{"error": sentence}``."""
-
-    @wraps(handler)
-    async def inner(request: web.Request) -> web.StreamResponse:
-        try:
-            answer = json.dumps(await handler(request), allow_nan=False)
-        except Refused as refused:
-            return web.json_response({"error": refused.sentence}, status=refused.status)
-        except (ValueError, OverflowError) as error:  # AtelierError, and numbers that are none or have no end
-            return web.json_response({"error": str(error)}, status=400)
-        except OSError as error:  # a name that no system has, a folder that may not be read, a full disk
-            return web.json_response({"error": f"{error.filename or 'files'}: {error.strerror or error}."}, status=400)
-        return web.json_response(text=answer, headers={"Cache-Control": "no-store"})
-
-    return inner
-
-
-async def body_of(request: web.Request, limit: int = LIMIT, fields: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """The JSON object in a request of at most ``limit`` bytes; with ``fields`` it may have no others."""
-    if request.content_type != "application/json":
-        raise Refused(415, "Content-Type: send application/json.")
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":  # a few bytes may stand for gigabytes
-        raise Refused(415, "Content-Encoding: send it as it is.")
-    data = bytearray()
-    if (request.content_length or 0) > limit:
-        raise Refused(413, f"body: more than {limit} bytes.")
-    async for chunk in request.content.iter_any():
-        data += chunk
-        if len(data) > limit:
-            raise Refused(413, f"body: more than {limit} bytes.")
-    try:
-        values = parse_json(bytes(data))
-    except ValueError as error:
-        raise Refused(400, f"body: {error}.") from error
-    if not isinstance(values, dict):
-        raise Refused(400, "body: a JSON object is needed.")
-    unknown = sorted(values.keys() - set(fields)) if fields is not None else []
-    if unknown:
-        raise Refused(400, f"body: {unknown[0][:40]!r} is unknown.")
-    return values
-
-
-def text_of(values: Mapping[str, Any], field: str, longest: int = 1000) -> str:
-    """A text among the fields."""
-    value = values.get(field)
-    if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable():
-        raise Refused(400, f"{field}: a text of at most {longest} characters is needed.")
-    return value
 
 
 @lru_cache
@@ -323,99 +250,43 @@ def _activations(path: Path, changed: int, network: NetworkConfig, dtype: torch.
     return None if outline is None else activations.activations(outline, network, (side, side))
 
 
-def run_state(name: str, since: int, newest: bool) -> dict[str, Any]:
-    """A run as it is now; ``newest``: of all that a recipe of this name has made, which may be none."""
-    runs = host.runs_folder()
-    if newest:
-        found = reader.latest(name, runs, live.running())
-        if found is None:
-            return {"name": None}
-        name = found
-    try:
-        state = reader.state(name, runs, since)
-    except AtelierError as error:
-        raise Refused(404, str(error)) from error
-    now = live.find(name)
-    for sample in state["samples"]:
-        sample |= host.shown_picture(runs / name / SAMPLES_FOLDER / sample.pop("file"))
-    folder = host.lora_name(host.loras_folder() / name)
-    return {**state, "folder": folder, "live": now.status() if now is not None else None}
-
-
-async def _apart(work: Callable[..., Any], *values: Any) -> Any:
-    """Off the server's own thread."""
-    return await asyncio.get_running_loop().run_in_executor(_worker, partial(work, *values))
-
-
 @table.post(f"{PREFIX}/outlook")
 @answered
 async def post_outlook(request: web.Request) -> Any:
-    return await _apart(outlook, await body_of(request, fields=("widgets", "datasets", "model", "texts", "grids", "samples")))
+    return await apart(outlook, await body_of(request, fields=("widgets", "datasets", "model", "texts", "grids", "samples")))
 
 
 @table.post(f"{PREFIX}/family")
 @answered
 async def post_family(request: web.Request) -> Any:
-    return await _apart(preset_routes.family, await body_of(request, fields=("widget", "file")))
+    return await apart(preset_routes.family, await body_of(request, fields=("widget", "file")))
 
 
 @table.post(f"{PREFIX}/start")
 @answered
 async def post_start(request: web.Request) -> Any:
     values = await body_of(request, LARGE, ("preset", "choice", "loader", "nodes", "fresh"))
-    return await _apart(preset_routes.starting, values)
+    return await apart(preset_routes.starting, values)
 
 
 @table.post(f"{PREFIX}/settings")
 @answered
 async def post_settings(request: web.Request) -> Any:
     """``text``: the contents of another trainer's configuration, of a preset's file, or a LoRA's metadata."""
-    return await _apart(preset_routes.read_settings, await body_of(request, LARGE, ("text", "name")))
+    return await apart(preset_routes.read_settings, await body_of(request, LARGE, ("text", "name")))
 
 
 @table.post(f"{PREFIX}/preset")
 @answered
 async def post_preset(request: web.Request) -> Any:
     """The nodes' present values as a preset's file; nothing is written."""
-    return await _apart(preset_routes.preset_text, await body_of(request, LARGE, ("name", "nodes")))
-
-
-@table.get(f"{PREFIX}/runs")
-@answered
-async def get_runs(request: web.Request) -> Any:
-    """``damaged``: the folders whose run cannot be read, by name, and why."""
-    runs = host.runs_folder()
-    return {"runs": await _apart(reader.names, runs), "damaged": await _apart(reader.set_aside, runs), "running": live.running()}
-
-
-@table.get(f"{PREFIX}/runs/{{name}}")
-@answered
-async def get_run(request: web.Request) -> Any:
-    """``?since=`` the last step that the page has; ``?newest=1``: see ``run_state``."""
-    since = request.query.get("since", "0")
-    if not since.isascii() or not since.isdigit() or len(since) > 12:
-        raise Refused(400, "since: a number of steps is needed.")
-    return await _apart(run_state, request.match_info["name"], int(since), request.query.get("newest") == "1")
-
-
-@table.post(f"{PREFIX}/runs/{{name}}/command")
-@answered
-async def post_command(request: web.Request) -> Any:
-    values = await body_of(request, fields=("command",))
-    command = text_of(values, "command", 20)
-    if command not in live.COMMANDS:
-        raise Refused(400, f"command: {command!r} is not one of {', '.join(live.COMMANDS)}.")
-    now = live.find(request.match_info["name"])
-    if now is None:
-        raise Refused(404, f"name: no run called {request.match_info['name']!r} trains now.")
-    now.send(command)  # type: ignore[arg-type]
-    return now.status()
+    return await apart(preset_routes.preset_text, await body_of(request, LARGE, ("name", "nodes")))
 
 
 @table.post(f"{PREFIX}/pictures")
 @answered
 async def post_pictures(request: web.Request) -> Any:
-    return await _apart(caption_routes.pictures, await body_of(request))
+    return await apart(caption_routes.pictures, await body_of(request))
 
 
 @table.post(f"{PREFIX}/captions")
@@ -424,7 +295,7 @@ async def post_captions(request: web.Request) -> Any:
     """409 if a file is no longer what the page shows."""
     values = await body_of(request, LARGE)
     try:
-        return await _apart(caption_routes.save, values)
+        return await apart(caption_routes.save, values)
     except Changed as changed:
         raise Refused(409, str(changed)) from changed
 
@@ -432,13 +303,13 @@ async def post_captions(request: web.Request) -> Any:
 @table.post(f"{PREFIX}/captions/change")
 @answered
 async def post_change(request: web.Request) -> Any:
-    return await _apart(caption_routes.change, await body_of(request, LARGE))
+    return await apart(caption_routes.change, await body_of(request, LARGE))
 
 
 def _of_pictures(work: Callable[[dict[str, Any]], Any], fields: tuple[str, ...]) -> Handler:
     @answered
     async def handler(request: web.Request) -> Any:
-        return await _apart(work, await body_of(request, LARGE, fields))
+        return await apart(work, await body_of(request, LARGE, fields))
 
     return handler
 
@@ -450,7 +321,7 @@ for _path, (_work, _fields) in picture_routes.POSTS.items():
 @table.get(f"{PREFIX}/pictures/made")
 @answered
 async def get_made(_request: web.Request) -> Any:
-    return await _apart(picture_routes.made)
+    return await apart(picture_routes.made)
 
 
 @table.get(f"{PREFIX}/captions/waiting")
@@ -472,7 +343,7 @@ async def post_go_on(request: web.Request) -> Any:
 @table.get(f"{PREFIX}/thumbnail")
 async def get_thumbnail(request: web.Request) -> web.StreamResponse:
     try:
-        data = await _apart(caption_routes.thumbnail, request.query)
+        data = await apart(caption_routes.thumbnail, request.query)
     except (ValueError, OSError) as error:
         return web.json_response({"error": str(error)}, status=404)
     return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
@@ -481,14 +352,14 @@ async def get_thumbnail(request: web.Request) -> web.StreamResponse:
 @table.get(f"{PREFIX}/grids")
 @answered
 async def get_grids(_request: web.Request) -> Any:
-    return await _apart(grid_routes.pages)
+    return await apart(grid_routes.pages)
 
 
 @table.get(f"{PREFIX}/grids/page")
 @answered
 async def get_page(request: web.Request) -> Any:
     """``?run=``, ``?page=``: as ``grids`` lists them."""
-    return await _apart(grid_routes.page, request.query)
+    return await apart(grid_routes.page, request.query)
 
 
 @table.post(f"{PREFIX}/grids/favourite")
@@ -497,11 +368,11 @@ async def post_favourite(request: web.Request) -> Any:
     values = await body_of(request, fields=("run", "cell", "on"))
     if not isinstance(values.get("on"), bool):
         raise Refused(400, "on: true or false is needed.")
-    return await _apart(grid_routes.favourite, text_of(values, "run", 100), text_of(values, "cell", 100), values["on"])
+    return await apart(grid_routes.favourite, text_of(values, "run", 100), text_of(values, "cell", 100), values["on"])
 
 
 @table.post(f"{PREFIX}/loras/keep")
 @answered
 async def post_keep(request: web.Request) -> Any:
     values = await body_of(request, fields=("lora", "name"))
-    return await _apart(grid_routes.keep, text_of(values, "lora"), text_of(values, "name", 200))
+    return await apart(grid_routes.keep, text_of(values, "lora"), text_of(values, "name", 200))

@@ -100,7 +100,7 @@ PERSONAL: Mapping[str, frozenset[str]] = {
     "LoadDataset": frozenset({"folder", "class_caption", "validation_seed"}),
     "AutoCaption": frozenset({"captioner", "trigger", "prefix", "suffix", "hub_id", "download", "dry_run", "device"}),
     "ConfigureLoRA": frozenset({"preset", "name", "comment", "start_from"}),
-    "TrainLoRA": frozenset({"when_interrupted", "preview_prompt", "preview_negative"}),
+    "TrainLoRA": frozenset({"when_interrupted", "preview_prompt", "preview_negative", "about", "thumbnail", "keep_state"}),
     "EpochWeightGrid": frozenset({"prompts", "negative", "lora_files", "seed", "more_seeds"}),
 }
 """What a preset that is saved does not hold: a person's own words, files and folders."""

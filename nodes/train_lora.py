@@ -9,6 +9,8 @@ from comfy_api.latest import io
 
 from .io_types import CATEGORY, CONFIG, DATASET, EPOCHS, LORA_MODEL, LOSS_MAP, folded
 
+KEEP_STATE = ["delete when finished", "keep"]
+
 
 class TrainLoRA(io.ComfyNode):
     @classmethod
@@ -55,7 +57,24 @@ class TrainLoRA(io.ComfyNode):
                     "preview_height", default=0, min=0, max=16384, step=8, optional=True,
                     tooltip="Height of the preview in pixels; 0: the size that most of the dataset has.",
                 ),
-            ], ("preview_negative", "preview_width", "preview_height")),
+                io.String.Input(
+                    "about", default="", multiline=True, optional=True,
+                    tooltip="What the LoRA files say of themselves to sites and model managers, a line each: title, trigger, "
+                    "description, author, license, tags, usage_hint; as in 'author: Ada'. Empty: the name, and as trigger what "
+                    "every caption begins with.",
+                ),
+                io.Int.Input(
+                    "thumbnail", default=256, min=0, max=1024, step=64, optional=True,
+                    tooltip="Pixels of the preview within each LoRA file, which sites and managers show; 0: none. The preview "
+                    "lies beside the file as well.",
+                ),
+                io.Combo.Input(
+                    "keep_state", options=KEEP_STATE, default=KEEP_STATE[0], optional=True,
+                    tooltip="What a run needs to go on, several times the LoRA's size. 'delete when finished': it goes after the "
+                    "last step, once the last file is found whole; more epochs then mean a new run. 'keep': the run can be made "
+                    "longer later. A run that was cancelled or ended early always keeps it.",
+                ),
+            ], ("preview_negative", "preview_width", "preview_height", "about", "thumbnail")),
             outputs=[
                 EPOCHS.Output(display_name="epochs", tooltip="All saved LoRAs of the run, for Epoch Weight Grid."),
                 LORA_MODEL.Output(display_name="lora", tooltip="The final LoRA, for the stock Load LoRA Model and Save LoRA."),
@@ -92,10 +111,17 @@ class TrainLoRA(io.ComfyNode):
         preview_seed: int,
         preview_width: int = 0,
         preview_height: int = 0,
+        about: str = "",
+        thumbnail: int = 256,
+        keep_state: str = KEEP_STATE[0],
     ) -> io.NodeOutput:
         from ..training import host, job
+        from ..training.config.refusal import refuse
         from ..training.grid.origin import model_name
+        from ..training.runs.card import Card
 
+        refuse(keep_state not in KEEP_STATE, f"keep_state: {keep_state!r} is none of {', '.join(KEEP_STATE)}.")
+        card = Card.read(about)
         preview = job.Preview(
             preview_prompt, preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler,
             preview_seed, preview_width, preview_height,
@@ -113,6 +139,9 @@ class TrainLoRA(io.ComfyNode):
             show=host.status_of(cls.hidden.unique_id),
             node=str(cls.hidden.unique_id),
             model_name=model_name(cls.hidden.prompt, cls.hidden.unique_id),
+            card=card,
+            thumbnail=thumbnail,
+            keep_state=keep_state == "keep",
         )
         model_out, clip_out = wrapped.with_lora(clip, trained.tensors, 1.0)
         return io.NodeOutput(trained.epochs, trained.tensors, {"loss": trained.losses}, model_out, clip_out)

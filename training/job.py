@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,17 +46,22 @@ from .performance import memory
 from .protocols import CanvasText
 from .recorder import Callbacks, Progress
 from .runs import live
+from .runs import preview as beside
 from .runs.account import Account, settings_of
+from .runs.card import NO_CARD, Card, common_front
+from .runs.card import WIDGET as CARD_WIDGET
 from .runs.inputs import Inputs
-from .runs.metadata import describe
+from .runs.metadata import describe, is_whole
 from .runs.opening import Opened, open_run
 from .runs.record import SaveKind
 from .runs.run import SAVED_LORAS, Epochs, Run
 from .session import Session, total_steps
 from .tensors.precision import DTYPE_NAMES, DTYPES, compute_dtype
-from .tensors.safetensors_header import contents_digest
+from .tensors.safetensors_header import add_metadata, contents_digest
 
 log = logging.getLogger("lora-atelier")
+LONGEST_TRIGGER = 100
+"""Characters of a trigger phrase that is taken from the captions; what is longer is a sentence."""
 SAVING = ("save_every", "save_every_steps", "keep_last")
 """Settings of a run's length that decide which files it leaves."""
 EVENT = "lora_atelier.run"
@@ -124,6 +131,12 @@ class Job:
     encoded: EncodedDataset
     model_name: str = ""
     """Of the file that the model was loaded from, if that is known."""
+    card: Card = NO_CARD
+    """What the files say of the LoRA."""
+    thumbnail: int = 0
+    """Pixels a side of the picture in the files; 0: none."""
+    keep_state: bool = True
+    """Whether what the run needs to go on stays after its last step."""
 
     def prospect(self, file_bytes: int, state_bytes: int) -> Prospect:
         """What there is to be cautious of before the first step."""
@@ -132,7 +145,14 @@ class Job:
             self.config, self.plan.steps_per_epoch, file_bytes, state_bytes, room_on_disk(host.loras_folder()),
             self.model_name, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
             self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
+            focus=any(subset.config.crop == "focus" for subset in self.dataset.subsets if not subset.ready),
         )  # fmt: skip
+
+    @cached_property
+    def trigger(self) -> str:
+        """The trigger phrase: the person's, or else what every caption begins with."""
+        found = self.card.trigger or common_front(trained_captions(self.dataset))
+        return found if self.card.trigger or len(found) <= LONGEST_TRIGGER else ""
 
     @property
     def learns_text(self) -> bool:
@@ -200,9 +220,13 @@ def run_training(
     show: Callable[[str], None] = lambda _: None,
     node: str = "",
     model_name: str = "",
+    card: Card = NO_CARD,
+    thumbnail: int = 0,
+    keep_state: bool = True,
 ) -> Trained:
     """Trains, or goes on with, the run that these inputs describe. ``show`` receives a line of status for the node ``node``;
-    ``model_name``: of the file that the model was loaded from, if that is known.
+    ``model_name``: of the file that the model was loaded from, if that is known. ``card``, ``thumbnail``, ``keep_state``: as in
+    ``Job``.
 
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
@@ -226,7 +250,7 @@ def run_training(
         encoded = EncodedDataset(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
         job = Job(
             model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded,
-            model_name,
+            model_name, card, thumbnail, keep_state,
         )  # fmt: skip
         _check_texts(job)
         with job.open(when) as opened:
@@ -243,7 +267,9 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
     if finished and (damaged := run.set_damaged_aside()):
         why = f"{why}; {', '.join(damaged)} {'was' if len(damaged) == 1 else 'were'} damaged and set aside"
         finished = run.finished()
-    if finished and (others := _saved_otherwise(run.record().values.get("config"), config)):
+        if not finished and run.state_step() == 0:
+            why = f"{why}, and since no state of it was kept, it begins again"
+    if finished and (others := _saved_otherwise(run.record().values, job)):
         why = f"{why}; {', '.join(others)} would have counted while it was trained, so its files stay as they were saved"
     if finished and (gone := run.saved()[-1].step - len(run.losses())) > 0:
         why = f"{why}; the losses of {gone} of its steps are gone from its history"
@@ -263,12 +289,14 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
         changes = [row for row in run.record().changes if row["step"] <= done] if done else []
         changes += [{"step": done, "changed": opened.changes}] if opened.changes else []
         run.write(
-            config=to_dict(config), dataset=job.dataset.describe(), family=job.model.family, failed="", opening=why,
-            changes=changes, **facts,
+            config=to_dict(config), card=asdict(job.card), dataset=job.dataset.describe(), family=job.model.family, failed="",
+            opening=why, changes=changes, **facts,
         )  # fmt: skip
         account = Account(run, settings_of(config))
         with live.entered(now, host.is_interrupt), _noted(run):
             _train(job, run, now, account)
+            if not job.keep_state:
+                _drop_state(job, run, account)
     saved = run.saved()
     if not saved:
         raise AtelierError(f"{run.name}: its files are gone from {run.lora_folder}. Put them back there and queue again.")
@@ -281,13 +309,32 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
     )
 
 
-def _saved_otherwise(stored: object, config: TrainingConfig) -> list[str]:
-    """The settings of what is saved that are others than those of a run, whose ``stored`` recipe may be anything."""
+def _drop_state(job: Job, run: Run, account: Account) -> None:
+    """Deletes what a run needs to go on, once its last file is on the disk and holds what was written."""
+    last = next(iter(run.saved()[-1:]), None)
+    if last is None or last.kind != "last" or last.step < job.total:
+        account.add("notes", "It was ended before its last step, so what it needs to go on is kept.")
+    elif not is_whole(last.path):
+        account.add("warnings", f"{last.path.name} does not hold what was written, so what the run needs to go on is kept.")
+    else:
+        freed = memory.size_text(run.drop_state())
+        account.add(
+            "notes",
+            f"What it needed to go on ({freed}) was deleted after its last file was found whole, so it cannot be made longer. "
+            "Set keep_state of Train LoRA to 'keep' for runs that you want to make longer.",
+        )
+
+
+def _saved_otherwise(record: Mapping[str, object], job: Job) -> list[str]:
+    """The settings of what is saved that are others than those of a run, whose ``record`` may hold anything."""
+    stored, config = record.get("config"), job.config
     before, now = stored if isinstance(stored, Mapping) else {}, to_dict(config)
     found = [name for name in ("save_precision",) if before.get(name, now[name]) != now[name]]
     length = before.get("length")
     if isinstance(length, Mapping):
         found += [name for name in SAVING if length.get(name, now["length"][name]) != now["length"][name]]
+    if "card" in record and record["card"] != asdict(job.card):
+        found.append(CARD_WIDGET)
     return found
 
 
@@ -382,6 +429,12 @@ def _train(job: Job, run: Run, now: live.Live, account: Account) -> None:
     for caution in warned:
         account.add("warnings", caution)
         log.warning("%s: %s", run.name, caution)
+    if job.trigger and not job.card.trigger:
+        account.add(
+            "notes",
+            f"Every caption begins with {job.trigger!r}, so that is called the trigger phrase in the files. Write 'trigger: ...' "
+            f"into {CARD_WIDGET} of Train LoRA to name another.",
+        )
     rates = [group["rate"] for group in adapter.parameter_groups()]
     for note in remarks(job.config.optimizer, job.total, epochs, rates):
         if note not in warned:
@@ -456,7 +509,7 @@ def _train(job: Job, run: Run, now: live.Live, account: Account) -> None:
 
 def status_line(p: Progress) -> str:
     """``epoch 3/10 · step 45/150 · loss 0.1234 · rate 1.0e-04 · 9.2 steps/s · 0:12 left``; in the end without the last."""
-    minutes, seconds = divmod(round(p.seconds_left), 60)
+    minutes, seconds = divmod(max(1, round(p.seconds_left)), 60)  # 0:00 would be the end
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
     quick = p.steps_per_second
@@ -488,7 +541,7 @@ class _Saver:
         metadata = describe(
             config, job.dataset, job.plan, family=job.model.family, prediction=job.model.prediction, epoch=epoch,
             step=step, total_steps=job.total, graph=job.graph, sizes=self.adapter.sizes(),
-            precision=DTYPE_NAMES.get(job.model.compute_dtype, ""),
+            precision=DTYPE_NAMES.get(job.model.compute_dtype, ""), card=replace(job.card, trigger=job.trigger),
         )  # fmt: skip
         if changes := self.run.record().changes:
             metadata["lora_atelier.changes"] = json.dumps(changes)
@@ -507,6 +560,18 @@ class _Saver:
                 if not self._said_lost:
                     self._say(f"preview at step {step}: no picture was saved. {lost}")
                 self._said_lost = True
+        self.now.update(phase="training" if step else "preparing")
+
+    def _show_beside(self, path: Path, picture: Any, step: int) -> None:
+        """The first sample of a step becomes the picture of the file that was saved there, beside it and within."""
+        try:
+            for saved in self.run.saved():
+                if saved.step == step:
+                    beside.place(path, saved.path)
+                    if self.job.thumbnail:
+                        add_metadata(saved.path, {"modelspec.thumbnail": beside.thumbnail(picture, self.job.thumbnail)})
+        except (OSError, AtelierError) as error:  # a full disk: the file itself is there
+            self._say(f"preview at step {step}: the LoRA file got no picture. {error}")
 
     def _draw(self, prompt: str, number: int, epoch: int, step: int) -> None:
         from PIL.PngImagePlugin import PngInfo
@@ -525,7 +590,10 @@ class _Saver:
         facts = {"prompt": prompt, "negative": p.negative, "epoch": epoch, "step": step, "seed": p.seed}
         info = PngInfo()
         info.add_text("parameters", json.dumps(facts))
+        info.add_text(beside.KEY, beside.MARK)
         epoch_ends = step % job.plan.steps_per_epoch == 0 or step == job.total
-        self.run.save_sample(picture, f"{epoch:06d}" if epoch_ends else f"step{step:08d}", number, info)
+        path = self.run.save_sample(picture, f"{epoch:06d}" if epoch_ends else f"step{step:08d}", number, info)
+        if number == 0:
+            self._show_beside(path, picture, step)
         self.now.update()
         self.advance(step, picture)

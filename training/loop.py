@@ -34,7 +34,7 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
 
     Noise, levels, crops, dropout and order are functions of (seed, step), so a resumed run sees what an uninterrupted one would
     have. At a pause (the end of an epoch, a save, a sample) losses are measured and files written with the model held as it is;
-    for samples it is released, and then exactly as the graph knows it.
+    for samples it is released, and then exactly as the graph knows it. They are drawn before the first step as well.
     """
     model, adapter, plan, config = session.model, session.adapter, session.plan, session.config
     total, width = session.total_steps, config.optimizer.accumulate
@@ -75,7 +75,12 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
         return loss.detach()
 
     steps = StepContext(session, learn_from, callbacks.warn, callbacks.cancelled)
+    drawing = False
     try:
+        if state is None and callbacks.sample is not None:  # what the prompts give before anything is learnt
+            drawing = True
+            callbacks.sample(0, 0)
+            drawing = False
         with steps:
             finished = False
             while not finished:
@@ -149,7 +154,7 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
         if out_of_memory:
             largest = max(len(batch.samples) for batch in plan.epoch_batches(0))
             advice = what_helps(config, steps.thrift, largest, model.device)
-            raise AtelierError(no_memory(step, due, advice)) from error
+            raise AtelierError(no_memory(step, due or drawing, advice)) from error
         raise
 
 

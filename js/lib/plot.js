@@ -14,22 +14,27 @@ export function plot() {
   return shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", class: "atelier-drawing" });
 }
 
+/** How far down a share of the scale is drawn, as a share of the drawing's height. */
+export const heightOf = (share) => 1 - (6 + (HEIGHT - 12) * share) / HEIGHT;
+
 /**
- * Draws lines: [{kind, points: [[x, y], ...], low, high, dots}], each between its own `low` and `high`, over x from 0 to `end`.
+ * Draws lines: [{kind, points: [[x, y], ...], low, high, dots, colour}], each between its own `low` and `high`, over x from 0 to
+ * `end`; without a `colour` it has that of its kind.
  * `marks`: x of thin vertical lines. `label`: what the drawing shows, for those who cannot see it.
  */
 export function draw(svg, lines, end, marks, label) {
   const x = (value) => (WIDTH * value) / Math.max(1e-9, end);
   svg.setAttribute("aria-label", label);
   svg.replaceChildren(...marks.map((at) => shape("line", { x1: x(at), x2: x(at), y1: 0, y2: HEIGHT, class: "atelier-mark" })));
-  for (const { kind, points, low, high, dots } of lines) {
+  for (const { kind, points, low, high, dots, colour } of lines) {
     const span = Math.max(1e-12, high - low);
-    const y = (value) => HEIGHT - 6 - (HEIGHT - 12) * Math.min(1.05, Math.max(-0.02, (value - low) / span));
+    const y = (value) => HEIGHT * heightOf(Math.min(1.05, Math.max(-0.02, (value - low) / span)));
+    const style = colour ? { style: `stroke: ${colour}` } : {};
     const places = points.filter(([, value]) => value != null).map(([at, value]) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`);
     if (!places.length) continue;
-    svg.append(shape("polyline", { points: places.join(" "), class: `atelier-line atelier-${kind}` }));
+    svg.append(shape("polyline", { points: places.join(" "), class: `atelier-line atelier-${kind}`, ...style }));
     // A dot is a line of no length with round ends: a circle would be stretched.
-    if (dots) for (const at of places) svg.append(shape("polyline", { points: `${at} ${at}`, class: `atelier-dot atelier-${kind}` }));
+    if (dots) for (const at of places) svg.append(shape("polyline", { points: `${at} ${at}`, class: `atelier-dot atelier-${kind}`, ...style }));
   }
 }
 
@@ -46,9 +51,9 @@ export function sizeText(bytes) {
   return `${Number((bytes / unit).toPrecision(bytes / unit >= 10 ? 2 : 1 + (bytes >= 1e9)))} ${name}`;
 }
 
-/** 1:02:03 or 2:03. */
+/** 1:02:03 or 2:03; never 0:00, which would be the end. */
 export function timeText(seconds) {
-  const whole = Math.round(seconds);
+  const whole = Math.max(1, Math.round(seconds));
   const two = (value) => String(value).padStart(2, "0");
   const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
   return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;

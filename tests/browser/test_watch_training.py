@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -15,6 +17,22 @@ LONG = {
 }  # fmt: skip
 
 
+PROMPTS = "a fox\na boat"
+
+
+def earlier_run(host: support.Host, name: str) -> str:
+    """A finished run of 200 steps with a file, as it lies on the disk."""
+    folder, loras = host.base / "output" / "lora-atelier" / name, host.loras / "lora-atelier" / name
+    for place in (folder, loras):
+        place.mkdir(parents=True)
+    (loras / f"{name}.safetensors").write_bytes(b"x" * 5000)
+    saved = [{"file": f"{name}.safetensors", "epoch": 4, "step": 200, "kind": "last"}]
+    (folder / "run.json").write_text(json.dumps({"saved": saved, "total": 200, "steps_per_epoch": 50, "family": "SD3"}))
+    rows = [{"step": s, "epoch": 1 + (s - 1) // 50, "loss": 0.4 + 0.6 / s, "rate": 1e-4} for s in range(1, 201)]
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
 def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the driver saw."""
@@ -22,11 +40,13 @@ def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pyte
     host, shots = support.host("new"), tmp_path_factory.mktemp("shots")
     name = "watched-vue" if request.param else "watched-classic"
     widgets = {
-        "LoadDataset": {"repeats": 1}, "ConfigureLoRA": {**LONG, "name": name}, "TrainLoRA": {"preview_steps": 1},
+        "LoadDataset": {"repeats": 1}, "ConfigureLoRA": {**LONG, "name": name},
+        "TrainLoRA": {"preview_steps": 1, "preview_prompt": PROMPTS},
         "EpochWeightGrid": {"steps": 1, "prompts": "a fox", "strengths": "1.0", "which_epochs": "all"}, "KSampler": {"steps": 1},
     }  # fmt: skip
+    old = earlier_run(host, f"{name}-old")
     try:
-        found = drive("watch_training", host, shots, workflow=WORKFLOW, widgets=widgets, **look(request.param))
+        found = drive("watch_training", host, shots, workflow=WORKFLOW, widgets=widgets, old=old, **look(request.param))
     finally:
         host.server.interrupt()
     return found | {"name": name, "host": host}
@@ -91,6 +111,51 @@ def test_stop_and_keep_goes_on_with_the_workflow(seen: dict[str, Any]) -> None:
     assert all(disabled for _, _, disabled in seen["finished"]["buttons"])
     files = sorted(path.name for path in (seen["host"].loras / "lora-atelier" / seen["name"]).iterdir())
     assert files[-1] == f"{seen['name']}.safetensors" and "-step" in files[0]
+
+
+def numbers(labels: list[str]) -> list[float]:
+    return [float(label.replace("k", "e3")) for label in labels]
+
+
+def test_the_axes_have_values(seen: dict[str, Any]) -> None:
+    losses, rates, steps = map(numbers, seen["axes"])
+    assert len(losses) >= 2 and losses == sorted(losses)
+    assert 0 in rates and max(rates) <= 0.00106 and len(rates) >= 2, "the rate is 0.001 throughout"
+    assert steps[0] == 0 and len(steps) >= 3 and steps == sorted(steps)
+    log = numbers(seen["logAxes"][0])
+    assert len(log) >= 2 and 0 not in log, "a log scale has no zero"
+
+
+def test_what_is_under_the_pointer_is_told(seen: dict[str, Any]) -> None:
+    step, epoch = map(int, re.match(r"step (\d+) · epoch (\d+)", seen["hovered"]).groups())  # type: ignore[union-attr]
+    assert epoch == (step - 1) // 2 + 1, "two steps an epoch"
+    assert re.search(r"loss [\d.]+, mean [\d.]+", seen["hovered"]) and "rate 1e-3" in seen["hovered"]
+    walked = int(re.match(r"step (\d+)", seen["walked"])[1])  # type: ignore[index]
+    assert walked > step or walked < step, "the arrow keys walk"
+
+
+def test_the_curve_is_smoothed_as_much_as_one_likes(seen: dict[str, Any]) -> None:
+    def turns(points: str) -> int:
+        heights = [float(point.split(",")[1]) for point in points.split()]
+        return sum((b - a) * (c - b) < 0 for a, b, c in zip(heights, heights[1:], heights[2:], strict=False))
+
+    assert turns(seen["curves"]["rough"]) > turns(seen["curves"]["usual"])
+    assert "smoothing 0\n" in seen["level"] or "smoothing 0 " in seen["level"] or seen["level"].startswith("smoothing 0")
+    assert seen["curves"]["log"] != seen["curves"]["rough"]
+    assert seen["keptLevel"].startswith("smoothing 0"), "it is kept"
+
+
+def test_runs_are_compared_downloaded_and_deleted(seen: dict[str, Any]) -> None:
+    name, old = seen["name"], f"{seen['name']}-old"
+    lines = {line.split()[0]: line for line in seen["lines"]}
+    assert "finished" in lines[old] and "200 SD3 0.4" in lines[old] and "kB" in lines[old]
+    assert "finished at step" in lines[name] and "SD3" in lines[name]
+    assert f"{name}: " in seen["compared"] and f"{old}: 0.4" in seen["compared"]
+    assert seen["path"] == str(seen["host"].loras / "lora-atelier" / name)
+    assert seen["download"] == f"{name}.safetensors"
+    assert seen["question"].startswith(f"Delete {old} with all its LoRA files") and seen["kept"] == 1
+    assert old in seen["deleted"] and not (seen["host"].loras / "lora-atelier" / old).exists()
+    assert not (seen["host"].base / "output" / "lora-atelier" / old).exists()
 
 
 def test_the_page_reports_no_error_of_ours(seen: dict[str, Any]) -> None:

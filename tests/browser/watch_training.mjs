@@ -1,7 +1,8 @@
 // Watches a training in the canvas as a person would: looks at the recipe's curve, takes the preset of the model, queues, sees the
-// loss move, reloads the page, asks for a file with the keyboard, stops and keeps.
-// workflow: address of the workflow's JSON on the server. widgets: {node type: {widget: value}}, set before queueing.
-import { drive, listen, load, set } from "./page.mjs";
+// loss move, reloads the page, asks for a file with the keyboard, stops and keeps; then compares
+// it with an earlier run and deletes that one.
+// workflow: address of the workflow's JSON on the server. widgets: {node type: {widget: value}}, set before queueing. old: name of the earlier run.
+import { drive, listen, load, press, set } from "./page.mjs";
 
 /** Puts one node into the middle of the page, as large as it fits. */
 async function lookAt(page, type) {
@@ -97,9 +98,33 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   await page.waitForTimeout(1000);
   await shot("account");
 
+  // The chart: values on its axes, what is under the pointer, smoothing and the log scale.
+  const curve = () => page.evaluate(() => document.querySelector("[data-run] .atelier-smooth").getAttribute("points"));
+  const axes = () => page.evaluate(() => ["values:not(.atelier-rates)", "rates", "steps"].map((kind) =>
+    [...document.querySelectorAll(`[data-run] .atelier-${kind} span`)].map((span) => span.textContent)));
+  seen.axes = await axes();
+  const area = page.locator("[data-run] .atelier-area");
+  await area.hover({ force: true });
+  seen.hovered = await page.locator("[data-run] .atelier-tip").innerText();
+  await shot("hovered");
+  await area.focus();
+  await page.keyboard.press("ArrowLeft");
+  seen.walked = await page.locator("[data-run] .atelier-tip").innerText();
+  const scales = page.locator("[data-run] .atelier-scales input");
+  seen.curves = { usual: await curve() };
+  await scales.first().focus();
+  for (let i = 0; i < 5; i++) await page.keyboard.press("ArrowLeft");
+  seen.curves.rough = await curve();
+  seen.level = await page.locator("[data-run] .atelier-scales").innerText();
+  await scales.nth(1).check({ force: true });
+  seen.curves.log = await curve();
+  seen.logAxes = await axes();
+
+  await page.setViewportSize({ width: 1500, height: 1000 });
   await page.reload();
   await ready();
   await page.waitForTimeout(1500);
+  seen.keptLevel = await page.locator("[data-run] .atelier-scales").innerText();
   seen.restored = await page.evaluate(() => window.app.graph._nodes.map((n) => n.type));
   await lookAt(page, "TrainLoRA");
   await page.waitForFunction(`(${points})() > 30`, null, limit);
@@ -108,7 +133,7 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
 
   // By the keyboard alone.
   await page.locator("[data-run] select").focus();
-  for (let i = 0; i < 6 && !(await page.evaluate(() => document.activeElement?.innerText?.startsWith("Save now"))); i++) {
+  for (let i = 0; i < 12 && !(await page.evaluate(() => document.activeElement?.innerText?.startsWith("Save now"))); i++) {
     await page.keyboard.press("Tab");
   }
   await page.keyboard.press("Enter");
@@ -120,5 +145,38 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   await page.waitForFunction(() => /finished/.test(document.querySelector("[data-run] .atelier-state")?.innerText ?? ""), null, limit);
   await page.waitForTimeout(1500);
   seen.finished = await panel(page);
+  seen.strips = await page.evaluate(() => [...document.querySelectorAll("[data-run] .atelier-film")].map((film) =>
+    [film.previousElementSibling?.textContent, [...film.querySelectorAll("li")].map((one) => one.innerText.trim())]));
   await shot("finished");
+
+  // The window of runs: two curves, a download, a folder, a run that is deleted.
+  await page.setViewportSize({ width: 1366, height: 768 });
+  await press(page, "TrainLoRA", "runs_desk");
+  const line = (name) => page.locator(`tr[data-run-name="${name}"]`);
+  await line(task.old).waitFor(limit);
+  await line(task.old).locator("input").check();
+  await page.waitForFunction(() => document.querySelectorAll(".atelier-compared .atelier-smooth").length === 2, null, limit);
+  seen.lines = await page.evaluate(() => [...document.querySelectorAll(".atelier-runs tbody tr")].map((row) => row.innerText.replace(/\s+/g, " ")));
+  await page.locator(".atelier-compared .atelier-area").hover({ position: { x: 60, y: 60 } });
+  seen.compared = await page.locator(".atelier-compared .atelier-tip").innerText();
+  await shot("runs");
+  await page.getByRole("button", { name: "Open folder" }).click();
+  await page.waitForFunction(() => document.querySelector(".atelier-runs-all > input").value, null, limit);
+  seen.path = await page.evaluate(() => document.querySelector(".atelier-runs-all > input").value);
+  const [download] = await Promise.all([page.waitForEvent("download", limit), page.getByRole("button", { name: "Download" }).click()]);
+  seen.download = download.suggestedFilename();
+  await line(task.old).click();
+  await page.locator("select[title='What is deleted']").selectOption("all");
+  for (const answer of ["dismiss", "accept"]) {
+    const asked = page.waitForEvent("dialog", limit).then((dialog) => {
+      seen.question = dialog.message();
+      return dialog[answer]();
+    });
+    await Promise.all([asked, page.getByRole("button", { name: "Delete …" }).click()]);
+    if (answer === "dismiss") seen.kept = await line(task.old).count();
+  }
+  await line(task.old).waitFor({ state: "detached", ...limit });
+  await page.waitForFunction(() => /freed/.test(document.querySelector(".atelier-dialog output").innerText), null, limit);
+  seen.deleted = await page.locator(".atelier-dialog output").innerText();
+  await shot("deleted");
 });

@@ -13,6 +13,8 @@ PHASES = {"preparing", "training", "sampling"}
 PANELS = (
     "recipe.js",
     "training.js",
+    "runs.js",
+    "lib/chart.js",
     "told.js",
     "lib/told.js",
     "presets.js",

@@ -15,17 +15,13 @@ from lora_atelier.demo.server import Server, make_base
 from lora_atelier.tests.host import support
 
 GET = [
-    "runs",
-    "runs/nobody",
-    "grids",
-    "grids/page?run=a&page=b",
-    "thumbnail?folder=input/shapes&picture=x.png",
-    "pictures/made",
-    "captions/waiting",
-]
+    "runs", "runs/nobody", "runs/nobody/file?file=x.safetensors", "catalogue", "grids", "grids/page?run=a&page=b",
+    "thumbnail?folder=input/shapes&picture=x.png", "pictures/made", "captions/waiting",
+]  # fmt: skip
 POST = [
-    "outlook", "family", "start", "settings", "preset", "runs/nobody/command", "pictures", "captions", "captions/change",
-    "pictures/add", "pictures/remove", "pictures/restore", "pictures/turn", "captions/go_on",
+    "outlook", "family", "start", "settings", "preset", "runs/nobody/command", "runs/nobody/delete", "runs/nobody/folder",
+    "pictures", "captions", "captions/change", "pictures/add", "pictures/remove", "pictures/restore", "pictures/turn",
+    "captions/go_on",
     "grids/favourite", "loras/keep",
 ]  # fmt: skip
 REBOUND = {"Host": "evil.example:8188"}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from lora_atelier.training import host, loop, step
 from lora_atelier.training.config import LengthConfig, LossConfig, NetworkConfig, OptimizerConfig, TextConfig
 from lora_atelier.training.config.sampling import SamplerSettings
+from lora_atelier.training.dataset.images import to_picture
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import plan, render
 from lora_atelier.training.grid.axes import parse_epochs
 from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.scope import TEXT, adaptable_layers, set_text_rate, trained_layers
 from lora_atelier.training.performance import checkpointing
+from lora_atelier.training.runs import reader
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -238,9 +241,31 @@ def test_samples_come_when_asked_for_one_for_each_prompt(tiny, dataset):  # noqa
     go(tiny("sd3"), dataset, recipe(length=LengthConfig(epochs=3, sample_every_steps=4, sample_every=3)), preview)
     names = sorted(p.name for p in (host.runs_folder() / "tiny" / "samples").iterdir())
     assert names == [
-        "tiny-000003-2.png", "tiny-000003.png", "tiny-step00000004-2.png", "tiny-step00000004.png", "tiny-step00000008-2.png",
+        "tiny-000000-2.png", "tiny-000000.png", "tiny-000003-2.png", "tiny-000003.png",
+        "tiny-step00000004-2.png", "tiny-step00000004.png", "tiny-step00000008-2.png",
         "tiny-step00000008.png",
     ]  # fmt: skip
+
+
+def test_what_the_prompts_give_before_the_first_step_is_the_models_own(tiny, dataset):  # noqa: F811
+    """Drawn once a run, not again when it goes on; and what is trained does not depend on it."""
+    t, preview = tiny("sd3"), dataclasses.replace(NO_PREVIEW, steps=2, prompt="picture 1", width=64, height=64, seed=5)
+    trained = go(t, dataset, recipe(length=LengthConfig(epochs=1)), preview)
+    with torch.inference_mode():
+        text = t.text.for_sampling("picture 1")
+        latent = t.model.sample(text, t.text.for_sampling(""), preview.settings, latent_size=(8, 8), seed=5)
+        expected = to_picture(t.codec.decode(latent)[0])
+    path = host.runs_folder() / "tiny" / "samples" / "tiny-000000.png"
+    with Image.open(path) as drawn:
+        assert np.abs(np.asarray(drawn, dtype=int) - np.asarray(expected, dtype=int)).max() <= 2
+    assert go(t, dataset, recipe("plain", length=LengthConfig(epochs=1))).losses == trained.losses
+    before = path.stat().st_mtime_ns
+    longer = recipe(length=LengthConfig(epochs=2), optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant"))
+    go(t, dataset, longer, preview, when="continue with the changes")
+    assert path.stat().st_mtime_ns == before
+    labels = [sample["label"] for sample in reader.state("tiny", host.runs_folder())["samples"]]
+    assert labels[0] == "start" and labels[-1] == "epoch 2"
+    assert {sample["prompt"] for sample in reader.state("tiny", host.runs_folder())["samples"]} == {"picture 1"}
 
 
 def test_a_run_ends_once_its_fixed_loss_has_settled(tiny, dataset):  # noqa: F811

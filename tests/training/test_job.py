@@ -134,7 +134,7 @@ def test_every_epoch_leaves_a_file_and_the_files_say_what_they_are(tiny, dataset
     assert metadata["workflow"] == '{"nodes": []}'
     assert from_dict(TrainingConfig, json.loads(metadata["lora_atelier.config"])) == recipe()
     samples = sorted(p.name for p in (host.runs_folder() / "tiny" / "samples").iterdir())
-    assert samples == ["tiny-000001.png", "tiny-000002.png", "tiny-000003.png"]
+    assert samples == ["tiny-000000.png", "tiny-000001.png", "tiny-000002.png", "tiny-000003.png"]
     first, last = load_file(trained.epochs.files[0].path), load_file(trained.epochs.files[2].path)
     assert any(not torch.equal(first[k], last[k]) for k in first)
 

@@ -23,5 +23,5 @@ class Pace:
         pace = self._seconds / self._drawn
         if self.done >= self.cells:
             return f"{line} · {pace:.1f} s a cell"
-        minutes, seconds = divmod(round(pace * (self.cells - self.done)), 60)
+        minutes, seconds = divmod(max(1, round(pace * (self.cells - self.done))), 60)  # 0:00 would be the end
         return f"{line} · {pace:.1f} s a cell · {minutes}:{seconds:02d} left"

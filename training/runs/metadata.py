@@ -18,6 +18,7 @@ from ..families import PEFT, family_named
 from ..files import Serialised
 from ..optim import optimizers, schedules
 from ..tensors.safetensors_header import read_header
+from .card import NO_CARD, Card
 
 BASE_VERSIONS = {
     "SD15": "sd_v1", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0", "SD3": "sd3", "Flux": "flux1", "FluxSchnell": "flux1",
@@ -57,13 +58,15 @@ def describe(
     graph: Mapping[str, str],
     sizes: Collection[tuple[int, float]] = (),
     precision: str = "",
+    card: Card = NO_CARD,
 ) -> dict[str, str]:
     """Metadata of one saved epoch but for its ``content_hashes``; every value is a string, as the format demands.
 
     What begins with ``ss_`` means what it does in kohya's files, where steps are those of the optimizer and a switch is ``True``
     or ``False``; what is not known is left out. ``step`` and ``total_steps`` count batches, ``sizes`` are the layers' ranks and
-    alphas, ``precision`` is what the run computes in. ``graph`` holds ``prompt`` and ``workflow`` as the canvas sent them, so
-    that dropping the file there brings them back. The hashes are those of the bytes that ``Run.save_lora`` writes.
+    alphas, ``precision`` is what the run computes in, ``card`` what the person says of the LoRA. ``graph`` holds ``prompt`` and
+    ``workflow`` as the canvas sent them, so that dropping the file there brings them back. The hashes are those of the bytes
+    that ``Run.save_lora`` writes.
     """
     optimizer, updates = config.optimizer, config.optimizer.updates(total_steps)
     done = updates if step == total_steps else step // optimizer.accumulate
@@ -119,7 +122,8 @@ def describe(
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{_architecture(family, prediction)}/lora",
         "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
-        "modelspec.title": config.name,
+        "modelspec.title": card.title or config.name,
+        **card.fields(),
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "modelspec.resolution": _resolution(plan),
         "modelspec.prediction_type": PREDICTIONS.get(prediction),
@@ -206,9 +210,11 @@ def _resolution(plan: Plan) -> str:
 
 
 def content_hashes(file: Serialised) -> dict[str, str]:
-    """Sha256 of the file's bytes after its header; and the older web UI's: of 64 KiB from offset 1 MiB, 8 digits."""
+    """Sha256 of the file's bytes after its header, in kohya's name and the specification's; and the older web UI's: of 64 KiB
+    from offset 1 MiB, 8 digits."""
     legacy = hashlib.sha256(file.plain[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
-    return {"sshs_model_hash": hashlib.sha256(file.data).hexdigest(), "sshs_legacy_hash": legacy}
+    whole = hashlib.sha256(file.data).hexdigest()
+    return {"sshs_model_hash": whole, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{whole}"}
 
 
 def is_whole(path: Path) -> bool:

@@ -169,6 +169,8 @@ def _choose(
             return on(one, "begins again, since no state of it was kept")
         if total == one.total:
             return on(one, f"goes on from {place}")
+        if one.finished and one.step == 0 and total > one.end:
+            questions.append((one, _without_state(one, total)))
         if total < one.step or one.step == 0:
             continue
         even = one.step % width == 0 or not one.finished
@@ -188,7 +190,8 @@ def _choose(
     if when == "continue with the changes":
         return _with_changes(known, total, on, new)
     if questions:
-        _ask(*questions[0], total)
+        one, said = questions[0]
+        raise AtelierError(said if one.step == 0 else f"{said} {_choices(one, total)}")
     return new(_why_new(name, known, total))
 
 
@@ -208,6 +211,8 @@ def _with_changes(known: list[_Found], total: int, on: Callable[..., Opened], ne
     if not sound:
         return new("there is no run of this name to go on with")
     one = sound[0]
+    if one.finished and one.step == 0:
+        raise AtelierError(_without_state(one, total))
     if one.step == 0:
         why = "no state of it was kept"
     elif one.change.unfit:
@@ -230,11 +235,20 @@ def _rates(one: _Found, total: int, even: bool) -> str:
     )
 
 
-def _ask(one: _Found, said: str, total: int) -> None:
+def _choices(one: _Found, total: int) -> str:
     longer = "" if one.step < total or not one.finished else "raise epochs or max_steps and "
-    raise AtelierError(
-        f"{said} To go on from step {one.step} with what is queued now (its files stay), {longer}set when_interrupted of Train "
+    return (
+        f"To go on from step {one.step} with what is queued now (its files stay), {longer}set when_interrupted of Train "
         "LoRA to 'continue with the changes'; to begin a new run beside it, set that to 'start over'."
+    )
+
+
+def _without_state(one: _Found, total: int) -> str:
+    return (
+        f"length: {one.run.name} ended at step {one.end}, and what it needs to go on was not kept (keep_state of Train LoRA), so "
+        f"it cannot become longer. To train {counted(total, 'step')} from the beginning in a run beside it, set when_interrupted "
+        "to 'start over'. To train on from what it has learnt, with a fresh optimizer, choose its last file in start_from of "
+        "Configure LoRA."
     )
 
 

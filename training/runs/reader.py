@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..config import check_run_name
+from ..dataset.png_text import png_text
 from ..errors import AtelierError
 from ..files import Unreadable, is_file, is_inside, open_plain, parse_json
 from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLES_FOLDER
@@ -36,6 +37,10 @@ BLOCK = 2**20
 """Bytes read at once."""
 LARGE = 1e100
 """A number beyond this in a history stands for one that was not finite."""
+BEFORE = "start"
+"""The label of what was drawn before the first step."""
+LONGEST_PROMPT = 500
+"""Characters of a prompt that are told."""
 SAMPLE = re.compile(r"-(?:(?P<epoch>\d{6})|step(?P<step>\d{8}))(?:-(?P<number>\d+))?\.png")
 
 
@@ -72,7 +77,7 @@ class Tail:
                     self._restart(stat.st_ino)
                 file.seek(self._place)
                 for line in self._lines(file):
-                    self._add(_row(line))
+                    self._add(parsed(line))
         except FileNotFoundError:
             self._restart(0)
         return list(self.rows)
@@ -104,7 +109,7 @@ def number(value: Any) -> float | None:
     return value if fits else None
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def parsed(line: bytes) -> dict[str, Any] | None:
     """A line as a row of finite numbers (None for what is none); None for what is damaged."""
     try:
         row = parse_json(line, finite=False)
@@ -147,6 +152,11 @@ def set_aside(runs: Path) -> dict[str, str]:
 
 def _all(runs: Path) -> list[tuple[str, str | None]]:
     """(name, what is wrong or None) of every folder with a run.json, the one that was written to last in front."""
+    return [(name, _why(runs / name, _stamp(runs / name / RUN_FILE))) for name, _ in written_last(runs)]
+
+
+def written_last(runs: Path) -> list[tuple[str, float]]:
+    """Every folder with a run.json, sound or not, and when it was written to (seconds since 1970), the latest in front."""
     found = []
     try:
         folders = [entry.name for entry in os.scandir(runs)]
@@ -161,7 +171,7 @@ def _all(runs: Path) -> list[tuple[str, str | None]]:
             pass  # the reason is found below
         stamps = [stamp for file in (HISTORY_FILE, RUN_FILE) if (stamp := _stamp(runs / name / file)) is not None]
         found.append((max(stamps, default=(0, 0, 0)), name))
-    return [(name, _why(runs / name, _stamp(runs / name / RUN_FILE))) for _, name in sorted(found, reverse=True)]
+    return [(name, stamp[0] / 1e9) for stamp, name in sorted(found, reverse=True)]
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -248,7 +258,8 @@ def thinned(rows: list[dict[str, Any]], most: int = MOST_ROWS) -> list[dict[str,
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
-    """The sample pictures in the order in which they were drawn: file, ``label`` (epoch 3, step 250) and prompt's number.
+    """The sample pictures in the order in which they were drawn: file, ``label`` (start, epoch 3, step 250), ``number`` of the
+    prompt, and the ``prompt`` itself where the picture says it (else None).
 
     Nothing that a link brings in from outside the runs' folder is one.
     """
@@ -266,8 +277,24 @@ def samples(folder: Path) -> list[dict[str, Any]]:
         stamp = _stamp(path) if match is not None else None
         if match is not None and stamp is not None and (not entry.is_symlink() or is_inside(path, folder.parent)):
             label = f"epoch {int(match['epoch'])}" if match["epoch"] else f"step {int(match['step'])}"
-            out.append((stamp[0], {"file": entry.name, "label": label, "number": int(match["number"] or 1)}))
+            facts = {
+                "file": entry.name,
+                "label": BEFORE if match["epoch"] == "000000" else label,
+                "number": int(match["number"] or 1),
+            }
+            out.append((stamp[0], {**facts, "prompt": _prompt(path, stamp)}))
     return [row for _, row in sorted(out, key=lambda pair: (pair[0], pair[1]["file"]))]
+
+
+@lru_cache(maxsize=8192)
+def _prompt(path: Path, _stamp: tuple[int, int, int]) -> str | None:
+    """The prompt of a sample, by the picture itself: prompts may have been changed while a run was interrupted."""
+    try:
+        facts = parse_json((png_text(path, "parameters") or "").encode("utf-8", "replace"), finite=False)
+    except (AtelierError, OSError, ValueError):
+        return None
+    prompt = facts.get("prompt") if isinstance(facts, dict) else None
+    return prompt[:LONGEST_PROMPT] if isinstance(prompt, str) else None
 
 
 def measured(folder: Path) -> dict[int, tuple[float | None, float]]:

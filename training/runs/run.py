@@ -30,6 +30,7 @@ from torch import Tensor
 from ..errors import AtelierError, is_out_of_memory
 from ..files import HandedOn, Serialised, Unreadable, append_text, flush, parse_json, replacing, sweep, write_text
 from ..tensors.transfer import to_cpu
+from . import preview
 from .layout import (
     HISTORY_FILE,
     INPUTS_FILE,
@@ -147,6 +148,8 @@ class Run:
         if not kept.path.exists():
             with replacing(kept.path) as temporary:
                 shutil.copyfile(last.path, temporary)
+            if preview.is_ours(preview.preview_of(last.path)):
+                preview.place(preview.preview_of(last.path), kept.path)
         rows = [row for row in record.saved if row["file"] not in (last.path.name, kept.path.name)]
         self.write(saved=[*rows, {"file": kept.path.name, "epoch": kept.epoch, "step": kept.step, "kind": kept.kind}])
 
@@ -166,6 +169,8 @@ class Run:
         names = {saved.path.name for saved in old}
         for saved in old:  # first, since a row without its file does not count, but a file without its row would stay for ever
             saved.path.unlink(missing_ok=True)
+            if preview.is_ours(picture := preview.preview_of(saved.path)):
+                picture.unlink(missing_ok=True)
         if names:
             self.write(saved=[row for row in self.record().saved if row["file"] not in names])
 
@@ -200,6 +205,15 @@ class Run:
         """Steps that the newest state knows, by what it says itself; 0 if there is none."""
         steps = (step_of(self.folder / name) for name in (STATE_FILE, OLDER_STATE_FILE))
         return next((step for step in steps if step is not None), 0)
+
+    def drop_state(self) -> int:
+        """Deletes what the run needs to go on; how many bytes that were."""
+        freed = 0
+        for path in sorted((self.folder / STATE_FOLDER).glob("*")):
+            if path.is_file() and not path.is_symlink():
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
 
     # History --------------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ import hashlib
 import json
 import math
 import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError
-from ..files import open_plain, parse_json
+from ..files import open_plain, parse_json, replacing
 
 LIMIT = 100_000_000
 """Bytes; the safetensors library refuses longer headers as well."""
@@ -65,6 +67,17 @@ def read_header(path: Path) -> Header:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AtelierError(f"{path.name}: this is no safetensors file, or it is damaged; download it again.") from error
     return Header(entries, metadata)
+
+
+def add_metadata(path: Path, more: Mapping[str, str]) -> None:
+    """Gives a file further metadata; its tensors stay as they are, byte for byte."""
+    with replacing(path) as temporary, open_plain(path) as file, open(temporary, "wb") as written:
+        rows = parse_json(file.read(int.from_bytes(file.read(8), "little")))
+        rows = {"__metadata__": {**rows.pop("__metadata__", {}), **more}, **rows}
+        text = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        text += b" " * (-len(text) % 8)
+        written.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(file, written, 1 << 20)
 
 
 def contents_digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from lora_atelier.training import host
 from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.estimate import preflight
+from lora_atelier.training.estimate import cautions, preflight
 from lora_atelier.training.job import status_line
 from lora_atelier.training.performance.memory import kept_bytes
 from lora_atelier.training.recorder import Progress
@@ -79,6 +80,17 @@ def test_what_a_run_keeps_is_as_large_as_was_said(tiny, dataset, decay) -> None:
     assert 0 <= file.stat().st_size - header - 8 - said < 0.02 * said, "optimizers count steps besides"
 
 
+def test_a_crop_that_needs_a_package_is_told_when_the_run_starts(tiny, dataset, monkeypatch) -> None:  # noqa: F811
+    (subset,) = dataset.subsets
+    samples = tuple(dataclasses.replace(one, focus=(0.5, 0.5)) for one in subset.samples)
+    config = dataclasses.replace(subset.config, crop="focus")
+    focused = dataclasses.replace(dataset, subsets=(dataclasses.replace(subset, config=config, samples=samples),))
+    monkeypatch.setattr(cautions, "_is_installed", lambda package: package != "smartcrop")
+    go(tiny("sd15"), focused, recipe("focused", length=LengthConfig(max_steps=1)))
+    told = reader.state("focused", host.runs_folder())["account"]["warnings"]
+    assert any(one.startswith("crop: focus needs the Python package smartcrop") for one in told), told
+
+
 def test_a_damaged_record_hides_no_other_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Run.begin("ink", tmp_path / "runs", tmp_path / "loras")
     told = account.Account(run)
@@ -106,4 +118,4 @@ def test_cautions_are_repeated_when_the_run_starts(tiny, dataset, caplog) -> Non
 
 def test_after_the_last_step_no_time_is_left() -> None:
     at = [status_line(Progress(step, 10, 1, 1, 0.5, 1e-4, 2.0, (10 - step) / 2)) for step in (9, 10)]
-    assert at[0].endswith("0:00 left") and "left" not in at[1]
+    assert at[0].endswith("0:01 left") and "left" not in at[1]

@@ -42,5 +42,6 @@ def test_a_lora_is_serialised_once_for_its_hashes_and_its_file(tmp_path, seriali
         "ss_steps": "7",
         "workflow": '{"ä": 1}',
         "sshs_model_hash": hashlib.sha256(plain[8 + int.from_bytes(plain[:8], "little") :]).hexdigest(),
+        "modelspec.hash_sha256": f"0x{hashlib.sha256(plain[8 + int.from_bytes(plain[:8], 'little') :]).hexdigest()}",
         "sshs_legacy_hash": hashlib.sha256(plain[0x100000:0x110000]).hexdigest()[:8],
     }
