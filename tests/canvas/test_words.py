@@ -20,6 +20,7 @@ PANELS = (
     "gallery.js",
     "settings.js",
     "lib/dialog.js",
+    "lib/groups.js",
 )
 
 
