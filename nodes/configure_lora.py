@@ -62,6 +62,15 @@ ADVANCED = frozenset(WIDGETS) - {
     "precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing", "compile", "offload_activations",
     "offload_blocks", "base_weights", "speed",
 }  # fmt: skip
+GROUPS: dict[str, str] = {
+    **{widget: part for widget, (part, _) in WIDGETS.items() if widget in ADVANCED}, "ema_decay": "optimizer",
+    "save_precision": "length", "comment": "length",
+    **dict.fromkeys(
+        ("precision", "gradient_checkpointing", "compile", "offload_activations", "offload_blocks", "base_weights", "speed"),
+        "memory",
+    ),
+}  # fmt: skip
+"""Under which heading the canvas shows each of these: ``js/lib/groups.js`` has their titles and order."""
 
 
 class ConfigureLoRA(io.ComfyNode):
@@ -158,7 +167,7 @@ class ConfigureLoRA(io.ComfyNode):
                     "speed", settings.Speed,
                     "auto: an NVIDIA GPU repeats recorded steps and need not wait for Python. eager: every operation anew.",
                 ),
-            ], ADVANCED),
+            ], ADVANCED, GROUPS),
             outputs=[CONFIG.Output(display_name="config", tooltip="Connect to Train LoRA.")],
         )  # fmt: skip
 

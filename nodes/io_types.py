@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -22,12 +22,14 @@ LOSS_MAP = io.LossMap
 """The stock type: ``{"loss": [...]}``."""
 
 
-def folded(inputs: list[Any], names: Collection[str]) -> list[Any]:
+def folded(inputs: list[Any], names: Collection[str], groups: Mapping[str, str] | None = None) -> list[Any]:
     """The inputs, those with these names marked as advanced: the canvas shows them when asked to. Their order stays.
 
-    Set on the finished input, since the older hosts' inputs take no argument for it; all of them send what is in ``extra_dict``.
+    ``groups``: the heading under which the canvas puts an input, by its name. Set on the finished input, since the older hosts'
+    inputs take no argument for it; all of them send what is in ``extra_dict``.
     """
     for entry in inputs:
         if entry.id in names:
-            entry.extra_dict = {**entry.extra_dict, "advanced": True}
+            heading = {"atelier_group": groups[entry.id]} if groups and entry.id in groups else {}
+            entry.extra_dict = {**entry.extra_dict, "advanced": True, **heading}
     return inputs

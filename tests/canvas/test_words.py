@@ -27,6 +27,7 @@ PANELS = (
     "gallery.js",
     "settings.js",
     "lib/dialog.js",
+    "lib/groups.js",
 )
 
 
