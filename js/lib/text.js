@@ -12,6 +12,6 @@ export function text(key, values = {}) {
   const language = app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en";
   const keys = values.count === 1 ? [`${key}One`, key] : [key];
   const words = (from) => keys.map((one) => all[from]?.loraAtelier?.[one]).find((one) => one !== undefined);
-  const found = words(language) ?? words("en") ?? key;
+  const found = words(language) ?? words(language.split("-")[0]) ?? words("en") ?? key;
   return found.replace(/\[(\w+)\]/g, (whole, name) => values[name] ?? whole);
 }

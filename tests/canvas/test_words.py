@@ -50,7 +50,7 @@ def test_no_word_means_something_to_the_hosts_translator(words: dict[str, str]) 
     assert not [word for word in words.values() if re.search(r"[{}@|]", word)]
 
 
-def test_the_nodes_words_are_those_of_the_nodes(root: Path, comfyui: Path) -> None:
+def node_kinds() -> list[type]:
     from lora_atelier.nodes import (
         auto_caption,
         configure_lora,
@@ -61,12 +61,15 @@ def test_the_nodes_words_are_those_of_the_nodes(root: Path, comfyui: Path) -> No
         train_lora,
     )
 
-    kinds = [
+    return [
         load_dataset.LoadDataset, dataset_from_nodes.DatasetFromNodes, auto_caption.AutoCaption,
         render_regularisation.RenderRegularisation, configure_lora.ConfigureLoRA, train_lora.TrainLoRA,
         epoch_weight_grid.EpochWeightGrid,
     ]  # fmt: skip
-    schemas = [kind.define_schema() for kind in kinds]
+
+
+def test_the_nodes_words_are_those_of_the_nodes(root: Path, comfyui: Path) -> None:
+    schemas = [kind.define_schema() for kind in node_kinds()]
     listed = json.loads((root / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert listed == {s.node_id: {"display_name": s.display_name, "description": s.description} for s in schemas}
 
