@@ -25,6 +25,8 @@ OF_GUIDANCE = re.compile(
     re.IGNORECASE,
 )
 """Words of models that draw in as many steps as others."""
+EDIT = re.compile(r"(?<![a-z])(kontext|edit(?:ing)?)(?![a-z])", re.IGNORECASE)
+"""Words in a file's name that stand for a model that makes pictures out of others."""
 WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 """Where one word of a name like ``dreamXLTurbo`` ends."""
 
@@ -33,6 +35,12 @@ def few_steps_word(file_name: str) -> str:
     """What in a model's file name says, as far as names do, that it was distilled for few steps; empty if nothing does."""
     name = WORDS.sub(" ", file_name)
     found = None if UNDONE.search(file_name) or UNDONE.search(name) else FEW_STEPS.search(OF_GUIDANCE.sub(" ", name))
+    return found[0].lower() if found else ""
+
+
+def edit_word(file_name: str) -> str:
+    """What in a model's file name says, as far as names do, that it edits pictures; empty if nothing does."""
+    found = EDIT.search(WORDS.sub(" ", file_name))
     return found[0].lower() if found else ""
 
 
@@ -98,6 +106,8 @@ class Family:
     """Layers that no gradient can reach, as a pattern in which ``LAST`` stands for the number of the last block."""
     edits: bool = False
     """Its networks read control pictures beside the noise, or do in models of the same shape that were trained for it."""
+    always_edits: bool = False
+    """All its models read control pictures, whatever they are called."""
     controls_as_large: bool = False
     """Control pictures are brought to the size of the picture that they are shown beside."""
     edit_method: str = ""
@@ -151,7 +161,7 @@ def _table() -> dict[str, Family]:
         "Flux": FLUX,
         "FluxSchnell": FLUX,
         "LongCatImage": Family("shifted", BySize(), edits=True),
-        "Flux2": Family("shifted", BySize(patch=1), guidance=1.0, edits=True, text=Text(512, 15360)),
+        "Flux2": Family("shifted", BySize(patch=1), guidance=1.0, edits=True, always_edits=True, text=Text(512, 15360)),
         # Its own guidance, 0, is the host's too.
         "Chroma": Family(text=T5),
         "ChromaRadiance": Family(text=T5),
@@ -175,7 +185,7 @@ def _table() -> dict[str, Family]:
         "Anima": Family(text=Text(512, 1024)),
         "CosmosT2IPredict2": Family(text=Text(512, 1024)),
         "HiDream": Family("shifted", 3.0),
-        **dict.fromkeys(("Omnigen2", "Boogu"), Family(of_controls=REFERENCE, edits=True)),
+        **dict.fromkeys(("Omnigen2", "Boogu"), Family(of_controls=REFERENCE, edits=True, always_edits=True)),
         "ErnieImage": Family("shifted", 3.0),
         "Ideogram4": Family(),
         "PixelDiTT2I": Family(refused="overwrites what a gradient would have to be computed from, so that it cannot be trained."),

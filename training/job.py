@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .config.sampling import SamplerSettings
 from .dataset import precomputed
 from .dataset.augment import plain_caption, trained_captions, trained_pictures
 from .dataset.cache import CACHE_LIMIT, TensorCache
+from .dataset.controls import Controls
 from .dataset.encoded import EncodedDataset, Work, work_of
 from .dataset.images import to_picture
 from .dataset.plan import Plan
@@ -41,7 +42,7 @@ from .objective.noise import NoiseLevelSampler
 from .optim import optimizers, schedules
 from .optim.remarks import remarks
 from .performance import memory
-from .protocols import CanvasText
+from .prompting import Control, Prompter, controls_of, shows_of
 from .recorder import Callbacks, Progress
 from .runs import live
 from .runs.account import Account, settings_of
@@ -77,6 +78,8 @@ class Preview:
     width: int = 0
     """Pixels; 0 takes the size that most of the dataset has."""
     height: int = 0
+    controls: tuple[Control, ...] = ()
+    """For models that edit: what each prompt is beside; empty takes those of the dataset's first pictures."""
 
     def __post_init__(self) -> None:
         for field in ("prompt", "negative"):
@@ -132,6 +135,7 @@ class Job:
             self.config, self.plan.steps_per_epoch, file_bytes, state_bytes, room_on_disk(host.loras_folder()),
             self.model_name, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
             self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
+            pairs=sum(bool(sample.controls) for sample in self.dataset.samples) if training else None,
         )  # fmt: skip
 
     @property
@@ -174,10 +178,20 @@ class Job:
         texts.append(self.config.loss.preservation_prompt if self.config.loss.preservation else "")
         return sorted({reading for text in texts for reading in self.text.reading_of(text)})
 
+    def prompter(self) -> Prompter:
+        """What reads the prompts of sample pictures."""
+        shows = self.encoded.shows
+        if self.preview.controls and family_named(self.model.family).edits:
+            family = family_named(self.model.family)
+            shows = Controls(True, self.text.sees, family.edit_method, family.controls_as_large)
+        count = len(self.preview.prompts(self.dataset)) if self.preview.steps and shows.shown else 0
+        controls = self.preview.controls or controls_of(self.dataset, count)
+        return Prompter(self.text, self.codec, shows, controls, live=self.learns_text)
+
     def adapter(self) -> Adapter:
         """The adapter at step 0."""
         network, seed = self.config.network, self.config.seed
-        wanted = trained_layers(self.layers, self.config, family_named(self.model.family))
+        wanted = trained_layers(self.layers, self.config, family_named(self.model.family), self.encoded.shows.shown)
         if network.start_from:
             adapter = start_from(host.lora_path(network.start_from), self.layers, self.names, network, wanted, seed)
         else:
@@ -221,9 +235,11 @@ def run_training(
         text = text.for_training()
     try:
         layers, names = adaptable_layers(model, text if learns_text else None)
-        trained_layers(layers, config, family_named(model.family))  # refuses what the model lacks before anything is encoded
+        shows = shows_of(family_named(model.family), text, dataset)
+        # Refuses what the model lacks before anything is encoded.
+        trained_layers(layers, config, family_named(model.family), shows.shown)
         plan = Plan(dataset, config.seed)
-        encoded = EncodedDataset(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
+        encoded = EncodedDataset(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT), shows)
         job = Job(
             model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded,
             model_name,
@@ -332,7 +348,7 @@ def _noted(run: Run) -> Iterator[None]:
         raise
 
 
-def _encode(job: Job, told: Callable[[str], CanvasText]) -> None:
+def _encode(job: Job, told: Prompter) -> None:
     """Pictures, captions, and what the samples are told: all while the encoders are at hand."""
     work = _work(job)
     count = len(work)
@@ -344,20 +360,23 @@ def _encode(job: Job, told: Callable[[str], CanvasText]) -> None:
             job.show(f"preparing pictures and captions: {done} of {count}")
 
     job.encoded.prepare(work, step)
-    if job.preview.steps and not job.learns_text:
-        for text in (*job.preview.prompts(job.dataset), job.preview.negative):
-            told(text)
+    for number, prompt in enumerate(job.preview.prompts(job.dataset) if job.preview.steps else ()):
+        if job.learns_text:
+            told.encoded(number)  # while there is room for the VAE
+        else:
+            told(prompt, number)
+            told(job.preview.negative, number)
 
 
 def _work(job: Job) -> Work:
     """What is encoded before the first step: no captions if their encoder changes in every step."""
-    work = work_of(job.plan, job.plan.epochs_for(job.total))
-    held = (job.config.loss.preservation_prompt,) if job.config.loss.preservation_prompt else ()
-    return Work(work.pictures, (*(() if job.learns_text else work.texts), *held))
+    work = work_of(job.plan, job.plan.epochs_for(job.total), job.encoded.shows)
+    held = [job.config.loss.preservation_prompt] if job.config.loss.preservation_prompt else []
+    return work.reading(held, captions=not job.learns_text)
 
 
 def _train(job: Job, run: Run, now: live.Live, account: Account) -> None:
-    encoded, told = job.encoded, job.text.for_sampling if job.learns_text else cache(job.text.for_sampling)
+    encoded, told = job.encoded, job.prompter()
     _encode(job, told)
     if job.learns_text:
         encoded.live = job.text.encode_live
@@ -474,7 +493,7 @@ class _Saver:
         run: Run,
         adapter: Adapter,
         layers: Layers,
-        told: Callable[[str], CanvasText],
+        told: Prompter,
         advance: Callable[..., None],
         now: live.Live,
         say: Callable[[str], None],
@@ -517,7 +536,11 @@ class _Saver:
         cells = job.codec.downscale
         with self.adapter.attached(self.layers):
             latent = job.model.sample(
-                self.told(prompt), self.told(p.negative), p.settings, latent_size=(height // cells, width // cells), seed=p.seed
+                self.told(prompt, number),
+                self.told(p.negative, number),
+                p.settings,
+                latent_size=(height // cells, width // cells),
+                seed=p.seed,
             )
         pixels = job.codec.decode(latent)[0]
         compatibility.check_picture(job.model, latent, pixels)

@@ -65,9 +65,9 @@ class Work:
     def __len__(self) -> int:
         return len(self.pictures) + len(self.texts)
 
-    def without_captions(self, but: Sequence[str]) -> Work:
-        """The same where only the texts ``but`` are read ahead."""
-        return Work(self.pictures, tuple(Reading(text) for text in but))
+    def reading(self, also: Sequence[str], captions: bool = True) -> Work:
+        """The same with further texts; ``captions``: whether those of the pictures are read ahead."""
+        return Work(self.pictures, (*(self.texts if captions else ()), *map(Reading, also)))
 
 
 def work_of(plan: Plan, epochs: int, controls: Controls = NONE) -> Work:

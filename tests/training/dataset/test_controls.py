@@ -105,7 +105,9 @@ def test_an_encoder_that_sees_is_shown_them_with_each_caption(folder, tmp_path):
 def test_a_mirrored_picture_has_mirrored_control_pictures(folder, tmp_path):
     plan, encoded, codec, texts = prepared(folder, tmp_path, Controls(shown=True, seen=True), flip=True)
     calls = len(codec.calls), texts.calls
-    left = {round(references.listed(text)[0][0, 0, 0, 0].item(), 3) for name, text in of_first_epochs(plan, encoded) if name == "0"}
+    left = {
+        round(references.listed(text)[0][0, 0, 0, 0].item(), 3) for name, text in of_first_epochs(plan, encoded) if name == "0"
+    }
     assert left == {0.0, 1.0}
     for epoch in range(4):
         for batch in plan.epoch_batches(epoch):
