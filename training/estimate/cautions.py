@@ -114,7 +114,8 @@ class Expected:
 def cautions(prospect: Prospect) -> list[str]:
     """All of them, the gravest first."""
     return [
-        *_packages(prospect), *of_rates(prospect.config), *_distilled(prospect), *_pairs(prospect), *_sizes(prospect), *_saves(prospect),
+        *_packages(prospect), *of_rates(prospect.config), *_distilled(prospect), *_pairs(prospect), *_sizes(prospect),
+        *_saves(prospect),
     ]  # fmt: skip
 
 
