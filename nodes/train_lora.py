@@ -55,6 +55,11 @@ class TrainLoRA(io.ComfyNode):
                     "preview_height", default=0, min=0, max=16384, step=8, optional=True,
                     tooltip="Height of the preview in pixels; 0: the size that most of the dataset has.",
                 ),
+                io.Image.Input(
+                    "preview_control", optional=True,
+                    tooltip="For models that edit: the picture beside each line of preview_prompt, as a batch. Without it the "
+                    "samples stand beside the control pictures of the dataset's first pictures.",
+                ),
             ], ("preview_negative", "preview_width", "preview_height")),
             outputs=[
                 EPOCHS.Output(display_name="epochs", tooltip="All saved LoRAs of the run, for Epoch Weight Grid."),
@@ -92,13 +97,14 @@ class TrainLoRA(io.ComfyNode):
         preview_seed: int,
         preview_width: int = 0,
         preview_height: int = 0,
+        preview_control: Any = None,
     ) -> io.NodeOutput:
-        from ..training import host, job
+        from ..training import host, job, prompting
         from ..training.grid.origin import model_name
 
         preview = job.Preview(
             preview_prompt, preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler,
-            preview_seed, preview_width, preview_height,
+            preview_seed, preview_width, preview_height, tuple(prompting.apart(preview_control, "preview_control")),
         )  # fmt: skip
         wrapped = host.Model(model)
         trained = job.run_training(

@@ -19,7 +19,6 @@ from .config.sampling import SamplerSettings
 from .dataset import precomputed
 from .dataset.augment import plain_caption, trained_captions, trained_pictures
 from .dataset.cache import CACHE_LIMIT, TensorCache
-from .dataset.controls import Controls
 from .dataset.encoded import EncodedDataset, Work, work_of
 from .dataset.images import to_picture
 from .dataset.plan import Plan
@@ -42,7 +41,7 @@ from .objective.noise import NoiseLevelSampler
 from .optim import optimizers, schedules
 from .optim.remarks import remarks
 from .performance import memory
-from .prompting import Control, Prompter, controls_of, shows_of
+from .prompting import Control, ControlPictures, Prompter, controls_of, opened, shows_of
 from .recorder import Callbacks, Progress
 from .runs import live
 from .runs.account import Account, settings_of
@@ -180,13 +179,9 @@ class Job:
 
     def prompter(self) -> Prompter:
         """What reads the prompts of sample pictures."""
-        shows = self.encoded.shows
-        if self.preview.controls and family_named(self.model.family).edits:
-            family = family_named(self.model.family)
-            shows = Controls(True, self.text.sees, family.edit_method, family.controls_as_large)
-        count = len(self.preview.prompts(self.dataset)) if self.preview.steps and shows.shown else 0
-        controls = self.preview.controls or controls_of(self.dataset, count)
-        return Prompter(self.text, self.codec, shows, controls, live=self.learns_text)
+        given = self.preview.controls or opened(controls_of(self.dataset, len(self.preview.prompts(self.dataset))))
+        shows = shows_of(family_named(self.model.family), self.text, bool(given) and self.preview.steps > 0)
+        return Prompter(self.text, ControlPictures(self.codec, shows, given), live=self.learns_text)
 
     def adapter(self) -> Adapter:
         """The adapter at step 0."""
@@ -235,7 +230,7 @@ def run_training(
         text = text.for_training()
     try:
         layers, names = adaptable_layers(model, text if learns_text else None)
-        shows = shows_of(family_named(model.family), text, dataset)
+        shows = shows_of(family_named(model.family), text, any(sample.controls for sample in dataset.samples))
         # Refuses what the model lacks before anything is encoded.
         trained_layers(layers, config, family_named(model.family), shows.shown)
         plan = Plan(dataset, config.seed)
@@ -291,7 +286,14 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
     files = tuple(s for s in saved if s.kind != "moment")
     SAVED_LORAS.add(s.path for s in files)
     return Trained(
-        epochs=Epochs(run.name, job.model.family, files, trained_captions(job.dataset), trained_pictures(job.dataset)),
+        epochs=Epochs(
+            run.name,
+            job.model.family,
+            files,
+            trained_captions(job.dataset),
+            trained_pictures(job.dataset),
+            controls_of(job.dataset, 1),
+        ),
         tensors=read_tensors(saved[-1].path, "put it back and queue again"),
         losses=run.losses(),
     )
@@ -362,7 +364,7 @@ def _encode(job: Job, told: Prompter) -> None:
     job.encoded.prepare(work, step)
     for number, prompt in enumerate(job.preview.prompts(job.dataset) if job.preview.steps else ()):
         if job.learns_text:
-            told.encoded(number)  # while there is room for the VAE
+            told.controls.latents(told.controls.place(number))  # while there is room for the VAE
         else:
             told(prompt, number)
             told(job.preview.negative, number)

@@ -10,9 +10,13 @@ import pytest
 import torch
 from lora_atelier.training import host, prompting
 from lora_atelier.training.config import LengthConfig, LossConfig, NetworkConfig, OptimizerConfig, SubsetConfig
+from lora_atelier.training.config.sampling import Sampling
+from lora_atelier.training.dataset.images import to_picture
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.families import family_named
+from lora_atelier.training.grid import plan, render
+from lora_atelier.training.grid.axes import parse_epochs
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -90,7 +94,7 @@ def test_samples_are_drawn_beside_control_pictures(editor, folder):
     shown = [np.asarray(Image.open(path)) for path in sorted((host.runs_folder() / "own" / "samples").glob("*.png"))]
     assert len(shown) == 3
     assert not np.array_equal(shown[0], shown[1]) and not np.array_equal(shown[1], shown[2])
-    given = dataclasses.replace(preview, controls=tuple(prompting.apart(torch.rand(1, 64, 64, 3))))
+    given = dataclasses.replace(preview, controls=tuple(prompting.apart(torch.rand(1, 64, 64, 3), "preview_control")))
     go(editor, pairs(folder), of("given", length=LengthConfig(epochs=1)), given)
     ours = [np.asarray(Image.open(path)) for path in sorted((host.runs_folder() / "given" / "samples").glob("*.png"))]
     assert np.array_equal(ours[0], ours[1]) and not np.array_equal(ours[0], shown[0])
@@ -99,10 +103,10 @@ def test_samples_are_drawn_beside_control_pictures(editor, folder):
 def test_a_sample_is_what_the_hosts_own_nodes_draw(editor, folder):
     """Reference latents as *Set Reference Latent* puts them, on both conditionings."""
     nodes = pytest.importorskip("comfy_extras.nodes_edit_model")
-    shows = prompting.shows_of(family_named(editor.model.family), editor.text, pairs(folder))
+    shows = prompting.shows_of(family_named(editor.model.family), editor.text, True)
     assert shows.shown and not shows.seen
-    (control,) = prompting.controls_of(pairs(folder), 1)
-    told = prompting.Prompter(editor.text, editor.codec, shows, [control])("make it so", 0)
+    (control,) = prompting.opened(prompting.controls_of(pairs(folder), 1))
+    told = prompting.Prompter(editor.text, prompting.ControlPictures(editor.codec, shows, [control]))("make it so", 0)
     with torch.inference_mode():
         latent = {"samples": editor.codec.vae.encode(control[0])}
         theirs = nodes.ReferenceLatent.execute(editor.text.for_sampling("make it so"), latent).result[0]
@@ -127,3 +131,52 @@ def test_what_pairs_and_model_do_not_have_in_common_is_said(tiny, editor, folder
         path.unlink()
     go(editor, pairs(folder), of("plain", **short), model_name="FluxKontextDev.safetensors")
     assert "this model edits pictures, by its name (kontext), and the dataset has no control pictures" in said("plain")
+
+
+def grid_of(editor, epochs, folder, prompts, places, given, together=0):
+    axes = plan.Axes(prompts, plan.columns_of([epochs], parse_epochs("all")), (0.5, 1.0), (3,), None, places)
+    shows = prompting.shows_of(family_named(editor.model.family), editor.text, True)
+    controls = prompting.ControlPictures(editor.codec, shows, given)
+    grid = render.Grid(
+        editor.model, editor.text, editor.codec, axes, Sampling("", "euler", "simple", 2, 1.0, 64, 64, 0), folder, {},
+        together=together, controls=controls,
+    )  # fmt: skip
+    with torch.inference_mode():
+        grid.check()
+        grid.render(lambda *_: None)
+    return grid
+
+
+def test_a_grid_has_a_page_for_each_control_picture(editor, folder, tmp_path):
+    trained = go(editor, pairs(folder), of("grid", length=LengthConfig(epochs=2)))
+    assert [[path.name for path in group] for group in trained.epochs.controls] == [["0.png"]]
+    given = prompting.apart(torch.rand(2, 64, 80, 3, generator=torch.Generator().manual_seed(1)), "control")
+    prompts, places = plan.beside(["make it so"], 2)
+    assert (prompts, places) == (("make it so", "make it so"), (0, 1))
+    many = grid_of(editor, trained.epochs, tmp_path / "many", prompts, places, given)
+    pictures = [{place: np.asarray(Image.open(path)) for place, path in page.items()} for page in many.book.cells]
+    assert all(len(page) == 5 for page in pictures)
+    assert all(not np.array_equal(pictures[0][place], pictures[1][place]) for place in pictures[0])
+    facts = [many.book.facts(page) for page in (0, 1)]
+    assert [one["control"] for one in facts] == [1, 2]
+    # A cell is what the samples of training and the host's own sampler draw.
+    told = prompting.Prompter(editor.text, many.brush.controls)
+    with torch.inference_mode():
+        latent = editor.model.sample(told("make it so", 1), told("", 1), many.sampling.settings, latent_size=(8, 8), seed=3)
+        alone = to_picture(editor.codec.decode(latent)[0])
+    assert np.abs(np.asarray(alone).astype(int) - pictures[1][0, 0]).max() <= 1
+    single = grid_of(editor, trained.epochs, tmp_path / "single", prompts, places, given, together=1)
+    for page, drawn in zip(single.book.cells, pictures, strict=True):
+        for place, path in page.items():
+            assert np.abs(np.asarray(Image.open(path)).astype(int) - drawn[place]).max() <= 2
+    # Other control pictures are other cells, and the same ones are not drawn again.
+    keys = {path.name for page in many.book.cells for path in page.values()}
+    again = grid_of(editor, trained.epochs, tmp_path / "many", prompts, places, given[::-1])
+    assert keys == {path.name for page in again.book.cells for path in page.values()}
+
+
+def test_prompts_and_control_pictures_go_in_pairs():
+    assert plan.beside(["a", "b", "a"], 0) == (("a", "b"), ())
+    assert plan.beside(["a", "b"], 1) == (("a", "b"), (0, 0))
+    assert plan.beside(["a", "b"], 3) == (("a", "b", "b"), (0, 1, 2))
+    assert plan.beside(["a", "a"], 1) == (("a",), (0,))

@@ -42,8 +42,12 @@ NONE = Controls()
 
 def whole(control: Sample, flipped: bool = False, size: tuple[int, int] | None = None) -> View:
     """All of a control picture, stretched to ``size`` (width, height), or nearly at its own."""
-    if size is None:
-        shrunk = min(1.0, math.sqrt(PIXELS / (control.width * control.height)))
-        width, height = (max(STEP, round(side * shrunk / STEP) * STEP) for side in (control.width, control.height))
-        size = width, height
+    size = size or whole_size(control.width, control.height)
     return View(control.key, size, (control.width, control.height), (0, 0), size, flipped)
+
+
+def whole_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) in pixels at which a control picture of so many is shown."""
+    shrunk = min(1.0, math.sqrt(PIXELS / (width * height)))
+    across, down = (max(STEP, round(side * shrunk / STEP) * STEP) for side in (width, height))
+    return across, down

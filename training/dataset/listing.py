@@ -84,7 +84,7 @@ def holds_pictures(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Companions:
     """Folders elsewhere that belong to a folder's pictures."""
 
     masks: tuple[Path, ...] = ()
@@ -92,7 +92,7 @@ class Beside:
     """With the number that each has."""
 
 
-def look(folder: Path, root: Path, extension: str, elsewhere: Beside = Beside()) -> tuple[FoundFolder, list[Path]]:
+def look(folder: Path, root: Path, extension: str, elsewhere: Companions = Companions()) -> tuple[FoundFolder, list[Path]]:
     """The folder's own files, and its sub-folders as far as they are neither masks nor control pictures of those files.
 
     ``extension``: ending of caption files.
@@ -161,7 +161,7 @@ def _by_mark(images: Sequence[Path]) -> tuple[list[Path], list[tuple[str, Path, 
 
 def _companions(
     folders: Iterable[Path], pictures: Sequence[Path], root: Path, passed: list[tuple[Reason, Path]]
-) -> tuple[list[Path], Beside]:  # fmt: skip
+) -> tuple[list[Path], Companions]:  # fmt: skip
     """(other folders, those with masks and control pictures), which have a picture of the same name as one of the pictures."""
     others, masks, controls = [], [], []
     for folder in folders:
@@ -176,7 +176,7 @@ def _companions(
             controls.append((number, folder))
         else:
             others.append(folder)
-    return others, Beside(tuple(masks), tuple(controls))
+    return others, Companions(tuple(masks), tuple(controls))
 
 
 def _known(pictures: Sequence[Path]) -> set[str]:

@@ -11,7 +11,7 @@ from ..errors import AtelierError
 from ..files import is_inside
 from . import names, unused
 from .images import FORMATS
-from .listing import Beside, FoundFolder, entries, holds_pictures, leads_outside, look, refuse_outside
+from .listing import Companions, FoundFolder, entries, holds_pictures, leads_outside, look, refuse_outside
 from .names import NUMBERED
 from .unused import Reason, sentences
 
@@ -29,26 +29,26 @@ class Walk:
     passed: list[tuple[Reason, Path]] = field(default_factory=list)
     """Folders that are not used."""
 
-    def visit(self, folder: Path, elsewhere: Beside = Beside()) -> list[FoundFolder]:  # noqa: B008
+    def visit(self, folder: Path, elsewhere: Companions = Companions()) -> list[FoundFolder]:  # noqa: B008
         """``folder`` with all that belongs to it, then each ``N_name`` folder below."""
         own, below = look(folder, self.root, self.extension, elsewhere)
         numbered: list[FoundFolder] = []
         beside = {names.key(path.name) for path in below}
         is_prepared = "img" in beside and bool(beside & {"reg", "log", "model"})
-        theirs: dict[str, Beside] = {}
+        theirs: dict[str, Companions] = {}
         separate: set[Path] = set()
         for path in (one for one in below if not leads_outside(one, self.root)):
             masks, controls = (pattern.fullmatch(names.key(path.name)) for pattern in (names.MASKS_OF, names.CONTROLS_OF))
             match = masks or controls
             if match and match[1] in beside:
-                so_far = theirs.get(match[1], Beside())
+                so_far = theirs.get(match[1], Companions())
                 theirs[match[1]] = (
-                    Beside((*so_far.masks, path), so_far.controls) if masks
-                    else Beside(so_far.masks, (*so_far.controls, (int(match[2] or 0), path)))
+                    Companions((*so_far.masks, path), so_far.controls) if masks
+                    else Companions(so_far.masks, (*so_far.controls, (int(match[2] or 0), path)))
                 )  # fmt: skip
                 separate.add(path)
         for path in (one for one in below if one not in separate):
-            name, its_own = names.key(path.name), theirs.get(names.key(path.name), Beside())
+            name, its_own = names.key(path.name), theirs.get(names.key(path.name), Companions())
             if reason := self._turned_away(path, is_prepared):
                 self.passed.append((reason, path))
             elif NUMBERED.fullmatch(path.name):
@@ -65,7 +65,7 @@ class Walk:
                 self.passed.append((self._ignored(path), path))
         return [own, *numbered]
 
-    def _flat(self, path: Path, elsewhere: Beside) -> FoundFolder:
+    def _flat(self, path: Path, elsewhere: Companions) -> FoundFolder:
         """A numbered folder without what lies in its sub-folders."""
         found, below = look(path, self.root, self.extension, elsewhere)
         for inner in below:

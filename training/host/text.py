@@ -169,24 +169,28 @@ class TextEncoder:
             return self._checked(text, self.clip.encode_from_tokens_scheduled(self.tokenize(text, pictures)))
 
     def for_sampling_all(
-        self, texts: Sequence[str], versions: Sequence[int] | None = None, tell: Versions = one_version
+        self,
+        texts: Sequence[str],
+        versions: Sequence[int] | None = None,
+        tell: Versions = one_version,
+        seen: Sequence[Sequence[Tensor]] | None = None,
     ) -> list[CanvasText | NotFinite]:
         """The same for each text, batched, equal up to rounding; and what ``for_sampling`` would raise for one that is lost.
 
         A text is read in its version, if ``versions`` names one for each: ``tell`` is told before every pass of an encoder that
-        of each row, and of the text that the host works on otherwise.
+        of each row, and of the text that the host works on otherwise. ``seen`` are the pictures beside each text.
         """
         versions = [0] * len(texts) if versions is None else versions
         scheduled = bool(getattr(self.clip, "use_clip_schedule", False))  # it reads a text several times, in the host's own way
         out: list[CanvasText | NotFinite] = []
-        rest = list(zip(texts, versions, strict=True))
+        rest = list(zip(texts, versions, [()] * len(texts) if seen is None else seen, strict=True))
         while rest:
-            tokens = [self.tokenize(rest[0][0])]
+            tokens = [self.tokenize(rest[0][0], rest[0][2])]
             count = captions_of_a_pass(tokens[0], self.device)
             part, rest = rest[:count], rest[count:]
-            tokens += [self.tokenize(text) for text, _ in part[1:]]
-            ahead = BatchedEncoders(self.clip, tokens, [version for _, version in part], tell)
-            for number, (text, version) in enumerate(part):
+            tokens += [self.tokenize(text, pictures) for text, _, pictures in part[1:]]
+            ahead = BatchedEncoders(self.clip, tokens, [version for _, version, _ in part], tell)
+            for number, (text, version, _) in enumerate(part):
                 tell([version])
                 with torch.inference_mode(), nullcontext() if scheduled else ahead.in_place(number):
                     found: CanvasText = self.clip.encode_from_tokens_scheduled(tokens[number])

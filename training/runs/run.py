@@ -291,3 +291,5 @@ class Epochs:
     """The captions they were trained with."""
     pictures: tuple[Path, ...] = ()
     """The pictures they were trained with, where these are files."""
+    controls: tuple[tuple[Path, ...], ...] = ()
+    """Control pictures of some of them, for models that edit."""
