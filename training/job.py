@@ -156,7 +156,7 @@ class Job:
             "model": self.model.identity(), "prediction": str(self.model.prediction), "clip": self.encoded.text_identity,
             "vae": self.encoded.picture_identity, "start_from": contents_digest(host.lora_path(start)) if start else "",
             "reading": " ".join(self._readings()),
-        })  # fmt: skip
+        }, self.encoded.shows.shown)  # fmt: skip
 
     def open(self, when: str) -> Opened:
         """The run that this is, or becomes."""

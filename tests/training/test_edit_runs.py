@@ -14,6 +14,7 @@ from lora_atelier.training.config.sampling import Sampling
 from lora_atelier.training.dataset.images import to_picture
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import scan
+from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.families import family_named
 from lora_atelier.training.grid import plan, render
 from lora_atelier.training.grid.axes import parse_epochs
@@ -180,3 +181,15 @@ def test_prompts_and_control_pictures_go_in_pairs():
     assert plan.beside(["a", "b"], 1) == (("a", "b"), (0, 0))
     assert plan.beside(["a", "b"], 3) == (("a", "b", "b"), (0, 1, 2))
     assert plan.beside(["a", "a"], 1) == (("a",), (0,))
+
+
+def test_a_run_does_not_go_on_with_other_control_pictures_unasked(tiny, editor, folder):
+    go(editor, pairs(folder), of("kept"))
+    noise(7, (96, 64)).save(folder / "control" / "1.png")
+    with pytest.raises(AtelierError, match=r"another mask, focus, control picture or conditioning: 1\.png"):
+        go(editor, pairs(folder), of("kept"))
+    # A model that is not shown them goes on.
+    short = of("plain", length=LengthConfig(epochs=1))
+    first = go(tiny("sd15"), pairs(folder), short)
+    noise(8, (96, 64)).save(folder / "control" / "1.png")
+    assert [file.path for file in go(tiny("sd15"), pairs(folder), short).epochs.files] == [f.path for f in first.epochs.files]
