@@ -43,10 +43,22 @@ class Description:
     text: str = ""
     """The text encoder's type in the loader."""
     note: str = ""
+    start: str = ""
+    """The starting point, where it is another's."""
+    edits: bool = False
+    """It learns to make pictures out of others."""
 
     @property
     def title(self) -> str:
-        return f"My {PICTURES} pictures on {self.model}"
+        return f"My {PICTURES} {'pairs' if self.edits else 'pictures'} on {self.model}"
+
+    @property
+    def starting(self) -> str:
+        return self.start or self.model
+
+    @property
+    def prompts(self) -> list[str]:
+        return [f"{TRIGGER} style" if self.edits else f"{TRIGGER}, {prompt}" for prompt in PROMPTS[: 1 if self.edits else None]]
 
 
 def _checkpoint(model: str, name: str, page: str, note: str = "") -> Description:
@@ -54,12 +66,13 @@ def _checkpoint(model: str, name: str, page: str, note: str = "") -> Description
 
 
 def _parts(
-    model: str, text: str, page: str, network: str, encoders: Sequence[str], vae: str, note: str = "", **pages: str
-) -> Description:
+    model: str, text: str, page: str, network: str, encoders: Sequence[str], vae: str, note: str = "", start: str = "",
+    edits: bool = False, **pages: str,
+) -> Description:  # fmt: skip
     """``pages``: of the encoders and the VAE, where they are not on the same one."""
     files = [File(network, "diffusion_models", page)]
     files += [File(name, "text_encoders", pages.get("encoders_at", page)) for name in encoders]
-    return Description(model, (*files, File(vae, "vae", pages.get("vae_at", page))), text, note)
+    return Description(model, (*files, File(vae, "vae", pages.get("vae_at", page))), text, note, start, edits)
 
 
 T5, FLUX_TEXT = "t5xxl_fp8_e4m3fn_scaled.safetensors", f"{HUB}/comfyanonymous/flux_text_encoders"
@@ -133,6 +146,18 @@ DESCRIPTIONS = (
         encoders_at=f"{HUB}/comfyanonymous/cosmos_1.0_text_encoder_and_VAE_ComfyUI", vae_at=WAN,
     ),
     _checkpoint("Lumina 2", "lumina_2.safetensors", FLUX_VAE),
+    _parts(
+        "Flux Kontext", "flux", f"{HUB}/Comfy-Org/flux1-kontext-dev_ComfyUI", "flux1-dev-kontext_fp8_scaled.safetensors",
+        ["clip_l.safetensors", "t5xxl_fp8_e4m3fn.safetensors"], "ae.safetensors", start="Flux dev", edits=True,
+        encoders_at=FLUX_TEXT, vae_at=FLUX_VAE,
+    ),
+    _parts(
+        "Qwen-Image-Edit", "qwen_image", f"{HUB}/Comfy-Org/Qwen-Image-Edit_ComfyUI",
+        "qwen_image_edit_2509_fp8_e4m3fn.safetensors", ["qwen_2.5_vl_7b_fp8_scaled.safetensors"], "qwen_image_vae.safetensors",
+        "Its text encoder sees the control pictures too. Up to three of them go with a picture: `control/1.png`, "
+        "`control/1_2.png`, `control/1_3.png`.", start="Qwen-Image", edits=True,
+        encoders_at=f"{HUB}/Comfy-Org/Qwen-Image_ComfyUI", vae_at=f"{HUB}/Comfy-Org/Qwen-Image_ComfyUI",
+    ),
 )  # fmt: skip
 
 
@@ -147,15 +172,15 @@ def build(description: Description, info: Mapping[str, Any], values: Mapping[str
     graph.note("What to put where", _what(description), 20, 80, 460, 520)
     graph.note("Where the values come from", _why(description, values), 20, 660, 460, 320)
     model, clip, vae = _loaders(graph, description)
-    prompts = [f"{TRIGGER}, {prompt}" for prompt in PROMPTS]
+    prompts = description.prompts
     data = graph.node("LoadDataset", 940, 80, 360, 400, {**values["LoadDataset"], "folder": FOLDER})
     captions = graph.node(
-        "AutoCaption", 940, 550, 360, 420, {**values["AutoCaption"], "trigger": TRIGGER, "pattern": "{folder}"}, dataset=(data, 0)
+        "AutoCaption", 940, 550, 360, 420, {**values["AutoCaption"], **_captions(description)}, dataset=(data, 0)
     )
     name = "".join(c if c.isalnum() else "-" for c in f"my-{description.model}".lower()).strip("-")
     config = graph.node(
-        "ConfigureLoRA", 1360, 80, 360, 890, {**values["ConfigureLoRA"], "preset": description.model, "name": name},
-        properties={"lora_atelier_start": {"model": description.model, "subject": SUBJECT, "memory": MEMORY}},
+        "ConfigureLoRA", 1360, 80, 360, 890, {**values["ConfigureLoRA"], "preset": description.starting, "name": name},
+        properties={"lora_atelier_start": {"model": description.starting, "subject": SUBJECT, "memory": MEMORY}},
     )  # fmt: skip
     train = graph.node(
         "TrainLoRA", 1760, 80, 380, 890, {**values["TrainLoRA"], "preview_prompt": prompts[0]},
@@ -177,8 +202,15 @@ def build(description: Description, info: Mapping[str, Any], values: Mapping[str
     }  # fmt: skip
 
 
+def _captions(description: Description) -> dict[str, Any]:
+    """An instruction is the same for all pairs, until somebody writes others."""
+    return {"trigger": "" if description.edits else TRIGGER, "pattern": f"{TRIGGER} style" if description.edits else "{folder}"}
+
+
 def _what(description: Description) -> str:
     rows = [f"| [{file.name}]({file.page}) | `models/{file.folder}` |" for file in description.files]
+    if description.edits:
+        return "\n".join(_what_of_pairs(description, rows))
     lines = [
         f"## {description.title}",
         "| what | where in ComfyUI |", "| --- | --- |", f"| about {PICTURES} pictures of one style | `{FOLDER}` |", *rows, "",
@@ -197,11 +229,25 @@ def _what(description: Description) -> str:
     return "\n".join(lines)
 
 
+def _what_of_pairs(description: Description, rows: Sequence[str]) -> list[str]:
+    return [
+        f"## {description.title}",
+        "| what | where in ComfyUI |", "| --- | --- |", f"| about {PICTURES} pictures as they shall become | `{FOLDER}` |",
+        f"| what each is to be made from, by the same name | `{FOLDER}/control` |", *rows, "",
+        "1. Press `R`, choose the folder in **Load Dataset** and the files in the loaders. The node counts the pairs.",
+        f"2. The captions are instructions. Here all of them are `{TRIGGER} style`; write your own in **Auto Caption**, in "
+        "*Pictures and captions ...*, or in a `.txt` beside each picture, and in both prompts.",
+        "3. Queue. Samples and grid stand beside a control picture of yours; connect a *Load Image* to `preview_control` and "
+        "`control` for others.",
+        *(["", description.note] if description.note else []),
+    ]  # fmt: skip
+
+
 def _why(description: Description, values: Mapping[str, Mapping[str, Any]]) -> str:
     data, config, grid = values["LoadDataset"], values["ConfigureLoRA"], values["EpochWeightGrid"]
     steps = -(-PICTURES * data["repeats"] // data["batch_size"]) * config["epochs"]
     return (
-        f"The starting point *{description.model}*, {SUBJECT}, {MEMORY} of GPU memory: {data['resolution']} px, rank "
+        f"The starting point *{description.starting}*, {SUBJECT}, {MEMORY} of GPU memory: {data['resolution']} px, rank "
         f"{config['rank']}, rate {config['learning_rate']:g}, {data['repeats']} repeats x {config['epochs']} epochs, which are "
         f"{steps} steps with {PICTURES} pictures. Drawn with {grid['sampler_name']} / {grid['scheduler']}, "
         f"{grid['steps']} steps, cfg "

@@ -17,6 +17,7 @@ from .shown import shown
 
 ABSENT = ("nested", "captions", "class_caption", "masks", "mask_floor", "broken", "caption_encoding")
 """Settings of Load Dataset that only mean something for a folder."""
+CONTROLS = ("control", "control_2", "control_3")
 FOR_BOTH = ("batch_size", "repeats", "role", "loss_weight", "validation_share", "validation_seed")
 """Settings that latents have as well."""
 
@@ -49,6 +50,13 @@ class DatasetFromNodes(io.ComfyNode):
                     "dataset", optional=True,
                     tooltip="Another dataset in front of this one, to train on several in one run.",
                 ),
+                io.Image.Input(
+                    "control", optional=True,
+                    tooltip="For models that edit (Flux Kontext, Qwen-Image-Edit): out of which picture each of the images is to "
+                    "be made; one for all, or one for each.",
+                ),
+                io.Image.Input("control_2", optional=True, tooltip="A second control picture for each of the images."),
+                io.Image.Input("control_3", optional=True, tooltip="A third control picture for each of the images."),
                 io.Int.Input(
                     "resolution", default=512, min=64, max=4096, step=64,
                     tooltip="For images: pixels of the square's side. Buckets have other shapes and at most the square's area.",
@@ -92,14 +100,20 @@ class DatasetFromNodes(io.ComfyNode):
         latents: list[Any] | None = None,
         conditioning: list[Any] | None = None,
         dataset: list[Any] | None = None,
-        **widgets: list[Any],
+        **others: list[Any],
     ) -> io.NodeOutput:
-        settings = {name: values[0] for name, values in widgets.items()}
+        controls = {name: others[name] for name in CONTROLS if others.get(name) is not None}
+        settings = {name: values[0] for name, values in others.items() if name not in CONTROLS}
         encoded = latents is not None or conditioning is not None
+        if encoded and controls:
+            raise AtelierError(
+                f"{next(iter(controls))}: control pictures of latents are part of their conditioning. Disconnect it, or connect "
+                "images with texts."
+            )
         if encoded:
             subset = _encoded(images, texts, latents, conditioning, settings)
         elif images is not None:
-            subset = _pictures(images, texts, settings)
+            subset = _pictures(images, texts, controls, settings)
         else:
             raise AtelierError("images: nothing is connected. Connect images, or latents with conditioning.")
         own = Dataset((subset,))
@@ -107,13 +121,13 @@ class DatasetFromNodes(io.ComfyNode):
         return io.NodeOutput(chained, ui=shown(own, chained, "Dataset From Nodes", thumbnails=not encoded))
 
 
-def _pictures(images: list[Any], texts: list[str] | None, settings: dict[str, Any]) -> Any:
+def _pictures(images: list[Any], texts: list[str] | None, controls: dict[str, list[Any]], settings: dict[str, Any]) -> Any:
     from ..training import host
     from ..training.dataset.from_nodes import subset_of
 
     folder = host.cache_folder() / "from-nodes"
     config = SubsetConfig("nodes/images", **settings)
-    return subset_of(images, texts, config, folder, folder / "index.json", host.progress)
+    return subset_of(images, texts, config, folder, folder / "index.json", host.progress, controls)
 
 
 def _encoded(

@@ -11,6 +11,7 @@ from ..training.config import Syntax, sampling
 from ..training.config.refusal import text_of
 from ..training.dataset.augment import trained_pictures
 from ..training.errors import AtelierError
+from ..training.families import family_named
 from ..training.runs import reader
 from ..training.runs.layout import GRIDS_FOLDER
 from .io_types import CATEGORY, DATASET, EPOCHS, folded
@@ -107,8 +108,9 @@ class EpochWeightGrid(io.ComfyNode):
         dataset: Any = None,
         clip_vision: Any = None,
         prompt_syntax: Any = AS_TRAINED,
+        control: Any = None,
     ) -> io.NodeOutput:
-        from ..training import host
+        from ..training import host, prompting
         from ..training.grid import axes as typed
         from ..training.grid import origin, plan, render
         from ..training.grid.files import read_metadata
@@ -121,23 +123,30 @@ class EpochWeightGrid(io.ComfyNode):
             text_of(widget, value)
         runs = [*([epochs] if epochs is not None else []), *_named_runs(lora_files)]
         choice = typed.parse_epochs(which_epochs)
+        wrapped, text = host.Model(model), host.TextEncoder(clip)
+        given = prompting.apart(control, "control")
+        if not given and family_named(wrapped.family).edits:
+            given = prompting.opened(next((run.controls for run in runs if run.controls), ()))
+        shows = prompting.shows_of(family_named(wrapped.family), text, bool(given))
+        lines, places = plan.beside(typed.prompt_lines(prompts), len(given) if shows.shown else 0)
         axes = plan.Axes(
-            tuple(dict.fromkeys(typed.prompt_lines(prompts))),
+            lines,
             plan.columns_of(runs, choice),
             typed.parse_strengths(strengths),
             typed.parse_seeds(seed, more_seeds),
             text_encoder_strength if text_encoder == "separate" else None,
+            places,
         )
         plan.check_size(axes.cells, width, height)
         files = [saved.path for run in runs for saved in run.files]
         syntax = origin.prompt_syntax(map(read_metadata, files)) if prompt_syntax == AS_TRAINED else prompt_syntax
-        wrapped = host.Model(model)
         hidden = cls.hidden
+        codec = host.PictureCodec(vae)
         name = origin.model_name(hidden.prompt, hidden.unique_id) if hidden else ""
         grid = render.Grid(
             wrapped,
-            host.TextEncoder(clip, syntax),
-            host.PictureCodec(vae),
+            text.reading(syntax),
+            codec,
             axes,
             sampling.Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed),
             host.runs_folder() / runs[0].name / GRIDS_FOLDER,
@@ -146,7 +155,8 @@ class EpochWeightGrid(io.ComfyNode):
             together=cells_at_once,
             judge=_judge(runs, dataset, clip_vision) if scores else None,
             losses=_losses(runs),
-            remarks=plan.remarks(runs, choice, axes.strengths),
+            remarks=[*plan.remarks(runs, choice, axes.strengths), *prompting.unread(control, wrapped.family)],
+            controls=prompting.ControlPictures(codec, shows, given),
             show=host.status_of(hidden.unique_id) if hidden else lambda _line: None,
         )
         grid.check()
@@ -252,6 +262,12 @@ def _more_inputs() -> list[Any]:
         *folded(more, [entry.id for entry in more]),
         DATASET.Input(
             "dataset", optional=True, tooltip="Pictures to compare with. Not needed for a run that comes from Train LoRA."
+        ),
+        io.Image.Input(
+            "control",
+            optional=True,
+            tooltip="For models that edit: the picture beside each prompt, as a batch. Without it all prompts stand beside a "
+            "control picture of the run's dataset.",
         ),
         io.ClipVision.Input(
             "clip_vision", optional=True, tooltip="Compares by what is seen; without it only colours and edges are compared."

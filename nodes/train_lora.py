@@ -74,6 +74,11 @@ class TrainLoRA(io.ComfyNode):
                     "last step, once the last file is found whole; more epochs then mean a new run. 'keep': the run can be made "
                     "longer later. A run that was cancelled or ended early always keeps it.",
                 ),
+                io.Image.Input(
+                    "preview_control", optional=True,
+                    tooltip="For models that edit: the picture beside each line of preview_prompt, as a batch. Without it the "
+                    "samples stand beside the control pictures of the dataset's first pictures.",
+                ),
             ], ("preview_negative", "preview_width", "preview_height", "about", "thumbnail")),
             outputs=[
                 EPOCHS.Output(display_name="epochs", tooltip="All saved LoRAs of the run, for Epoch Weight Grid."),
@@ -114,8 +119,9 @@ class TrainLoRA(io.ComfyNode):
         about: str = "",
         thumbnail: int = 256,
         keep_state: str = KEEP_STATE[0],
+        preview_control: Any = None,
     ) -> io.NodeOutput:
-        from ..training import host, job
+        from ..training import host, job, prompting
         from ..training.config.refusal import refuse
         from ..training.grid.origin import model_name
         from ..training.runs.card import Card
@@ -124,7 +130,7 @@ class TrainLoRA(io.ComfyNode):
         card = Card.read(about)
         preview = job.Preview(
             preview_prompt, preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler,
-            preview_seed, preview_width, preview_height,
+            preview_seed, preview_width, preview_height, tuple(prompting.apart(preview_control, "preview_control")),
         )  # fmt: skip
         wrapped = host.Model(model)
         trained = job.run_training(

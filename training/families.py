@@ -25,6 +25,8 @@ OF_GUIDANCE = re.compile(
     re.IGNORECASE,
 )
 """Words of models that draw in as many steps as others."""
+EDIT = re.compile(r"(?<![a-z])(kontext|edit(?:ing)?)(?![a-z])", re.IGNORECASE)
+"""Words in a file's name that stand for a model that makes pictures out of others."""
 WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 """Where one word of a name like ``dreamXLTurbo`` ends."""
 
@@ -33,6 +35,12 @@ def few_steps_word(file_name: str) -> str:
     """What in a model's file name says, as far as names do, that it was distilled for few steps; empty if nothing does."""
     name = WORDS.sub(" ", file_name)
     found = None if UNDONE.search(file_name) or UNDONE.search(name) else FEW_STEPS.search(OF_GUIDANCE.sub(" ", name))
+    return found[0].lower() if found else ""
+
+
+def edit_word(file_name: str) -> str:
+    """What in a model's file name says, as far as names do, that it edits pictures; empty if nothing does."""
+    found = EDIT.search(WORDS.sub(" ", file_name))
     return found[0].lower() if found else ""
 
 
@@ -96,6 +104,16 @@ class Family:
     """How the layers are called in the file."""
     untrainable: str = ""
     """Layers that no gradient can reach, as a pattern in which ``LAST`` stands for the number of the last block."""
+    edits: bool = False
+    """Its networks read control pictures beside the noise, or do in models of the same shape that were trained for it."""
+    always_edits: bool = False
+    """All its models read control pictures, whatever they are called."""
+    controls_as_large: bool = False
+    """Control pictures are brought to the size of the picture that they are shown beside."""
+    edit_method: str = ""
+    """How a network tells control pictures from its own, where the host leaves that to a node."""
+    of_controls: str = ""
+    """Layers that only control pictures reach, as a pattern."""
     refused: str = ""
     """Why it cannot be trained, as the end of a sentence that begins with the family's name; empty where it can."""
     blank_beside: bool = False
@@ -105,9 +123,12 @@ class Family:
     known: bool = True
     """False for a family that this table does not have."""
 
-    def without_untrainable(self, names: Iterable[str]) -> list[str]:
-        """Those of a network's layers that can learn something, in their order."""
+    def without_untrainable(self, names: Iterable[str], controls: bool = False) -> list[str]:
+        """Those of a network's layers that can learn something, in their order; ``controls``: it is shown control pictures."""
         every = list(names)
+        if self.of_controls and not controls:
+            unseen = re.compile(self.of_controls)
+            every = [name for name in every if not unseen.search(name)]
         if not self.untrainable:
             return every
         numbers = [int(found[1]) for name in every for found in re.finditer(r"^\w*blocks\.(\d+)\.", name)]
@@ -118,12 +139,12 @@ class Family:
 UNKNOWN = Family(known=False)
 SD = Family(key_format=DIFFUSERS_UNET, text=Text(77, 768))
 SDXL = Family(key_format=KOHYA, text=Text(77, 2048, 1280))
-FLUX = Family("shifted", BySize(), guidance=1.0, key_format=KOHYA, text=Text(256, 4096, 768))
+FLUX = Family("shifted", BySize(), guidance=1.0, key_format=KOHYA, edits=True, text=Text(256, 4096, 768))
 T5 = Text(256, 4096)
 # The text's stream ends with the last block: there only its keys and values are heard by the picture.
 TEXT_ENDS = r"^(transformer|double)_blocks\.LAST\.(txt_mlp\.|attn\.(to_add_out|add_q_proj|txt_attn_proj)$)"
 VISION = r"^vision_in\."  # reads what a vision model sees in the picture to begin with
-REFERENCE = r"^ref_image_"  # read a picture to be edited, which training does not give
+REFERENCE = r"^ref_image_"  # read a picture to be edited
 REFUSED_BESIDE, REFUSED_MOTION, REFUSED_OTHER = (Family(refused=why) for why in (BESIDE, MOTION, NO_PICTURE))
 
 
@@ -139,8 +160,8 @@ def _table() -> dict[str, Family]:
         **dict.fromkeys(("HunyuanDiT", "HunyuanDiT1"), Family()),
         "Flux": FLUX,
         "FluxSchnell": FLUX,
-        "LongCatImage": Family("shifted", BySize()),
-        "Flux2": Family("shifted", BySize(patch=1), guidance=1.0, text=Text(512, 15360)),
+        "LongCatImage": Family("shifted", BySize(), edits=True),
+        "Flux2": Family("shifted", BySize(patch=1), guidance=1.0, edits=True, always_edits=True, text=Text(512, 15360)),
         # Its own guidance, 0, is the host's too.
         "Chroma": Family(text=T5),
         "ChromaRadiance": Family(text=T5),
@@ -148,11 +169,13 @@ def _table() -> dict[str, Family]:
         "HunyuanVideo": Family("shifted", 7.0, guidance=1.0),
         # Its text-to-video form reads a picture to begin with as well, empty where there is none.
         "HunyuanVideo15": Family("shifted", 2.0, guidance=1.0, untrainable=VISION, blank_beside=True),
-        "QwenImage": Family("shifted", BySize(high=0.9, most=8192), untrainable=TEXT_ENDS, text=Text(128, 3584)),
-        "MageFlow": Family("shifted", 6.0, untrainable=TEXT_ENDS),
-        "JoyImage": Family("shifted", 1.5, untrainable=TEXT_ENDS),
+        "QwenImage": Family(
+            "shifted", BySize(high=0.9, most=8192), untrainable=TEXT_ENDS, edits=True, text=Text(128, 3584)
+        ),
+        "MageFlow": Family("shifted", 6.0, untrainable=TEXT_ENDS, edits=True, controls_as_large=True),
+        "JoyImage": Family("shifted", 1.5, untrainable=TEXT_ENDS, edits=True),
         "Lens": Family("shifted", BySize(patch=1), untrainable=TEXT_ENDS),
-        "Krea2": Family("shifted", BySize(most=6400), text=Text(128, 30720)),
+        "Krea2": Family("shifted", BySize(most=6400), edits=True, edit_method="index", text=Text(128, 30720)),
         "Lumina2": Family("shifted", BySize(), text=Text(128, 2304)),
         "ZImage": Family("shifted", 2.0, text=Text(128, 2560)),
         "ZImagePixelSpace": Family("shifted", 2.0),
@@ -162,7 +185,7 @@ def _table() -> dict[str, Family]:
         "Anima": Family(text=Text(512, 1024)),
         "CosmosT2IPredict2": Family(text=Text(512, 1024)),
         "HiDream": Family("shifted", 3.0),
-        **dict.fromkeys(("Omnigen2", "Boogu"), Family(untrainable=REFERENCE)),
+        **dict.fromkeys(("Omnigen2", "Boogu"), Family(of_controls=REFERENCE, edits=True, always_edits=True)),
         "ErnieImage": Family("shifted", 3.0),
         "Ideogram4": Family(),
         "PixelDiTT2I": Family(refused="overwrites what a gradient would have to be computed from, so that it cannot be trained."),

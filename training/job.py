@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from .objective.noise import NoiseLevelSampler
 from .optim import optimizers, schedules
 from .optim.remarks import remarks
 from .performance import memory
-from .protocols import CanvasText
+from .prompting import Control, ControlPictures, Prompter, controls_of, opened, shows_of
 from .recorder import Callbacks, Progress
 from .runs import live
 from .runs import preview as beside
@@ -84,6 +84,8 @@ class Preview:
     width: int = 0
     """Pixels; 0 takes the size that most of the dataset has."""
     height: int = 0
+    controls: tuple[Control, ...] = ()
+    """For models that edit: what each prompt is beside; empty takes those of the dataset's first pictures."""
 
     def __post_init__(self) -> None:
         for field in ("prompt", "negative"):
@@ -146,6 +148,7 @@ class Job:
             self.model_name, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
             self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
             focus=any(subset.config.crop == "focus" for subset in self.dataset.subsets if not subset.ready),
+            pairs=sum(bool(sample.controls) for sample in self.dataset.samples) if training else None,
         )  # fmt: skip
 
     @cached_property
@@ -173,7 +176,7 @@ class Job:
             "model": self.model.identity(), "prediction": str(self.model.prediction), "clip": self.encoded.text_identity,
             "vae": self.encoded.picture_identity, "start_from": contents_digest(host.lora_path(start)) if start else "",
             "reading": " ".join(self._readings()),
-        })  # fmt: skip
+        }, self.encoded.shows.shown)  # fmt: skip
 
     def open(self, when: str) -> Opened:
         """The run that this is, or becomes."""
@@ -194,10 +197,16 @@ class Job:
         texts.append(self.config.loss.preservation_prompt if self.config.loss.preservation else "")
         return sorted({reading for text in texts for reading in self.text.reading_of(text)})
 
+    def prompter(self) -> Prompter:
+        """What reads the prompts of sample pictures."""
+        given = self.preview.controls or opened(controls_of(self.dataset, len(self.preview.prompts(self.dataset))))
+        shows = shows_of(family_named(self.model.family), self.text, bool(given) and self.preview.steps > 0)
+        return Prompter(self.text, ControlPictures(self.codec, shows, given), live=self.learns_text)
+
     def adapter(self) -> Adapter:
         """The adapter at step 0."""
         network, seed = self.config.network, self.config.seed
-        wanted = trained_layers(self.layers, self.config, family_named(self.model.family))
+        wanted = trained_layers(self.layers, self.config, family_named(self.model.family), self.encoded.shows.shown)
         if network.start_from:
             adapter = start_from(host.lora_path(network.start_from), self.layers, self.names, network, wanted, seed)
         else:
@@ -245,9 +254,11 @@ def run_training(
         text = text.for_training()
     try:
         layers, names = adaptable_layers(model, text if learns_text else None)
-        trained_layers(layers, config, family_named(model.family))  # refuses what the model lacks before anything is encoded
+        shows = shows_of(family_named(model.family), text, any(sample.controls for sample in dataset.samples))
+        # Refuses what the model lacks before anything is encoded.
+        trained_layers(layers, config, family_named(model.family), shows.shown)
         plan = Plan(dataset, config.seed)
-        encoded = EncodedDataset(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT))
+        encoded = EncodedDataset(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT), shows)
         job = Job(
             model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded,
             model_name, card, thumbnail, keep_state,
@@ -303,7 +314,14 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
     files = tuple(s for s in saved if s.kind != "moment")
     SAVED_LORAS.add(s.path for s in files)
     return Trained(
-        epochs=Epochs(run.name, job.model.family, files, trained_captions(job.dataset), trained_pictures(job.dataset)),
+        epochs=Epochs(
+            run.name,
+            job.model.family,
+            files,
+            trained_captions(job.dataset),
+            trained_pictures(job.dataset),
+            controls_of(job.dataset, 1),
+        ),
         tensors=read_tensors(saved[-1].path, "put it back and queue again"),
         losses=run.losses(),
     )
@@ -379,7 +397,7 @@ def _noted(run: Run) -> Iterator[None]:
         raise
 
 
-def _encode(job: Job, told: Callable[[str], CanvasText]) -> None:
+def _encode(job: Job, told: Prompter) -> None:
     """Pictures, captions, and what the samples are told: all while the encoders are at hand."""
     work = _work(job)
     count = len(work)
@@ -391,20 +409,23 @@ def _encode(job: Job, told: Callable[[str], CanvasText]) -> None:
             job.show(f"preparing pictures and captions: {done} of {count}")
 
     job.encoded.prepare(work, step)
-    if job.preview.steps and not job.learns_text:
-        for text in (*job.preview.prompts(job.dataset), job.preview.negative):
-            told(text)
+    for number, prompt in enumerate(job.preview.prompts(job.dataset) if job.preview.steps else ()):
+        if job.learns_text:
+            told.controls.latents(told.controls.place(number))  # while there is room for the VAE
+        else:
+            told(prompt, number)
+            told(job.preview.negative, number)
 
 
 def _work(job: Job) -> Work:
     """What is encoded before the first step: no captions if their encoder changes in every step."""
-    work = work_of(job.plan, job.plan.epochs_for(job.total))
-    held = (job.config.loss.preservation_prompt,) if job.config.loss.preservation_prompt else ()
-    return Work(work.pictures, (*(() if job.learns_text else work.texts), *held))
+    work = work_of(job.plan, job.plan.epochs_for(job.total), job.encoded.shows)
+    held = [job.config.loss.preservation_prompt] if job.config.loss.preservation_prompt else []
+    return work.reading(held, captions=not job.learns_text)
 
 
 def _train(job: Job, run: Run, now: live.Live, account: Account) -> None:
-    encoded, told = job.encoded, job.text.for_sampling if job.learns_text else cache(job.text.for_sampling)
+    encoded, told = job.encoded, job.prompter()
     _encode(job, told)
     if job.learns_text:
         encoded.live = job.text.encode_live
@@ -527,7 +548,7 @@ class _Saver:
         run: Run,
         adapter: Adapter,
         layers: Layers,
-        told: Callable[[str], CanvasText],
+        told: Prompter,
         advance: Callable[..., None],
         now: live.Live,
         say: Callable[[str], None],
@@ -582,7 +603,11 @@ class _Saver:
         cells = job.codec.downscale
         with self.adapter.attached(self.layers):
             latent = job.model.sample(
-                self.told(prompt), self.told(p.negative), p.settings, latent_size=(height // cells, width // cells), seed=p.seed
+                self.told(prompt, number),
+                self.told(p.negative, number),
+                p.settings,
+                latent_size=(height // cells, width // cells),
+                seed=p.seed,
             )
         pixels = job.codec.decode(latent)[0]
         compatibility.check_picture(job.model, latent, pixels)

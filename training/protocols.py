@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 Prediction = Literal["eps", "v", "flow"]
 """What a network predicts: the noise, the velocity of a variance-preserving process, or that of a rectified flow."""
-EncodedText = Mapping[str, Tensor | float]
-"""One text as models read it: ``cond``, ``pooled_output`` and extras; numbers come from other nodes only."""
+EncodedText = Mapping[str, Tensor | float | str]
+"""One text as models read it: ``cond``, ``pooled_output`` and extras, among them the latents of control pictures
+(``tensors/references.py``); numbers and words come from other nodes only."""
 Conditions = dict[str, Any]
 """What a network is given beside one picture, by the host's own names."""
 CanvasText = list[list[Any]]
@@ -81,7 +82,7 @@ class PictureEncoder(Protocol):
 class CaptionEncoder(Protocol):
     """Captions to conditioning (``host.TextEncoder``)."""
 
-    def encode(self, text: str) -> dict[str, Tensor]: ...
+    def encode(self, text: str, pictures: Sequence[Tensor] = ()) -> dict[str, Tensor]: ...
     def encode_all(self, texts: Sequence[str]) -> Iterator[dict[str, Tensor]]: ...
     def identity(self) -> str: ...
     def reading_of(self, text: str) -> tuple[str, ...]: ...

@@ -206,6 +206,10 @@ PICTURE = torch.zeros(1, 64, 64, 3)
         ({"images": [PICTURE, PICTURE], "texts": ["a", None]}, "texts: number 2 is NoneType and no text"),
         ({"images": [PICTURE], "texts": [3]}, "texts: number 1 is int and no text"),
         ({"texts": ["a"]}, "images: nothing is connected"),
+        ({"images": [PICTURE] * 3, "control": [PICTURE] * 2}, "control: there are 2 for 3 pictures"),
+        ({"images": [PICTURE], "control": [NAN]}, "control: number 1 holds NaN"),
+        ({"images": [PICTURE], "control_2": ["a"]}, "control_2: number 1 is no picture"),
+        ({"latents": [latent()], "conditioning": [[text()]], "control": [PICTURE]}, "control: control pictures of latents are"),
         ({"latents": [latent()]}, "conditioning: they belong to the latents"),
         ({"conditioning": [[text()]]}, "latents: they belong to the conditioning"),
         (
@@ -233,6 +237,37 @@ PICTURE = torch.zeros(1, 64, 64, 3)
 def test_what_cannot_be_trained_on_is_named(node, folder, inputs, message):
     with pytest.raises(AtelierError, match=message):
         node.execute(**inputs, **{**widgets(node), "resolution": [512], "bucket_step": [64]})
+
+
+def test_control_pictures_by_wire_belong_to_each_picture(node, folder):
+    images, texts = stock(folder)
+    others = [torch.rand(1, 40 + 8 * i, 64, 3) for i in range(3)]
+    (dataset,) = node.execute(images=images, texts=texts, control=others, control_2=[others[0]], **widgets(node)).result
+    samples = dataset.subsets[0].samples
+    assert [[(one.width, one.height) for one in sample.controls] for sample in samples] == [
+        [(64, 40 + 8 * i), (64, 40)] for i in range(3)
+    ]
+    stored = np.asarray(Image.open(samples[1].controls[0].path))
+    assert np.abs(stored - others[1][0].numpy() * 255).max() <= 0.51
+    (alone,) = node.execute(images=images, texts=texts, **widgets(node)).result
+    assert alone.fingerprint != dataset.fingerprint and not alone.subsets[0].samples[0].controls
+
+
+def test_the_latents_of_an_edit_models_conditioning_come_along(node, folder):
+    from lora_atelier.training import host
+    from lora_atelier.training.dataset import precomputed
+    from lora_atelier.training.dataset.cache import TensorCache
+    from lora_atelier.training.tensors import references
+
+    first, second = torch.rand(1, 4, 6, 8), torch.rand(1, 4, 8, 8)
+    (dataset,) = node.execute(
+        latents=[latent()], conditioning=[[text(reference_latents=[first, second], reference_latents_method="index")]],
+        **{**widgets(node), "resolution": [512], "bucket_step": [64]},
+    ).result  # fmt: skip
+    (sample,) = dataset.subsets[0].samples
+    found = precomputed.unpacked(TensorCache(host.cache_folder(), 2**30).get(sample.ready.text))
+    assert [torch.equal(a, b) for a, b in zip(references.listed(found), (first, second), strict=True)] == [True, True]
+    assert found["reference_latents_method"] == "index"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ..errors import NotFinite
 from ..protocols import CaptionEncoder, EncodedText, PictureEncoder
+from ..tensors import references
 from ..tensors.finite import first_lost, is_finite
 from ..tensors.transfer import to_device
 from . import masks, precomputed, stream
 from .augment import FIXED, caption_variants, plain_caption, sighted_caption
 from .buckets import Size
 from .cache import TensorCache, cache_key
+from .controls import NONE, Controls, Shown
 from .images import to_unit
 from .plan import Batch, Plan
 from .samples import Dataset, Sample
@@ -39,46 +41,79 @@ Encoded = tuple[Sample, View, Tensors]
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A text, and the pictures that the text encoder sees beside it."""
+
+    text: str
+    seen: tuple[Shown, ...] = ()
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """Equal for what gives the same conditioning."""
+        return (self.text, *(one.parts for _, one in self.seen))
+
+
+@dataclass(frozen=True)
 class Work:
     """What a run needs encoded."""
 
     pictures: tuple[tuple[Sample, View], ...]
     """Every picture in every way it will be shown, each once, bucket by bucket."""
-    texts: tuple[str, ...]
-    """Every caption that will be read, each once."""
+    texts: tuple[Reading, ...]
+    """Every caption that will be read, with the pictures beside which it is, each once."""
 
     def __len__(self) -> int:
         return len(self.pictures) + len(self.texts)
 
+    def reading(self, also: Sequence[str], captions: bool = True) -> Work:
+        """The same with further texts; ``captions``: whether those of the pictures are read ahead."""
+        return Work(self.pictures, (*(self.texts if captions else ()), *map(Reading, also)))
 
-def work_of(plan: Plan, epochs: int) -> Work:
+
+def work_of(plan: Plan, epochs: int, controls: Controls = NONE) -> Work:
     """Everything that the steps of so many epochs, and validation, will ask for, but for what is encoded in its step."""
     pictures: dict[tuple[object, ...], tuple[Sample, View]] = {}
-    texts: dict[str, None] = {}
+    texts: dict[tuple[object, ...], Reading] = {}
+
+    def needs(sample: Sample, shown: Sequence[View], captions: Sequence[str], cached: bool) -> None:
+        for one in shown if cached else ():
+            pictures.setdefault((*one.parts, sample.mask_key), (sample, one))
+        for beside in {one.flipped: controls.of(sample, one) for one in shown}.values():
+            for control, whole in beside:
+                pictures.setdefault((*whole.parts, ""), (control, whole))
+            for text in captions:
+                reading = Reading(text, beside if controls.seen else ())
+                texts.setdefault(reading.parts, reading)
+
     for row, (number, size, members) in enumerate(plan.buckets):
         subset, count = plan.dataset.subsets[number], plan.most_sightings(row, epochs)
+        ways = max(1, subset.config.variants)
         for sample in (subset.samples[index] for index in members if not subset.ready):
-            for shown in views(sample, subset.config, size, plan.seed, count) if subset.config.variants else ():
-                pictures.setdefault((*shown.parts, sample.mask_key), (sample, shown))
-            texts |= dict.fromkeys(caption_variants(sample.caption, subset.config, plan.seed, sample.key, count))
+            shown = views(sample, replace(subset.config, variants=ways), size, plan.seed, count)
+            captions = caption_variants(sample.caption, subset.config, plan.seed, sample.key, count)
+            needs(sample, shown, captions, subset.config.variants > 0)
     for batch in (*plan.validation, *plan.training_share):
         subset = plan.dataset.subsets[batch.subset]
         for sample in (subset.samples[index] for index in batch.samples if not subset.ready):
-            if subset.config.variants:
-                shown = view(sample, subset.config, batch.size, plan.seed, FIXED)
-                pictures.setdefault((*shown.parts, sample.mask_key), (sample, shown))
-            texts[plain_caption(sample.caption, subset.config)] = None
-    return Work(tuple(pictures.values()), (*texts, *(() if "" in texts else ("",))))
+            fixed = view(sample, subset.config, batch.size, plan.seed, FIXED)
+            needs(sample, [fixed], [plain_caption(sample.caption, subset.config)], subset.config.variants > 0)
+    empty = Reading("")
+    texts.setdefault(empty.parts, empty)
+    return Work(tuple(pictures.values()), tuple(texts.values()))
 
 
 class EncodedDataset:
     """The latents and texts of a dataset, ready for the loop."""
 
-    def __init__(self, dataset: Dataset, seed: int, pictures: PictureEncoder, texts: CaptionEncoder, cache: TensorCache):
-        self.dataset, self.seed = dataset, seed
+    def __init__(
+        self, dataset: Dataset, seed: int, pictures: PictureEncoder, texts: CaptionEncoder, cache: TensorCache,
+        shows: Controls = NONE,
+    ):  # fmt: skip
+        """``shows``: whether and how control pictures are shown to the model and its text encoder."""
+        self.dataset, self.seed, self.shows = dataset, seed, shows
         self._pictures, self._texts, self._cache = pictures, texts, cache
         self.picture_identity, self.text_identity = pictures.identity(), texts.identity()
-        self.live: Callable[[str], dict[str, Tensor]] | None = None
+        self.live: Callable[[str, Sequence[Tensor]], dict[str, Tensor]] | None = None
         """Set while the text encoder is trained: captions are encoded anew in every step, and gradients reach it."""
         self._latents, self._conditionings = _Held(IN_MEMORY), _Held(IN_MEMORY)
 
@@ -100,16 +135,22 @@ class EncodedDataset:
                     writing.do(partial(self._cache.put, self._key(sample, shown), tensors))
                 for _ in found:
                     advance(done := done + 1)
-            unread = []
-            for text in work.texts:
-                if self._cache.has(self._text_key(text)):
+            unread: list[Reading] = []
+            for reading in work.texts:
+                if self._cache.has(self._text_key(reading)):
                     advance(done := done + 1)
                 else:
-                    unread.append(text)
-            for text, said in zip(unread, self._texts.encode_all(unread), strict=True):
-                check_text(text, said)
+                    unread.append(reading)
+            alone = [reading for reading in unread if not reading.seen]
+            for reading, said in zip(alone, self._texts.encode_all([one.text for one in alone]), strict=True):
+                check_text(reading.text, said)
                 # Not held in memory: how many there are must not count here.
-                writing.do(partial(self._cache.put, self._text_key(text), said))
+                writing.do(partial(self._cache.put, self._text_key(reading), said))
+                advance(done := done + 1)
+            for reading in (one for one in unread if one.seen):
+                said = self._texts.encode(reading.text, _pixels(reading))
+                check_text(reading.text, said)
+                writing.do(partial(self._cache.put, self._text_key(reading), said))
                 advance(done := done + 1)
 
     def latents(self, batch: Batch) -> tuple[Tensor, list[View], Tensor | None]:
@@ -139,33 +180,54 @@ class EncodedDataset:
     def conditionings(self, batch: Batch) -> list[EncodedText]:
         """Conditioning of each sample: ``cond``, ``pooled_output`` and extras (tensors, and from other nodes numbers)."""
         subset = self.dataset.subsets[batch.subset]
-        if not subset.ready:
-            captions = self.captions(batch)
-            if self.live is None:
-                return [self.text(caption) for caption in captions]
-            fresh = {caption: self.live(caption) for caption in dict.fromkeys(captions)}
-            return [fresh[caption] for caption in captions]
-        return [self.stored_text(subset.samples[i]) for i in batch.samples]
+        samples = [subset.samples[i] for i in batch.samples]
+        if subset.ready:
+            return [self.stored_text(sample) for sample in samples]
+        shown = [view(s, subset.config, batch.size, self.seed, n) for s, n in zip(samples, batch.sightings, strict=True)]
+        beside = [self.shows.of(sample, one) for sample, one in zip(samples, shown, strict=True)]
+        readings = [
+            Reading(caption, controls if self.shows.seen else ())
+            for caption, controls in zip(self.captions(batch), beside, strict=True)
+        ]
+        if self.live is None:
+            texts = [self._read(reading) for reading in readings]
+        else:
+            fresh: dict[tuple[object, ...], Tensors] = {}
+            for reading in readings:
+                if reading.parts not in fresh:
+                    fresh[reading.parts] = self.live(reading.text, _pixels(reading))
+            texts = [fresh[reading.parts] for reading in readings]
+        return [self._beside(text, controls) for text, controls in zip(texts, beside, strict=True)]
+
+    def _beside(self, text: Tensors, controls: Sequence[Shown]) -> EncodedText:
+        """A conditioning with the latents of control pictures."""
+        if not controls:
+            return text
+        latents = [self._picture(control, whole)["latent"][None] for control, whole in controls]
+        told = {references.METHOD: self.shows.method} if self.shows.method else {}
+        return {**text, **references.numbered(latents), **told}
 
     def stored_text(self, sample: Sample) -> EncodedText:
         """The conditioning that another node has made for a picture."""
         assert sample.ready is not None
         return precomputed.unpacked(self._stored(sample.ready.text, self._conditionings))
 
-    def text(self, caption: str) -> dict[str, Tensor]:
+    def text(self, caption: str) -> Tensors:
         """The conditioning of a caption, encoded once."""
-        key = self._text_key(caption)
+        return self._read(Reading(caption))
+
+    def _read(self, reading: Reading) -> Tensors:
+        key = self._text_key(reading)
         found = self._conditionings.get(key) or self._cache.get(key)
-        return self._conditionings.keep(key, self._encode_text(caption) if found is None else found)
+        if found is None:
+            found = self._texts.encode(reading.text, _pixels(reading)) if reading.seen else self._texts.encode(reading.text)
+            check_text(reading.text, found)
+            self._cache.put(key, found)
+        return self._conditionings.keep(key, found)
 
-    def _encode_text(self, caption: str) -> Tensors:
-        found = self._texts.encode(caption)
-        check_text(caption, found)
-        self._cache.put(self._text_key(caption), found)
-        return found
-
-    def _text_key(self, caption: str) -> str:
-        return cache_key("text", self.text_identity, caption, *self._texts.reading_of(caption))
+    def _text_key(self, reading: Reading) -> str:
+        text, *seen = reading.parts
+        return cache_key("text", self.text_identity, text, *self._texts.reading_of(reading.text), *seen)
 
     def _key(self, sample: Sample, shown: View) -> str:
         masked = (sample.mask_key, "alpha" if sample.mask == sample.path else "file") if sample.mask else ()
@@ -227,6 +289,11 @@ class EncodedDataset:
                 tensors["mask"] = masks.to_latent_size(to_unit(mask), (latent.shape[-2], latent.shape[-1]))
             out.append((sample, shown, tensors))
         return out
+
+
+def _pixels(reading: Reading) -> list[Tensor]:
+    """What is seen beside a text: (1, H, W, 3) in 0..1 each."""
+    return [whole.pixels(control.path)[None] for control, whole in reading.seen]
 
 
 class _Held:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,9 +38,12 @@ MADE = HandedOn()
 
 def subset_of(
     images: Sequence[Tensor], texts: Sequence[str] | None, config: SubsetConfig, folder: Path, index: Path | None = None,
-    progress: Callable[[int], Advance] | None = None,
+    progress: Callable[[int], Advance] | None = None, controls: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> Subset:  # fmt: skip
     """The subset of a list of IMAGE (B, H, W, C) in 0..1, with one text for all, one for each picture, or None.
+
+    ``controls``: lists of IMAGE by the name of their input, one picture for all or one for each: the control pictures of models
+    that edit.
 
     Every picture is written once into ``folder``, as a PNG of 8 bits under a name that stands for its pixels and its text: a
     caption file that Auto Caption puts beside it is not taken for a picture that comes with another text. A caption file wins
@@ -57,22 +61,41 @@ def subset_of(
     captions = (
         [None] * len(pictures) if texts is None else [arranged(texts[i % len(texts)], config) for i in range(len(pictures))]
     )
+    beside = [_controls(name, given, len(pictures)) for name, given in (controls or {}).items()]
     memory = Index(index)
 
     def written(pixels: Tensor, text: str | None) -> tuple[Path, Facts]:
         path = write_picture(pixels, text, folder)
         return path, memory.facts(path)
 
-    steps = Steps(progress, 2 * len(pictures))
+    steps = Steps(progress, (2 + len(beside)) * len(pictures))
     try:
         files = in_parallel(lambda one: written(*one), list(zip(pictures, captions, strict=True)), steps)
+        shown = [in_parallel(lambda one: written(one, None), group, steps) for group in beside]
         samples, warnings = _samples(files, captions, config, memory, steps)
+        if shown:
+            samples = [replace(sample, controls=tuple(map(_control, own))) for sample, *own in zip(samples, *shown, strict=True)]
     except BaseException:
         memory.save(complete=False)
         raise
     memory.save()
     trim(folder, LIMIT)
     return Subset(config, tuple(samples), config.repeats or 1, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _controls(name: str, given: Sequence[Tensor], count: int) -> list[Tensor]:
+    """A control picture for each of so many pictures."""
+    found = _flat(given, name)
+    if len(found) not in (1, count):
+        raise AtelierError(
+            f"{name}: there are {len(found)} for {counted(count, 'picture')}. Connect one for all, or one for each picture."
+        )
+    return [found[i % len(found)] for i in range(count)]
+
+
+def _control(written: tuple[Path, Facts]) -> Sample:
+    path, facts = written
+    return Sample(path, facts.width, facts.height, None, facts.key, look=facts.look)
 
 
 def _samples(
@@ -119,20 +142,20 @@ def trim(folder: Path, limit: int) -> None:
     remove_longest_unused(rows, limit, lambda used, _: used > oldest_in_use)
 
 
-def _flat(images: Sequence[Tensor]) -> list[Tensor]:
-    """Every picture (H, W, C) of every batch."""
+def _flat(images: Sequence[Tensor], name: str = "images") -> list[Tensor]:
+    """Every picture (H, W, C) of every batch; ``name`` is the input's."""
     out: list[Tensor] = []
     for batch in images:
         if not isinstance(batch, Tensor) or batch.ndim not in (3, 4) or batch.shape[-1] not in CHANNELS:
             shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
             raise AtelierError(
-                f"images: number {len(out) + 1} is no picture of 1, 3 or 4 channels ({shape}). Connect what a Load Image "
+                f"{name}: number {len(out) + 1} is no picture of 1, 3 or 4 channels ({shape}). Connect what a Load Image "
                 "node gives."
             )
         out += batch if batch.ndim == 4 else [batch]
     if not out:
-        raise AtelierError("images: the list is empty. Connect a node that gives at least one picture.")
+        raise AtelierError(f"{name}: the list is empty. Connect a node that gives at least one picture.")
     for number, pixels in enumerate(out, start=1):
         if not pixels.isfinite().all():
-            raise AtelierError(f"images: number {number} holds NaN or infinite numbers. Look at it with a Preview Image node.")
+            raise AtelierError(f"{name}: number {number} holds NaN or infinite numbers. Look at it with a Preview Image node.")
     return out

@@ -33,6 +33,8 @@ class FoundFolder:
     whose usual one would take the place of another picture's."""
     masks: Mapping[Path, Path] = field(default_factory=dict)
     """Mask files by picture."""
+    controls: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
+    """Control pictures by picture, in their order."""
     guessed: tuple[Path, ...] = ()
     """Those masks whose names other pictures may have as well (``cat_mask.png``)."""
     warnings: tuple[str, ...] = ()
@@ -81,20 +83,32 @@ def holds_pictures(folder: Path) -> bool:
     return False
 
 
-def look(folder: Path, root: Path, extension: str, mask_folders: Sequence[Path] = ()) -> tuple[FoundFolder, list[Path]]:
+@dataclass(frozen=True)
+class Companions:
+    """Folders elsewhere that belong to a folder's pictures."""
+
+    masks: tuple[Path, ...] = ()
+    controls: tuple[tuple[int, Path], ...] = ()
+    """With the number that each has."""
+
+
+def look(folder: Path, root: Path, extension: str, elsewhere: Companions = Companions()) -> tuple[FoundFolder, list[Path]]:
     """The folder's own files, and its sub-folders as far as they are neither masks nor control pictures of those files.
 
-    ``extension``: ending of caption files. ``mask_folders``: folders elsewhere that hold masks of these pictures.
+    ``extension``: ending of caption files.
     """
     files, folders, passed = _sorted(folder)
     images = [file for file in files if file.suffix.lower() in EXTENSIONS]
     for file in (one for one in files if one.suffix.lower() in (*EXTENSIONS, ".jsonl")):
         refuse_outside(file, root)
     pictures, masks, controls, lookalikes = _by_mark(images)
-    passed += [(unused.CONTROL, file) for file in controls]
     folders, beside = _companions(folders, pictures, root, passed)
-    inside = [one for folder in (*beside, *mask_folders) for one in _in_masks(folder, passed)]
+    inside = [one for folder in (*beside.masks, *elsewhere.masks) for one in _in_masks(folder, passed)]
     pairs, guessed = _masks_of(pictures, [*masks, *inside], passed)
+    numbered = [((0, names.control_number(file.stem)), names.mark(file.stem)[1], file) for file in controls]
+    for number, one in (*beside.controls, *elsewhere.controls):
+        numbered += _in_controls(one, number, pictures, passed)
+    shown = _controls_of(pictures, numbered, passed)
     captions = _captions(pictures, files, extension, passed)
     tables = tuple(file for file in files if file.suffix.lower() == ".jsonl")
     match = names.NUMBERED.fullmatch(folder.name)
@@ -107,7 +121,7 @@ def look(folder: Path, root: Path, extension: str, mask_folders: Sequence[Path] 
         ),
     ]  # fmt: skip
     return FoundFolder(
-        folder, tuple(pictures), repeats, caption, tables, captions, pairs, guessed, tuple(warnings), tuple(passed)
+        folder, tuple(pictures), repeats, caption, tables, captions, pairs, shown, guessed, tuple(warnings), tuple(passed)
     ), folders  # fmt: skip
 
 
@@ -147,27 +161,74 @@ def _by_mark(images: Sequence[Path]) -> tuple[list[Path], list[tuple[str, Path, 
 
 def _companions(
     folders: Iterable[Path], pictures: Sequence[Path], root: Path, passed: list[tuple[Reason, Path]]
-) -> tuple[list[Path], list[Path]]:  # fmt: skip
-    """(other folders, folders with masks); one belongs to the pictures if it has a picture of the same name as one of them."""
-    others, masks = [], []
+) -> tuple[list[Path], Companions]:  # fmt: skip
+    """(other folders, those with masks and control pictures), which have a picture of the same name as one of the pictures."""
+    others, masks, controls = [], [], []
     for folder in folders:
-        name = folder.name.casefold()
-        if name not in names.MASK_FOLDERS | names.CONTROL_FOLDERS:
+        is_masks, number = folder.name.casefold() in names.MASK_FOLDERS, names.control_folder(folder.name)
+        if not is_masks and number is None:
             others.append(folder)
         elif leads_outside(folder, root):
             passed.append((unused.LINK_OUT, folder))
-        elif not _same_names(folder, pictures):
-            others.append(folder)
-        elif name in names.MASK_FOLDERS:
+        elif is_masks and _belongs(pictures, (stem for stem, _, _ in _in_masks(folder, []))):
             masks.append(folder)
+        elif number is not None and _belongs(pictures, (stem for _, stem, _ in _in_controls(folder, 0, pictures, []))):
+            controls.append((number, folder))
         else:
-            passed.append((unused.CONTROL, folder))
-    return others, masks
+            others.append(folder)
+    return others, Companions(tuple(masks), tuple(controls))
 
 
-def _same_names(folder: Path, pictures: Sequence[Path]) -> bool:
-    known = {key(part) for picture in pictures for part in (picture.stem, picture.name)}
-    return any(key(stem) in known for stem, _, _ in _in_masks(folder, []))
+def _known(pictures: Sequence[Path]) -> set[str]:
+    return {key(part) for picture in pictures for part in (picture.stem, picture.name)}
+
+
+def _belongs(pictures: Sequence[Path], stems: Iterable[str]) -> bool:
+    known = _known(pictures)
+    return any(key(stem) in known for stem in stems)
+
+
+def _in_controls(
+    folder: Path, number: int, pictures: Sequence[Path], passed: list[tuple[Reason, Path]]
+) -> list[tuple[tuple[int, int], str, Path]]:  # fmt: skip
+    """The pictures in a folder of control pictures, as (place among those of their picture, its stem, file)."""
+    found = []
+    files, folders, others = _sorted(folder)
+    known = _known(pictures)
+    for path in files:
+        if path.suffix.lower() not in EXTENSIONS:
+            others.append((names.left_over(path.suffix.lower()), path))
+            continue
+        kind, stem, _ = names.mark(path.stem)
+        another = names.ANOTHER.fullmatch(path.stem)
+        if key(path.stem) in known:
+            found.append(((number, 0), path.stem, path))
+        elif another and key(another[1]) in known:
+            found.append(((number, int(another[2])), another[1], path))
+        else:
+            own = (number, names.control_number(path.stem))
+            found.append((own, stem if kind == "control" else path.stem, path))
+    passed += [*others, *((unused.CONTROL_ALONE, path) for path in folders)]
+    return found
+
+
+def _controls_of(
+    pictures: Sequence[Path], controls: Iterable[tuple[tuple[int, int], str, Path]], passed: list[tuple[Reason, Path]]
+) -> dict[Path, tuple[Path, ...]]:  # fmt: skip
+    """Control pictures by picture, those of folders after those beside it, each in the order of its number."""
+    by_stem: dict[str, dict[tuple[int, int], Path]] = {}
+    known = _known(pictures)
+    for place, stem, path in controls:
+        if key(stem) not in known:
+            passed.append((unused.CONTROL_ALONE, path))
+        elif by_stem.setdefault(key(stem), {}).setdefault(place, path) != path:
+            passed.append((unused.CONTROL_TWICE, path))
+    found = {}
+    for picture in pictures:
+        own = {**by_stem.get(key(picture.stem), {}), **by_stem.get(key(picture.name), {})}
+        if own:
+            found[picture] = tuple(own[place] for place in sorted(own))
+    return found
 
 
 def _in_masks(folder: Path, passed: list[tuple[Reason, Path]]) -> list[tuple[str, Path, bool]]:

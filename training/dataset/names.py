@@ -21,17 +21,20 @@ NUMBERED = re.compile(r"(\d+)_(.*)", re.DOTALL)
 MASK_FOLDERS = frozenset({"mask", "masks"})
 MASKS_OF = re.compile(r"(.+)[-_]masks?", re.DOTALL)
 """A folder with the masks of the folder beside it that has the first part as its name."""
-CONTROL_FOLDERS = frozenset({
-    "control", "controls", "_controls", "control_images", "conditioning", "conditioning_images", "conditioning_data",
-})  # fmt: skip
+CONTROL_FOLDER = re.compile(r"_?(?:control|conditioning)s?(?:_images|_data)?(?:[-_ ]?(\d{1,2}))?")
+"""A folder with control pictures, of which there may be several: ``control``, ``control_2``."""
+CONTROLS_OF = re.compile(r"(.+)[-_](?:control|conditioning)s?(?:[-_]?(\d{1,2}))?", re.DOTALL)
+"""A folder with the control pictures of the folder beside it that has the first part as its name."""
+ANOTHER = re.compile(r"(.+)[-_](\d{1,2})", re.DOTALL)
+"""One of several control pictures of a picture, in a folder of them: ``cat_1``, ``cat_2``."""
 REGULARISATION_FOLDERS = frozenset({
     "reg", "regs", "reg_images", "reg_img", "regularisation", "regularization", "regularisation_images", "regularization_images",
 })  # fmt: skip
 CAPTION_FOLDERS = frozenset({"caption", "captions", "text", "texts", "txt", "labels", "tags"})
 TABLE_ENDINGS = frozenset({".json", ".csv", ".tsv", ".parquet", ".yaml", ".yml", ".toml", ".xml"})
 
-SURE = re.compile(r"(.+)(?:(\.mask|-masklabel)|(\.control|-condlabel))", re.DOTALL | re.IGNORECASE)
-LIKELY = re.compile(r"(.+)[-_](?:(mask)|(control|cond|conditioning))", re.DOTALL | re.IGNORECASE)
+SURE = re.compile(r"(.+)(?:(\.mask|-masklabel)|(\.control|-condlabel)(?:[-_.]?(\d{1,2}))?)", re.DOTALL | re.IGNORECASE)
+LIKELY = re.compile(r"(.+)[-_](?:(mask)|(control|cond|conditioning)(?:[-_]?(\d{1,2}))?)", re.DOTALL | re.IGNORECASE)
 IN_FRONT = re.compile(r"mask[-_](.+)", re.DOTALL | re.IGNORECASE)
 
 Mark = Literal["mask", "control"]
@@ -113,3 +116,15 @@ def mark(stem: str) -> tuple[Mark | None, str, bool]:
             return ("mask" if match[2] else "control"), match[1], sure
     match = IN_FRONT.fullmatch(stem)
     return ("mask", match[1], False) if match else (None, stem, True)
+
+
+def control_number(stem: str) -> int:
+    """Which of a picture's control pictures one is whose name says that it is one; 0 where it has no number."""
+    match = SURE.fullmatch(stem) or LIKELY.fullmatch(stem)
+    return int(match[4] or 0) if match else 0
+
+
+def control_folder(name: str) -> int | None:
+    """The number of a folder of control pictures, 0 where it has none; None for any other folder."""
+    match = CONTROL_FOLDER.fullmatch(name.casefold())
+    return int(match[1] or 0) if match else None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import AtelierError
 from ..protocols import CanvasText
+from ..tensors import references
 from ..tensors.finite import first_lost
 from .cache import TensorCache
 from .samples import Dataset, Ready, Sample, counted
@@ -78,7 +79,10 @@ def lost() -> AtelierError:
 
 
 def packed(text: Text, number: int) -> dict[str, Tensor]:
-    """A conditioning as tensors: ``cond`` and all extras, numbers as tensors without dimensions; ``number`` is for the error."""
+    """A conditioning as tensors: ``cond`` and all extras, numbers as tensors without dimensions; ``number`` is for the error.
+
+    The latents of control pictures, which *Set Reference Latent* and the encoders of edit models add, are among them.
+    """
     cond, extras = text
     values: dict[str, Tensor] = {"cond": cond}
     for name, value in extras.items():
@@ -86,6 +90,10 @@ def packed(text: Text, number: int) -> dict[str, Tensor]:
             values[name] = value
         elif isinstance(value, (bool, int, float)):
             values[name] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        elif name == references.NAME and isinstance(value, (list, tuple)) and all(isinstance(v, Tensor) for v in value):
+            values |= references.numbered(value)
+        elif name == references.METHOD and isinstance(value, str):
+            values[name] = torch.tensor(list(value.encode()), dtype=torch.uint8)
         elif value is not None:
             raise AtelierError(
                 f"conditioning: number {number} carries {name!r} ({type(value).__name__}), which cannot be trained on. Take it "
@@ -100,9 +108,15 @@ def packed(text: Text, number: int) -> dict[str, Tensor]:
     return values
 
 
-def unpacked(stored: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
-    """What ``packed`` took, numbers as numbers again."""
-    return {name: tensor if tensor.ndim else tensor.item() for name, tensor in stored.items()}
+def unpacked(stored: Mapping[str, Tensor]) -> dict[str, Tensor | float | str]:
+    """What ``packed`` took, numbers and words as such again."""
+    return {name: _value(name, tensor) for name, tensor in stored.items()}
+
+
+def _value(name: str, tensor: Tensor) -> Tensor | float | str:
+    if name == references.METHOD:
+        return bytes(tensor.tolist()).decode()
+    return tensor if tensor.ndim else tensor.item()
 
 
 def _put(cache: TensorCache, tensors: Mapping[str, Tensor]) -> str:

@@ -68,6 +68,8 @@ class Sample:
     """What stands for picture and caption where both came encoded; ``path`` is then the latent's file."""
     caption_file: Path | None = None
     """Caption file under another name than the usual one (``cat.TXT``, ``cat.jpg.txt``); it counts while there is no other."""
+    controls: tuple[Sample, ...] = ()
+    """The pictures out of which an edit model is to make this one, in their order; they have neither caption nor mask."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ class Subset:
             return f"{self.config.folder}: {pairs}, batch {self.config.batch_size}, all with conditioning"
         without = sum(sample.caption is None for sample in self.samples)
         captions = "all with captions" if without == 0 else f"{without} without caption"
+        with_controls = sum(bool(sample.controls) for sample in self.samples)
+        if with_controls:
+            captions += f", {'all' if with_controls == len(self.samples) else with_controls} with control pictures"
         shape = f"buckets around {self.config.resolution}" if self.config.buckets else f"square {self.config.resolution}"
         return (
             f"{self.config.folder}: {counted(len(self.samples), 'picture')} x {self.repeats}, {shape} px, "
@@ -144,6 +149,7 @@ class Dataset:
             digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
             for sample in subset.samples:
                 values = [sample.key, sample.caption, sample.mask_key, sample.focus, sample.ready and sample.ready.text]
+                values += [control.key for control in sample.controls]
                 digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 

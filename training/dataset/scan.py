@@ -88,6 +88,13 @@ def _mask(path: Path, config: SubsetConfig, one: Facts, found: FoundFolder, root
     return file, file_digest(file)
 
 
+def _control(path: Path, index: Index, root: Path) -> Sample:
+    """A control picture; AtelierError naming one that is broken."""
+    refuse_outside(path, root)
+    one = index.facts(path)
+    return Sample(path, one.width, one.height, None, one.key, look=one.look)
+
+
 def _subset(
     found: FoundFolder, config: SubsetConfig, root: Path, index: Index, base: Path, texts: Mapping[Path, str], steps: Steps
 ) -> Subset:  # fmt: skip
@@ -101,10 +108,11 @@ def _subset(
         caption = caption_now(path, reader, texts.get(path), class_caption, other)
         focus = index.focus(path, bucket_of(one.width, one.height, config)) if config.crop == "focus" else None
         mask, mask_key = _mask(path, config, one, found, root)
+        controls = tuple(_control(file, index, root) for file in found.controls.get(path, ()))
         samples.append(
             Sample(
                 path, one.width, one.height, caption, one.key, texts.get(path), focus, mask, mask_key, one.look,
-                caption_file=other,
+                caption_file=other, controls=controls,
             )
         )  # fmt: skip
         steps.step()
@@ -114,7 +122,7 @@ def _subset(
     said = [
         *([unusual] if unusual else []), *found.warnings, *broken.values(), *reader.notes(),
         *_mask_notes(found, config, samples), *unused.sentences(passed, base, quiet=False),
-        *_content_notes(facts, found, config, samples), *holdout.remarks(subset),
+        *_content_notes(facts, found, config, samples), *_control_notes(config, samples), *holdout.remarks(subset),
     ]  # fmt: skip
     for warning in said:
         log.warning("dataset %s: %s", config.folder, warning)
@@ -137,6 +145,8 @@ def _not_used(found: FoundFolder, config: SubsetConfig, broken: Collection[Path]
     elif broken:
         used = captions(whole)
         out += [(unused.CAPTION_OF_UNUSED, file) for file in captions(broken) if file not in used]
+    if broken:
+        out += [(unused.CONTROL_OF_UNUSED, file) for path in broken for file in found.controls.get(path, ())]
     if config.masks != "files":
         out += [(unused.MASKS_OFF, file) for file in dict.fromkeys(found.masks.values())]
     elif broken:
@@ -154,6 +164,19 @@ def _mask_notes(found: FoundFolder, config: SubsetConfig, samples: Sequence[Samp
     bare = [sample.path.name for sample in samples if sample.mask is None]
     if config.masks == "files" and bare:
         said.append(f"no mask, so all of the picture is learnt: {', '.join(bare[:3])}{' and others' if len(bare) > 3 else ''}.")
+    return said
+
+
+def _control_notes(config: SubsetConfig, samples: Sequence[Sample]) -> list[str]:
+    """What to know of pairs: pictures without a control picture among others, and cuts that these do not follow."""
+    bare = [sample.path.name for sample in samples if not sample.controls]
+    if len(bare) == len(samples):
+        return []
+    said = []
+    if bare:
+        said.append(f"no control picture, so they are trained on by their caption alone ({len(bare)}): {some(bare)}.")
+    if config.crop == "random":
+        said.append("crop is random: pictures are cut elsewhere each time, and their control pictures stay whole.")
     return said
 
 
@@ -209,7 +232,10 @@ def folder_stamp(folder: Path, caption_extension: str = ".txt", root: Path | Non
     pairs = [(path, found) for found in every for path in found.pictures]
     beside = [
         file for path, found in pairs
-        for file in (path, caption_path(path, caption_extension), found.captions.get(path), found.masks.get(path)) if file
+        for file in (
+            path, caption_path(path, caption_extension), found.captions.get(path), found.masks.get(path),
+            *found.controls.get(path, ()),
+        ) if file
     ]  # fmt: skip
     return files_stamp([*beside, *(table for found in every for table in found.tables)])
 

@@ -53,7 +53,12 @@ MASK_ALONE = Reason("masks without a picture are not used", "A mask has its pict
 MASK_TWICE = Reason("second masks of a picture are not used", "Remove one of the two.")
 MASKS_OFF = Reason("mask files are there and not used", "Set masks to files to use them.")
 MASK_OF_UNUSED = Reason("masks of pictures that are not used", quiet=True)
-CONTROL = Reason("control pictures are not trained on", "Rename them if they are pictures to train on.")
+CONTROL_ALONE = Reason(
+    "control pictures without a picture are not used",
+    "A control picture has its picture's name: control/cat.png belongs to cat.jpg.",
+)
+CONTROL_TWICE = Reason("second control pictures of one place are not used", "Number them (cat_1.png, cat_2.png), or remove one.")
+CONTROL_OF_UNUSED = Reason("control pictures of pictures that are not used", quiet=True)
 
 UNNUMBERED = Reason("sub-folders without a number in front are not used", "Switch nested on to take them.")
 DEEPER = Reason("sub-folders of a numbered folder are not used", "Switch nested on to take them.")

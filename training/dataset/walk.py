@@ -11,7 +11,7 @@ from ..errors import AtelierError
 from ..files import is_inside
 from . import names, unused
 from .images import FORMATS
-from .listing import FoundFolder, entries, holds_pictures, leads_outside, look, refuse_outside
+from .listing import Companions, FoundFolder, entries, holds_pictures, leads_outside, look, refuse_outside
 from .names import NUMBERED
 from .unused import Reason, sentences
 
@@ -29,28 +29,32 @@ class Walk:
     passed: list[tuple[Reason, Path]] = field(default_factory=list)
     """Folders that are not used."""
 
-    def visit(self, folder: Path, mask_folders: tuple[Path, ...] = ()) -> list[FoundFolder]:
+    def visit(self, folder: Path, elsewhere: Companions = Companions()) -> list[FoundFolder]:  # noqa: B008
         """``folder`` with all that belongs to it, then each ``N_name`` folder below."""
-        own, below = look(folder, self.root, self.extension, mask_folders)
+        own, below = look(folder, self.root, self.extension, elsewhere)
         numbered: list[FoundFolder] = []
         beside = {names.key(path.name) for path in below}
         is_prepared = "img" in beside and bool(beside & {"reg", "log", "model"})
-        masks: dict[str, list[Path]] = {}
-        for path in below:
-            match = names.MASKS_OF.fullmatch(names.key(path.name))
-            if match and match[1] in beside and not leads_outside(path, self.root):
-                masks.setdefault(match[1], []).append(path)
-        separate = {path for group in masks.values() for path in group}
+        theirs: dict[str, Companions] = {}
+        separate: set[Path] = set()
+        for path in (one for one in below if not leads_outside(one, self.root)):
+            masks, controls = (pattern.fullmatch(names.key(path.name)) for pattern in (names.MASKS_OF, names.CONTROLS_OF))
+            match = masks or controls
+            if match and match[1] in beside:
+                so_far = theirs.get(match[1], Companions())
+                theirs[match[1]] = (
+                    Companions((*so_far.masks, path), so_far.controls) if masks
+                    else Companions(so_far.masks, (*so_far.controls, (int(match[2] or 0), path)))
+                )  # fmt: skip
+                separate.add(path)
         for path in (one for one in below if one not in separate):
-            name, its_masks = names.key(path.name), tuple(masks.get(names.key(path.name), ()))
+            name, its_own = names.key(path.name), theirs.get(names.key(path.name), Companions())
             if reason := self._turned_away(path, is_prepared):
                 self.passed.append((reason, path))
             elif NUMBERED.fullmatch(path.name):
-                numbered += (
-                    self.visit(path, its_masks) if self.nested or path.parent != own.folder else [self._flat(path, its_masks)]
-                )
+                numbered += self.visit(path, its_own) if self.nested or path.parent != own.folder else [self._flat(path, its_own)]
             elif self.nested:
-                inner, *others = self.visit(path, its_masks)
+                inner, *others = self.visit(path, its_own)
                 own = _joined(own, inner)
                 numbered += others
             elif name == "img" and any(NUMBERED.fullmatch(entry.name) and entry.is_dir() for entry in entries(path)):
@@ -61,9 +65,9 @@ class Walk:
                 self.passed.append((self._ignored(path), path))
         return [own, *numbered]
 
-    def _flat(self, path: Path, masks: tuple[Path, ...]) -> FoundFolder:
+    def _flat(self, path: Path, elsewhere: Companions) -> FoundFolder:
         """A numbered folder without what lies in its sub-folders."""
-        found, below = look(path, self.root, self.extension, masks)
+        found, below = look(path, self.root, self.extension, elsewhere)
         for inner in below:
             reason = self._turned_away(inner, False) or (unused.DEEPER if holds_pictures(inner) else self._ignored(inner))
             self.passed.append((reason, inner))
@@ -102,7 +106,8 @@ class Walk:
 def _joined(own: FoundFolder, inner: FoundFolder) -> FoundFolder:
     return dataclasses.replace(
         own, pictures=own.pictures + inner.pictures, warnings=own.warnings + inner.warnings, tables=own.tables + inner.tables,
-        captions={**own.captions, **inner.captions}, masks={**own.masks, **inner.masks}, guessed=own.guessed + inner.guessed,
+        captions={**own.captions, **inner.captions}, masks={**own.masks, **inner.masks},
+        controls={**own.controls, **inner.controls}, guessed=own.guessed + inner.guessed,
         unused=own.unused + inner.unused,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..config import TrainingConfig
 from ..dataset.samples import counted
-from ..families import few_steps_word
+from ..families import edit_word, family_named, few_steps_word
 from ..optim.optimizers import SOURCES
 from ..optim.remarks import of_rates
 from ..performance.memory import size_text
@@ -81,6 +81,8 @@ class Prospect:
     """Pictures that are drawn at every save."""
     focus: bool = False
     """Whether pictures are cropped around what stands out."""
+    pairs: int | None = None
+    """Pictures that have control pictures."""
 
     @property
     def total(self) -> int | None:
@@ -112,8 +114,32 @@ class Expected:
 def cautions(prospect: Prospect) -> list[str]:
     """All of them, the gravest first."""
     return [
-        *_packages(prospect), *of_rates(prospect.config), *_distilled(prospect), *_sizes(prospect), *_saves(prospect),
+        *_packages(prospect), *of_rates(prospect.config), *_distilled(prospect), *_pairs(prospect), *_sizes(prospect),
+        *_saves(prospect),
     ]  # fmt: skip
+
+
+def _pairs(prospect: Prospect) -> Iterator[str]:
+    """Where pairs of pictures and a model that edits do not come together."""
+    if prospect.pairs is None or not prospect.family:
+        return
+    family, word = family_named(prospect.family), edit_word(prospect.model)
+    have = f"{counted(prospect.pairs, 'picture')} {'has' if prospect.pairs == 1 else 'have'} control pictures"
+    if prospect.pairs and not family.edits:
+        yield (
+            f"dataset: {have}, which a {prospect.family} model does not read; they are trained on by their captions alone. "
+            "Load a model that edits, such as Flux Kontext or Qwen-Image-Edit."
+        )
+    elif prospect.pairs and prospect.model and not word and not family.always_edits:
+        yield (
+            f"dataset: {have}, and nothing in the model's name ({prospect.model}) says that it edits; a model that does not will "
+            "hardly learn to. It is shown them all the same."
+        )
+    elif not prospect.pairs and word:
+        yield (
+            f"dataset: this model edits pictures, by its name ({word}), and the dataset has no control pictures; it is trained "
+            "as one that draws from text. Put what each picture is made from into a folder control beside them."
+        )
 
 
 def _packages(prospect: Prospect) -> Iterator[str]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from .. import compatibility, host
 from ..errors import AtelierError
+from ..prompting import ControlPictures
 from .cell_renderer import Drawn
 from .cells import CellFacts, SavedBehind, contents
 from .judge import Place
@@ -34,8 +35,11 @@ Draw = Callable[[Sequence[int]], Sequence[Drawn]]
 class CellKeeper:
     """Keeps the cells of the pages in ``book``, which ``model`` and ``text`` draw."""
 
-    def __init__(self, store: SavedBehind, book: Pages, model: host.Model, text: host.TextEncoder, show: Callable[[str], None]):
-        self.store, self.book, self.model, self.text, self.show = store, book, model, text, show
+    def __init__(
+        self, store: SavedBehind, book: Pages, model: host.Model, text: host.TextEncoder, show: Callable[[str], None],
+        controls: ControlPictures,
+    ):  # fmt: skip
+        self.store, self.book, self.model, self.text, self.show, self.controls = store, book, model, text, show, controls
         self._advance: Callable[..., None] = lambda _done, _page: None
         self._pace = Pace(book.axes.cells)
 
@@ -129,7 +133,8 @@ class CellKeeper:
     def _facts(self, column: Column | None, page: int, row: int) -> CellFacts:
         axes, shown = self.book.axes, self.book.axes.pages[page]
         sampling = replace(self.book.sampling, seed=shown.seed)
-        reading = self.text.reading_of(f"{shown.prompt}\n{sampling.negative}")
+        beside = self.controls.digest(shown.control)
+        reading = (*self.text.reading_of(f"{shown.prompt}\n{sampling.negative}"), *([beside] if beside else []))
         if column is None:
             return CellFacts(shown.prompt, None, None, None, 0, 0, sampling, reading)
         path, strength = column.file.path, axes.strengths[row]

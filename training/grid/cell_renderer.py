@@ -14,6 +14,7 @@ from ..config.sampling import Sampling
 from ..dataset.images import to_picture
 from ..errors import NotFinite, is_out_of_memory
 from ..network.scope import Layers
+from ..prompting import ControlPictures
 from ..protocols import CanvasText
 from .lora import Lora, join
 from .network import BatchNetwork
@@ -25,8 +26,10 @@ from .waiting import CellOrder
 log = logging.getLogger("lora-atelier")
 Drawn = Image.Image | Failed
 """A cell's picture, or why it is none while others of its batch may be."""
-Reading = tuple[Lora | None, float, str]
-"""A text as it is read with a LoRA at some strength; None: without any."""
+Reading = tuple[Lora | None, float, str, int]
+"""A text as it is read with a LoRA at some strength (None: without any), and which control pictures are seen beside it."""
+Text = tuple[str, int]
+"""A text, and which control pictures it is beside."""
 
 
 class CellRenderer:
@@ -40,8 +43,10 @@ class CellRenderer:
         sampling: Sampling,
         layers: Layers | None = None,
         seats: int = 1,
+        controls: ControlPictures | None = None,
     ):
-        """``seats``: of how many files there will be pictures in one batch at most."""
+        """``seats``: of how many files there will be pictures in one batch at most; ``controls``: what the prompts are beside."""
+        self.controls = controls or ControlPictures(codec)
         self.model, self.text, self.codec, self.sampling, self.seats = model, text, codec, sampling, seats
         self._encoded: dict[Reading, CanvasText | NotFinite] = {}
         self.network = BatchNetwork(model, layers or {})
@@ -65,17 +70,20 @@ class CellRenderer:
 
     def check(self) -> None:
         """AtelierError if the model cannot read what the text encoder gives."""
-        compatibility.check_conditioning(self.model, self._read(None, self.sampling.negative))
+        compatibility.check_conditioning(self.model, self._read(None, (self.sampling.negative, -1)))
 
     def plain(self, page: Page) -> Drawn:
         """A cell without any LoRA."""
-        self.read([(None, page.prompt), (None, self.sampling.negative)])
-        positive, negative = self._read(None, page.prompt), self._read(None, self.sampling.negative)
+        texts = self.texts(page)
+        self.read([(None, text) for text in texts])
+        positive, negative = (self.controls.beside(self._read(None, text), page.control) for text in texts)
         return self._pictures(self._alone(self.model, positive, negative, page.seed), 1)[0]
 
     def merged(self, model: host.Model, text: host.TextEncoder, page: Page) -> Drawn:
         """A cell with what the host made of model and text encoder."""
-        positive, negative = text.for_sampling(page.prompt), text.for_sampling(self.sampling.negative)
+        seen = self.controls.seen(page.control)
+        read = (text.for_sampling(said, seen) for said, _ in self.texts(page))
+        positive, negative = (self.controls.beside(one, page.control) for one in read)
         return self._pictures(self._alone(model, positive, negative, page.seed), 1)[0]
 
     def beside(self, orders: Sequence[CellOrder], page: Page) -> list[Drawn]:
@@ -83,9 +91,9 @@ class CellRenderer:
 
         UnusedLayers, with the files that are concerned, if some layer of a file was never asked.
         """
-        texts = page.prompt, self.sampling.negative
+        texts = self.texts(page)
         self.read([(order, text) for order in orders for text in texts])
-        read = [[self._encoded[_reading(order, text)] for text in texts] for order in orders]
+        read = [[self._encoded[self._reading(order, text)] for text in texts] for order in orders]
         lost = {i: one for i, pair in enumerate(read) for one in pair if isinstance(one, NotFinite)}
         whole = [i for i in range(len(orders)) if i not in lost]
         conditions = {i: [one for one in read[i] if not isinstance(one, NotFinite)] for i in whole}
@@ -101,6 +109,7 @@ class CellRenderer:
         if not self.network.is_settled:
             self.network.settle(len(orders), self.latent_size, self._needed_beside(orders))
         shared = positive is conditions[0][0] and negative is conditions[0][1]
+        positive, negative = (self.controls.beside(one, page.control) for one in (positive, negative))
         sample = partial(self._sampled, orders, positive, negative, shared, page.seed)
         latents = sample()
         if latents is None:  # here nothing of the attempt is held any more
@@ -129,20 +138,25 @@ class CellRenderer:
             log.info("grid: there is too little memory beside a resident copy of the model; the host pages it in and out again")
             return None
 
-    def read(self, wanted: Iterable[tuple[CellOrder | None, str]]) -> None:
+    def texts(self, page: Page) -> tuple[Text, Text]:
+        """Prompt and negative prompt of a page."""
+        return (page.prompt, page.control), (self.sampling.negative, page.control)
+
+    def read(self, wanted: Iterable[tuple[CellOrder | None, Text]]) -> None:
         """Encodes what of ``wanted`` (a cell's text, None for one without a LoRA) was not yet, in as few passes as there can be.
 
         A text is encoded once, and once more for every file with a part in the text encoder at every strength.
         """
-        asked = dict.fromkeys(_reading(order, text) for order, text in wanted)
+        asked = dict.fromkeys(self._reading(order, text) for order, text in wanted)
         missing = [reading for reading in asked if reading not in self._encoded]
         if not missing:
             return
-        kinds = list(dict.fromkeys((lora, strength) for lora, strength, _ in missing))
+        kinds = list(dict.fromkeys((lora, strength) for lora, strength, *_ in missing))
         beside = [Beside(None if lora is None else lora.of_text, strength) for lora, strength in kinds]
-        versions = [kinds.index((lora, strength)) for lora, strength, _ in missing]
+        versions = [kinds.index((lora, strength)) for lora, strength, *_ in missing]
+        seen = [self.controls.seen(place) for *_, place in missing]
         with self._of_text.attached(beside) as rows:
-            found = self.text.for_sampling_all([text for *_, text in missing], versions, rows.exactly)
+            found = self.text.for_sampling_all([text for *_, text, _ in missing], versions, rows.exactly, seen)
         self._encoded |= zip(missing, found, strict=True)
 
     def forget(self, lora: Lora) -> None:
@@ -189,9 +203,9 @@ class CellRenderer:
             needed += self.text.size
         return needed
 
-    def _read(self, order: CellOrder | None, text: str) -> CanvasText:
+    def _read(self, order: CellOrder | None, text: Text) -> CanvasText:
         self.read([(order, text)])
-        found = self._encoded[_reading(order, text)]
+        found = self._encoded[self._reading(order, text)]
         if isinstance(found, NotFinite):
             raise found
         return found
@@ -214,8 +228,8 @@ class CellRenderer:
                 out.append(to_picture(own[0]))
         return out
 
-
-def _reading(order: CellOrder | None, text: str) -> Reading:
-    if order is None or not order.lora.of_text or not order.text_strength:
-        return None, 0.0, text
-    return order.lora, order.text_strength, text
+    def _reading(self, order: CellOrder | None, text: Text) -> Reading:
+        said, place = text[0], text[1] if self.controls.seen(text[1]) else -1
+        if order is None or not order.lora.of_text or not order.text_strength:
+            return None, 0.0, said, place
+        return order.lora, order.text_strength, said, place

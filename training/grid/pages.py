@@ -91,6 +91,7 @@ class Pages:
         shown = self.axes.pages[page]
         return {
             "prompt": shown.prompt,
+            **({"control": shown.control + 1} if shown.control >= 0 else {}),
             "epochs": [
                 {
                     "file": host.lora_name(c.file.path),
@@ -138,6 +139,8 @@ class Pages:
         if notes is None:
             return Sheet(title, "", labels, strengths, size)
         settings = f"{s.sampler} / {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}, seed {shown.seed}"
+        if shown.control >= 0:
+            settings += f", beside control picture {shown.control + 1}"
         of_text = "" if axes.text_strength is None else f" of the model, {axes.text_strength:g} of the text encoder"
         legend = [f"Across: saved LoRAs, the first column without any. Down: strength{of_text}."]
         scored = self.judge is not None and bool(self.judge.scores.get(page)) and captions_fit("0.00 / 0.00 / 0.00", s.width)

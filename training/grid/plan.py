@@ -36,6 +36,8 @@ class Page:
 
     prompt: str
     seed: int
+    control: int = -1
+    """Which control pictures it is beside; -1 for none."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,13 @@ class Axes:
     seeds: tuple[int, ...]
     text_strength: float | None = None
     """Strength on the text encoder; None: that of the cell."""
+    controls: tuple[int, ...] = ()
+    """For models that edit: which control pictures each prompt is beside; empty for none."""
 
     @property
     def pages(self) -> list[Page]:
-        return [Page(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+        places = self.controls or (-1,) * len(self.prompts)
+        return [Page(prompt, seed, place) for prompt, place in zip(self.prompts, places, strict=True) for seed in self.seeds]
 
     @property
     def cells(self) -> int:
@@ -72,6 +77,19 @@ class Axes:
     @property
     def title(self) -> str:
         return ", ".join(dict.fromkeys(column.run for column in self.columns))
+
+
+def beside(prompts: Sequence[str], controls: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(prompts, the place of each one's control pictures): number i beside number i, and the last of the shorter row repeated.
+
+    Without control pictures every prompt counts once.
+    """
+    if not controls:
+        return tuple(dict.fromkeys(prompts)), ()
+    count = max(len(prompts), controls)
+    pairs = [(prompts[min(i, len(prompts) - 1)], min(i, controls - 1)) for i in range(count)]
+    lines, places = zip(*dict.fromkeys(pairs), strict=True)
+    return lines, places
 
 
 def columns_of(runs: Sequence[Epochs], choice: EpochChoice) -> tuple[Column, ...]:

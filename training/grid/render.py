@@ -16,6 +16,7 @@ from ..dataset.cache import cache_key
 from ..dataset.images import to_picture
 from ..errors import AtelierError
 from ..network.scope import adaptable_layers
+from ..prompting import ControlPictures
 from ..runs.layout import CELLS_FOLDER
 from .advice import Advice
 from .alike import repeats
@@ -56,6 +57,7 @@ class Grid:
         judge: Judge | None = None,
         losses: Mapping[str, Losses] | None = None,
         remarks: Sequence[str] = (),
+        controls: ControlPictures | None = None,
         show: Callable[[str], None] = lambda _line: None,
     ):
         """``base`` names the model in the title; ``together`` cells share a batch at most, 0 for as many as fit; ``remarks`` are
@@ -65,11 +67,11 @@ class Grid:
         compatibility.check(model, text, codec)
         self._layers, self._names = adaptable_layers(model, text)
         most, seats = axes.together(together or AT_ONCE)
-        self.brush = CellRenderer(model, text, codec, sampling, self._layers, seats)
+        self.brush = CellRenderer(model, text, codec, sampling, self._layers, seats, controls)
         identity = cache_key(model.sampling_identity(), text.identity(), codec.identity())
         self.book = Pages(axes, sampling, base or model.family, judge)
         store = CellStore(folder / CELLS_FOLDER, identity, graph)
-        self.keeper = CellKeeper(SavedBehind(store), self.book, model, text, show)
+        self.keeper = CellKeeper(SavedBehind(store), self.book, model, text, show, self.brush.controls)
         self.together = together or model.pictures_that_fit(most, self.brush.latent_size)
         self._given = bool(together)
         self._remarks = [*remarks, *self.brush.remarks()]
@@ -156,7 +158,7 @@ class Grid:
                 self._waiting.add(page, path, Due(order, column, [(number, row)]))
 
     def _plain_cell(self, page: int, others: Sequence[int], _some: Sequence[int]) -> list[Drawn]:
-        self.brush.read([(None, text) for text in (*(self.axes.pages[n].prompt for n in others), self.sampling.negative)])
+        self.brush.read([(None, text) for n in others for text in self.brush.texts(self.axes.pages[n])])
         return [self.brush.plain(self.axes.pages[page])]
 
     def _take_control(self, number: int, column: Column, missing: Work) -> Work:
@@ -206,8 +208,8 @@ class Grid:
 
     def _beside_cells(self, page: int, batch: Sequence[Due], some: Sequence[int]) -> Sequence[Drawn]:
         if len(some) > 1:  # what other pages need of these files is read along with it
-            prompts, negative = [one.prompt for one in self.axes.pages], self.sampling.negative
-            self.brush.read([(o, text) for number, o in self._waiting.orders() for text in (prompts[number], negative)])
+            pages = self.axes.pages
+            self.brush.read([(o, text) for number, o in self._waiting.orders() for text in self.brush.texts(pages[number])])
         return self.brush.beside([batch[i].order for i in some], self.axes.pages[page])
 
     def _draw_merged(self, column: Column, lora: Lora, missing: Sequence[tuple[int, list[Place]]]) -> None:

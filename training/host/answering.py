@@ -17,6 +17,7 @@ from ..families import family_named
 from ..objective.noise import expand_like
 from ..performance.out_of_place import KERNELS, Care, OutOfPlace
 from ..protocols import Conditions, EncodedText, Together
+from ..tensors import references
 from ..tensors.transfer import to_device
 from .attention import attention
 from .model_facts import ModelFacts
@@ -63,7 +64,9 @@ class AnsweringModel(ModelFacts):
         ``x`` is its latent (1, C, H, W); ``size`` may hold ``width``, ``height``, ``crop_w``, ``crop_h``, ``target_width`` and
         ``target_height`` in pixels, used by models with size conditioning.
         """
-        extras = {k: v for k, v in text.items() if k != "cond"}
+        extras: dict[str, object] = {k: v for k, v in text.items() if k != "cond" and not references.is_numbered(k)}
+        if latents := references.listed(text):
+            extras[references.NAME] = latents
         guidance = family_named(self.family).guidance
         told = {} if guidance is None else {"guidance": guidance}
         # A conditioning from the canvas may name sizes and guidance itself; those are meant.

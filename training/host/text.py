@@ -23,6 +23,7 @@ from ..tensors.finite import first_lost
 from . import alterations
 from .batched_text import BatchedEncoders, Versions, captions_of_a_pass, one_version
 from .plain_text import named, plain
+from .seeing import eyes_of
 from .twins import put_twin_aside, resident
 from .weights import identity_of, mended, names_of_layers
 
@@ -69,11 +70,21 @@ class TextEncoder:
         """What, beside the encoder's identity, decides what ``text`` means: its syntax, where it makes a difference."""
         return ("plain",) if self.syntax == "plain" and named(text) != text else ()
 
-    def tokenize(self, text: str) -> Any:
-        """The tokens as the host's encoders take them; AtelierError for what is no text."""
+    @property
+    def sees(self) -> bool:
+        """Whether it sees the control pictures of an edit model beside the text."""
+        return eyes_of(self.clip) is not None
+
+    def tokenize(self, text: str, pictures: Sequence[Tensor] = ()) -> Any:
+        """The tokens as the host's encoders take them; AtelierError for what is no text.
+
+        ``pictures``: (1, H, W, 3) in 0..1 each, for encoders that see.
+        """
         if not isinstance(text, str):
             raise AtelierError(f"clip: a text was {type(text).__name__} and no text. Connect what a text node gives.")
-        return self.clip.tokenize(text) if self.syntax == "ComfyUI" else self._plain.tokenize(named(text))
+        clip, said = (self.clip, text) if self.syntax == "ComfyUI" else (self._plain, named(text))
+        eyes = eyes_of(self.clip)
+        return eyes.tokens(clip, said, pictures) if pictures and eyes is not None else clip.tokenize(said)
 
     @cached_property
     def _plain(self) -> Any:
@@ -82,9 +93,9 @@ class TextEncoder:
         clip.tokenizer = plain(self.clip.tokenizer)
         return clip
 
-    def encode(self, text: str) -> Conditioning:
+    def encode(self, text: str, pictures: Sequence[Tensor] = ()) -> Conditioning:
         """Tensors on the CPU, ordinary ones (not inference tensors)."""
-        return self._encode(self.tokenize(text))
+        return self._encode(self.tokenize(text, pictures))
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[Conditioning]:
         """The same as ``encode`` for each text, batched; equal up to rounding."""
@@ -143,39 +154,43 @@ class TextEncoder:
         """Everything that is stored of the encoder."""
         return [*self.clip.cond_stage_model.parameters(), *self.clip.cond_stage_model.buffers()]
 
-    def encode_live(self, text: str) -> Conditioning:
+    def encode_live(self, text: str, pictures: Sequence[Tensor] = ()) -> Conditioning:
         """Like ``encode``, but on the device and connected with whatever learns in the encoder; only while it is held."""
         # The host would look for room first, at every caption, and might make it of the very models that are held.
         held = copy.copy(self.clip)
         held.load_model = lambda *_: held.patcher
         with OutOfPlace():
-            out = held.encode_from_tokens(self.tokenize(text), return_pooled=True, return_dict=True)
+            out = held.encode_from_tokens(self.tokenize(text, pictures), return_pooled=True, return_dict=True)
         return {k: v for k, v in out.items() if isinstance(v, Tensor)}
 
-    def for_sampling(self, text: str) -> CanvasText:
-        """CONDITIONING as CLIPTextEncode makes it of ``text``, in its syntax."""
+    def for_sampling(self, text: str, pictures: Sequence[Tensor] = ()) -> CanvasText:
+        """CONDITIONING as CLIPTextEncode, or the node of an edit model, makes it of ``text``, in its syntax."""
         with torch.inference_mode():
-            return self._checked(text, self.clip.encode_from_tokens_scheduled(self.tokenize(text)))
+            return self._checked(text, self.clip.encode_from_tokens_scheduled(self.tokenize(text, pictures)))
 
     def for_sampling_all(
-        self, texts: Sequence[str], versions: Sequence[int] | None = None, tell: Versions = one_version
+        self,
+        texts: Sequence[str],
+        versions: Sequence[int] | None = None,
+        tell: Versions = one_version,
+        seen: Sequence[Sequence[Tensor]] | None = None,
     ) -> list[CanvasText | NotFinite]:
         """The same for each text, batched, equal up to rounding; and what ``for_sampling`` would raise for one that is lost.
 
         A text is read in its version, if ``versions`` names one for each: ``tell`` is told before every pass of an encoder that
-        of each row, and of the text that the host works on otherwise.
+        of each row, and of the text that the host works on otherwise. ``seen`` are the pictures beside each text.
         """
         versions = [0] * len(texts) if versions is None else versions
         scheduled = bool(getattr(self.clip, "use_clip_schedule", False))  # it reads a text several times, in the host's own way
         out: list[CanvasText | NotFinite] = []
-        rest = list(zip(texts, versions, strict=True))
+        rest = list(zip(texts, versions, [()] * len(texts) if seen is None else seen, strict=True))
         while rest:
-            tokens = [self.tokenize(rest[0][0])]
+            tokens = [self.tokenize(rest[0][0], rest[0][2])]
             count = captions_of_a_pass(tokens[0], self.device)
             part, rest = rest[:count], rest[count:]
-            tokens += [self.tokenize(text) for text, _ in part[1:]]
-            ahead = BatchedEncoders(self.clip, tokens, [version for _, version in part], tell)
-            for number, (text, version) in enumerate(part):
+            tokens += [self.tokenize(text, pictures) for text, _, pictures in part[1:]]
+            ahead = BatchedEncoders(self.clip, tokens, [version for _, version, _ in part], tell)
+            for number, (text, version, _) in enumerate(part):
                 tell([version])
                 with torch.inference_mode(), nullcontext() if scheduled else ahead.in_place(number):
                     found: CanvasText = self.clip.encode_from_tokens_scheduled(tokens[number])

@@ -35,11 +35,16 @@ def adaptable_layers(model: LayerOwner, text: LayerOwner | None) -> tuple[Layers
     return layers, names
 
 
-def trained_layers(layers: Mapping[str, nn.Module], config: TrainingConfig, family: Family = UNKNOWN) -> Layers:
-    """What ``config`` trains of ``adaptable_layers``, but for layers of the model's ``family`` that nothing can be learnt in."""
+def trained_layers(
+    layers: Mapping[str, nn.Module], config: TrainingConfig, family: Family = UNKNOWN, controls: bool = False
+) -> Layers:
+    """What ``config`` trains of ``adaptable_layers``, but for layers of the model's ``family`` that nothing can be learnt in.
+
+    ``controls``: the model is shown control pictures.
+    """
     of_model = {name: layer for name, layer in layers.items() if not name.startswith(TEXT)}
     chosen = select(of_model, config.network) if config.network.trains_model else {}
-    chosen = {name: chosen[name] for name in family.without_untrainable(of_model) if name in chosen}
+    chosen = {name: chosen[name] for name in family.without_untrainable(of_model, controls) if name in chosen}
     return {**chosen, **text_layers(layers, config.text.encoders)}
 
 

@@ -55,7 +55,7 @@ class SampleInputs:
     key: str
     caption: str
     rest: str
-    """Mask, focus and conditioning."""
+    """Mask, focus, conditioning and control pictures."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ class Inputs:
     """Fingerprints by the names of ``MODELS``."""
 
     @classmethod
-    def of(cls, config: TrainingConfig, dataset: Dataset, models: Mapping[str, str]) -> Inputs:
-        return cls(decisive(config), tuple(map(_subset, dataset.subsets)), dict(models))
+    def of(cls, config: TrainingConfig, dataset: Dataset, models: Mapping[str, str], controls: bool = False) -> Inputs:
+        """``controls``: whether the model is shown control pictures."""
+        return cls(decisive(config), tuple(_subset(subset, controls) for subset in dataset.subsets), dict(models))
 
     def stored(self) -> str:
         """As JSON."""
@@ -213,8 +214,9 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str
             yield prefix + key, value
 
 
-def _subset(subset: Subset) -> SubsetInputs:
-    return SubsetInputs(_used(subset.config) | {"repeats": subset.repeats}, tuple(map(_picture, subset.samples)))
+def _subset(subset: Subset, controls: bool) -> SubsetInputs:
+    pictures = tuple(_picture(sample, controls) for sample in subset.samples)
+    return SubsetInputs(_used(subset.config) | {"repeats": subset.repeats}, pictures)
 
 
 def _used(config: SubsetConfig) -> dict[str, Any]:
@@ -228,8 +230,10 @@ def _used(config: SubsetConfig) -> dict[str, Any]:
     return {key: None if unused.get(key) else value for key, value in to_dict(config).items() if key not in NOWHERE}
 
 
-def _picture(sample: Sample) -> SampleInputs:
+def _picture(sample: Sample, controls: bool) -> SampleInputs:
     rest = [sample.mask_key, sample.focus, sample.ready and sample.ready.text]
+    if controls:
+        rest += [control.key for control in sample.controls]
     return SampleInputs(sample.path.name, sample.key[:16], _digest(sample.caption), _digest(rest))
 
 
@@ -272,7 +276,7 @@ def _pictures(before: Sequence[SampleInputs], now: Sequence[SampleInputs]) -> It
             if then.caption != picture.caption:
                 kinds.setdefault("another caption", []).append(picture.name)
             if then.rest != picture.rest:
-                kinds.setdefault("another mask, focus or conditioning", []).append(picture.name)
+                kinds.setdefault("another mask, focus, control picture or conditioning", []).append(picture.name)
     gone = [p.name for p in before if p.key not in keys and p.name not in names]
     if gone:
         kinds["gone"] = gone

@@ -305,3 +305,5 @@ class Epochs:
     """The captions they were trained with."""
     pictures: tuple[Path, ...] = ()
     """The pictures they were trained with, where these are files."""
+    controls: tuple[tuple[Path, ...], ...] = ()
+    """Control pictures of some of them, for models that edit."""

@@ -6,6 +6,7 @@ import os
 
 import pytest
 from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, scan
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
@@ -101,17 +102,75 @@ def test_masks_of_sd_scripts_lie_in_a_folder_beside(tmp_path):
     assert "masks without a picture are not used (1): 8_zunda_mask/2.png." in said(subsets)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["cat.control.png", "cat-condlabel.png", "cat_control.png", "control/cat.png", "_controls/cat.jpg", "conditioning/cat.png"],
-)
+CONTROLS = [
+    ["cat.control.png"],
+    ["cat-condlabel.png"],
+    ["cat_control.png"],
+    ["control/cat.png"],
+    ["_controls/cat.jpg"],
+    ["conditioning/cat.png"],
+    ["cat.control1.png", "cat.control2.png"],
+    ["cat_control_2.png", "cat_control_10.png"],
+    ["control/cat_1.png", "control/cat_2.png"],  # as in musubi-tuner
+    ["control_1/cat.png", "control_2/CAT.webp"],  # as several control folders in ai-toolkit
+    ["cat.control_1.png", "control_2/cat.png"],
+]
+
+
+@pytest.mark.parametrize("names", CONTROLS, ids=" ".join)
 @pytest.mark.parametrize("nested", [False, True])
-def test_control_pictures_are_named_and_not_trained_on(tmp_path, name, nested):
+def test_control_pictures_belong_to_their_picture(tmp_path, names, nested):
     picture(tmp_path / "cat.png")
-    picture(tmp_path / name)
+    for name in names:
+        picture(tmp_path / name, "blue")
     subsets = scan(tmp_path, config(nested=nested))
     assert used(subsets) == [("input/set", 1, ["cat.png"])]
-    assert f"control pictures are not trained on (1): {name.split('/')[0]}." in said(subsets)
+    (sample,) = subsets[0].samples
+    assert [one.path.relative_to(tmp_path).as_posix() for one in sample.controls] == names
+    assert said(subsets) == ""
+    assert "all with control pictures" in subsets[0].describe()
+
+
+def test_a_folder_of_control_pictures_beside_that_of_the_pictures(tmp_path):
+    picture(tmp_path / "8_zunda" / "1.png")
+    picture(tmp_path / "8_zunda_control" / "1.png", "white")
+    picture(tmp_path / "8_zunda_control" / "2.png", "white")
+    picture(tmp_path / "8_zunda_control_2" / "1.png", "blue")
+    subsets = scan(tmp_path, config())
+    assert used(subsets) == [("input/set/8_zunda", 8, ["1.png"])]
+    (sample,) = subsets[0].samples
+    assert [one.path.parent.name for one in sample.controls] == ["8_zunda_control", "8_zunda_control_2"]
+    assert "control pictures without a picture are not used (1): 8_zunda_control/2.png." in said(subsets)
+
+
+def test_what_is_odd_about_pairs_is_said(tmp_path):
+    for name in ("1.png", "2.png", "control/1.png", "control/1.jpg"):
+        picture(tmp_path / name, "red" if name == "1.png" else "blue")
+    subsets = scan(tmp_path, config(crop="random"))
+    text = said(subsets)
+    assert "second control pictures of one place are not used (1): control/1.png." in text
+    assert "no control picture, so they are trained on by their caption alone (1): 2.png." in text
+    assert "their control pictures stay whole" in text
+
+
+def test_another_control_picture_is_another_dataset(tmp_path):
+    picture(tmp_path / "1.png")
+    alone = Dataset(scan(tmp_path, config()))
+    picture(tmp_path / "control" / "1.png", "blue")
+    stamp = folder_stamp(tmp_path)
+    paired = Dataset(scan(tmp_path, config()))
+    picture(tmp_path / "control" / "1.png", "green")
+    changed = Dataset(scan(tmp_path, config()))
+    assert len({one.fingerprint for one in (alone, paired, changed)}) == 3
+    assert folder_stamp(tmp_path) != stamp
+
+
+def test_a_broken_control_picture_is_named(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(AtelierError, match=r"control.1\.png"):
+        scan(tmp_path, config())
 
 
 @pytest.mark.parametrize("nested", [False, True])

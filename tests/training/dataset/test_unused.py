@@ -51,6 +51,8 @@ STEMS = (
     "mask_a",
     "b.mask",
     "b.control",
+    "b.control2",
+    "a_control_1",
     "c-condlabel",
     "metadata",
     ".x",
@@ -69,6 +71,8 @@ FOLDERS = (
     "Mask",
     "5_cat_mask",
     "control",
+    "control_2",
+    "5_cat_control",
     "@eaDir",
     "reg",
     ".hidden",
@@ -91,7 +95,8 @@ def test_every_file_is_used_or_named(files, nested, extension):
         picture(base / "z.png")
         found = find(base, nested=nested, extension=extension)
         named = [path for one in found for _, path in one.unused]
-        used = {path for one in found for path in (*one.pictures, *one.tables, *one.masks.values())}
+        controls = [path for one in found for group in one.controls.values() for path in group]
+        used = {path for one in found for path in (*one.pictures, *one.tables, *one.masks.values(), *controls)}
         for one in found:
             for path in one.pictures:
                 usual = caption_path(path, extension)

@@ -1,0 +1,132 @@
+"""Prompts as CONDITIONING, beside the control pictures that a model which edits is shown for them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import host
+from .dataset.controls import NONE, Controls, whole_size
+from .dataset.images import cut, open_picture, to_picture, to_unit
+from .dataset.samples import Dataset
+from .errors import AtelierError
+from .families import Family, family_named
+from .protocols import CanvasText
+from .tensors import references
+from .tensors.finite import is_finite
+
+Control = tuple[Tensor, ...]
+"""The control pictures of one prompt: (1, H, W, 3) in 0..1 each."""
+
+
+def shows_of(family: Family, text: host.TextEncoder, there: bool) -> Controls:
+    """How control pictures, if any are ``there``, are shown to a model of this family, and to the text encoder beside it."""
+    if not family.edits or not there:
+        return NONE
+    return Controls(True, text.sees, family.edit_method, family.controls_as_large)
+
+
+def controls_of(dataset: Dataset, most: int) -> tuple[tuple[Path, ...], ...]:
+    """Files of the control pictures of the first ``most`` training pictures that have some."""
+    training = (subset for subset in dataset.subsets if subset.config.role == "training")
+    pairs = (sample.controls for subset in training for sample in subset.samples if sample.controls)
+    return tuple(tuple(one.path for one in controls) for controls in islice(pairs, most))
+
+
+def opened(controls: Sequence[Sequence[Path]]) -> list[Control]:
+    """Control pictures from their files, as they are shown in training."""
+    return [tuple(_as_shown(open_picture(path)) for path in group) for group in controls]
+
+
+def apart(images: Tensor | None, wire: str) -> list[Control]:
+    """An IMAGE (B, H, W, C) as one control picture for each prompt; AtelierError naming the wire for what is none."""
+    if images is None:
+        return []
+    if images.ndim != 4 or images.shape[-1] < 3 or not is_finite(images):
+        raise AtelierError(f"{wire}: this is no picture in colour. Connect what a Load Image node gives.")
+    return [(_as_shown(to_picture(one[..., :3])),) for one in images]
+
+
+def _as_shown(picture: Image.Image) -> Tensor:
+    """(1, H, W, 3) in 0..1, at the size that a control picture of this size has in training."""
+    size = whole_size(*picture.size)
+    return to_unit(cut(picture, size, (0, 0, *size)))[None]
+
+
+def unread(images: Tensor | None, family: str) -> list[str]:
+    """The sentence that says so where pictures are given to a model that reads none."""
+    if images is None or family_named(family).edits:
+        return []
+    return [f"control: a {family} model reads no control pictures, so these are not used."]
+
+
+@dataclass
+class ControlPictures:
+    """The control pictures of prompts: those of prompt i, and the last of them for all that follow."""
+
+    codec: host.PictureCodec
+    shows: Controls = NONE
+    given: Sequence[Control] = ()
+    _latents: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def place(self, number: int) -> int:
+        """Which control pictures a prompt is beside; -1 for none."""
+        return min(number, len(self.given) - 1) if self.shows.shown else -1
+
+    def seen(self, place: int) -> Control:
+        """What the text encoder sees there."""
+        return self.given[place] if place >= 0 and self.shows.seen else ()
+
+    def latents(self, place: int) -> list[Tensor]:
+        """(1, C, h, w) each, or as a video VAE gives them; encoded once."""
+        if place < 0:
+            return []
+        if place not in self._latents:
+            self._latents[place] = [self.codec.encode(pixels) for pixels in self.given[place]]
+        return self._latents[place]
+
+    def beside(self, text: CanvasText, place: int) -> CanvasText:
+        """A CONDITIONING with the latents, as the host's own nodes put them there."""
+        latents = self.latents(place)
+        if not latents:
+            return text
+        told = {references.NAME: latents, **({references.METHOD: self.shows.method} if self.shows.method else {})}
+        return [[cond, {**extras, **told}] for cond, extras in text]
+
+    def digest(self, place: int) -> str:
+        """Equal for equal pictures; empty for none."""
+        if place < 0:
+            return ""
+        found = hashlib.sha256()
+        for pixels in self.given[place]:
+            levels = (pixels.detach().cpu().float() * 255).round().to(torch.uint8).contiguous()
+            found.update(str(tuple(levels.shape)).encode() + levels.numpy().tobytes())
+        return found.hexdigest()
+
+
+@dataclass
+class Prompter:
+    """Reads prompts, each beside its control pictures."""
+
+    text: host.TextEncoder
+    controls: ControlPictures
+    live: bool = False
+    """Whether the text encoder changes, so that nothing it has said is kept."""
+    _texts: dict[tuple[str, int], CanvasText] = field(default_factory=dict)
+
+    def __call__(self, prompt: str, number: int) -> CanvasText:
+        """CONDITIONING of a prompt, as the host's own nodes make it."""
+        place = self.controls.place(number)
+        if (prompt, place) in self._texts:
+            return self._texts[prompt, place]
+        found = self.controls.beside(self.text.for_sampling(prompt, self.controls.seen(place)), place)
+        if not self.live:
+            self._texts[prompt, place] = found
+        return found
