@@ -68,6 +68,8 @@ class Sample:
     """What stands for picture and caption where both came encoded; ``path`` is then the latent's file."""
     caption_file: Path | None = None
     """Caption file under another name than the usual one (``cat.TXT``, ``cat.jpg.txt``); it counts while there is no other."""
+    head: tuple[float, float, float, float] | None = None
+    """(left, top, right, bottom) of the face in shares of width and height; only for the crop ``head``, None without a face."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,18 @@ class Dataset:
         digest = hashlib.sha256()
         for subset in self.subsets:
             settings = {**to_dict(subset.config), "repeats": subset.repeats}
+            if subset.config.crop != "head":  # which alone it means something for
+                del settings["head_margin"]
             digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
             for sample in subset.samples:
-                values = [sample.key, sample.caption, sample.mask_key, sample.focus, sample.ready and sample.ready.text]
+                values: list[object] = [
+                    sample.key,
+                    sample.caption,
+                    sample.mask_key,
+                    sample.focus,
+                    sample.ready and sample.ready.text,
+                ]
+                values += [sample.head] if sample.head else []
                 digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
