@@ -168,10 +168,10 @@ def file_name(description: Description) -> str:
 
 def build(description: Description, info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The graph as the canvas stores it. ``info``: the server's ``/object_info``; ``values``: the starting point's, by node."""
-    graph = _Canvas(info)
+    graph = Canvas(info)
     graph.note("What to put where", _what(description), 20, 80, 460, 520)
     graph.note("Where the values come from", _why(description, values), 20, 660, 460, 320)
-    model, clip, vae = _loaders(graph, description)
+    model, clip, vae = loaders(graph, description)
     prompts = description.prompts
     data = graph.node("LoadDataset", 940, 80, 360, 400, {**values["LoadDataset"], "folder": FOLDER})
     captions = graph.node(
@@ -191,15 +191,7 @@ def build(description: Description, info: Mapping[str, Any], values: Mapping[str
         model=model, clip=clip, vae=vae, epochs=(train, 0),
     )  # fmt: skip
     graph.node("PreviewImage", 2620, 80, 700, 890, {}, title="The grid", images=(grid, 0))
-    groups = [
-        {"id": i + 1, "title": title, "bounding": [x, 0, width, 1000], "color": COLOURS[i], "font_size": 24, "flags": {}}
-        for i, (title, x, width) in enumerate(COLUMNS)
-    ]
-    return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"lora-atelier/{description.model}")), "revision": 0,
-        "last_node_id": len(graph.nodes), "last_link_id": len(graph.links), "nodes": graph.nodes, "links": graph.links,
-        "groups": groups, "config": {}, "extra": {"ds": {"scale": 0.5, "offset": [60, 80]}}, "version": 0.4,
-    }  # fmt: skip
+    return graph.stored(COLUMNS, COLOURS, str(uuid.uuid5(uuid.NAMESPACE_URL, f"lora-atelier/{description.model}")))
 
 
 def _captions(description: Description) -> dict[str, Any]:
@@ -259,7 +251,7 @@ def _why(description: Description, values: Mapping[str, Mapping[str, Any]]) -> s
     )
 
 
-def _loaders(graph: _Canvas, description: Description) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+def loaders(graph: Canvas, description: Description) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """(model, text encoder, VAE) as (node, output)."""
     names = [file.name for file in description.files]
     if len(names) == 1:
@@ -275,7 +267,7 @@ def _loaders(graph: _Canvas, description: Description) -> tuple[tuple[int, int],
     return (model, 0), (text, 0), (graph.node("VAELoader", 540, 450, 340, 60, {"vae_name": vae}), 0)
 
 
-class _Canvas:
+class Canvas:
     """Nodes and links in the making."""
 
     def __init__(self, info: Mapping[str, Any]):
@@ -316,3 +308,15 @@ class _Canvas:
             source["links"].append(link)
             self.links.append([link, origin, output, node["id"], place, source["type"]])
         return int(node["id"])
+
+    def stored(self, columns: Sequence[tuple[str, int, int]], colours: Sequence[str], identity: str) -> dict[str, Any]:
+        """The graph, each of its ``columns`` (title, left, width) a group."""
+        groups = [
+            {"id": i + 1, "title": title, "bounding": [x, 0, width, 1000], "color": colours[i], "font_size": 24, "flags": {}}
+            for i, (title, x, width) in enumerate(columns)
+        ]
+        return {
+            "id": identity, "revision": 0, "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
+            "links": self.links, "groups": groups, "config": {}, "extra": {"ds": {"scale": 0.5, "offset": [60, 80]}},
+            "version": 0.4,
+        }  # fmt: skip

@@ -75,9 +75,10 @@ class DatasetFromNodes(io.ComfyNode):
                     tooltip="For images: sides of buckets are multiples of this many pixels; 64 suits all models.",
                 ),
                 io.Combo.Input(
-                    "crop", options=["center", "random", "none", "focus"], default="center",
+                    "crop", options=["center", "random", "none", "focus", "head"], default="center",
                     tooltip="For images: where overflow is cut off. random: elsewhere each time. none: the picture is stretched. "
-                    "focus: around faces or what stands out (needs the Python package smartcrop).",
+                    "focus: around faces or what stands out (needs the Python package smartcrop). head: a square around the "
+                    "largest face, enlarged where it is small (needs opencv-python-headless below 5).",
                 ),
                 *(entry for entry in more_inputs() if entry.id not in ABSENT),
             ], RARE),

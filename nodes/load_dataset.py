@@ -21,7 +21,7 @@ NO_FOLDER = "(no folder with pictures yet)"
 RARE = frozenset({
     "bucket_step", "caption_extension", "nested", "class_caption", "caption_prefix", "caption_suffix", "shuffle_captions",
     "keep_tokens", "caption_dropout", "tag_dropout", "loss_weight", "validation_share", "validation_seed", "mask_floor", "broken",
-    "variants", "caption_encoding", "caption_lines",
+    "variants", "caption_encoding", "caption_lines", "head_margin",
 })  # fmt: skip
 """Widgets that most folders need no change of."""
 
@@ -65,9 +65,10 @@ class LoadDataset(io.ComfyNode):
                     tooltip="Sides of buckets are multiples of this many pixels; 64 suits all models.",
                 ),
                 io.Combo.Input(
-                    "crop", options=["center", "random", "none", "focus"], default="center",
+                    "crop", options=["center", "random", "none", "focus", "head"], default="center",
                     tooltip="Where overflow is cut off. random: elsewhere each time. none: the picture is stretched. "
-                    "focus: around faces or what stands out (needs the Python package smartcrop).",
+                    "focus: around faces or what stands out (needs the Python package smartcrop). head: a square around the "
+                    "largest face, enlarged where it is small (needs opencv-python-headless below 5).",
                 ),
                 io.String.Input(
                     "caption_extension", default=".txt",
@@ -207,6 +208,11 @@ def more_inputs() -> list[Any]:
             "caption_lines", options=["one text", "alternatives"], default="one text", optional=True,
             tooltip="What several lines in a caption file are. one text: they are joined. alternatives: every line is a caption, "
             "and the sightings of the picture take them in turn.",
+        ),
+        io.Float.Input(
+            "head_margin", default=0.75, min=0.0, max=5.0, step=0.05, optional=True,
+            tooltip="For the crop head: room on every side of the face, in shares of its size. 0.75 has hair and neck, 1 some "
+            "shoulder.",
         ),
     ]  # fmt: skip
 

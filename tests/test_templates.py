@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_atelier.demo import templates, workflow
+from lora_atelier.demo import enlarging, templates, workflow
 from lora_atelier.tests.host import support
 from lora_atelier.training.starting import points
 from PIL import Image
 
-from .write_templates import FOLDER, texts
+from .write_templates import FOLDER, enlarging_text, texts
 
 SHIPPED = sorted(FOLDER.glob("*.json"))
 OURS = [path for path in SHIPPED if path.stem.split(" ")[0].isdecimal()]
@@ -33,6 +33,15 @@ def test_what_is_stored_is_what_would_be_written(comfyui: object) -> None:
     assert list(written) == [path.stem for path in OURS]
     for path in OURS:
         assert path.read_text(encoding="utf-8") == written[path.stem], "python -m pytest tests/write_templates.py"
+
+
+def test_the_template_that_enlarges_is_what_would_be_written(comfyui: object) -> None:
+    path = FOLDER / f"{enlarging.TITLE}.json"
+    assert path.read_text(encoding="utf-8") == enlarging_text(support.host("new").info), (
+        "python -m pytest tests/write_templates.py"
+    )
+    told = read(path)["nodes"][0]["widgets_values"][0]
+    assert enlarging.UPSCALER.page in told and "`models/upscale_models`" in told and f"`input/{enlarging.FOLDER}`" in told
 
 
 def test_the_first_in_the_list_is_a_beginners() -> None:

@@ -49,8 +49,8 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   await said("4 of 4 pictures shown");
   await words.nth(1).fill("not saved yet");
   await words.nth(1).blur();
-  await named("Turn red square.png to the right").click();
-  await said("red square.png was turned");
+  await named("Turn black circle.png to the right").click();
+  await said("black circle.png was turned");
   seen.turned = { facts: await facts(), ...(await state()) };
   await named("Take red square.png out of the folder").click();
   await said("was put aside");

@@ -57,7 +57,8 @@ def test_a_picture_is_turned_and_taken_out_and_both_are_taken_back(seen: dict[st
     """What was typed and not saved stays meanwhile."""
     assert seen["turned"]["captions"][1] == "not saved yet" == seen["out"]["captions"][1] == seen["back"]["captions"][1]
     assert len(seen["out"]["captions"]) == 3 and len(seen["back"]["captions"]) == 4
-    assert seen["turned"]["said"] == "red square.png was turned"
+    assert seen["turned"]["facts"][0].startswith("black circle.png: 96 × 192")
+    assert seen["back"]["facts"][0].startswith("black circle.png: 192 × 96")
 
 
 def test_what_is_dropped_on_the_window_takes_no_pictures_place(seen: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from .refusal import check_kinds, choice, refuse
 
-Crop = Literal["center", "random", "none", "focus"]
+Crop = Literal["center", "random", "none", "focus", "head"]
 Role = Literal["training", "regularisation", "validation"]
 Masks = Literal["off", "alpha", "files"]
 Broken = Literal["stop", "leave out"]
@@ -88,6 +88,9 @@ class SubsetConfig:
     caption_lines: CaptionLines = "one text"
     """What the lines of a caption file are: joined to one text, or alternatives, of which every sighting takes one."""
 
+    head_margin: float = 0.75
+    """Room around the face, in shares of its size on every side; only for the crop ``head``."""
+
     def __post_init__(self) -> None:
         check_kinds(self)
         refuse(not self.folder, "folder: choose a folder with pictures.")
@@ -147,6 +150,7 @@ class SubsetConfig:
         refuse(not 0 < self.loss_weight <= 100, f"loss weight: {self.loss_weight} is outside 0.001 to 100.")
         refuse(not 0 <= self.mask_floor < 1, f"mask floor: {self.mask_floor} is outside 0 to 0.99; switch masks off instead.")
         refuse(not 0 <= self.validation_share < 1, f"validation share: {self.validation_share} is outside 0 to 0.99.")
+        refuse(not 0 <= self.head_margin <= 5, f"head margin: {self.head_margin} is outside 0 to 5 times the face's size.")
         refuse(not 0 <= self.variants <= 100, f"crop variants: {self.variants} is outside 0 to 100.")
         refuse(not 0 <= self.validation_seed < 2**64, f"validation seed: {self.validation_seed} is outside 0 to 2^64 - 1.")
         refuse(

@@ -67,16 +67,26 @@ def crop_box(width: int, height: int, target: Size, crop: Crop = "center", draw:
 
     ``center`` and ``random`` scale until the target is covered and keep the aspect ratio to within a pixel; ``random``
     takes the place from ``draw``, two numbers in [0, 1). ``focus`` puts the point ``draw``, in shares of the picture's sides,
-    as near to the middle as the picture allows. ``none`` scales each side on its own and cuts nothing.
+    as near to the middle as the picture allows. ``none`` scales each side on its own and cuts nothing. ``head`` is as ``center``,
+    for pictures without one; ``head_box`` is for the others.
     """
     if crop == "none":
         return Placement(target, 0, 0)
     scale = max(target[0] / width, target[1] / height)
     scaled = (max(target[0], round(width * scale)), max(target[1], round(height * scale)))
     free = (scaled[0] - target[0], scaled[1] - target[1])
-    if crop == "center":
+    if crop in ("center", "head"):
         return Placement(scaled, free[0] // 2, free[1] // 2)
     if crop == "focus":
         left, top = (min(f, max(0, round(d * s - t / 2))) for d, s, t, f in zip(draw, scaled, target, free, strict=True))
         return Placement(scaled, left, top)
     return Placement(scaled, min(free[0], int(draw[0] * (free[0] + 1))), min(free[1], int(draw[1] * (free[1] + 1))))
+
+
+def head_box(width: int, height: int, target: Size, window: tuple[float, float, float]) -> Placement:
+    """Scale and cut that turn the square (left, top, side) of a picture, in its pixels, into ``target``, which is square, too."""
+    left, top, side = window
+    scale = target[0] / side
+    scaled = (max(target[0], round(width * scale)), max(target[1], round(height * scale)))
+    x, y = (min(round(at * scale), s - t) for at, s, t in zip((left, top), scaled, target, strict=True))
+    return Placement(scaled, x, y)

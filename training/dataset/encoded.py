@@ -336,7 +336,8 @@ def check_text(text: str, found: Tensors) -> None:
 
 def size_conditioning(shown: View) -> dict[str, int]:
     """SDXL's size conditioning in the host's words: original size, crop offset, and target size, in pixels."""
+    (width, height), (left, top) = shown.described
     return {
-        "width": shown.original[0], "height": shown.original[1], "crop_w": shown.crop[0], "crop_h": shown.crop[1],
+        "width": width, "height": height, "crop_w": left, "crop_h": top,
         "target_width": shown.size[0], "target_height": shown.size[1],
     }  # fmt: skip

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..errors import AtelierError
+from .heads import cascade
 
 SIDE = 384
 """Longer side in pixels to which a picture is shrunk before it is looked at."""
 SMALLEST = 24
 """A side below this many pixels has no place that matters more than another, and smartcrop cannot look at it."""
+FACES = "frontalface_default"
 NOT_INSTALLED = (
     "crop: focus needs the Python package smartcrop, which is not installed here. Install it with "
     "'pip install smartcrop', or choose center."
@@ -54,22 +55,9 @@ def _smartcrop() -> Any:
     return SmartCrop()
 
 
-@lru_cache(maxsize=1)
-def _detector() -> Any:
-    """OpenCV's frontal face cascade, or None where OpenCV, or its cascade (from version 5 on), is missing."""
-    try:
-        import cv2
-
-        folder: Any = cv2.data  # type: ignore[attr-defined]  # a module that OpenCV's type hints leave out
-        detector = cv2.CascadeClassifier(f"{folder.haarcascades}haarcascade_frontalface_default.xml")
-    except (ImportError, AttributeError):
-        return None
-    return None if detector.empty() else detector
-
-
 def finds_faces() -> bool:
     """Whether a face detector is installed here."""
-    return _detector() is not None
+    return cascade(FACES) is not None
 
 
 def detector_name() -> str:
@@ -79,7 +67,7 @@ def detector_name() -> str:
 
 def _faces(grey: np.ndarray) -> list[tuple[float, float, float, float]]:
     """Boxes (left, top, right, bottom) in pixels of the faces in an (H, W) uint8 picture."""
-    detector = _detector()
+    detector = cascade(FACES)
     if detector is None:
         return []
     found = detector.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=6, minSize=(max(24, grey.shape[1] // 12),) * 2)

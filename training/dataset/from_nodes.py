@@ -20,10 +20,11 @@ from ..files import HandedOn, remove_longest_unused, replacing
 from .cache import cache_key
 from .caption_reader import CaptionReader
 from .captions import arranged
+from .heads import Face
 from .index import Facts, Index
 from .plan import bucket_of
 from .samples import Sample, Subset, counted
-from .scan import caption_now
+from .scan import caption_now, head_notes
 from .workers import Advance, Steps, in_parallel
 
 CHANNELS = (1, 3, 4)
@@ -103,13 +104,16 @@ def _samples(
 ) -> tuple[list[Sample], list[str]]:
     """(samples, warnings about their captions)."""
     samples: list[Sample] = []
+    faces: dict[Path, Face | None] = {}
     reader = CaptionReader(config)
     for (path, facts), text in zip(files, captions, strict=True):
         caption = caption_now(path, reader, text, None)
         focus = memory.focus(path, bucket_of(facts.width, facts.height, config)) if config.crop == "focus" else None
-        samples.append(Sample(path, facts.width, facts.height, caption, facts.key, text, focus, look=facts.look))
+        face = faces[path] = memory.head(path) if config.crop == "head" else None
+        head = face.box if face else None
+        samples.append(Sample(path, facts.width, facts.height, caption, facts.key, text, focus, look=facts.look, head=head))
         steps.step()
-    return samples, reader.notes()
+    return samples, [*reader.notes(), *(head_notes(faces) if config.crop == "head" else [])]
 
 
 def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:

@@ -19,6 +19,7 @@ from ..errors import AtelierError
 from ..files import Unreadable, open_plain, read_json, write_text
 from .buckets import Size
 from .focus import detector_name, focus_point
+from .heads import DETECTOR, Face, largest_face
 from .images import look_at, open_picture
 from .near_duplicates import LENGTH, look_of
 
@@ -45,8 +46,16 @@ class Facts:
     """``near_duplicates.look_of``."""
     focus: dict[str, list[float]] = field(default_factory=dict)
     """``"<detector> <width>x<height>"`` -> where the middle of what matters is, for a cut of these proportions."""
+    heads: dict[str, list[float]] = field(default_factory=dict)
+    """Detector -> (left, top, right, bottom) of the largest face, and how many others there are; nothing without a face."""
     several: bool = False
     """Whether the file holds further frames or pages, which are not used."""
+
+    @property
+    def face(self) -> Face | None:
+        """The largest face, as far as it was looked for."""
+        found = self.heads.get(DETECTOR)
+        return Face((found[0], found[1], found[2], found[3]), int(found[4])) if found else None
 
 
 def file_digest(path: Path) -> str:
@@ -118,6 +127,15 @@ class Index:
         x, y = facts.focus[name]
         return x, y
 
+    def head(self, path: Path) -> Face | None:
+        """The largest face of the picture; None without any."""
+        stamp, facts = self._used[path]
+        if DETECTOR not in facts.heads:
+            face = largest_face(open_picture(path))
+            facts = dataclasses.replace(facts, heads={**facts.heads, DETECTOR: [*face.box, face.others] if face else []})
+            self._keep(path, stamp, facts)
+        return facts.face
+
     def save(self, complete: bool = True) -> None:
         """Writes the file if anything was learnt; a folder that cannot be written costs only time.
 
@@ -165,8 +183,17 @@ def _row(row: Any) -> tuple[tuple[int, int], Facts] | None:
     sound = sound and isinstance(facts.several, bool)
     sound = sound and KEY.fullmatch(facts.key) is not None and LOOK.fullmatch(facts.look) is not None
     sound = sound and all(map(_is_point, facts.focus.values()))
+    sound = sound and isinstance(facts.heads, dict) and all(map(_is_head, facts.heads.values()))
     return ((stamp[0], stamp[1]), facts) if sound else None
 
 
 def _is_point(point: Any) -> bool:
     return isinstance(point, list) and len(point) == 2 and all(isinstance(at, (int, float)) and 0 <= at <= 1 for at in point)
+
+
+def _is_head(head: Any) -> bool:
+    if head == []:
+        return True
+    if not (isinstance(head, list) and len(head) == 5 and all(map(_is_point, (head[:2], head[2:4]))) and type(head[4]) is int):
+        return False
+    return bool(head[0] < head[2] and head[1] < head[3] and head[4] >= 0)

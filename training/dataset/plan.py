@@ -223,7 +223,9 @@ def bucket_of(width: int, height: int, config: SubsetConfig) -> Size:
 
 
 def size_of(sample: Sample, config: SubsetConfig) -> Size:
-    """The size (width, height) at which a sample is shown; a latent is a bucket of its own."""
+    """The size (width, height) at which a sample is shown; a latent is a bucket of its own, and a head is square."""
+    if config.crop == "head" and sample.head is not None:
+        return config.resolution, config.resolution
     return (sample.width, sample.height) if sample.ready else bucket_of(sample.width, sample.height, config)
 
 

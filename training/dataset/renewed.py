@@ -50,6 +50,8 @@ def _now(sample: Sample, subset: Subset, index: Index) -> Sample:
         check_mask(mask, sample.path, (facts.width, facts.height))
     shape = bucket_of(facts.width, facts.height, subset.config)
     focus = index.focus(sample.path, shape) if subset.config.crop == "focus" else None
+    face = index.head(sample.path) if subset.config.crop == "head" else None
     return dataclasses.replace(
-        sample, width=facts.width, height=facts.height, key=facts.key, look=facts.look, focus=focus, mask=mask, mask_key=mask_key
-    )
+        sample, width=facts.width, height=facts.height, key=facts.key, look=facts.look, focus=focus, mask=mask,
+        mask_key=mask_key, head=face.box if face else None,
+    )  # fmt: skip

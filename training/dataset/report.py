@@ -77,7 +77,7 @@ def remarks(subset: Subset) -> list[str]:
     pictures = inspect(Dataset((subset,)))
     soft = [p for p in pictures if p.enlarged > ENLARGED]
     small = [p for p in pictures if 1 < p.enlarged <= ENLARGED]
-    odd = [p for p in pictures if p.cut > CUT]
+    odd = [p for p in pictures if p.cut > CUT and not p.shown.side]  # around a head most is cut off on purpose
     bare = [p.path for p in pictures if p.caption is None]
     pairs = duplicates([sample.look for sample in subset.samples])
     said = []

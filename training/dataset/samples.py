@@ -70,6 +70,8 @@ class Sample:
     """Caption file under another name than the usual one (``cat.TXT``, ``cat.jpg.txt``); it counts while there is no other."""
     controls: tuple[Sample, ...] = ()
     """The pictures out of which an edit model is to make this one, in their order; they have neither caption nor mask."""
+    head: tuple[float, float, float, float] | None = None
+    """(left, top, right, bottom) of the face in shares of width and height; only for the crop ``head``, None without a face."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,18 @@ class Dataset:
         digest = hashlib.sha256()
         for subset in self.subsets:
             settings = {**to_dict(subset.config), "repeats": subset.repeats}
+            if subset.config.crop != "head":  # which alone it means something for
+                del settings["head_margin"]
             digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
             for sample in subset.samples:
-                values = [sample.key, sample.caption, sample.mask_key, sample.focus, sample.ready and sample.ready.text]
+                values: list[object] = [
+                    sample.key,
+                    sample.caption,
+                    sample.mask_key,
+                    sample.focus,
+                    sample.ready and sample.ready.text,
+                ]
+                values += [sample.head] if sample.head else []
                 values += [control.key for control in sample.controls]
                 digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()

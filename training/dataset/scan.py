@@ -14,6 +14,7 @@ from . import holdout, masks, unused
 from .caption_reader import CaptionReader
 from .captions import caption_file_of, caption_path
 from .change_stamps import files_stamp
+from .heads import Face
 from .index import Facts, Index, file_digest
 from .jsonl import captions_of
 from .listing import FoundFolder, refuse_outside
@@ -101,18 +102,21 @@ def _subset(
     facts, broken = _facts(found.pictures, config, index, steps)
     class_caption = config.class_caption.strip() or found.class_caption
     samples, reader = [], CaptionReader(config)
+    faces: dict[Path, Face | None] = {}
     for path, one in facts.items():
         other = found.captions.get(path)
         for file in (caption_path(path, config.caption_extension), *([other] if other else [])):
             refuse_outside(file, root)
         caption = caption_now(path, reader, texts.get(path), class_caption, other)
         focus = index.focus(path, bucket_of(one.width, one.height, config)) if config.crop == "focus" else None
+        face = index.head(path) if config.crop == "head" else None
+        faces[path] = face
         mask, mask_key = _mask(path, config, one, found, root)
         controls = tuple(_control(file, index, root) for file in found.controls.get(path, ()))
         samples.append(
             Sample(
                 path, one.width, one.height, caption, one.key, texts.get(path), focus, mask, mask_key, one.look,
-                caption_file=other, controls=controls,
+                caption_file=other, head=face.box if face else None, controls=controls,
             )
         )  # fmt: skip
         steps.step()
@@ -123,6 +127,7 @@ def _subset(
         *([unusual] if unusual else []), *found.warnings, *broken.values(), *reader.notes(),
         *_mask_notes(found, config, samples), *unused.sentences(passed, base, quiet=False),
         *_content_notes(facts, found, config, samples), *_control_notes(config, samples), *holdout.remarks(subset),
+        *(head_notes(faces) if config.crop == "head" else []),
     ]  # fmt: skip
     for warning in said:
         log.warning("dataset %s: %s", config.folder, warning)
@@ -130,6 +135,21 @@ def _subset(
         subset, warnings=tuple(said), notes=tuple(unused.sentences(passed, base, quiet=True)),
         passed_over=(*((unused.name_of(path, base), why) for path, why in broken.items()), *unused.each(passed, base)),
     )  # fmt: skip
+
+
+def head_notes(faces: Mapping[Path, Face | None]) -> list[str]:
+    """What was not found for the crop ``head``, or found more than once."""
+    without = [path.name for path, face in faces.items() if face is None]
+    crowds = [path.name for path, face in faces.items() if face is not None and face.others]
+    said = []
+    if without:
+        said.append(
+            f"no face was found, so the whole picture is trained on, cut at its centre ({len(without)}): {some(without)}. Cut "
+            "these by hand if the head alone is meant."
+        )
+    if crowds:
+        said.append(f"several faces, of which the largest is taken ({len(crowds)}): {some(crowds)}. Is it the right one?")
+    return said
 
 
 def _not_used(found: FoundFolder, config: SubsetConfig, broken: Collection[Path]) -> Unused:
@@ -175,8 +195,8 @@ def _control_notes(config: SubsetConfig, samples: Sequence[Sample]) -> list[str]
     said = []
     if bare:
         said.append(f"no control picture, so they are trained on by their caption alone ({len(bare)}): {some(bare)}.")
-    if config.crop == "random":
-        said.append("crop is random: pictures are cut elsewhere each time, and their control pictures stay whole.")
+    if config.crop in ("random", "head"):
+        said.append(f"crop is {config.crop}: what a picture is cut to is not what its control picture shows, which stays whole.")
     return said
 
 

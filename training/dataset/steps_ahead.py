@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..config import SubsetConfig
+from ..config import Crop, SubsetConfig
 from ..errors import AtelierError
+from .heads import DETECTOR, Box
 from .images import picture_size
 from .index import Index
 from .plan import Plan
@@ -40,7 +41,8 @@ def steps_per_epoch(sources: Sequence[SubsetSource]) -> int:
 
 def _subsets(source: SubsetSource) -> list[Subset]:
     index, out = Index(source.index), []
-    config = dataclasses.replace(source.config, crop="center", masks="off")
+    crop: Crop = "head" if source.config.crop == "head" else "center"
+    config = dataclasses.replace(source.config, crop=crop, masks="off")
     for found in find(source.folder, source.root, config.nested, config.caption_extension):
         samples = []
         for path in found.pictures:
@@ -50,9 +52,17 @@ def _subsets(source: SubsetSource) -> list[Subset]:
                 if config.broken == "stop":
                     raise
                 continue
-            samples.append(Sample(path, width, height, None, key))
+            samples.append(Sample(path, width, height, None, key, head=_head(path, index) if crop == "head" else None))
         out.append(Subset(config, tuple(samples), repeats_of(found, config)[0]))
     return out
+
+
+def _head(path: Path, index: Index) -> Box | None:
+    """The face; one that takes the whole picture where nobody has looked yet, since most pictures of such a set have one."""
+    facts = index.remembered(path)
+    if facts is not None and DETECTOR in facts.heads:
+        return facts.face.box if facts.face else None
+    return 0.0, 0.0, 1.0, 1.0
 
 
 def _known(path: Path, index: Index) -> tuple[int, int, str]:

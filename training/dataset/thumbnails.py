@@ -20,12 +20,12 @@ FRAME = (255, 120, 0)
 def write_thumbnails(dataset: Dataset, folder: Path, limit: int = 24) -> list[Path]:
     """JPEG files in ``folder`` of the first ``limit`` pictures; existing ones are kept.
 
-    They are scaled and cut as their buckets ask. Where the crop is ``focus``, the whole picture is shown, dark outside the part
-    that is kept.
+    They are scaled and cut as their buckets ask. Where the crop is ``focus`` or ``head``, the whole picture is shown, dark
+    outside the part that is kept.
     """
     paths: list[Path] = []
     for picture in inspect(dataset)[:limit]:
-        whole = dataset.subsets[picture.subset].config.crop == "focus"
+        whole = dataset.subsets[picture.subset].config.crop in ("focus", "head")
         path = folder / f"{cache_key(*picture.shown.parts, *(('whole',) if whole else ()))[:32]}.jpg"
         if not path.is_file():
             image = open_picture(picture.path)

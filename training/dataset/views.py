@@ -12,7 +12,8 @@ from ..config import SubsetConfig
 from ..errors import AtelierError
 from ..seeding import crop_draw
 from .augment import FIXED, mirrored
-from .buckets import Size, crop_box
+from .buckets import Size, crop_box, head_box
+from .heads import window
 from .images import cut, open_picture, to_unit
 from .masks import open_mask
 from .samples import Sample
@@ -37,6 +38,13 @@ class View:
     """(width, height) of the whole picture after scaling."""
     flipped: bool = False
     """Mirrored left to right, after the cut."""
+    side: int = 0
+    """Pixels of the picture's square that was cut out as a picture of its own; 0 for none."""
+
+    @property
+    def described(self) -> tuple[Size, tuple[int, int]]:
+        """(size, place of the cut) as SDXL is told: a head is a picture that was cut out before, and nothing is cut off it."""
+        return ((self.side, self.side), (0, 0)) if self.side else (self.original, self.crop)
 
     @property
     def parts(self) -> tuple[object, ...]:
@@ -74,13 +82,18 @@ def view(sample: Sample, config: SubsetConfig, size: Size, seed: int = 0, sighti
     Seed and sighting matter only for ``crop`` = ``random``, whose places recur after ``config.variants`` sightings, or never
     where that is 0, and for ``flip``.
     """
+    flipped = mirrored(config, seed, sample.key, sighting)
+    if config.crop == "head" and sample.head is not None:
+        square = window(sample.head, config.head_margin, sample.width, sample.height)
+        cut_out = head_box(sample.width, sample.height, size, square)
+        place, side = (cut_out.left, cut_out.top), round(square.side)
+        return View(sample.key, size, (sample.width, sample.height), place, cut_out.scaled, flipped, side)
     draw, crop = (0.5, 0.5), config.crop
     if crop == "random" and sighting != FIXED:
         draw = crop_draw(seed, sighting % config.variants if config.variants else sighting, sample.key)
     elif crop == "focus" and sample.focus is not None:
         draw = sample.focus
     placed = crop_box(sample.width, sample.height, size, crop, draw)
-    flipped = mirrored(config, seed, sample.key, sighting)
     return View(sample.key, size, (sample.width, sample.height), (placed.left, placed.top), placed.scaled, flipped)
 
 

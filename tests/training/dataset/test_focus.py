@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from lora_atelier.training.config import SubsetConfig
-from lora_atelier.training.dataset import focus
+from lora_atelier.training.dataset import heads
 from lora_atelier.training.dataset.buckets import crop_box
 from lora_atelier.training.dataset.focus import focus_point
 from lora_atelier.training.dataset.report import remarks
@@ -95,7 +95,7 @@ def opencv(monkeypatch):
             monkeypatch.undo()
         else:
             monkeypatch.setitem(sys.modules, "cv2", None)
-        focus._detector.cache_clear()
+        heads.cascade.cache_clear()
 
     yield there
     there(True)

@@ -150,7 +150,7 @@ def test_what_is_odd_about_pairs_is_said(tmp_path):
     text = said(subsets)
     assert "second control pictures of one place are not used (1): control/1.png." in text
     assert "no control picture, so they are trained on by their caption alone (1): 2.png." in text
-    assert "their control pictures stay whole" in text
+    assert "what its control picture shows, which stays whole" in text
 
 
 def test_another_control_picture_is_another_dataset(tmp_path):

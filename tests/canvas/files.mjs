@@ -1,0 +1,56 @@
+// Drops and uploads, on a page that is only pretended. Prints what was seen as JSON.
+const page = process.argv[2];
+const { api } = await import(`${page}/scripts/api.js`);
+globalThis.location = { href: "http://here:8188/", origin: "http://here:8188" };
+const { below, bring, dropped, folderOf, heldAt, mayBring } = await import(`${page}/extensions/lora-atelier/lib/files.js`);
+
+const seen = {};
+seen.held = [
+  "http://here:8188/api/view?filename=a%20b.png&subfolder=x%2Fy&type=output", "/view?filename=c.png", "http://else.where/view?filename=a.png",
+  "http://here:8188/userdata/a.png", "http://here:8188/view", "", "javascript:alert(1)",
+].map(heldAt);
+
+const named = (...names) => names.map((name) => ({ name }));
+seen.folders = [named("cats/a.png", "cats/b/c.png"), named("25_cats/a.png"), named("a.png", "cats/b.png"), named("a.png")].map(folderOf);
+seen.below = below(named("cats/a.png", "cats/b/c.png")).map(({ name }) => name);
+
+// A folder as browsers hand it out: some entries at a time.
+const file = (fullPath) => ({ isFile: true, fullPath, file: (done) => done(new File(["x"], fullPath.split("/").at(-1))) });
+const folder = (fullPath, parts) => ({ fullPath, createReader: () => ({ readEntries: (done) => done(parts.shift() ?? []) }) });
+const entries = [folder("/cats", [[file("/cats/1.png"), folder("/cats/in", [[file("/cats/in/2.png")]])], [file("/cats/3.txt")]]), file("/4.jpg")];
+const dataTransfer = { types: ["Files"], items: entries.map((entry) => ({ kind: "file", webkitGetAsEntry: () => entry })), getData: () => "" };
+seen.dropped = (await dropped({ dataTransfer })).map(({ name, file: one }) => [name, one.name]);
+const link = { types: ["text/uri-list"], items: [], getData: () => "http://here:8188/view?filename=p.png&type=temp\r\nhttp://else.where/x.png" };
+seen.linked = await dropped({ dataTransfer: link });
+seen.may = [{ dataTransfer }, { dataTransfer: link }, { dataTransfer: { types: ["text/plain"] } }, {}].map(mayBring);
+
+// The server takes a while, refuses one for its size and loses another.
+let [now, most, asked] = [0, 0, null];
+const answers = (status, values = {}) => ({ ok: status < 400, status, statusText: "no", json: async () => values });
+api.fetchApi = async (path, sent) => {
+  if (path !== "/upload/image") {
+    asked = JSON.parse(sent.body);
+    return answers(200, { folder: asked.folder, new: asked.files.map(({ name }) => [name, name]), there: [], left: [["x", "why"]] });
+  }
+  now += 1;
+  most = Math.max(most, now);
+  await new Promise((done) => setTimeout(done, 5));
+  now -= 1;
+  if (sent.signal?.aborted) throw new Error("aborted");
+  const image = sent.body.get("image");
+  if (image.name === "3.png") return answers(413);
+  if (image.name === "4.png") return answers(500);
+  return answers(200, { name: image.name, subfolder: sent.body.get("subfolder"), type: sent.body.get("type") });
+};
+const files = Array.from({ length: 10 }, (_, i) => ({ name: `cats/${i} ü.png`, file: new File(["x"], `${i} ü.png`) }));
+const steps = [];
+const held = { name: "drawn.png", held: { filename: "drawn.png", subfolder: "", type: "output" } };
+seen.answer = await bring([...files, held], "input/cats", ".txt", (done, count) => steps.push([done, count]));
+seen.asked = asked;
+seen.most = most;
+seen.steps = steps;
+const stop = new AbortController();
+asked = null;
+seen.aborted = await bring(files, "input/cats", ".txt", () => stop.abort(), stop.signal).catch(() => "ended");
+seen.askedAfter = asked;
+console.log(JSON.stringify(seen));

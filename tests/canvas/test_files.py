@@ -1,0 +1,68 @@
+"""How files come from a drop to the server, on a page that is only pretended."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lora_atelier.tests.canvas.test_panels import API, APP
+
+
+@pytest.fixture(scope="module")
+def seen(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not installed")
+    page = tmp_path_factory.mktemp("page")
+    shutil.copytree(root / "js", page / "extensions" / "lora-atelier")
+    (page / "scripts").mkdir()
+    (page / "scripts" / "app.js").write_text(APP)
+    (page / "scripts" / "api.js").write_text(API)
+    (page / "package.json").write_text('{"type": "module"}')
+    script = Path(__file__).parent / "files.mjs"
+    done = subprocess.run([node, str(script), page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_preview_of_this_server_is_taken_and_no_other_address(seen: dict[str, Any]) -> None:
+    first, second, *others = seen["held"]
+    assert first == {"name": "a b.png", "held": {"filename": "a b.png", "subfolder": "x/y", "type": "output"}}
+    assert second == {"name": "c.png", "held": {"filename": "c.png", "subfolder": "", "type": "output"}}
+    assert others == [None] * 5
+    assert seen["linked"] == [{"name": "p.png", "held": {"filename": "p.png", "subfolder": "", "type": "temp"}}]
+    assert seen["may"] == [True, True, False, False]
+
+
+def test_the_one_folder_around_a_drop_is_not_part_of_the_names(seen: dict[str, Any]) -> None:
+    """One whose name means repeats is."""
+    assert seen["folders"] == ["cats", "", "", ""] and seen["below"] == ["a.png", "b/c.png"]
+
+
+def test_a_folder_is_read_to_its_end(seen: dict[str, Any]) -> None:
+    assert seen["dropped"] == [
+        ["cats/1.png", "1.png"], ["cats/in/2.png", "2.png"], ["cats/3.txt", "3.txt"], ["4.jpg", "4.jpg"],
+    ]  # fmt: skip
+
+
+def test_several_are_sent_at_a_time_and_what_fails_is_named(seen: dict[str, Any]) -> None:
+    assert seen["most"] == 3 and seen["steps"][-1] == [11, 11] and len(seen["steps"]) == 11
+    left = dict(seen["answer"]["left"])
+    assert set(left) == {"cats/3 ü.png", "cats/4 ü.png", "x"} and len(seen["answer"]["new"]) == 9
+    asked = seen["asked"]
+    assert (
+        asked["folder"] == "input/cats"
+        and {"name": "drawn.png", "filename": "drawn.png", "subfolder": "", "type": "output"} in (asked["files"])
+    )
+    staged = [one for one in asked["files"] if one["type"] == "temp"]
+    assert len(staged) == 8 and all(re.fullmatch(r"lora-atelier-incoming/[0-9a-f]{16}", one["subfolder"]) for one in staged)
+    assert all(re.fullmatch(r"\d+\.png", one["filename"]) for one in staged)
+
+
+def test_a_drop_that_is_cancelled_brings_nothing(seen: dict[str, Any]) -> None:
+    assert seen["aborted"] == "ended" and seen["askedAfter"] is None
