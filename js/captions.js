@@ -2,6 +2,7 @@
 // and mended. A file is written only while it still is what the page shows.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { CaptionFilter, dropEmpty } from "./lib/caption_filter.js";
 import { Dialog } from "./lib/dialog.js";
 import { make } from "./lib/dom.js";
 import { bring } from "./lib/files.js";
@@ -31,7 +32,7 @@ class Captions extends Dialog {
 
   build() {
     const field = (key, attributes) => make("input", { placeholder: text(key), "aria-label": text(key), ...attributes });
-    this.filter = field("onlyTag", { type: "search", change: () => this.tried(() => this.narrow()) });
+    this.filter = new CaptionFilter(() => this.rows, (sentence) => (this.said.textContent = sentence));
     this.operation = make("select", { "aria-label": text("operation"), change: () => this.ready() });
     this.operation.append(...OPERATIONS.map((value) => make("option", { value }, text(value))));
     this.tags = field("tags", { type: "text" });
@@ -41,8 +42,8 @@ class Captions extends Dialog {
     this.saveButton = this.button("saveCaptions", () => this.save());
     this.list = make("ul", { class: "atelier-pictures", "aria-label": text("pictures") });
     const adding = this.button("openAdding", () => new Adding(this.node, [], (folder) => this.tried(() => this.came(folder))));
-    const controls = [this.filter, this.operation, this.tags, this.other, this.apply, adding];
-    this.open(text("captionsOf", { folder: this.settings.folder }), controls, this.list, [this.undoButton, this.saveButton]);
+    const controls = [this.filter.field, this.operation, this.tags, this.other, this.apply, adding];
+    this.open(text("captionsOf", { folder: this.settings.folder }), controls, make("div", { class: "atelier-captions" }, this.filter.list, this.list), [this.undoButton, this.saveButton]);
     receive(this.dialog, (files) => files.length && this.tried(() => this.receive(files)));
   }
 
@@ -122,6 +123,8 @@ class Captions extends Dialog {
     for (const row of this.rows.values()) row.words.classList.toggle("atelier-edited", row.words.value !== (row.caption ?? ""));
     this.saveButton.disabled = count === 0;
     this.saveButton.textContent = count ? text("saveCount", { count }) : text("saveCaptions");
+    this.filter.draw();
+    dropEmpty(this.past, this.rows);
     this.undoButton.disabled = this.past.length === 0;
     this.other.hidden = this.operation.value !== "replace";
   }
@@ -136,14 +139,6 @@ class Captions extends Dialog {
       const row = this.rows.get(picture);
       if (row) row.words.value = row.seen = caption ?? ""; // the picture may have been taken out since
     }
-  }
-
-  async narrow() {
-    const tag = this.filter.value.trim();
-    const all = this.captions(false);
-    const found = tag ? (await ask("captions/change", { captions: all, operation: "filter", text: tag })).captions : all;
-    for (const [picture, row] of this.rows) row.item.hidden = !(picture in found);
-    this.said.textContent = text("shownCount", { count: Object.keys(found).length, all: this.rows.size });
   }
 
   async change() {

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..training import captioning
 from ..training.captioning import text
 from ..training.errors import AtelierError
-from .io_types import CATEGORY, DATASET, folded
+from .io_types import CATEGORY, DATASET, folded, searched
 from .shown import log, logged
 
 GIB = 1 << 30
@@ -34,6 +34,7 @@ class AutoCaption(io.ComfyNode):
         return io.Schema(
             node_id="AutoCaption",
             display_name="Auto Caption",
+            **searched("caption images", "tag images", "tagger", "wd14", "blip", "captioner", "trigger word"),
             category=CATEGORY,
             description="Writes a caption file beside every picture that has none (or beside all). Read and edit them "
             "afterwards: edited captions are noticed and kept.",
@@ -101,7 +102,9 @@ class AutoCaption(io.ComfyNode):
         folder = host.captioner_folder()
         if captioner is None or download or captioner in captioning.list_captioners(folder):
             return True
-        return f"captioner: {captioner!r} is not in {folder}. Put the model's folder there, or choose another captioner."
+        return host.refusal(
+            f"captioner: {captioner!r} is not in {folder}. Put the model's folder there, or choose another captioner."
+        )
 
     @classmethod
     def execute(

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..training import config as settings
 from ..training.errors import AtelierError
-from .io_types import CATEGORY, CONFIG, folded
+from .io_types import CATEGORY, CONFIG, folded, searched
 from .presets import SUITED, preset_names
 
 NOTHING = "(nothing)"
@@ -79,6 +79,7 @@ class ConfigureLoRA(io.ComfyNode):
         return io.Schema(
             node_id="ConfigureLoRA",
             display_name="Configure LoRA",
+            **searched("lora settings", "training settings", "lora config", "learning rate", "optimizer", "rank", "preset"),
             category=CATEGORY,
             description="How the LoRA is trained: its size, its speed of learning, its length, its name.",
             inputs=folded([

@@ -11,7 +11,7 @@ from ..training.dataset import precomputed
 from ..training.dataset.cache import CACHE_LIMIT, TensorCache
 from ..training.dataset.samples import Dataset, Subset
 from ..training.errors import AtelierError
-from .io_types import CATEGORY, DATASET, folded
+from .io_types import CATEGORY, DATASET, folded, searched
 from .load_dataset import RARE, more_inputs
 from .shown import shown
 
@@ -28,6 +28,7 @@ class DatasetFromNodes(io.ComfyNode):
         return io.Schema(
             node_id="DatasetFromNodes",
             display_name="Dataset From Nodes",
+            **searched("training dataset", "make dataset", "latents dataset"),
             category=CATEGORY,
             description="Pictures and texts, or latents and conditionings, that other nodes made become a dataset. Lists and "
             "batches are taken whole.",

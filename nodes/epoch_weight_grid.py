@@ -14,7 +14,8 @@ from ..training.errors import AtelierError
 from ..training.families import family_named
 from ..training.runs import reader
 from ..training.runs.layout import GRIDS_FOLDER
-from .io_types import CATEGORY, DATASET, EPOCHS, folded
+from .io_types import CATEGORY, DATASET, EPOCHS, folded, searched
+from .shown import logged
 from .train_lora import graph_of
 
 AS_TRAINED = "as trained"
@@ -26,6 +27,9 @@ class EpochWeightGrid(io.ComfyNode):
         return io.Schema(
             node_id="EpochWeightGrid",
             display_name="Epoch Weight Grid",
+            **searched(
+                "xy plot", "xyz plot", "lora grid", "compare loras", "compare epochs", "lora strength test", "choose epoch"
+            ),
             category=CATEGORY,
             description="Shows every saved epoch at several strengths, so that the best one is picked by eye, and measures what "
             "can be measured. The first column is drawn without any LoRA. Cells that were drawn before are not drawn again.",
@@ -47,10 +51,7 @@ class EpochWeightGrid(io.ComfyNode):
         more_seeds: str | None = None,
         lora_files: str | None = None,
     ) -> bool | str:
-        """A sentence for what cannot be read or found, before anything is trained; what is linked comes as None.
-
-        The host repeats it for every input named here, which is little beside a training in vain.
-        """
+        """A sentence for what cannot be read or found, before anything is trained; what is linked comes as None."""
         from ..training import host
         from ..training.grid import axes, files, plan
 
@@ -64,7 +65,7 @@ class EpochWeightGrid(io.ComfyNode):
                 files.choose_files(lora_files, host.lora_files())
             plan.check_size(prompt_count * seed_count * (1 + strength_count), 64, 64)
         except AtelierError as error:
-            return str(error)
+            return host.refusal(str(error))
         return True
 
     @classmethod
@@ -165,11 +166,12 @@ class EpochWeightGrid(io.ComfyNode):
         finally:
             # A cancelled grid is assembled too: what was drawn is shown, the rest stays blank.
             pages = grid.save_pages()
-        notes = "\n".join(grid.notes())
+        notes, said = "\n".join(grid.notes()), grid.statement()
+        logged("Epoch Weight Grid", said)
         SHOWN.add(pages)
         shown = [host.shown_picture(page) for page in pages]
         return io.NodeOutput(
-            render.to_batch(list(render.drawn_pages(pages))), notes, ui={"images": shown, "text": [notes]}
+            render.to_batch(list(render.drawn_pages(pages))), notes, ui={"images": shown, **said.shown(), "text": [notes]}
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
@@ -33,3 +34,9 @@ def folded(inputs: list[Any], names: Collection[str], groups: Mapping[str, str] 
             heading = {"atelier_group": groups[entry.id]} if groups and entry.id in groups else {}
             entry.extra_dict = {**entry.extra_dict, "advanced": True, **heading}
     return inputs
+
+
+def searched(*words: str) -> dict[str, list[str]]:
+    """The words under which the canvas' search finds a node besides its name, as a part of its schema; nothing on older hosts."""
+    known = {field.name for field in fields(io.Schema)}
+    return {"search_aliases": list(words)} if "search_aliases" in known else {}

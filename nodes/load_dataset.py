@@ -13,7 +13,7 @@ from ..training.dataset.samples import Dataset
 from ..training.dataset.scan import folder_stamp
 from ..training.errors import AtelierError
 from .folders import named, subsets_of
-from .io_types import CATEGORY, DATASET, folded
+from .io_types import CATEGORY, DATASET, folded, searched
 from .shown import shown
 
 NO_FOLDER = "(no folder with pictures yet)"
@@ -34,6 +34,7 @@ class LoadDataset(io.ComfyNode):
         return io.Schema(
             node_id="LoadDataset",
             display_name="Load Dataset",
+            **searched("training images", "training folder", "training dataset", "image folder", "buckets"),
             category=CATEGORY,
             description="Pictures of a folder, with the captions in the .txt files beside them. Several of these nodes in a row "
             "make one dataset.",

@@ -13,7 +13,7 @@ from ..training.dataset.folders import folder_to_fill
 from ..training.dataset.samples import Dataset, counted
 from ..training.errors import AtelierError
 from .folders import subsets_of
-from .io_types import CATEGORY, DATASET
+from .io_types import CATEGORY, DATASET, searched
 from .shown import shown
 from .train_lora import graph_of
 
@@ -24,6 +24,7 @@ class RenderRegularisation(io.ComfyNode):
         return io.Schema(
             node_id="RenderRegularisation",
             display_name="Render Regularisation",
+            **searched("regularization", "class images", "prior preservation", "dreambooth"),
             category=CATEGORY,
             description="Draws pictures of the class (a man, a cat) with the model as it is, and hands them on as a "
             "regularisation set, so that the model keeps what it knew. Pictures that are there already are not drawn again.",

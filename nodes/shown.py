@@ -27,7 +27,7 @@ def shown(
 ) -> dict[str, Any]:
     """The node's ``ui``: notes, pictures and thumbnails are of its ``own`` pictures, the plan is of all that are ``chained``.
 
-    ``title``: of the node, for the log; ``done`` and ``amiss``: as for ``report.told``.
+    The node's panel draws the thumbnails. ``title``: of the node, for the log; ``done`` and ``amiss``: as for ``report.told``.
     """
     from ..training.dataset.report import inspect, told
 
@@ -35,7 +35,7 @@ def shown(
     images = _thumbnails(own) if thumbnails else []
     listed = {"pictures": [picture.to_dict() for picture in inspect(own)[:LISTED]]} if table else {}
     logged(title, said)
-    return {"images": images, **said.shown(), **listed}
+    return {"thumbnails": images, **said.shown(), **listed}
 
 
 def logged(title: str, said: Any) -> None:

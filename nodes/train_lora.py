@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .io_types import CATEGORY, CONFIG, DATASET, EPOCHS, LORA_MODEL, LOSS_MAP, folded
+from .io_types import CATEGORY, CONFIG, DATASET, EPOCHS, LORA_MODEL, LOSS_MAP, folded, searched
 
 KEEP_STATE = ["delete when finished", "keep"]
 
@@ -19,7 +19,8 @@ class TrainLoRA(io.ComfyNode):
 
         return io.Schema(
             node_id="TrainLoRA",
-            display_name="Train LoRA",
+            display_name="Train LoRA (Atelier)",
+            **searched("train lora", "lora trainer", "lora training", "fine-tune", "finetune", "dreambooth", "kohya"),
             category=CATEGORY,
             description="Trains a LoRA on the loaded model, without a second copy of it. Cancel keeps what was learnt: queue "
             "again with the same settings and it goes on from there.",

@@ -1,5 +1,6 @@
 // Elements, the panels' style, and their place in a node.
 import { app } from "../../../scripts/app.js";
+import { makeRoom } from "./room.js";
 
 /** An element with attributes (a function is a listener) and children. */
 export function make(tag, attributes = {}, ...children) {
@@ -39,11 +40,14 @@ export function addPanel(node, name, element, height) {
   element.addEventListener("keydown", (event) => {
     if (event.target.closest("button, select, a, summary")) event.stopPropagation();
   });
+  let before = height();
   const fit = () => {
     element.style.minHeight = `${height()}px`;
     const [width, least] = node.computeSize();
     if (node.size[1] < least || node.size[0] < width) node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
     node.setDirtyCanvas?.(true, true);
+    if (height() > before) makeRoom(node);
+    before = height();
   };
   return { widget, fit };
 }

@@ -34,19 +34,33 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   await said("Taken back");
   seen.undone = await state();
   await shot("captions");
-  await page.getByLabel("Only captions with this tag").fill("by hand");
-  await page.getByLabel("Only captions with this tag").press("Enter");
+  const tags = () => page.evaluate(() => [...document.querySelectorAll(".atelier-tags button")].map((one) => one.innerText));
+  seen.tags = await tags();
+  await page.getByLabel("Only captions with this in a tag").fill("by ha");
   await said("pictures shown");
   seen.filtered = await state();
+  await page.getByLabel("Only captions with this in a tag").fill("");
+  await page.locator(".atelier-tags button", { hasText: "without caption" }).click();
+  seen.without = await state();
+  await page.waitForTimeout(300);
+  await shot("captions-tags");
+  await page.locator(".atelier-tags button", { hasText: "without caption" }).click();
+  await page.locator(".atelier-tags button", { hasText: "red (1)" }).click();
+  seen.red = await state();
+  await page.locator(".atelier-tags button", { hasText: "red (1)" }).click();
   await button("Save").click();
   await said("saved");
   seen.saved = await state();
+  await button("Undo").click();
+  await said("also in the files");
+  seen.takenBack = await state(); // what was typed is gone with it: there is nothing left to undo
+  await words.first().fill("a circle, by hand");
+  await words.first().blur();
+  await button("Save").click();
+  await said("saved");
 
   const facts = () => page.evaluate(() => [...document.querySelectorAll(".atelier-words")].map((one) => one.innerText.split("\n").slice(0, 2).join(": ")));
   const named = (label) => page.getByLabel(label, { exact: true });
-  await page.getByLabel("Only captions with this tag").fill("");
-  await page.getByLabel("Only captions with this tag").press("Enter");
-  await said("4 of 4 pictures shown");
   await words.nth(1).fill("not saved yet");
   await words.nth(1).blur();
   await named("Turn black circle.png to the right").click();

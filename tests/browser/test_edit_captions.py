@@ -44,6 +44,16 @@ def test_what_is_done_to_all_is_taken_back_at_once(seen: dict[str, Any]) -> None
     assert not any("drawn" in caption for caption in seen["undone"]["captions"])
 
 
+def test_captions_are_found_by_part_of_a_tag_by_the_list_and_by_their_absence(seen: dict[str, Any]) -> None:
+    assert seen["tags"] == ["without caption (2)", "a circle (1)", "a square (1)", "by hand (1)", "red (1)"]
+    assert seen["filtered"]["shown"] == 1 and seen["without"]["shown"] == 2 and seen["red"]["shown"] == 1
+    assert seen["saved"]["shown"] == 4
+
+
+def test_no_step_back_is_empty(seen: dict[str, Any]) -> None:
+    assert "Undo" in seen["takenBack"]["disabled"] and seen["takenBack"]["captions"][0] == ""
+
+
 def test_only_what_was_edited_is_written(seen: dict[str, Any]) -> None:
     assert seen["filtered"]["shown"] == 1 and seen["saved"]["said"].startswith("1 ")
     assert seen["files"] == {

@@ -39,7 +39,7 @@ const graph = { nodes: [], links: {}, getNodeById: (id) => graph.nodes.find((nod
 app.rootGraph = graph;
 class Node {
   constructor(id, type, widgets = {}, inputs = {}) {
-    Object.assign(this, { id, comfyClass: type, type, graph, mode: 0, size: [200, 100], inputs: [] });
+    Object.assign(this, { id, comfyClass: type, type, graph, mode: 0, size: [200, 100], pos: [0, 200 * id], inputs: [] });
     this.widgets = Object.entries(widgets).map(([name, value]) => ({ name, value }));
     for (const [name, from] of Object.entries(inputs)) {
       graph.links[`${from}>${id}`] = { origin_id: from, origin_slot: 0 };
@@ -83,7 +83,7 @@ const answer = async (question, grids) => {
   question.answer({ warnings: grids.flat(), grids, notes: [], sentence: "" });
   await pause();
 };
-const said = () => grids.map((grid) => grid.widgets.find((widget) => widget.name === "told")?.element.textContent ?? "");
+const said = () => grids.map((grid) => grid.widgets.find((widget) => widget.name === "told")?.element.textContent.trim() ?? "");
 const seen = {};
 
 await look();
@@ -111,14 +111,26 @@ seen.removed = said();
 // What a node said is there again with its tab.
 const folder = new Folder(7, "LoadDataset");
 told.loadedGraphNode(folder);
-const words = () => folder.widgets.find((widget) => widget.name === "told")?.element.textContent ?? "";
+const words = () => folder.widgets.find((widget) => widget.name === "told")?.element.textContent.trim() ?? "";
 seen.fresh = words();
 told.onNodeOutputsUpdated({ 7: { told: [{ counts: ["4 pictures"], warnings: [], notes: [], tables: [] }] }, 9: { images: [] } });
 seen.restored = words();
 const again = new Folder(8, "LoadDataset");
 app.nodeOutputs = { 8: { told: [{ counts: ["5 pictures"], warnings: [], notes: [], tables: [] }] } };
 told.loadedGraphNode(again);
-seen.loaded = again.widgets.find((widget) => widget.name === "told")?.element.textContent ?? "";
+seen.loaded = again.widgets.find((widget) => widget.name === "told")?.element.textContent.trim() ?? "";
+
+// What a panel would cover goes down, and what that would cover, and groups grow; what is beside stays.
+const { makeRoom } = await import(`${top}/extensions/lora-atelier/lib/room.js`);
+const place = (x, y, height) => ({ pos: [x, y], size: [100, height] });
+const [grown, below, further, beside, above] = [place(0, 100, 300), place(50, 250, 100), place(0, 400, 50), place(200, 250, 50), place(0, 0, 60)];
+const small = { nodes: [grown, below, further, beside, above], groups: [{ pos: [-10, 60], size: [400, 480] }, { pos: [-10, 600], size: [400, 50] }] };
+for (const node of small.nodes) node.graph = small;
+makeRoom(grown);
+seen.placed = [below, further, beside, above].map((node) => node.pos[1]);
+seen.around = small.groups.map((group) => group.size[1]);
+makeRoom(grown);
+seen.twice = [below, further, beside, above].map((node) => node.pos[1]);
 
 // The wheel is the canvas's until something scrolls.
 const { element } = folder.widgets.find((widget) => widget.name === "told");

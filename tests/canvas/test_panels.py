@@ -57,5 +57,11 @@ def test_what_a_node_said_is_there_again_with_its_tab(seen):
     assert (seen["fresh"], seen["restored"], seen["loaded"]) == ("", "4 pictures", "5 pictures")
 
 
+def test_what_a_panel_would_cover_goes_down(seen):
+    """The grown node ends at 400: what lies below begins, with its title of 30, 20 further down, and what is below that too."""
+    assert seen["placed"] == [450, 600, 250, 0] == seen["twice"]
+    assert seen["around"] == [610, 50], "the group holds what was in it"
+
+
 def test_the_wheel_is_the_canvass_until_something_scrolls(seen):
     assert (seen["short"], seen["long"]) == (1, 1)

@@ -77,7 +77,7 @@ def test_the_stock_loaders_pictures_come_in_level_for_level(node, folder):
         assert sample.path.is_relative_to(folder.parent.parent / "user")
     (text,) = output.ui["text"]
     assert "nodes/images: 3 pictures x 3" in text and "| 64 x 64 | 2 | 6 | 3 | 2 |" in text and "5 steps an epoch" in text
-    assert len(output.ui["images"]) == len(output.ui["pictures"]) == 3
+    assert len(output.ui["thumbnails"]) == len(output.ui["pictures"]) == 3
 
 
 def test_batches_count_as_their_pictures_and_one_text_serves_all(node, folder):
@@ -180,7 +180,7 @@ def test_latents_are_buckets_of_their_own(node, folder):
     )
     assert [row.size for row in Plan(output.result[0], 0).bucket_table()] == [(64, 64), (96, 40)]
     assert "nodes/latents: 3 latents x 2, sizes as they are, batch 2, all with conditioning" in output.ui["text"][0]
-    assert output.ui["images"] == []
+    assert output.ui["thumbnails"] == []
 
 
 def test_a_latents_own_scale_and_mask_are_heard(node, folder):

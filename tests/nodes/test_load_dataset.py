@@ -68,7 +68,7 @@ def test_the_dataset_and_its_preview(node, folder):
     assert "input/shapes: 3 pictures x 1" in text and "2 without caption" in text
     assert "| 128 x 128 | 1 | 1 | 1 | 1 |\n" in text and "3 steps an epoch" in text
     sizes = []
-    for image in output.ui["images"]:
+    for image in output.ui["thumbnails"]:
         assert image["type"] == "temp"
         with Image.open(folder.parent.parent / "temp" / image["subfolder"] / image["filename"]) as thumbnail:
             sizes.append(thumbnail.size)
@@ -79,7 +79,7 @@ def test_the_dataset_and_its_preview(node, folder):
 def test_at_most_24_thumbnails(node, folder):
     for i in range(30):
         Image.new("RGB", (64, 64), (i, 0, 0)).save(folder / f"{i}.png")
-    assert len(node.execute("input/shapes", **WIDGETS).ui["images"]) == 24
+    assert len(node.execute("input/shapes", **WIDGETS).ui["thumbnails"]) == 24
 
 
 def test_datasets_chain(node, folder):

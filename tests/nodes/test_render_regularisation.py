@@ -86,8 +86,8 @@ def test_one_graph_draws_the_set_and_trains_with_it(node, models, base):
         text.startswith("input/reg/1_man: 3 pictures drawn, 0 there already\n")
         and "| 2 | regularisation | 64 x 64 | 3 | 15 | 8 | 1 |" in text
     )
-    assert len(output.ui["images"]) == 3
-    for image in output.ui["images"]:
+    assert len(output.ui["thumbnails"]) == 3
+    for image in output.ui["thumbnails"]:
         assert image["type"] == "temp" and (base / "temp" / image["subfolder"] / image["filename"]).is_file()
 
 

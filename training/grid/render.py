@@ -14,10 +14,12 @@ from .. import compatibility, host
 from ..config.sampling import Sampling
 from ..dataset.cache import cache_key
 from ..dataset.images import to_picture
+from ..dataset.statement import Statement
 from ..errors import AtelierError
 from ..network.scope import adaptable_layers
 from ..prompting import ControlPictures
 from ..runs.layout import CELLS_FOLDER
+from . import lettering
 from .advice import Advice
 from .alike import repeats
 from .cell_keeper import CellKeeper, Spot, Work
@@ -113,13 +115,23 @@ class Grid:
     def remarks(self) -> list[str]:
         """What is otherwise than one may think: of the axes, of the files, and pictures that are one and the same."""
         same = repeats(self.axes, self.book.looks)
-        return [*self._remarks, *self._of_files.values(), *same, *compared(self.judge)]
+        axes = self.axes
+        lost = lettering.remark([*axes.prompts, axes.title, self.book.base, *(column.label for column in axes.columns)])
+        return [*self._remarks, *self._of_files.values(), *same, *lost, *compared(self.judge)]
 
     def notes(self) -> list[str]:
         """The numbers, the recommendation and the remarks in words."""
+        return [*self._numbers(), f"Hint: {self.advice().reason}", *self.remarks()]
+
+    def statement(self) -> Statement:
+        """The same in parts, as the node's panel shows it."""
+        compared_by = compared(self.judge)
+        warnings = [remark for remark in self.remarks() if remark not in compared_by]
+        return Statement((f"Hint: {self.advice().reason}",), tuple(warnings), (*self._numbers(), *compared_by))
+
+    def _numbers(self) -> list[str]:
         found = judged(self.axes, self.losses, self.judge)
-        scale = self.judge.scale() if self.judge is not None else None
-        return [*table(self.axes, found, scale), f"Hint: {self.advice().reason}", *self.remarks()]
+        return table(self.axes, found, self.judge.scale() if self.judge is not None else None)
 
     def _control(self) -> None:
         """The pictures without any LoRA."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .lettering import Lettering, lettering
 
 INK, FAINT, PAPER, EMPTY = (24, 24, 27), (113, 113, 122), (255, 255, 255), (244, 244, 245)
 SMALLEST, LARGEST = 12, 40
 """Heights of letters in pixels."""
 NARROWEST = 360
 """Pixels of a page, so that there is room for words."""
-PIECES = re.compile(r"[^\s\-_/]+[\-_/]+(?!\s)|\S+\s*|\s+")
-"""What a line may end behind: a word, and inside a name a hyphen, an underscore or a slash."""
+EACH = "\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef"
+"""Letters of scripts that have no spaces between words."""
+PIECES = re.compile(rf"[{EACH}]\s*|[^\s\-_/{EACH}]+[\-_/]+(?!\s)|[^\s{EACH}]+\s*|\s+")
+"""What a line may end behind: a word, inside a name a hyphen, an underscore or a slash, and any Chinese or Japanese letter."""
 LINES = 4
 """Of a column's label."""
 LONGEST = 260
@@ -28,7 +32,7 @@ class Failed:
     reason: str
 
 
-Font = ImageFont.FreeTypeFont
+Font = Lettering
 Cell = Image.Image | Failed | None
 """A picture, a failure, or None for a cell that has not been rendered yet."""
 
@@ -131,24 +135,24 @@ class Sheet:
         y = 2 * self.gap
         for font, ink, lines in self._heads:
             for line in lines:
-                draw.text((2 * self.gap, y), line, ink, font)
+                font.draw(draw, (2 * self.gap, y), line, ink)
                 y += _line(font)
         font = _font(self.size)
         small = _font(SMALLEST)
         if self.corner:
             corner = _fit(small, self.corner, self.left - 2 * self.gap)
-            draw.text((self.left - 2 * self.gap, self.top - 2 * self.gap), corner, FAINT, small, anchor="rs")
+            small.draw(draw, (self.left - 2 * self.gap, self.top - 2 * self.gap), corner, FAINT, "rs")
         for x, label in enumerate(self.columns):
             self._draw_column(page, draw, font, x, label)
         for row, label in enumerate(self.rows):
             middle = self.place(0, row)[1] + self.cell_size[1] // 2
-            draw.text((self.left - 2 * self.gap, middle), label, INK, font, anchor="rm")
+            font.draw(draw, (self.left - 2 * self.gap, middle), label, INK, "rm")
             for x in range(len(self.columns)):
                 draw.rectangle(self._box(x, row), fill=EMPTY)
         font, lines = self._foot
         y = self.page_size[1] - self.gap - len(lines) * _line(font)
         for line in lines:
-            draw.text((2 * self.gap, y), line, FAINT, font)
+            font.draw(draw, (2 * self.gap, y), line, FAINT)
             y += _line(font)
         return page
 
@@ -165,10 +169,10 @@ class Sheet:
                 font = _font(max(SMALLEST, min(20, self.size)))
                 room = max(1, (self.cell_size[1] - 8) // _line(font))
                 for i, line in enumerate(_wrap(font, cell.reason, self.cell_size[0] - 8, room)):
-                    draw.text((left + 4, top + 4 + i * _line(font)), line, FAINT, font)
+                    font.draw(draw, (left + 4, top + 4 + i * _line(font)), line, FAINT)
         font = _font(SMALLEST)
         if caption and self.captions:
-            draw.text(((left + right) // 2, bottom + 2), caption, FAINT, font, anchor="ma")
+            font.draw(draw, ((left + right) // 2, bottom + 2), caption, FAINT, "ma")
 
     def _box(self, x: int, y: int) -> tuple[int, int, int, int]:
         left, top = self.place(x, y)
@@ -178,11 +182,11 @@ class Sheet:
         middle, bottom = self.place(x, 0)[0] + self.cell_size[0] // 2, self.top - 2 * self.gap
         if not self.upwards:
             for i, line in enumerate(reversed(self._lines_of(label) or [])):
-                draw.text((middle, bottom - i * _line(font)), line, INK, font, anchor="ms")
+                font.draw(draw, (middle, bottom - i * _line(font)), line, INK, "ms")
             return
         text = _fit(font, label, LONGEST)
         strip = Image.new("RGB", (max(1, _width(font, text)), _line(font)), PAPER)
-        ImageDraw.Draw(strip).text((0, 0), text, INK, font)
+        font.draw(ImageDraw.Draw(strip), (0, 0), text, INK)
         upright = strip.rotate(90, expand=True)
         page.paste(upright, (middle - upright.width // 2, bottom - upright.height))
 
@@ -192,13 +196,7 @@ def captions_fit(caption: str, width: int) -> bool:
     return _width(_font(SMALLEST), caption) <= width
 
 
-@lru_cache(maxsize=64)
-def _font(size: int) -> Font:
-    """Pillow's own letters, so that a grid looks the same on every system."""
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow was built without FreeType, so it cannot draw labels")
-    return font
+_font = lettering
 
 
 def _line(font: Font) -> int:
@@ -207,7 +205,7 @@ def _line(font: Font) -> int:
 
 
 def _width(font: Font, text: str) -> int:
-    return round(font.getlength(text))
+    return round(font.length(text))
 
 
 def _fit(font: Font, text: str, width: int) -> str:

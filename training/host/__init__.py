@@ -25,7 +25,18 @@ from .folders import (
 )
 from .model import Model
 from .pictures import PictureCodec, PictureReader
-from .server import add_routes, check_interrupt, is_interrupt, progress, samplers, schedulers, send, shown_picture, status_of
+from .server import (
+    add_routes,
+    check_interrupt,
+    is_interrupt,
+    progress,
+    refusal,
+    samplers,
+    schedulers,
+    send,
+    shown_picture,
+    status_of,
+)
 from .text import Conditioning, TextEncoder, TextWriter
 from .weights import patched
 
@@ -63,6 +74,7 @@ __all__ = [
     "output_folder",
     "patched",
     "progress",
+    "refusal",
     "runs_folder",
     "samplers",
     "schedulers",

@@ -43,18 +43,34 @@ def schedulers() -> list[str]:
 
 
 def status_of(node_id: str) -> Callable[[str], None]:
-    """A function that writes one line of text under the node with this id."""
+    """A function that writes one line of text into the panel of the node with this id."""
 
     def show(line: str) -> None:
-        try:
-            from server import PromptServer
-        except ImportError:
-            return
-        instance = getattr(PromptServer, "instance", None)
-        if instance is not None and hasattr(instance, "send_progress_text"):
-            instance.send_progress_text(line, node_id)
+        send("lora_atelier.status", {"node": str(node_id), "line": line})
 
     return show
+
+
+class _SaidOnce(str):
+    """A refusal of a node's widgets, which the host writes down for every widget that was looked at.
+
+    It asks of each refusal whether it is one of its own blockers, which are no errors: after the first time this one is.
+    """
+
+    _said = False
+
+    def _kind(self) -> type:
+        from comfy_execution.graph_utils import ExecutionBlocker
+
+        said, self._said = self._said, True
+        return ExecutionBlocker if said else str
+
+    __class__ = property(_kind)
+
+
+def refusal(sentence: str) -> str:
+    """What ``validate_inputs`` gives back for a sentence that the person is to read once."""
+    return _SaidOnce(sentence)
 
 
 def shown_picture(path: Path) -> dict[str, str]:
