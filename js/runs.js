@@ -147,7 +147,7 @@ class Runs extends Dialog {
     this.file.replaceChildren(...files.map((one) => make("option", { value: one.file }, `${one.file} (${sizeText(one.bytes)})`)));
     if (files.some((one) => one.file === file)) this.file.value = file;
     for (const control of [this.file, this.get]) control.disabled = !files.length;
-    const what = this.what.value || "state";
+    const what = run?.name === this.told && this.what.value ? this.what.value : "state"; // with every run the least is offered first
     const choices = WHATS.map(([key, value]) => make("option", { value, disabled: value === "state" && !run?.state }, text(key, { size: sizeText(run ? freed(run, value) : 0) })));
     this.what.replaceChildren(...choices);
     this.what.value = what === "state" && !run?.state ? "records" : what;

@@ -81,6 +81,7 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
             drawing = True
             callbacks.sample(0, 0)
             drawing = False
+            recorder.start_clock()
         with steps:
             finished = False
             while not finished:

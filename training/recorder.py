@@ -96,6 +96,11 @@ class Recorder:
         # What was measured at the very step whose end is still due is measured again.
         self._measured = [Validation(r["epoch"], r["held_out"], r["training"]) for r in run.cut_measured(step - due)]
 
+    def start_clock(self) -> None:
+        """What was done before the first step is no part of its pace."""
+        self._clock = Clock()
+        self._reported = self.snapped = time.monotonic()
+
     def enter(self, step: int, loss: Tensor, rate: float) -> None:
         self._step = step
         self._clock.steps += 1

@@ -158,7 +158,7 @@ export class Chart {
     this.left.replaceChildren(...(there ? ticks(scale.low, scale.high, count, scale.log).map((value) => at(short(value), scale.of(value))) : []));
     this.right.replaceChildren(...(top ? ticks(0, top, count).map((value) => at(short(value), value / top)) : []));
     this.right.hidden = !top;
-    const steps = ticks(0, this.end, Math.max(2, Math.min(8, Math.floor((this.area.clientWidth || 300) / 70)))).filter(Number.isInteger);
+    const steps = ticks(0, this.end, Math.max(2, Math.min(8, Math.floor((this.area.clientWidth || 300) / 55)))).filter(Number.isInteger);
     this.below.replaceChildren(...steps.map((step) => make("span", { style: `left: ${((100 * step) / this.end).toFixed(2)}%` }, step >= 10000 ? `${step / 1000}k` : step)));
   }
 

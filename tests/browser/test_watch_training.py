@@ -121,7 +121,7 @@ def test_the_axes_have_values(seen: dict[str, Any]) -> None:
     losses, rates, steps = map(numbers, seen["axes"])
     assert len(losses) >= 2 and losses == sorted(losses)
     assert 0 in rates and max(rates) <= 0.00106 and len(rates) >= 2, "the rate is 0.001 throughout"
-    assert steps[0] == 0 and len(steps) >= 3 and steps == sorted(steps)
+    assert steps[0] == 0 and len(steps) >= 2 and steps == sorted(steps)
     log = numbers(seen["logAxes"][0])
     assert len(log) >= 2 and 0 not in log, "a log scale has no zero"
 

@@ -220,7 +220,7 @@ def test_the_state_is_saved_within_an_epoch_too(tiny, dataset, monkeypatch):
     """What a power cut leaves: the snapshot of an earlier step, from which the same LoRA is reached."""
     t = tiny("sd3")
     whole = go(t, dataset, recipe("whole"))
-    monkeypatch.setattr(job, "Callbacks", functools.partial(recorder.Callbacks, interval=0, snapshot_interval=0))
+    monkeypatch.setattr(job.training, "Callbacks", functools.partial(recorder.Callbacks, interval=0, snapshot_interval=0))
     state = host.runs_folder() / "cut" / "state" / "state.safetensors"
     kept, real = {}, Run.save_state
 
@@ -268,7 +268,7 @@ def test_what_is_left_to_chance_comes_again_after_a_cancel(tiny, dataset, monkey
 def test_a_finished_run_is_handed_on_without_training_again(tiny, dataset, monkeypatch):
     t = tiny("sd3")
     first = go(t, dataset, recipe())
-    monkeypatch.setattr(job, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(job.training, "train", lambda *_: pytest.fail("trained again"))
     again = go(t, dataset, recipe())
     assert again.epochs == first.epochs and again.losses == first.losses
 

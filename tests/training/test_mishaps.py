@@ -87,14 +87,15 @@ def test_a_failure_within_the_optimizers_step_does_not_count_as_trained(tiny, da
     assert_the_same(whole, go(t, dataset, recipe("pieces", **config)))
 
 
-def test_out_of_memory_while_sampling_speaks_of_the_preview_and_the_run_goes_on(tiny, dataset, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize(("at", "saved"), [(0, []), (3, ["pieces-000001.safetensors"])])
+def test_out_of_memory_while_sampling_speaks_of_the_preview_and_the_run_goes_on(tiny, dataset, monkeypatch, at, saved):  # noqa: F811
     t = tiny("sd3")
     whole = go(t, dataset, recipe("whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(job._Saver, "sample", lambda *_: no_memory())
-        with pytest.raises(AtelierError, match=r"out of memory after step 3\..*smaller previews"):
+        patch.setattr(job.saver.Saver, "sample", lambda _self, _epoch, step: no_memory() if step == at else None)
+        with pytest.raises(AtelierError, match=rf"out of memory after step {at}\..*smaller previews"):
             go(t, dataset, recipe("pieces"), PREVIEW)
-    assert [s.path.name for s in run_of("pieces").saved()] == ["pieces-000001.safetensors"]
+    assert [s.path.name for s in run_of("pieces").saved()] == saved
     assert_the_same(whole, go(t, dataset, recipe("pieces")))
 
 
@@ -157,9 +158,9 @@ def test_a_full_disk_at_the_last_file_does_not_end_the_run_without_it(tiny, data
     assert_the_same(whole, pieces)
 
 
-@pytest.mark.parametrize("picture", [1, 5], ids=["on the way", "at the end"])
+@pytest.mark.parametrize("picture", [0, 1, 5], ids=["before the first step", "on the way", "at the end"])
 def test_a_cancel_while_a_sample_is_drawn_keeps_the_file_that_it_shows(tiny, dataset, monkeypatch, picture):  # noqa: F811
-    """Seven steps, samples after 2, 3, 4, 6 and 7: the file of the step stays one of the grid, and a finished run finished."""
+    """Seven steps, samples before the first and after 2, 3, 4, 6 and 7: the file of the step stays one of the grid, and a finished run finished."""
     import comfy.model_management as management
 
     t = tiny("sd3")
@@ -169,9 +170,9 @@ def test_a_cancel_while_a_sample_is_drawn_keeps_the_file_that_it_shows(tiny, dat
     monkeypatch.setattr(host.TextEncoder, "for_sampling", lambda _, text: texts(text))
 
     def cancelled(self, *given, **named):
-        drawn.append(1)
         if len(drawn) == picture:
             management.interrupt_current_processing(True)
+        drawn.append(1)
         return real(self, *given, **named)
 
     with monkeypatch.context() as patch:
@@ -198,7 +199,7 @@ def test_a_cancel_before_lost_numbers_were_noticed_keeps_no_such_state(
     t = tiny("sd3")
     config = {"optimizer": OptimizerConfig(learning_rate=1e-2, accumulate=2), "length": LengthConfig(epochs=3, save_every=3)}
     whole = go(t, dataset, recipe("whole", **config))
-    monkeypatch.setattr(job, "Callbacks", functools.partial(recorder.Callbacks, interval=1e9))
+    monkeypatch.setattr(job.training, "Callbacks", functools.partial(recorder.Callbacks, interval=1e9))
     only_training_checks(monkeypatch)
     real, count = step.losses.batch_loss, iter(range(1, 100))
     with monkeypatch.context() as patch:
@@ -270,13 +271,13 @@ def test_a_record_that_is_damaged_meanwhile_hides_no_other_error(tiny, dataset, 
 
 
 def test_files_that_are_moved_away_meanwhile_are_named(tiny, dataset, monkeypatch):  # noqa: F811
-    real = job.train
+    real = job.training.train
 
     def moved(session, run, callbacks):
         real(session, run, callbacks)
         run.lora_folder.rename(run.lora_folder.with_name("elsewhere"))
 
-    monkeypatch.setattr(job, "train", moved)
+    monkeypatch.setattr(job.training, "train", moved)
     with pytest.raises(AtelierError, match="tiny: its files are gone from "):
         go(tiny("sd3"), dataset, recipe(length=LengthConfig(max_steps=1)))
 

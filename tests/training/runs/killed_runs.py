@@ -81,7 +81,7 @@ class Lab:
 
         self.folder, self.tiny, self.dataset = folder, load_model("sd3"), pictures(folder / "pictures")
         # Every step is reported and leaves a state, so that a kill is seldom far from a file that is being written.
-        job.Callbacks = functools.partial(recorder.Callbacks, interval=0.0, snapshot_interval=0.0)  # type: ignore[misc, assignment]
+        job.training.Callbacks = functools.partial(recorder.Callbacks, interval=0.0, snapshot_interval=0.0)  # type: ignore[misc, assignment]
         self.host, self.job = host, job
 
     def train(self, place: str, config: Any) -> None:

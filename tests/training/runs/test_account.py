@@ -12,7 +12,7 @@ from lora_atelier.training import host
 from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.estimate import cautions, preflight
-from lora_atelier.training.job import status_line
+from lora_atelier.training.job.telling import status_line
 from lora_atelier.training.performance.memory import kept_bytes
 from lora_atelier.training.recorder import Progress
 from lora_atelier.training.runs import account, reader

@@ -1,0 +1,38 @@
+"""What could not be learnt from, or be read by the model, is refused before anything is encoded."""
+
+from __future__ import annotations
+
+from .. import compatibility
+from ..config import TrainingConfig
+from ..dataset.samples import Dataset
+from ..errors import AtelierError
+from .wanted import Job
+
+
+def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
+    """Refuses what could not be learnt from."""
+    trained = [subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready]
+    if trained and all(sample.caption is None for subset in trained for sample in subset.samples):
+        raise AtelierError(
+            "dataset: no picture has a caption. Put an Auto Caption node between Load Dataset and Train LoRA, or write a "
+            f"{trained[0].config.caption_extension} file beside each picture."
+        )
+    if config.text.encoders != "none" and any(subset.ready for subset in dataset.subsets):
+        raise AtelierError(
+            "text encoder: conditioning that another node has made cannot train it. Set it to none, or give captions as text."
+        )
+    priors = any(subset.config.role == "regularisation" for subset in dataset.subsets)
+    if config.loss.preservation and not config.loss.preservation_prompt and not priors:
+        raise AtelierError(
+            "output preservation: there are no regularisation pictures at whose captions it could hold the model. Give it a "
+            "prompt, or connect a Load Dataset whose role is regularisation."
+        )
+
+
+def check_texts(job: Job) -> None:
+    """Refuses, by one text of each source, what the model cannot read."""
+    if any(not subset.ready for subset in job.dataset.subsets):
+        job.show("reading a first caption")
+        compatibility.check_text(job.model, job.encoded.text(""))
+    for subset in (subset for subset in job.dataset.subsets if subset.ready):
+        compatibility.check_text(job.model, job.encoded.stored_text(subset.samples[0]), "conditioning")

@@ -1,0 +1,200 @@
+"""From what is wired into the node to LoRA files on disk: a job is put together, its run opened, and trained or handed on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import partial
+
+import torch
+
+from .. import compatibility, host
+from ..config import TrainingConfig, to_dict
+from ..dataset import precomputed
+from ..dataset.augment import trained_captions, trained_pictures
+from ..dataset.cache import CACHE_LIMIT, TensorCache
+from ..dataset.encoded import EncodedDataset
+from ..dataset.plan import Plan
+from ..dataset.samples import Dataset
+from ..dataset.scan import refresh_captions
+from ..errors import AtelierError
+from ..families import family_named
+from ..files import read_tensors
+from ..network.scope import adaptable_layers, trained_layers
+from ..objective.loss import check_weighting
+from ..optim import optimizers
+from ..performance import memory
+from ..prompting import controls_of, shows_of
+from ..runs import live
+from ..runs.account import Account, settings_of
+from ..runs.card import NO_CARD, Card
+from ..runs.card import WIDGET as CARD_WIDGET
+from ..runs.metadata import is_whole
+from ..runs.opening import Opened
+from ..runs.run import SAVED_LORAS, Epochs, Run
+from ..session import total_steps
+from ..tensors.precision import compute_dtype
+from .checks import check_dataset, check_texts
+from .training import train_job
+from .wanted import Job, Preview, Trained
+
+log = logging.getLogger("lora-atelier")
+SAVING = ("save_every", "save_every_steps", "keep_last")
+"""Settings of a run's length that decide which files it leaves."""
+EVENT = "lora_atelier.run"
+"""The message to the pages that tells of a run; its data is ``live.Live.status``."""
+
+
+@torch.inference_mode(False)  # a graph runs in inference mode, where nothing that can learn may be made
+def run_training(
+    model: host.Model,
+    text: host.TextEncoder,
+    codec: host.PictureCodec,
+    dataset: Dataset,
+    config: TrainingConfig,
+    *,
+    preview: Preview,
+    when: str = "continue",
+    graph: Mapping[str, str],
+    show: Callable[[str], None] = lambda _: None,
+    node: str = "",
+    model_name: str = "",
+    card: Card = NO_CARD,
+    thumbnail: int = 0,
+    keep_state: bool = True,
+) -> Trained:
+    """Trains, or goes on with, the run that these inputs describe. ``show`` receives a line of status for the node ``node``;
+    ``model_name``: of the file that the model was loaded from, if that is known. ``card``, ``thumbnail``, ``keep_state``: as in
+    ``Job``.
+
+    Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
+    """
+    dataset = refresh_captions(dataset)
+    text = text.reading(config.text.syntax)
+    model.check()
+    compatibility.check(model, text, codec)
+    check_dataset(dataset, config)
+    precomputed.check(dataset, model.latent_channels, model.frames)
+    check_weighting(model.prediction, config.loss)
+    optimizers.check(config.optimizer, model.device.type)
+    model = model.for_training(compute_dtype(config.precision, model.device), config.base_weights)
+    learns_text = config.text.encoders != "none"
+    if learns_text:
+        text.check()
+        text = text.for_training()
+    try:
+        layers, names = adaptable_layers(model, text if learns_text else None)
+        shows = shows_of(family_named(model.family), text, any(sample.controls for sample in dataset.samples))
+        # Refuses what the model lacks before anything is encoded.
+        trained_layers(layers, config, family_named(model.family), shows.shown)
+        plan = Plan(dataset, config.seed)
+        encoded = EncodedDataset(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT), shows)
+        job = Job(
+            model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded,
+            model_name, card, thumbnail, keep_state,
+        )  # fmt: skip
+        check_texts(job)
+        with job.open(when) as opened:
+            return _trained(job, opened, node)
+    finally:
+        model.retire()
+        text.retire()
+
+
+def _trained(job: Job, opened: Opened, node: str) -> Trained:
+    """What the opened run ends in: by training, or as it was if it is finished and its files are whole."""
+    run, config, why = opened.run, job.config, opened.why
+    finished = opened.finished
+    if finished and (damaged := run.set_damaged_aside()):
+        why = f"{why}; {', '.join(damaged)} {'was' if len(damaged) == 1 else 'were'} damaged and set aside"
+        finished = run.finished()
+        if not finished and run.state_step() == 0:
+            why = f"{why}, and since no state of it was kept, it begins again"
+    if finished and (others := _saved_otherwise(run.record().values, job)):
+        why = f"{why}; {', '.join(others)} would have counted while it was trained, so its files stay as they were saved"
+    if finished and (gone := run.saved()[-1].step - len(run.losses())) > 0:
+        why = f"{why}; the losses of {gone} of its steps are gone from its history"
+    facts = {"total": job.total, "steps_per_epoch": job.plan.steps_per_epoch}
+    now = live.Live(
+        run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=job.preview.steps > 0, opening=why, **facts
+    )
+    job.show(why)
+    log.info("%s", why)
+    if finished:
+        run.write(opening=why)
+        now.update(phase="finished")
+    else:
+        run.keep_end()
+        run.write_inputs(job.inputs.stored())
+        done = run.state_step()
+        changes = [row for row in run.record().changes if row["step"] <= done] if done else []
+        changes += [{"step": done, "changed": opened.changes}] if opened.changes else []
+        run.write(
+            config=to_dict(config), card=asdict(job.card), dataset=job.dataset.describe(), family=job.model.family, failed="",
+            opening=why, changes=changes, **facts,
+        )  # fmt: skip
+        account = Account(run, settings_of(config))
+        with live.entered(now, host.is_interrupt), _noted(run):
+            train_job(job, run, now, account)
+            if not job.keep_state:
+                _drop_state(job, run, account)
+    saved = run.saved()
+    if not saved:
+        raise AtelierError(f"{run.name}: its files are gone from {run.lora_folder}. Put them back there and queue again.")
+    files = tuple(s for s in saved if s.kind != "moment")
+    SAVED_LORAS.add(s.path for s in files)
+    return Trained(
+        epochs=Epochs(
+            run.name,
+            job.model.family,
+            files,
+            trained_captions(job.dataset),
+            trained_pictures(job.dataset),
+            controls_of(job.dataset, 1),
+        ),  # fmt: skip
+        tensors=read_tensors(saved[-1].path, "put it back and queue again"),
+        losses=run.losses(),
+    )
+
+
+def _drop_state(job: Job, run: Run, account: Account) -> None:
+    """Deletes what a run needs to go on, once its last file is on the disk and holds what was written."""
+    last = next(iter(run.saved()[-1:]), None)
+    if last is None or last.kind != "last" or last.step < job.total:
+        account.add("notes", "It was ended before its last step, so what it needs to go on is kept.")
+    elif not is_whole(last.path):
+        account.add("warnings", f"{last.path.name} does not hold what was written, so what the run needs to go on is kept.")
+    else:
+        freed = memory.size_text(run.drop_state())
+        account.add(
+            "notes",
+            f"What it needed to go on ({freed}) was deleted after its last file was found whole, so it cannot be made longer. "
+            "Set keep_state of Train LoRA to 'keep' for runs that you want to make longer.",
+        )
+
+
+def _saved_otherwise(record: Mapping[str, object], job: Job) -> list[str]:
+    """The settings of what is saved that are others than those of a run, whose ``record`` may hold anything."""
+    stored, config = record.get("config"), job.config
+    before, now = stored if isinstance(stored, Mapping) else {}, to_dict(config)
+    found = [name for name in ("save_precision",) if before.get(name, now[name]) != now[name]]
+    length = before.get("length")
+    if isinstance(length, Mapping):
+        found += [name for name in SAVING if length.get(name, now["length"][name]) != now["length"][name]]
+    if "card" in record and record["card"] != asdict(job.card):
+        found.append(CARD_WIDGET)
+    return found
+
+
+@contextmanager
+def _noted(run: Run) -> Iterator[None]:
+    """What ended the run, other than a cancel, stays with it: queueing again may not be enough."""
+    try:
+        yield
+    except Exception as error:
+        if not host.is_interrupt(error):
+            with suppress(OSError, AtelierError):  # a full disk is told all the same, and a damaged record hides no other error
+                run.write(failed=str(error))
+        raise

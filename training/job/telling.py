@@ -1,0 +1,117 @@
+"""What a job says: of itself before the first step, and of each report while it trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+
+from .. import host
+from ..dataset.samples import counted
+from ..estimate import disk
+from ..estimate.cautions import cautions
+from ..evaluation.early_stopping import Verdict
+from ..evaluation.validation import Validation
+from ..families import remark
+from ..network.adapter import Adapter
+from ..optim.remarks import remarks
+from ..performance import memory
+from ..recorder import Progress
+from ..runs import live
+from ..runs.account import Account
+from ..runs.card import WIDGET as CARD_WIDGET
+from ..tensors.precision import DTYPES, compute_dtype
+from .wanted import Job
+
+log = logging.getLogger("lora-atelier")
+
+
+class Teller:
+    """Tells the node, its bar, the pages and the log; what is worth keeping goes into the run's account."""
+
+    def __init__(self, job: Job, name: str, now: live.Live, account: Account, advance: Callable[..., None]):
+        self._job, self._name, self._now, self._account, self._advance = job, name, now, account, advance
+        self.latest: Progress | None = None
+
+    def say(self, line: str, step: int | None = None) -> None:
+        if step is not None:
+            self._advance(step)
+        self._job.show(line)
+        log.info("%s: %s", self._name, line)
+
+    def warn(self, line: str) -> None:
+        self._account.add("warnings", line)
+        self.say(line)
+
+    def count(self, line: str) -> None:
+        self._account.add("counts", line)
+        self.say(line)
+
+    def progress(self, p: Progress) -> None:
+        self.latest = p
+        used, whole = host.memory()
+        self._now.update(phase="training", used=used, memory=whole, **asdict(p))
+        self.say(status_line(p), p.step)
+
+    def measured(self, found: Validation, verdict: Verdict) -> None:
+        held = f"held out {found.held_out:.4f}, " if found.held_out is not None else ""
+        self.say(
+            f"epoch {found.epoch} · fixed loss: {held}trained {found.training:.4f}"
+            + (f" · {verdict.why}" if verdict.enough else "")
+        )
+
+
+def foretell(job: Job, name: str, adapter: Adapter, account: Account) -> None:
+    """Counts, cautions and notes on what is about to be trained, into the account of the run called ``name`` and the log."""
+    numbers, layers, steps = adapter.parameter_count(), len(adapter.branches), job.total
+    log.info(
+        "training %s: %s\n%s\n%d steps, %d layers, %d numbers", name, job.config, job.plan.describe(), steps, layers, numbers
+    )
+    epochs, size = job.plan.epochs_for(steps), numbers * DTYPES[job.config.save_precision].itemsize
+    account.add(
+        "counts",
+        f"{counted(steps, 'step')} in {counted(epochs, 'epoch')}; {counted(layers, 'layer')} with {numbers:,} numbers, about "
+        f"{memory.size_text(size)} a file",
+    )
+    if unknown := remark(job.model.family):
+        account.add("notes", unknown)
+        log.info("%s: %s", name, unknown)
+    shapes = [tuple(p.shape) for p in adapter.parameters()]
+    beside, full = disk.beside_loras(host.runs_folder(), host.loras_folder(), memory.kept_bytes(shapes, job.config))
+    warned = [*cautions(job.prospect(size, beside or 0)), *full]
+    for caution in warned:
+        account.add("warnings", caution)
+        log.warning("%s: %s", name, caution)
+    if job.trigger and not job.card.trigger:
+        account.add(
+            "notes",
+            f"Every caption begins with {job.trigger!r}, so that is called the trigger phrase in the files. Write 'trigger: ...' "
+            f"into {CARD_WIDGET} of Train LoRA to name another.",
+        )
+    rates = [group["rate"] for group in adapter.parameter_groups()]
+    for note in remarks(job.config.optimizer, steps, epochs, rates):
+        if note not in warned:
+            account.add("notes", note)
+            log.info("%s: %s", name, note)
+
+
+def remark_on_numbers(job: Job, account: Account, teller: Teller) -> None:
+    """How the device and the weights have it computed otherwise than it seems."""
+    if compute_dtype(job.config.precision, job.model.device) != DTYPES.get(job.config.precision):
+        teller.count(
+            f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here"
+        )
+    if remark_on_weights := job.model.remark():
+        account.add("notes", remark_on_weights)
+        teller.say(remark_on_weights)
+
+
+def status_line(p: Progress) -> str:
+    """``epoch 3/10 · step 45/150 · loss 0.1234 · rate 1.0e-04 · 9.2 steps/s · 0:12 left``; in the end without the last."""
+    minutes, seconds = divmod(max(1, round(p.seconds_left)), 60)  # 0:00 would be the end
+    hours, minutes = divmod(minutes, 60)
+    left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    quick = p.steps_per_second
+    speed = f"{quick:.2f} steps/s" if quick >= 0.1 else f"{1 / max(quick, 1e-9):.1f} s/step"
+    place = f"epoch {p.epoch}/{p.epochs} · step {p.step}/{p.total}"
+    return f"{place} · loss {p.loss:.4f} · rate {p.rate:.1e} · {speed}" + (f" · {left} left" if p.step < p.total else "")

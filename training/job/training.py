@@ -1,0 +1,90 @@
+"""The work of a job: encoding, the forecast, the loop, and the pace that is kept for the next one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from .. import compatibility, host
+from ..dataset.encoded import Work, work_of
+from ..dataset.samples import counted
+from ..errors import AtelierError
+from ..estimate import preflight, step_time
+from ..loop import train
+from ..prompting import Prompter
+from ..recorder import Callbacks
+from ..runs import live
+from ..runs.account import Account
+from ..runs.run import Run
+from ..session import Session
+from .saver import Saver
+from .telling import Teller, foretell, remark_on_numbers
+from .wanted import Job
+
+
+def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
+    """Trains the run to its end."""
+    encoded, told = job.encoded, job.prompter()
+    _encode(job, told)
+    if job.learns_text:
+        encoded.live = job.text.encode_live
+    adapter = job.adapter()
+    layers = {name: job.layers[name] for name in adapter.branches}
+    foretell(job, run.name, adapter, account)
+    advance = host.progress(job.total)
+    teller = Teller(job, run.name, now, account, advance)
+    saver = Saver(job, run, adapter, layers, told, advance, now, teller.warn)
+    callbacks = Callbacks(
+        check=host.check_interrupt, progress=teller.progress, save=saver.save,
+        sample=saver.sample if job.preview.steps else None, measured=teller.measured, warn=teller.warn,
+        commands=now.pop_commands, cancelled=host.is_interrupt,
+    )  # fmt: skip
+    remark_on_numbers(job, account, teller)
+    text, begun = job.text if job.learns_text else None, run.state_step()
+    like = step_time.circumstances(job.config, job.plan, job.inputs.models["model"], host.device_name(job.model.device))
+    pace = step_time.earlier(host.runs_folder(), like)
+    session = Session(job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config)
+    try:
+        session = preflight.fit(session, teller.count, teller.warn, times=pace is None)
+    except Exception as error:
+        if (said := compatibility.told(error, job.model)) is not None:
+            raise said from error
+        raise
+    if (expected := pace or step_time.expected(host.runs_folder(), like, session)) is not None and job.total > begun:
+        teller.count(expected.sentence(job.total - begun))
+    try:
+        train(session, run, callbacks)
+    finally:
+        last = teller.latest
+        if last and (seen := step_time.kept(1 / max(1e-9, last.steps_per_second), last.step - begun, like)):
+            with suppress(OSError, AtelierError):  # a full disk and a damaged record are told where the run is kept
+                run.write(pace=seen)
+    saved = run.saved()
+    end = f", the last at step {saved[-1].step} of {job.total}" if saved else ""
+    job.show(f"{run.name}: {counted(len(saved), 'file')} saved{end}")
+
+
+def _encode(job: Job, told: Prompter) -> None:
+    """Pictures, captions, and what the samples are told: all while the encoders are at hand."""
+    work = _work(job)
+    count = len(work)
+    advance = host.progress(count)
+
+    def step(done: int) -> None:
+        advance(done)
+        if done % 10 == 0 or done == count:
+            job.show(f"preparing pictures and captions: {done} of {count}")
+
+    job.encoded.prepare(work, step)
+    for number, prompt in enumerate(job.preview.prompts(job.dataset) if job.preview.steps else ()):
+        if job.learns_text:
+            told.controls.latents(told.controls.place(number))  # while there is room for the VAE
+        else:
+            told(prompt, number)
+            told(job.preview.negative, number)
+
+
+def _work(job: Job) -> Work:
+    """What is encoded before the first step: no captions if their encoder changes in every step."""
+    work = work_of(job.plan, job.plan.epochs_for(job.total), job.encoded.shows)
+    held = [job.config.loss.preservation_prompt] if job.config.loss.preservation_prompt else []
+    return work.reading(held, captions=not job.learns_text)

@@ -1,0 +1,183 @@
+"""What a training job is made of: the values that the node was given, once everything fits together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import Tensor
+
+from .. import host
+from ..config import TrainingConfig
+from ..config.refusal import text_of
+from ..config.sampling import SamplerSettings
+from ..dataset.augment import plain_caption, trained_captions
+from ..dataset.encoded import EncodedDataset
+from ..dataset.plan import Plan
+from ..dataset.samples import Dataset
+from ..estimate.cautions import Prospect
+from ..families import family_named
+from ..files import room_on_disk
+from ..network.adapter import Adapter
+from ..network.scope import Layers, Names, set_text_rate, trained_layers
+from ..network.warm_start import start_from
+from ..objective.noise import NoiseLevelSampler
+from ..optim import schedules
+from ..performance import memory
+from ..prompting import Control, ControlPictures, Prompter, controls_of, opened, shows_of
+from ..runs.card import NO_CARD, Card, common_front
+from ..runs.inputs import Inputs
+from ..runs.opening import Opened, open_run
+from ..runs.run import Epochs
+from ..tensors.safetensors_header import contents_digest
+
+LONGEST_TRIGGER = 100
+"""Characters of a trigger phrase that is taken from the captions; what is longer is a sentence."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """How the sample pictures are drawn."""
+
+    prompt: str
+    """One a line; empty: the first caption of the dataset."""
+    negative: str
+    steps: int
+    """0 switches previews off."""
+    cfg: float
+    sampler: str
+    scheduler: str
+    seed: int
+    width: int = 0
+    """Pixels; 0 takes the size that most of the dataset has."""
+    height: int = 0
+    controls: tuple[Control, ...] = ()
+    """For models that edit: what each prompt is beside; empty takes those of the dataset's first pictures."""
+
+    def __post_init__(self) -> None:
+        for field in ("prompt", "negative"):
+            text_of(f"preview_{field}", getattr(self, field))
+
+    @property
+    def settings(self) -> SamplerSettings:
+        return SamplerSettings(self.sampler, self.scheduler, self.steps, self.cfg)
+
+    def prompts(self, dataset: Dataset) -> list[str]:
+        """One a picture."""
+        first = next((caption for caption in trained_captions(dataset) if caption), "")
+        return [line.strip() for line in self.prompt.splitlines() if line.strip()] or [first]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished job hands on."""
+
+    epochs: Epochs
+    tensors: dict[str, Tensor]
+    """The final LoRA as it stands in the file."""
+    losses: list[float]
+    """Training loss of every step."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run consists of, once everything fits together."""
+
+    model: host.Model
+    text: host.TextEncoder
+    codec: host.PictureCodec
+    dataset: Dataset
+    config: TrainingConfig
+    plan: Plan
+    total: int
+    """Steps of the whole run."""
+    layers: Layers
+    """All that can carry an adapter, not only what is trained."""
+    names: Names
+    preview: Preview
+    graph: Mapping[str, str]
+    show: Callable[[str], None]
+    encoded: EncodedDataset
+    model_name: str = ""
+    """Of the file that the model was loaded from, if that is known."""
+    card: Card = NO_CARD
+    """What the files say of the LoRA."""
+    thumbnail: int = 0
+    """Pixels a side of the picture in the files; 0: none."""
+    keep_state: bool = True
+    """Whether what the run needs to go on stays after its last step."""
+
+    def prospect(self, file_bytes: int, state_bytes: int) -> Prospect:
+        """What there is to be cautious of before the first step."""
+        training = [subset.config for subset in self.dataset.subsets if subset.config.role == "training" and not subset.ready]
+        return Prospect(
+            self.config, self.plan.steps_per_epoch, file_bytes, state_bytes, room_on_disk(host.loras_folder()),
+            self.model_name, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
+            self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
+            focus=any(subset.config.crop == "focus" for subset in self.dataset.subsets if not subset.ready),
+            pairs=sum(bool(sample.controls) for sample in self.dataset.samples) if training else None,
+        )  # fmt: skip
+
+    @cached_property
+    def trigger(self) -> str:
+        """The trigger phrase: the person's, or else what every caption begins with."""
+        found = self.card.trigger or common_front(trained_captions(self.dataset))
+        return found if self.card.trigger or len(found) <= LONGEST_TRIGGER else ""
+
+    @property
+    def learns_text(self) -> bool:
+        return self.config.text.encoders != "none"
+
+    @cached_property
+    def levels(self) -> NoiseLevelSampler:
+        """At which noise levels the model is asked."""
+        family = family_named(self.model.family)
+        return NoiseLevelSampler.suited(self.model.prediction, self.config.noise, self.model.sigmas, family)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Everything that decides the LoRA's weights."""
+        start = self.config.network.start_from
+        config = replace(self.config, noise=replace(self.config.noise, levels=self.levels.distribution))
+        return Inputs.of(config, self.dataset, {
+            "model": self.model.identity(), "prediction": str(self.model.prediction), "clip": self.encoded.text_identity,
+            "vae": self.encoded.picture_identity, "start_from": contents_digest(host.lora_path(start)) if start else "",
+            "reading": " ".join(self._readings()),
+        }, self.encoded.shows.shown)  # fmt: skip
+
+    def open(self, when: str) -> Opened:
+        """The run that this is, or becomes."""
+        optimizer = self.config.optimizer
+
+        def same_rates(before: int, now: int, done: int) -> bool:
+            return schedules.same_so_far(optimizer, *map(optimizer.updates, (before, now, done)))
+
+        return open_run(
+            self.config.name, self.inputs, self.total, when, host.runs_folder(), host.loras_folder(), same_rates=same_rates,
+            width=optimizer.accumulate,
+        )  # fmt: skip
+
+    def _readings(self) -> list[str]:
+        """How captions are read, where any of them has a character for which the syntax matters."""
+        told = (s for s in self.dataset.subsets if not s.ready)
+        texts = [plain_caption(sample.caption, subset.config) for subset in told for sample in subset.samples]
+        texts.append(self.config.loss.preservation_prompt if self.config.loss.preservation else "")
+        return sorted({reading for text in texts for reading in self.text.reading_of(text)})
+
+    def prompter(self) -> Prompter:
+        """What reads the prompts of sample pictures."""
+        given = self.preview.controls or opened(controls_of(self.dataset, len(self.preview.prompts(self.dataset))))
+        shows = shows_of(family_named(self.model.family), self.text, bool(given) and self.preview.steps > 0)
+        return Prompter(self.text, ControlPictures(self.codec, shows, given), live=self.learns_text)
+
+    def adapter(self) -> Adapter:
+        """The adapter at step 0."""
+        network, seed = self.config.network, self.config.seed
+        wanted = trained_layers(self.layers, self.config, family_named(self.model.family), self.encoded.shows.shown)
+        if network.start_from:
+            adapter = start_from(host.lora_path(network.start_from), self.layers, self.names, network, wanted, seed)
+        else:
+            adapter = Adapter.fresh(wanted, network, seed)
+        set_text_rate(adapter, self.config)
+        return adapter.to(self.model.device)
