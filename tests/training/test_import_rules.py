@@ -11,7 +11,8 @@ import pytest
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
 ROOT_MODULES = set(
-    "compatibility errors families files loop prompting protocols recorder regularisation seeding session step step_context".split()
+    "compatibility errors families files loop prompting protocols recorder regularisation seeding session step "
+    "step_context".split()
 )
 """What lies in no room. A new module belongs to a room; a room is a folder named for its role."""
 HOSTS_OWN = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "comfy_kitchen", "folder_paths", "server", "node_helpers"}

@@ -160,14 +160,14 @@ def test_a_full_disk_at_the_last_file_does_not_end_the_run_without_it(tiny, data
 
 @pytest.mark.parametrize("picture", [0, 1, 5], ids=["before the first step", "on the way", "at the end"])
 def test_a_cancel_while_a_sample_is_drawn_keeps_the_file_that_it_shows(tiny, dataset, monkeypatch, picture):  # noqa: F811
-    """Seven steps, samples before the first and after 2, 3, 4, 6 and 7: the file of the step stays one of the grid, and a finished run finished."""
+    """Seven steps, samples before the first and after 2, 3, 4, 6 and 7: the step's file stays in the grid, a finished run finished."""
     import comfy.model_management as management
 
     t = tiny("sd3")
     length = LengthConfig(max_steps=7, save_every_steps=2)
     real, drawn = host.Model.sample, []
     texts = functools.cache(t.text.for_sampling)
-    monkeypatch.setattr(host.TextEncoder, "for_sampling", lambda _, text: texts(text))
+    monkeypatch.setattr(host.TextEncoder, "for_sampling", lambda _, text, pictures=(): texts(text))
 
     def cancelled(self, *given, **named):
         if len(drawn) == picture:

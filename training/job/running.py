@@ -153,7 +153,7 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
             trained_captions(job.dataset),
             trained_pictures(job.dataset),
             controls_of(job.dataset, 1),
-        ),  # fmt: skip
+        ),
         tensors=read_tensors(saved[-1].path, "put it back and queue again"),
         losses=run.losses(),
     )
