@@ -89,15 +89,21 @@ def test_what_a_run_can_do_it_can_do_with_pairs(editor, folder, changes):
     assert any(tensor.abs().sum() > 0 for name, tensor in saved.items() if "lora_up" in name or "lora_B" in name)
 
 
+def samples(run):
+    """What was drawn after the first epoch, by prompt."""
+    files = sorted((host.runs_folder() / run / "samples").glob(f"{run}-000001*.png"))
+    return [np.asarray(Image.open(path)) for path in files]
+
+
 def test_samples_are_drawn_beside_control_pictures(editor, folder):
     preview = dataclasses.replace(NO_PREVIEW, prompt="make it so\nmake it so\nmake it so", steps=2)
     go(editor, pairs(folder), of("own", length=LengthConfig(epochs=1)), preview)
-    shown = [np.asarray(Image.open(path)) for path in sorted((host.runs_folder() / "own" / "samples").glob("*.png"))]
+    shown = samples("own")
     assert len(shown) == 3
     assert not np.array_equal(shown[0], shown[1]) and not np.array_equal(shown[1], shown[2])
     given = dataclasses.replace(preview, controls=tuple(prompting.apart(torch.rand(1, 64, 64, 3), "preview_control")))
     go(editor, pairs(folder), of("given", length=LengthConfig(epochs=1)), given)
-    ours = [np.asarray(Image.open(path)) for path in sorted((host.runs_folder() / "given" / "samples").glob("*.png"))]
+    ours = samples("given")
     assert np.array_equal(ours[0], ours[1]) and not np.array_equal(ours[0], shown[0])
 
 

@@ -81,7 +81,9 @@ def test_where_there_is_little_memory_only_what_must_move_moves(loaded, held_out
 def test_prompts_are_encoded_once_and_everything_is_identified_once(loaded, held_out, monkeypatch):
     t, told, roots = loaded(), Counter(), Counter()
     real = host.TextEncoder.for_sampling
-    monkeypatch.setattr(host.TextEncoder, "for_sampling", lambda self, text: told.update([text]) or real(self, text))
+    monkeypatch.setattr(
+        host.TextEncoder, "for_sampling", lambda self, text, seen=(): told.update([text]) or real(self, text, seen)
+    )
     for part in ("model_facts", "text", "pictures"):
         module = getattr(host, part)
         real_identity = module.identity_of
