@@ -125,7 +125,7 @@ export class Adding extends Dialog {
   }
 
   async send() {
-    const [files, folder] = [this.files, this.folder.value.trim()];
+    const [files, folder] = [this.files, this.folder.value.trim() || NEW];
     this.stop = new AbortController();
     this.bar.hidden = false;
     this.ready();

@@ -32,7 +32,7 @@ export async function again(dataset, folder, picture) {
   const prompt = structuredClone(upTo(output, id));
   const { inputs } = prompt[id];
   const mode = inputs.mode === "append" ? "append" : "overwrite";
-  Object.assign(inputs, { mode, only: `${folder.split("/").at(-1)}/${picture}`, dry_run: true, pause: false });
+  Object.assign(inputs, { mode, only: `${folder.split("/").at(-1)}/${picture}`, dry_run: true, pause: false, regularisation: true });
   return run({ output: prompt, workflow }, id, picture);
 }
 
