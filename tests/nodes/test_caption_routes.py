@@ -193,5 +193,5 @@ def test_numbers_are_taken_as_a_page_sends_them(routes: Any, folder: Path, margi
     if fits:
         assert len(routes.pictures(settings)["pictures"]) == 2
     else:
-        with pytest.raises(AtelierError, match="head.margin: "):
+        with pytest.raises(AtelierError, match=r"head.margin: "):
             routes.pictures(settings)
