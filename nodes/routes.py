@@ -460,6 +460,15 @@ async def get_waiting(_request: web.Request) -> Any:
     return {"waiting": review.waiting()}
 
 
+@table.post(f"{PREFIX}/captions/again")
+@answered
+async def post_again(request: web.Request) -> Any:
+    """The caption of a picture, by a node that waits; one that doesn't is asked through the queue."""
+    values = await body_of(request, fields=("node", "picture"))
+    answer = review.again(text_of(values, "node", 200), text_of(values, "picture"))
+    return {"caption": await asyncio.wrap_future(answer)}
+
+
 @table.post(f"{PREFIX}/captions/go_on")
 @answered
 async def post_go_on(request: web.Request) -> Any:

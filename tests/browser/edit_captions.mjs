@@ -147,6 +147,12 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   await page.reload();
   await ready();
   await waits(false); // also on a page that was not there when it began
+  await press(page, "LoadDataset", "captions_desk");
+  await words.first().waitFor(limit);
+  await named("Ask for the caption of green square.png again").click();
+  await said("The captioner says the same of green square.png again");
+  await button("Close").click();
+  await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);
   await listen(page);
   await page.locator("button", { hasText: "Go on" }).evaluate((one) => one.click());
   await page.waitForFunction(() => window.ended, null, limit);
