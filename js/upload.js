@@ -95,8 +95,8 @@ export class Adding extends Dialog {
     this.ready();
   }
 
-  forget() {
-    this.files = [];
+  forget(files = this.files) {
+    this.files = this.files.filter((one) => !files.includes(one));
     for (const button of this.made.querySelectorAll("button")) button.setAttribute("aria-pressed", "false");
     this.list();
   }
@@ -125,7 +125,7 @@ export class Adding extends Dialog {
   }
 
   async send() {
-    const [files, folder] = [this.files, this.folder.value.trim()];
+    const [files, folder] = [[...this.files], this.folder.value.trim() || NEW];
     this.stop = new AbortController();
     this.bar.hidden = false;
     this.ready();
@@ -134,7 +134,7 @@ export class Adding extends Dialog {
         this.bar.value = done / count;
         this.said.textContent = text("sent", { done, count });
       }, this.stop.signal);
-      this.forget();
+      this.forget(files); // what was dropped meanwhile waits
       this.tell(answer);
       if (!answer.new.length && !answer.there.length) return;
       choose(this.node, answer.folder);

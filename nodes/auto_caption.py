@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from pathlib import Path
@@ -153,7 +154,8 @@ class AutoCaption(io.ComfyNode):
         captioned, report = choice.apply(dataset, mode, work, batch_size, dry_run, node_id)
         notes: tuple[str, ...] = ()
         if pause and not dry_run:
-            captioned, notes = review(captioned, report.told(captioned), node_id or "")
+            again = choice.asked(captioned, mode, work, node_id)
+            captioned, notes = review(captioned, report.told(captioned), node_id or "", again)
         said = report.told(captioned)
         said = with_changes(said, warnings=(*notes, *said.warnings))
         logged("Auto Caption", said)
@@ -241,18 +243,28 @@ def _more_inputs() -> list[Any]:
     ]  # fmt: skip
 
 
-def review(dataset: Any, said: Any, node_id: str) -> tuple[Any, tuple[str, ...]]:
-    """Waits for the person; gives the dataset as it is then, and what there is to say of that."""
+def review(dataset: Any, said: Any, node_id: str, again: Callable[[str], str]) -> tuple[Any, tuple[str, ...]]:
+    """Waits for the person; gives the dataset as it is then, and what there is to say of that. ``again`` asks for one caption."""
     from ..training import host
     from ..training.captioning.review import hold, reviewed
 
     show = host.status_of(node_id)
     log.info("Auto Caption: waits until the captions were read; press Go on in the node, or cancel the run.")
 
+    def answer(picture: str) -> str:
+        try:
+            return again(picture)
+        except Exception as error:
+            if isinstance(error, AtelierError) or host.is_interrupt(error):
+                raise
+            raise AtelierError(f"captioner: {error}") from error  # the run goes on waiting
+        finally:
+            show(WAITS)
+
     def wait() -> None:
         show(WAITS)
         part = {"node": node_id, "told": said.shown()["told"][0]}
-        hold(node_id, part, lambda: host.send("lora_atelier.review", {}), host.check_interrupt)
+        hold(node_id, part, lambda: host.send("lora_atelier.review", {}), host.check_interrupt, answer)
         show("")
 
     return reviewed(dataset, wait)
@@ -304,6 +316,18 @@ class Choice:
         finally:
             model = None
             host.free_memory()
+
+    def asked(self, dataset: Any, mode: Any, work: Any, node_id: str | None) -> Callable[[str], str]:
+        """A function that gives the caption which would be written for one picture; it writes nothing."""
+
+        def again(picture: str) -> str:
+            one = with_changes(self, only=(picture,), regularisation=True)
+            _, report = one.apply(dataset, "append" if mode == "append" else "overwrite", work, 1, True, node_id)
+            if not report.changes:
+                raise AtelierError(f"captioner: no words were found for {picture}.")
+            return str(report.changes[0].after)
+
+        return again
 
     def _load(self, name: str, folder: Path) -> Any:
         from ..training import host

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,11 +31,14 @@ LOOKS = (
     "class_caption",
     "caption_encoding",
     "caption_lines",
+    "head_margin",
 )
 """Settings of Load Dataset that decide which pictures there are and how they are cut."""
 THUMBNAIL = 224
 """Longer side in pixels."""
 MAX_CAPTIONS = 10_000
+EXPECTED = {"str": "a text of at most 1000 letters", "int": "a number", "float": "a number", "bool": "true or false"}
+"""What a widget of a kind holds, for a sentence."""
 
 
 MAX_LETTERS = 5_000_000
@@ -68,11 +72,12 @@ def config_of(values: Mapping[str, Any]) -> SubsetConfig:
     """Widgets of Load Dataset; AtelierError for values that none of them could have."""
     kinds = {f.name: type(f.default) for f in dataclasses.fields(SubsetConfig) if f.default is not dataclasses.MISSING}
     for name, value in values.items():
-        if type(value) is not kinds.get(name, str) or (isinstance(value, str) and not is_plain(value)):
-            raise wrong(name, {"str": "a text of at most 1000 letters", "int": "a number", "bool": "true or false"}[
-                kinds.get(name, str).__name__
-            ])  # fmt: skip
-        if isinstance(value, int) and abs(value) > 1 << 64:
+        kind = kinds.get(name, str)
+        if kind is float and type(value) is int and abs(value) < 1 << 53:  # a page sends 1.0 as 1
+            values = {**values, name: float(value)}
+        elif type(value) is not kind or (isinstance(value, str) and not is_plain(value)):
+            raise wrong(name, EXPECTED[kind.__name__])
+        if (isinstance(value, int) and abs(value) > 1 << 64) or (isinstance(value, float) and not math.isfinite(value)):
             raise wrong(name, "a smaller number")
     return SubsetConfig(**{"folder": "", **values})
 

@@ -224,5 +224,8 @@ def _resolve(folder: str) -> tuple[Path, Path]:
 
     if folder == NO_FOLDER:
         places = " or ".join(str(root) for root in host.dataset_roots().values())
-        raise AtelierError(f"folder: put your pictures into a new folder inside {places}, refresh the page and choose it.")
+        raise AtelierError(
+            "folder: drop your pictures on this node or press Add pictures. You can also put them into a new folder inside "
+            f"{places}, refresh the page and choose it."
+        )
     return named(folder)

@@ -5,6 +5,7 @@ Every field is checked before it is used; a bad request is answered with a sente
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 from collections.abc import Callable
@@ -329,6 +330,15 @@ async def get_made(_request: web.Request) -> Any:
 async def get_waiting(_request: web.Request) -> Any:
     """The nodes that wait until somebody has read their captions."""
     return {"waiting": review.waiting()}
+
+
+@table.post(f"{PREFIX}/captions/again")
+@answered
+async def post_again(request: web.Request) -> Any:
+    """The caption of a picture, by a node that waits; one that doesn't is asked through the queue."""
+    values = await body_of(request, fields=("node", "picture"))
+    answer = review.again(text_of(values, "node", 200), text_of(values, "picture"))
+    return {"caption": await asyncio.wrap_future(answer)}
 
 
 @table.post(f"{PREFIX}/captions/go_on")

@@ -4,6 +4,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { root } from "./dom.js";
 import { allNodes, before, inputOf } from "./graph.js";
+import { ask } from "./server.js";
 import { text } from "./text.js";
 
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
@@ -26,13 +27,17 @@ function upTo(prompt, id, kept = {}) {
 export async function again(dataset, folder, picture) {
   const [captioner] = captionersOf(dataset);
   if (!captioner) throw new Error(text("noCaptioner"));
+  const only = `${folder.split("/").at(-1)}/${picture}`;
+  const { waiting } = await ask("captions/waiting");
+  const waits = waiting.find(({ node }) => node.split(":").at(-1) === String(captioner.id));
+  if (waits) return (await ask("captions/again", { node: waits.node, picture: only })).caption; // the queue waits for it
   const { output, workflow } = await app.graphToPrompt();
   const id = Object.keys(output).find((one) => one.split(":").at(-1) === String(captioner.id) && output[one].class_type === "AutoCaption");
   if (!id) throw new Error(text("noCaptioner")); // it is bypassed or muted
   const prompt = structuredClone(upTo(output, id));
   const { inputs } = prompt[id];
   const mode = inputs.mode === "append" ? "append" : "overwrite";
-  Object.assign(inputs, { mode, only: `${folder.split("/").at(-1)}/${picture}`, dry_run: true, pause: false });
+  Object.assign(inputs, { mode, only, dry_run: true, pause: false, regularisation: true });
   return run({ output: prompt, workflow }, id, picture);
 }
 

@@ -56,6 +56,7 @@ export function below(files) {
  * `said(done, count)` hears how many were sent; `signal` ends it, and then nothing is brought.
  */
 export async function bring(files, folder, extension, said, signal) {
+  await ask("pictures/add", { folder, extension, files: [] }); // a name that cannot be is said before anything is sent
   const place = `${STAGED}/${[...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
   const [sent, left] = [[], []];
   const waiting = files.map((one, number) => ({ ...one, number }));

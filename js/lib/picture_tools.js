@@ -41,9 +41,10 @@ export function tools(desk, picture) {
     const caption = await again(desk.node, desk.settings.folder, picture);
     const row = desk.rows.get(picture);
     if (!row) return;
-    if (row.words.value !== caption) desk.past.push({ captions: new Map([[picture, row.words.value]]) });
+    const before = row.words.value;
+    if (before !== caption) desk.past.push({ captions: new Map([[picture, before]]) });
     desk.put([[picture, caption]]);
-    desk.said.textContent = text("askedAgain", { picture });
+    desk.said.textContent = text(before === caption ? "askedSame" : "askedAgain", { picture });
   };
   return make(
     "div", { class: "atelier-tools" }, button("askAgain", "✎", asked), button("turnLeft", "⟲", () => turned(3), 3), button("turnRight", "⟳", () => turned(1), 1),

@@ -4,7 +4,7 @@
 // workflow: address of the workflow's JSON on the server. widgets: {node type: {widget: value}}, set before.
 import { drive, listen, load, press, set } from "./page.mjs";
 
-await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot }) => {
+await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot, ready }) => {
   await load(page, task.workflow, "captions");
   seen.unset = await set(page, task.widgets);
   await press(page, "LoadDataset", "captions_desk");
@@ -151,13 +151,23 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   });
   const waits = (hidden) => page.waitForFunction((wanted) => {
     const node = window.app.graph._nodes.find((one) => one.type === "AutoCaption");
-    return node.widgets.find((one) => one.name === "review")?.element.hidden === wanted;
+    return node?.widgets.find((one) => one.name === "review")?.element.hidden === wanted;
   }, hidden, limit);
   await waits(false);
   await page.evaluate(() => { Object.assign(window.app.canvas.ds, { scale: 0.5, offset: [60, 60] }); window.app.canvas.setDirty(true, true); });
   await page.waitForTimeout(1500);
   seen.paused = await panel();
   await shot("paused");
+  await page.reload();
+  await ready();
+  await waits(false); // also on a page that was not there when it began
+  await press(page, "LoadDataset", "captions_desk");
+  await words.first().waitFor(limit);
+  await named("Ask for the caption of green square.png again").click();
+  await said("The captioner says the same of green square.png again");
+  await button("Close").click();
+  await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);
+  await listen(page);
   await page.locator("button", { hasText: "Go on" }).evaluate((one) => one.click());
   await page.waitForFunction(() => window.ended, null, limit);
   await waits(true);

@@ -55,10 +55,8 @@ def test_several_are_sent_at_a_time_and_what_fails_is_named(seen: dict[str, Any]
     left = dict(seen["answer"]["left"])
     assert set(left) == {"cats/3 ü.png", "cats/4 ü.png", "x"} and len(seen["answer"]["new"]) == 9
     asked = seen["asked"]
-    assert (
-        asked["folder"] == "input/cats"
-        and {"name": "drawn.png", "filename": "drawn.png", "subfolder": "", "type": "output"} in (asked["files"])
-    )
+    drawn = {"name": "drawn.png", "filename": "drawn.png", "subfolder": "", "type": "output"}
+    assert asked["folder"] == "input/cats" and drawn in asked["files"]
     staged = [one for one in asked["files"] if one["type"] == "temp"]
     assert len(staged) == 8 and all(re.fullmatch(r"lora-atelier-incoming/[0-9a-f]{16}", one["subfolder"]) for one in staged)
     assert all(re.fullmatch(r"\d+\.png", one["filename"]) for one in staged)

@@ -281,6 +281,9 @@ def test_a_run_waits_for_the_captions_to_be_read(node, models, dataset):
         time.sleep(0.01)
     (waits,) = review.waiting()
     assert waits["told"]["counts"][0] == "3 captions written, 0 kept"
+    assert review.again(waits["node"], "crab.png").result(20) == "openmoji emoji, crab"
+    with pytest.raises(AtelierError, match="only: "):
+        review.again(waits["node"], "nobody.png").result(20)
     first = next(iter(dataset.samples)).path
     first.with_suffix(".txt").write_text("by hand")
     assert review.go_on(waits["node"])

@@ -182,3 +182,16 @@ def test_whatever_is_sent_the_answer_is_a_sentence(routes: Any, folder: Path, bo
         except AtelierError as error:
             assert str(error)
     assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("margin", "fits"), [(1, True), (0.5, True), ("1", False), (True, False), (float("nan"), False), (9, False)]
+)
+def test_numbers_are_taken_as_a_page_sends_them(routes: Any, folder: Path, margin: Any, fits: bool) -> None:
+    """It has no 1.0, only 1."""
+    settings = {"settings": {**WIDGETS, "head_margin": margin}}
+    if fits:
+        assert len(routes.pictures(settings)["pictures"]) == 2
+    else:
+        with pytest.raises(AtelierError, match=r"head.margin: "):
+            routes.pictures(settings)

@@ -60,6 +60,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "folder": "input/hostile", "extension": ".txt", "nested": False, "pictures": ["none.png"], "quarters": 1,
     },
     "captions/go_on": {"node": "3"},
+    "captions/again": {"node": "3", "picture": "0.png"},
     "grids/favourite": {"run": RUN, "cell": CELL, "on": True},
     "loras/keep": {"lora": "x.safetensors", "name": "kept"},
 }  # fmt: skip

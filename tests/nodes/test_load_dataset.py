@@ -54,7 +54,7 @@ def test_an_empty_installation_says_what_to_do(node, folder):
         path.unlink()
     (choice,) = node.define_schema().inputs[0].options
     message = node.validate_inputs(folder=choice)
-    assert isinstance(message, str) and message.startswith("folder: put your pictures") and str(folder.parent) in message
+    assert isinstance(message, str) and message.startswith("folder: drop your pictures") and str(folder.parent) in message
 
 
 def test_the_dataset_and_its_preview(node, folder):

@@ -9,7 +9,7 @@ import pytest
 from lora_atelier.training.captioning.editing import Edit, listed, write
 from lora_atelier.training.captioning.file_name import FileNameCaptioner
 from lora_atelier.training.captioning.fill import fill, workload
-from lora_atelier.training.captioning.review import go_on, hold, reviewed, waiting
+from lora_atelier.training.captioning.review import again, go_on, hold, reviewed, waiting
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.index import file_digest
 from lora_atelier.training.dataset.put_aside import remove
@@ -41,7 +41,7 @@ def edit(folder, picture, caption):
 
 def test_a_node_waits_until_it_is_told_to_go_on():
     told = []
-    held = threading.Thread(target=hold, args=("7", {"node": "7"}, lambda: told.append(len(waiting())), lambda: None))
+    held = threading.Thread(target=hold, args=("7", {"node": "7"}, lambda: told.append(len(waiting())), lambda: None, str.upper))
     held.start()
     while not told:
         time.sleep(0.01)
@@ -59,8 +59,49 @@ def test_a_cancel_ends_the_wait():
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        hold("7", {"node": "7"}, lambda: None, check)
+        hold("7", {"node": "7"}, lambda: None, check, str.upper)
     assert waiting() == []
+
+
+def test_a_node_that_waits_is_asked_for_captions_and_a_refusal_is_for_who_asked():
+    def answer(picture):
+        if picture == "bad.png":
+            raise AtelierError("no words")
+        return picture.upper()
+
+    held = threading.Thread(target=hold, args=("7", {}, lambda: None, lambda: None, answer))
+    held.start()
+    while not waiting():
+        time.sleep(0.01)
+    assert again("7", "a.png").result(10) == "A.PNG"
+    with pytest.raises(AtelierError, match="no words"):
+        again("7", "bad.png").result(10)
+    assert again("7", "b.png").result(10) == "B.PNG" and held.is_alive()
+    go_on("7")
+    held.join(10)
+    with pytest.raises(AtelierError, match="doesn't wait any more"):
+        again("7", "a.png")
+
+
+def test_a_cancel_while_a_caption_is_asked_leaves_nobody_without_an_answer():
+    class Cancelled(Exception):
+        pass
+
+    asked = []
+
+    def answer(_):
+        asked.append(again("7", "late.png"))  # which comes when it is too late
+        raise Cancelled
+
+    def begin():
+        if not asked:
+            asked.append(again("7", "a.png"))
+
+    with pytest.raises(Cancelled):
+        hold("7", {}, begin, lambda: None, answer)
+    for one, why in zip(asked, ("was cancelled", "doesn't wait any more"), strict=True):
+        with pytest.raises(AtelierError, match=why):
+            one.result(10)
 
 
 def test_captions_that_were_edited_meanwhile_are_those_that_are_trained(folder):
