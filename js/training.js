@@ -216,6 +216,9 @@ class Monitor {
   drawLines() {
     const { rows, measured, total, each, last, shown } = this;
     const now = rows.at(-1);
+    const seen = JSON.stringify([shown, rows.length, now?.step, measured.length, total, each, last, this.chart.area.clientHeight > 0]);
+    if (seen === this.plotted) return; // a status that brings no row changes nothing here
+    this.plotted = seen;
     const loss = now?.smooth?.toPrecision(3) ?? "–"; // a loss that was no number has none
     this.chart.show([{ name: shown, rows, measured, total, each, last }], text("chart", { steps: last ?? 0, loss }));
     const entry = (kind, value) => make("span", { style: `--colour: var(--atelier-${kind})` }, `${text(kind === "loss" ? "smooth" : kind)} ${value}`);

@@ -1,6 +1,6 @@
 // Chart of one or several runs: axes with values, what is under the pointer or the arrow keys, smoothing, and a log scale.
 import { make } from "./dom.js";
-import { draw, heightOf, plot, rateText } from "./plot.js";
+import { draw, heightOf, plot, rateText, smoothed, ticks } from "./plot.js";
 import { text } from "./text.js";
 
 const LEVELS = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998]; // share of the mean before that a step leaves
@@ -10,36 +10,6 @@ const COLOURS = ["#d9742b", "#3b8fd4", "#3fa35c", "#a678d8", "#d14b72", "#b8a02c
 
 /** The colour of the `number`-th of several runs. */
 export const colourOf = (number) => COLOURS[number % COLOURS.length];
-
-/** Round values from `low` to `high`, about `count` of them; on a log scale 1, 2 and 5 times powers of ten, or these alone. */
-export function ticks(low, high, count, log = false) {
-  if (!(high > low)) return [];
-  if (log) {
-    const found = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) for (const digit of [1, 2, 5]) found.push(Number(`${digit}e${power}`));
-    const inside = found.filter((value) => value >= low && value <= high);
-    const tens = inside.filter((value) => Number.isInteger(Math.log10(value) + 0) || /^1e/.test(value.toExponential()));
-    if (inside.length <= 2 * count && inside.length > 1) return inside;
-    return tens.length > 1 ? tens : ticks(low, high, count);
-  }
-  const rough = (high - low) / Math.max(1, count);
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((digit) => digit * power).find((one) => one >= rough);
-  const first = Math.ceil(low / step - 1e-9);
-  return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
-}
-
-/** Running mean of rows' losses, of which each step leaves `share`; it begins as the mean of all. Rows may be thinned out. */
-export function smoothed(rows, share) {
-  let [mean, before] = [0, 0];
-  return rows.map(({ step, loss }) => {
-    if (loss == null) return [step, null];
-    const gap = Math.max(1, step - before);
-    before = step;
-    mean += Math.max(1 - share ** gap, gap / step) * (loss - mean);
-    return [step, mean];
-  });
-}
 
 const known = (points) => points.map(([, value]) => value).filter((value) => value != null);
 const short = (value) => rateText(Math.abs(value) < 1e-12 ? 0 : value);

@@ -38,6 +38,36 @@ export function draw(svg, lines, end, marks, label) {
   }
 }
 
+/** Round values from `low` to `high`, about `count` of them; on a log scale 1, 2 and 5 times powers of ten, or these alone. */
+export function ticks(low, high, count, log = false) {
+  if (!(high > low)) return [];
+  if (log) {
+    const found = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) for (const digit of [1, 2, 5]) found.push(Number(`${digit}e${power}`));
+    const inside = found.filter((value) => value >= low && value <= high);
+    const tens = inside.filter((value) => /^1e/.test(value.toExponential()));
+    if (inside.length <= 2 * count && inside.length > 1) return inside;
+    return tens.length > 1 ? tens : ticks(low, high, count);
+  }
+  const rough = (high - low) / Math.max(1, count);
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((digit) => digit * power).find((one) => one >= rough);
+  const first = Math.ceil(low / step - 1e-9);
+  return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+}
+
+/** Running mean of rows' losses, of which each step leaves `share`; it begins as the mean of all. Rows may be thinned out. */
+export function smoothed(rows, share) {
+  let [mean, before] = [0, 0];
+  return rows.map(({ step, loss }) => {
+    if (loss == null) return [step, null];
+    const gap = Math.max(1, step - before);
+    before = step;
+    mean += Math.max(1 - share ** gap, gap / step) * (loss - mean);
+    return [step, mean];
+  });
+}
+
 /** 1e-4, 0.05, 1: short, with three digits that count. */
 export function rateText(rate) {
   if (rate === 0 || rate >= 0.01) return String(Number(rate.toPrecision(3)));

@@ -97,6 +97,8 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   });
   await page.waitForTimeout(1000);
   await shot("account");
+  await page.evaluate(() => document.querySelectorAll("[data-run] .atelier-account details").forEach((fold) => (fold.open = false)));
+  await page.waitForTimeout(500);
 
   // The chart: values on its axes, what is under the pointer, smoothing and the log scale.
   const curve = () => page.evaluate(() => document.querySelector("[data-run] .atelier-smooth").getAttribute("points"));
@@ -104,7 +106,9 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
     [...document.querySelectorAll(`[data-run] .atelier-${kind} span`)].map((span) => span.textContent)));
   seen.axes = await axes();
   const area = page.locator("[data-run] .atelier-area");
-  await area.hover({ force: true });
+  const box = await area.boundingBox();
+  await page.mouse.move(box.x + 0.4 * box.width, box.y + 0.4 * box.height);
+  await page.locator("[data-run] .atelier-tip:not([hidden])").waitFor(limit);
   seen.hovered = await page.locator("[data-run] .atelier-tip").innerText();
   await shot("hovered");
   await area.focus();
@@ -120,7 +124,6 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   seen.curves.log = await curve();
   seen.logAxes = await axes();
 
-  await page.setViewportSize({ width: 1500, height: 1000 });
   await page.reload();
   await ready();
   await page.waitForTimeout(1500);
