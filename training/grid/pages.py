@@ -15,7 +15,7 @@ from .. import host
 from ..config.sampling import Sampling
 from ..dataset.cache import cache_key
 from ..dataset.images import open_picture
-from ..errors import AtelierError
+from ..errors import AtelierError, counted
 from ..files import HandedOn, replacing
 from .advice import Advice
 from .alike import Looks
@@ -137,7 +137,7 @@ class Pages:
         title = f"{axes.title}   on {self.base}"
         if notes is None:
             return Sheet(title, "", labels, strengths, size)
-        settings = f"{s.sampler} / {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}, seed {shown.seed}"
+        settings = f"{s.sampler} / {s.scheduler}, {counted(s.steps, 'step')}, cfg {s.cfg:g}, seed {shown.seed}"
         of_text = "" if axes.text_strength is None else f" of the model, {axes.text_strength:g} of the text encoder"
         legend = [f"Across: saved LoRAs, the first column without any. Down: strength{of_text}."]
         scored = self.judge is not None and bool(self.judge.scores.get(page)) and captions_fit("0.00 / 0.00 / 0.00", s.width)
