@@ -88,7 +88,7 @@ class Gallery extends Dialog {
       const cells = [0, ...epochs.map((_epoch, at) => at + 1)].map((column) => this.cell(column ? `${column},${row}` : "0,0", row));
       return make("tr", {}, make("th", { scope: "row" }, number(strength)), ...cells);
     });
-    const caption = make("caption", {}, text("gridCaption", { prompt, sampler, scheduler, steps, cfg: number(cfg), seed }));
+    const caption = make("caption", {}, text("gridCaption", { prompt, sampler, scheduler, count: steps, cfg: number(cfg), seed }));
     this.table.replaceChildren(caption, make("thead", {}, make("tr", {}, make("td"), ...heads)), make("tbody", {}, ...rows));
     this.mark();
     this.show();

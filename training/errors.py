@@ -14,6 +14,11 @@ class NotFinite(AtelierError):
     """A number that was to be kept or shown is NaN or infinite."""
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """ "1 picture", "2 pictures"; ``plural`` where it is not the noun and an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the computer, had no memory left. Known by name, since versions of torch keep the class elsewhere."""
     if {kind.__name__ for kind in type(error).__mro__} & {"OutOfMemoryError", "MemoryError"}:

@@ -75,7 +75,7 @@ class Order:
         if not (math.isfinite(s.cfg) and 0 <= s.cfg <= 100):
             raise AtelierError(f"cfg: {s.cfg} is outside 0 to 100.")
         if s.seed + self.count > 2**64:
-            raise AtelierError(f"seed: {s.seed} leaves no seed for each of {self.count} pictures; use a smaller one.")
+            raise AtelierError(f"seed: {s.seed} leaves no seed for each of {counted(self.count, 'picture')}; use a smaller one.")
         if not self.prompts or not all(self.prompts):
             raise AtelierError("prompts: write at least one prompt, one a line, for example: a photo of a man.")
         for widget, chosen, known in (
@@ -159,7 +159,7 @@ class RegularisationSet:
             path, different = other[0]
             raise AtelierError(
                 f"{path}: this picture is there already and {different}"
-                + (f", and so are {len(other) - 1} more" if len(other) > 1 else "")
+                + (f", and so {'is' if len(other) == 2 else 'are'} {len(other) - 1} more" if len(other) > 1 else "")
                 + ". Nothing is overwritten: write another folder, set the widgets back, or take the old pictures away."
             )
         return SetState(tuple(kept), tuple(missing), tuple(broken))

@@ -29,6 +29,7 @@ async function showAll(page) {
 }
 
 await drive(SMALL, async ({ page, task, seen, limit, shot }) => {
+  seen.templates = await page.evaluate(() => window.app.api.getWorkflowTemplates());
   seen.others = {};
   for (const [name, address] of Object.entries(task.others ?? {})) {
     seen.others[name] = await open(page, name, address);
@@ -57,5 +58,11 @@ await drive(SMALL, async ({ page, task, seen, limit, shot }) => {
     if (Object.values(seen.pictures).every((found) => found.length)) break;
     await page.waitForTimeout(500);
   }
+  // The grid's own page is in its panel, within the node.
+  seen.page = await page.evaluate(() => {
+    const place = window.app.graph._nodes.find((node) => node.type === "EpochWeightGrid").widgets.find((widget) => widget.name === "told").element;
+    const [box, image] = [place, place.querySelector("img")].map((one) => one.getBoundingClientRect());
+    return { text: place.innerText, width: place.querySelector("img").naturalWidth, inside: image.left >= box.left && image.right <= box.right + 1 };
+  });
   await shot("finished");
 });

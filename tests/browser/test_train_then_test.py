@@ -31,7 +31,7 @@ def seen(request: pytest.FixtureRequest, comfyui: Path, tmp_path_factory: pytest
     host = support.host(request.param)
     found = drive(
         "open_and_queue", host, tmp_path_factory.mktemp("shots"), seconds=400, workflow=WORKFLOW, widgets=SHORT,
-        pictures=["EpochWeightGrid", "PreviewImage", "SaveImage", "LoadDataset"],
+        pictures=["PreviewImage", "SaveImage"],
         others={name: f"{TEMPLATES}/{name}.json" for name in RECIPES}, shootOthers="ATELIER_SHOTS" in os.environ,
     )  # fmt: skip
     return found | {"host": host}
@@ -39,6 +39,11 @@ def seen(request: pytest.FixtureRequest, comfyui: Path, tmp_path_factory: pytest
 
 def test_workflow_is_among_the_templates(seen: dict[str, Any]) -> None:
     assert "train_then_test" in seen["host"].server.get("/api/workflow_templates")["lora-atelier"]
+
+
+def test_the_templates_are_in_the_order_of_their_names(seen: dict[str, Any]) -> None:
+    names = seen["templates"]["lora-atelier"]
+    assert names == sorted(names) and names[0].startswith("01 ") and names[-1] == "train_then_test"
 
 
 def test_it_opens_without_a_missing_node(seen: dict[str, Any]) -> None:
@@ -70,9 +75,10 @@ def test_it_runs_and_the_grid_is_seen(seen: dict[str, Any]) -> None:
     end = seen["ended"]
     assert end["name"] == "execution_success", (end["detail"].get("node_type"), end["detail"].get("exception_message"))
     assert not seen["dialogsAfter"]
-    for node in ("EpochWeightGrid", "PreviewImage", "SaveImage"):
+    for node in ("PreviewImage", "SaveImage"):
         assert seen["pictures"][node], f"{node} shows no picture"
-    width, height = seen["pictures"]["EpochWeightGrid"][0]
+    width, height = seen["pictures"]["PreviewImage"][0]
+    assert seen["page"]["width"] > 100 and seen["page"]["inside"] and "Hint:" in seen["page"]["text"], seen["page"]
     assert width >= 3 * 128 and height >= 3 * 128, "three columns and three rows of cells"
 
 

@@ -116,3 +116,10 @@ def test_grid_setting_that_cannot_work(host: support.Host, widgets: dict[str, An
     failure = host.fail(graph)
     assert graph.prompt[nodes.grid]["class_type"] == failure.node
     assert words in failure.message
+    assert failure.times == 1, "however many widgets were looked at"
+
+
+def test_a_captioner_that_is_not_there_is_one_error(host: support.Host) -> None:
+    failure = attempt(host, AutoCaption={"captioner": "blip-nowhere", "download": False})
+    assert failure.node == "AutoCaption"
+    assert "captioner: 'blip-nowhere' is not in" in failure.message and failure.times == 1

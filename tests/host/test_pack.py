@@ -30,9 +30,17 @@ def test_node_is_listed_with_category_and_help(host: support.Host, node: str) ->
 def test_display_names_are_plain_words(host: support.Host) -> None:
     names = [host.info[node]["display_name"] for node in support.NODES]
     assert names == [
-        "Load Dataset", "Dataset From Nodes", "Auto Caption", "Render Regularisation", "Configure LoRA", "Train LoRA",
-        "Epoch Weight Grid",
+        "Load Dataset", "Dataset From Nodes", "Auto Caption", "Render Regularisation", "Configure LoRA",
+        "Train LoRA (Atelier)",        "Epoch Weight Grid",
     ]  # fmt: skip
+
+
+def test_no_node_of_the_host_has_the_same_name_and_the_usual_words_find_ours(host: support.Host) -> None:
+    others = {info["display_name"] for node, info in host.info.items() if node not in support.NODES}
+    assert "Train LoRA" in others and not others & {host.info[node]["display_name"] for node in support.NODES}
+    if "search_aliases" in host.info["TrainLoRA"]:  # older hosts search names alone
+        assert all(host.info[node]["search_aliases"] for node in support.NODES)
+        assert "lora trainer" in host.info["TrainLoRA"]["search_aliases"]
 
 
 def test_custom_wires_fit_the_stock_nodes(host: support.Host) -> None:
@@ -52,4 +60,4 @@ def test_the_panels_questions_are_answered(host: support.Host) -> None:
 
 def test_the_panels_words_are_served(host: support.Host) -> None:
     words = host.server.get("/api/i18n")["en"]
-    assert words["loraAtelier"]["stop"] and words["nodeDefs"]["TrainLoRA"]["display_name"] == "Train LoRA"
+    assert words["loraAtelier"]["stop"] and words["nodeDefs"]["TrainLoRA"]["display_name"] == "Train LoRA (Atelier)"

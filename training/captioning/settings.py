@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import AtelierError
+from ..errors import AtelierError, counted
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class GenerationSettings:
             raise AtelierError(f"beams: {self.beams} is below 1.")
         if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
             raise AtelierError(
-                f"max length: {self.max_length} tokens cannot hold a caption of at least {self.min_length} tokens; "
+                f"max length: {counted(self.max_length, 'token')} cannot hold a caption of at least "
+                f"{counted(self.min_length, 'token')}; "
                 "raise it, or lower min length."
             )
 

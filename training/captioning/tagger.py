@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from ..dataset.words import joined
-from ..errors import AtelierError
+from ..errors import AtelierError, counted
 from ..files import read_limited
 from .protocol import Picture
 from .settings import TaggerSettings
@@ -47,7 +47,7 @@ class Tagger:
         self.size, self.at_once = _square(entry.shape, path)
         if isinstance(answer.shape[-1], int) and answer.shape[-1] != len(self.tags):
             raise AtelierError(
-                f"captioner: {folder.name}'s {TAG_LIST} lists {len(self.tags)} tags, but {path.name} answers for "
+                f"captioner: {folder.name}'s {TAG_LIST} lists {counted(len(self.tags), 'tag')}, but {path.name} answers for "
                 f"{answer.shape[-1]}. Take both files from the same download."
             )
 

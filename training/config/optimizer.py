@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from ..errors import counted
 from . import optimizer_arguments
 from .refusal import check_kinds, choice, refuse
 
@@ -74,7 +75,8 @@ class OptimizerConfig:
         refuse(not 0 <= self.warmup_share < 1, f"warmup: a share of {self.warmup_share} is outside 0 to 0.99.")
         refuse(
             self.warmup_steps > 0 and self.warmup_share > 0,
-            f"warmup: {self.warmup_steps} steps and a share of {self.warmup_share} contradict each other; set one of them to 0.",
+            f"warmup: {counted(self.warmup_steps, 'step')} and a share of {self.warmup_share} contradict each "
+            "other; set one of them to 0.",
         )
         refuse(not 0 <= self.min_rate < math.inf, f"min rate: {self.min_rate} is no number from 0 on.")
         refuse(not 0 <= self.min_share <= 1, f"min rate: a share of {self.min_share} is outside 0 to 1.")

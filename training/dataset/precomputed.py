@@ -56,7 +56,8 @@ def check(dataset: Dataset, channels: int, frames: bool) -> None:
     odd = next((s.ready.channels for s in dataset.samples if s.ready and s.ready.channels != channels), None)
     if odd is not None:
         raise AtelierError(
-            f"latents: they have {odd} channels and this model's have {channels}. Encode the pictures with the VAE of the model."
+            f"latents: they have {counted(odd, 'channel')} and this model's have {channels}. Encode the "
+            "pictures with the VAE of the model."
         )
     if not frames and any(s.ready and s.ready.is_film for s in dataset.samples):
         raise AtelierError(
@@ -155,7 +156,7 @@ def _flat_latents(latents: Sequence[Any]) -> list[tuple[Tensor, int]]:
 
 
 def _layers(shape: Sequence[int]) -> str:
-    return f"{shape[0]} channels" + (f" in {counted(shape[1], 'frame')}" if len(shape) > 1 else "")
+    return counted(shape[0], "channel") + (f" in {counted(shape[1], 'frame')}" if len(shape) > 1 else "")
 
 
 def _flat_texts(conditioning: Sequence[CanvasText]) -> list[Text]:

@@ -10,11 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..config import SubsetConfig, to_dict
-
-
-def counted(number: int, noun: str) -> str:
-    """ "1 picture", "2 pictures"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+from ..errors import counted as counted
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import host
-from ..errors import AtelierError
+from ..errors import AtelierError, counted
 from ..files import read_tensors
 from ..network import lora_file
 from ..network.lora import LoRALayer
@@ -50,7 +50,7 @@ class Lora:
         if not changed:
             count = len({key[: part.start()] if (part := lora_file.PART.search(key)) else key for key in self.tensors})
             raise AtelierError(
-                f"{self.path.name}: none of its {count} layers belongs to this model ({self.model.family}); it was "
+                f"{self.path.name}: none of its {counted(count, 'layer')} belongs to this model ({self.model.family}); it was "
                 "made for another."
             )
         return host.Model(model), host.TextEncoder(clip, self.text.syntax)
@@ -116,6 +116,7 @@ def passed_over(path: Path, names: Names) -> str:
     if not unknown or len(unknown) == len(stems):
         return ""
     return (
-        f"{len(unknown)} of the {len(stems)} layers in the file, such as {unknown[0]}, are not in this model or text encoder; "
+        f"{len(unknown)} of the {len(stems)} layers in the file, such as {unknown[0]}, "
+        f"{'is' if len(unknown) == 1 else 'are'} not in this model or text encoder; "
         "they are not shown, and the file may have been made for another model."
     )

@@ -15,7 +15,7 @@ from .. import host
 from ..config.sampling import Sampling
 from ..dataset.cache import cache_key
 from ..dataset.images import open_picture
-from ..errors import AtelierError
+from ..errors import AtelierError, counted
 from ..files import HandedOn, replacing
 from .advice import Advice
 from .alike import Looks
@@ -138,7 +138,7 @@ class Pages:
         title = f"{axes.title}   on {self.base}"
         if notes is None:
             return Sheet(title, "", labels, strengths, size)
-        settings = f"{s.sampler} / {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}, seed {shown.seed}"
+        settings = f"{s.sampler} / {s.scheduler}, {counted(s.steps, 'step')}, cfg {s.cfg:g}, seed {shown.seed}"
         if shown.control >= 0:
             settings += f", beside control picture {shown.control + 1}"
         of_text = "" if axes.text_strength is None else f" of the model, {axes.text_strength:g} of the text encoder"

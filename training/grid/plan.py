@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import AtelierError
+from ..errors import AtelierError, counted
 from ..runs.record import SavedLoRA
 from ..runs.run import Epochs
 from .axes import EpochChoice
@@ -182,4 +182,4 @@ def spread(columns: int, rows: int, width: int, height: int) -> list[tuple[range
 def describe_size(axes: Axes, width: int, height: int) -> str:
     """``61 cells of 512 x 512 px on 2 pages``."""
     pages = len(axes.pages)
-    return f"{axes.cells} cells of {width} x {height} px on {pages} page{'s' if pages > 1 else ''}"
+    return f"{counted(axes.cells, 'cell')} of {width} x {height} px on {pages} page{'s' if pages > 1 else ''}"

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import counted
 from ..network.lora import LoRALayer, shares
 
 Branches = Mapping[str, LoRALayer]
@@ -131,7 +132,9 @@ class SideBySide:
         # What was called once is called in every pass; in one that is replayed no layer is.
         if left := names - self._called:
             passed = [file for file in files if any(name in left for name in file)]
-            raise UnusedLayers(f"{len(left)} layers were passed by, such as {min(left)}", passed)
+            raise UnusedLayers(
+                f"{counted(len(left), 'layer')} {'was' if len(left) == 1 else 'were'} passed by, such as {min(left)}", passed
+            )
 
     def choose(self, rows: tuple[tuple[int, float], ...]) -> None:
         """The next pass of the network has these (seat, strength) in its rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..config import OptimizerConfig
+from ..errors import counted
 from . import schedules
 
 
@@ -45,7 +46,7 @@ def summary(config: OptimizerConfig, total: int) -> str:
     if config.schedule in ("cosine with restarts", "annealing") and config.cycles > 1:
         line += f", {config.cycles} cycles"
         if config.schedule == "annealing" and config.cycle_steps:
-            line += f" of {config.cycle_steps} steps"
+            line += f" of {counted(config.cycle_steps, 'step')}"
     return line + (f", times the rate that {config.name} estimates" if config.adaptive else "")
 
 

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from ..config import OptimizerConfig, TrainingConfig
+from ..errors import counted
 from . import optimizers, schedules
 
 USUAL_MOST = {"Lion": 3e-3, "SGD": 10.0}
@@ -103,22 +104,29 @@ def _in_run(config: OptimizerConfig, total: int, epochs: int | None) -> Iterator
     updates = config.updates(total)
     warmup = schedules.warmup_steps(config, updates)
     if config.accumulate > total:
-        yield f"accumulate: the run has only {total} batches, which make a single step of the optimizer."
+        yield f"accumulate: the run has only {counted(total, 'batch', 'batches')}, which make a single step of the optimizer."
     elif config.accumulate > 1 and warmup:
-        yield f"warmup: {warmup} steps of the optimizer are {warmup * config.accumulate} of the {total} batches."
+        yield (
+            f"warmup: {counted(warmup, 'step')} of the optimizer are {warmup * config.accumulate} of the "
+            f"{counted(total, 'batch', 'batches')}."
+        )
     if config.own_rate:
         return
     cyclic = config.cycles > 1 and config.schedule in ("cosine with restarts", "annealing")
     if cyclic and not config.cycle_steps and 2 * config.cycles > updates - warmup:
-        yield f"cycles: {config.cycles} in {updates - warmup} steps have a step or two each, so that the rate hardly falls."
+        yield (
+            f"cycles: {config.cycles} in {counted(updates - warmup, 'step')} have a step or two each, so that "
+            "the rate hardly falls."
+        )
     elif cyclic and not config.cycle_steps and epochs is not None and config.cycles > epochs:
         yield (
-            f"cycles: {config.cycles} in {epochs} epochs, so that the rate stands anywhere between its peak and its minimum "
+            f"cycles: {config.cycles} in {counted(epochs, 'epoch')}, so that the rate stands anywhere between "
+            "its peak and its minimum "
             "where an epoch's file is saved."
         )
     if cyclic and config.cycle_steps and config.cycles * config.cycle_steps > updates - warmup:
         done = (updates - warmup) / config.cycle_steps
-        yield f"cycles: the run ends after {done:.3g} of the {config.cycles} cycles of {config.cycle_steps} steps."
+        yield f"cycles: the run ends after {done:.3g} of the {config.cycles} cycles of {counted(config.cycle_steps, 'step')}."
 
     def fallen(step: int) -> float:
         return -schedules.factor(config, step, updates)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..config import OptimizerConfig
-from ..errors import AtelierError
+from ..errors import AtelierError, counted
 
 
 def factor(config: OptimizerConfig, step: int, total: int) -> float:
@@ -61,16 +61,18 @@ def check(config: OptimizerConfig, total: int) -> None:
     warmup = warmup_steps(config, total)
     if warmup and warmup >= total:
         raise AtelierError(
-            f"warmup: {warmup} steps, but the run has only {total}; the learning rate would never be reached. Use fewer."
+            f"warmup: {counted(warmup, 'step')}, but the run has only {total}; the learning rate would never be "
+            "reached. Use fewer."
         )
     if config.schedule not in ("cosine with restarts", "annealing"):
         return
     if not config.cycle_steps and config.cycles > total - warmup:
-        raise AtelierError(f"cycles: {config.cycles} do not fit into {total - warmup} steps; use fewer.")
+        raise AtelierError(f"cycles: {config.cycles} do not fit into {counted(total - warmup, 'step')}; use fewer.")
     rest = total - warmup - config.cycles * config.cycle_steps
     if config.schedule == "annealing" and config.cycle_steps and rest > 0 and lowest(config) == 0:
         raise AtelierError(
-            f"min rate: annealing stays at its minimum for the last {rest} steps of the run, and at 0 they would learn nothing. "
+            f"min rate: annealing stays at its minimum for the last {counted(rest, 'step')} of the run, and at "
+            "0 would learn nothing. "
             "Set a min rate, or more cycles, or longer ones."
         )
 

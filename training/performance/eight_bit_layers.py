@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import counted
 from ..network.base_layer import FLOATS, bias_of, layout_of, weight_of
 from ..network.frozen_product import frozen_product
 from ..network.fused_linear import FROZEN, known
@@ -67,7 +68,8 @@ def remark(blocks: Sequence[nn.Module], kind: EightBits) -> str:
     if layers:
         before, less = sum(layer.weight.nbytes for layer in layers), sum(map(spared, blocks))
         return (
-            f"base_weights: while it trains, {len(layers)} layers of the model are held in {kind}, in "
+            f"base_weights: while it trains, {counted(len(layers), 'layer')} of the model "
+            f"{'is' if len(layers) == 1 else 'are'} held in {kind}, in "
             f"{(before - less) / GB:.3g} instead of {before / GB:.3g} GB; the model itself stays as it is"
         )
     others: list[Any] = [layer.weight for block in blocks for layer in _candidates(block)]

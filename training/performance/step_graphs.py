@@ -173,7 +173,8 @@ class StepGraphs(Generic[T]):
                 cause = _first(error)
                 if is_out_of_memory(cause):
                     self._full = True
-                    kept = f"{len(self._graphs)} of the picture sizes are, " if self._graphs else ""
+                    number, verb = len(self._graphs), "is" if len(self._graphs) == 1 else "are"
+                    kept = f"{number} of the picture sizes {verb}, " if number else ""
                     self._say(f"speed: there is no memory to record more training steps as CUDA graphs; {kept}{ANOTHER_WAY}")
                 else:
                     self.give_up(_reason(cause))

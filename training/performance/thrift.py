@@ -64,10 +64,14 @@ def difference(before: Thrift, after: Thrift) -> str:
     """What changes for the person, such as ``gradient_checkpointing is on``."""
     said = []
     if len(after.recomputed) > len(before.recomputed):
-        part = f"{len(after.recomputed)} of {after.blocks} blocks are computed twice (gradient_checkpointing)"
+        verb = "is" if len(after.recomputed) == 1 else "are"
+        part = f"{len(after.recomputed)} of {after.blocks} blocks {verb} computed twice (gradient_checkpointing)"
         said.append("gradient_checkpointing is on" if after.recomputes_all else part)
     if len(after.away) > len(before.away):
-        said.append(f"{len(after.away)} of {after.movable} blocks of the model stay in main memory (offload_blocks)")
+        said.append(
+            f"{len(after.away)} of {after.movable} blocks of the model "
+            f"{'stays' if len(after.away) == 1 else 'stay'} in main memory (offload_blocks)"
+        )
     if before.compiled and not after.compiled:
         said.append("compile is off")
     return ", ".join(said)

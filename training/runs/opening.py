@@ -228,7 +228,10 @@ def _rates(one: _Found, total: int, even: bool) -> str:
             f"length: {one.run.name} does not say how many steps it was to have, nor therefore whether its rates were the same."
         )
     if not even:
-        return f"accumulate: {one.run.name} has ended within a group of batches, so {total} steps would not be the longer run."
+        return (
+            f"accumulate: {one.run.name} has ended within a group of batches, so {counted(total, 'step')} "
+            "would not be the longer run."
+        )
     return (
         f"schedule: {one.run.name} was trained up to step {one.step} for {counted(one.total, 'step')}; in a run of {total} the "
         "learning rates of these steps would have been others."

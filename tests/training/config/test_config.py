@@ -54,7 +54,7 @@ from lora_atelier.training.errors import AtelierError
         (lambda: OptimizerConfig(min_share=1.1), "min rate: a share of 1.1"),
         (lambda: OptimizerConfig(warmup_steps=-1), "warmup: -1"),
         (lambda: OptimizerConfig(warmup_share=1), "warmup: a share of 1"),
-        (lambda: OptimizerConfig(warmup_steps=1, warmup_share=0.1), "warmup: 1 steps and a share of 0.1 contradict"),
+        (lambda: OptimizerConfig(warmup_steps=1, warmup_share=0.1), "warmup: 1 step and a share of 0.1 contradict"),
         (lambda: OptimizerConfig(cycles=0), "cycles: 0"),
         (lambda: OptimizerConfig(cycle_steps=-1), "cycle steps: -1"),
         (lambda: OptimizerConfig(power=0), "power: 0"),
