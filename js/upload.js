@@ -31,7 +31,7 @@ export class Adding extends Dialog {
   /** `added(folder)` is called when pictures have come. */
   constructor(node, files = [], added = () => {}) {
     super();
-    [this.node, this.files, this.added] = [node, [], added];
+    [this.node, this.files, this.added, this.choices] = [node, [], added, 0];
     this.build();
     this.take(files);
   }
@@ -83,7 +83,8 @@ export class Adding extends Dialog {
     if (!files.length) return;
     const top = folderOf(files);
     if (!this.folder.value) this.folder.value = top ? `input/${top}` : NEW;
-    this.files.push(...below(files));
+    this.choices += 1; // two folders may have files of one name, each with its own caption
+    this.files.push(...below(files).map((one) => ({ ...one, batch: this.choices })));
     this.list();
   }
 

@@ -24,6 +24,8 @@ LARGE = 16 * 1024 * 1024
 """Bytes of a request that may hold all captions of a folder."""
 _worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-routes")
 """One thread: what is asked twice waits, and a training is never crowded out."""
+copying = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-copying")
+"""Another one for what takes as long as a disk does, so that no panel waits for it."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 table = web.RouteTableDef()
 
@@ -87,6 +89,6 @@ def text_of(values: Mapping[str, Any], field: str, longest: int = 1000) -> str:
     return value
 
 
-async def apart(work: Callable[..., Any], *values: Any) -> Any:
+async def apart(work: Callable[..., Any], *values: Any, worker: ThreadPoolExecutor = _worker) -> Any:
     """Off the server's own thread."""
-    return await asyncio.get_running_loop().run_in_executor(_worker, partial(work, *values))
+    return await asyncio.get_running_loop().run_in_executor(worker, partial(work, *values))

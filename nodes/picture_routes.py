@@ -33,15 +33,15 @@ LOOKED_AT = 20_000
 def add(body: Mapping[str, Any]) -> dict[str, Any]:
     """Brings files that the host holds (uploaded, or drawn here) into a dataset's folder, which is made if it is new.
 
-    ``files``: objects with ``name``, as the person has it, and the host's ``filename``, ``subfolder`` and ``type``. Answers with
-    the folder's name, what is ``new``, what was ``there`` and what was ``left``, with its reason.
+    ``files``: objects with ``name``, as the person has it, the host's ``filename``, ``subfolder`` and ``type``, and ``batch``, the
+    number of the choice with which it came (none: all came with one). Answers with the folder's name, what is ``new``, what was ``there`` and what was ``left``, with its reason.
     """
     files, extension = body.get("files"), body.get("extension", ".txt")
     if not isinstance(files, list) or len(files) > MOST or not all(isinstance(file, dict) for file in files):
         raise wrong("files", f"a list of at most {MOST} objects")
     name, folder = folder_to_fill(_text(body, "folder"), host.dataset_roots())
     config = config_of({"folder": name, "caption_extension": extension})
-    incoming = [Incoming(_held(file), _text(file, "name", 4000)) for file in files]
+    incoming = [Incoming(_held(file), _text(file, "name", 4000), _batch(file)) for file in files]
     with _cleared(incoming):
         done = bring(incoming, folder, config.caption_extension)
     return {"folder": name, "new": done.new, "there": done.there, "left": done.left}
@@ -130,6 +130,13 @@ def _text(values: Mapping[str, Any], field: str, longest: int = 1000) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= longest or "\0" in value:
         raise wrong(field, f"a text of at most {longest} letters")
     return value
+
+
+def _batch(file: Mapping[str, Any]) -> int:
+    number = file.get("batch", 0)
+    if type(number) is not int or not 0 <= number <= MOST:
+        raise wrong("files", f"objects whose batch is a number from 0 to {MOST}")
+    return number
 
 
 def _held(file: Mapping[str, Any]) -> Path:

@@ -38,11 +38,13 @@ async function inside(entry) {
 /** What was chosen in an <input type="file">. */
 export const chosen = (input) => [...input.files].map((file) => ({ name: file.webkitRelativePath || file.name, file }));
 
-/** The one folder that all files are in, unless its name means repeats; "" if there is none. */
+const OWN_MEANING = /^(\d+_.*|masks?|_?(control|conditioning)s?(_images|_data)?([-_ ]?\d{1,2})?)$/i; // see training/dataset/names.py
+
+/** The one folder that all files are in, unless its name says more: repeats, masks, control pictures; "" if there is none. */
 export function folderOf(files) {
   const tops = new Set(files.map(({ name }) => (name.includes("/") ? name.split("/")[0] : "")));
   const [top] = tops;
-  return tops.size === 1 && !/^\d+_/.test(top) ? top : "";
+  return tops.size === 1 && !OWN_MEANING.test(top) ? top : "";
 }
 
 /** Names without the one folder that all files are in. */
@@ -64,7 +66,7 @@ export async function bring(files, folder, extension, said, signal) {
   const worker = async () => {
     for (let one; (one = waiting.shift()); said(++done, files.length)) {
       try {
-        sent.push({ name: one.name, ...(one.held ?? (await upload(one, place, signal))) });
+        sent.push({ name: one.name, batch: one.batch ?? 0, ...(one.held ?? (await upload(one, place, signal))) });
       } catch (error) {
         if (signal?.aborted) throw error;
         left.push([one.name, error.message]);

@@ -11,7 +11,7 @@ seen.held = [
 ].map(heldAt);
 
 const named = (...names) => names.map((name) => ({ name }));
-seen.folders = [named("cats/a.png", "cats/b/c.png"), named("25_cats/a.png"), named("a.png", "cats/b.png"), named("a.png")].map(folderOf);
+seen.folders = [named("cats/a.png", "cats/b/c.png"), named("25_cats/a.png"), named("a.png", "cats/b.png"), named("a.png"), named("masks/a.png"), named("control_2/a.png")].map(folderOf);
 seen.below = below(named("cats/a.png", "cats/b/c.png")).map(({ name }) => name);
 
 // A folder as browsers hand it out: some entries at a time.

@@ -40,8 +40,8 @@ def test_a_preview_of_this_server_is_taken_and_no_other_address(seen: dict[str, 
 
 
 def test_the_one_folder_around_a_drop_is_not_part_of_the_names(seen: dict[str, Any]) -> None:
-    """One whose name means repeats is."""
-    assert seen["folders"] == ["cats", "", "", ""] and seen["below"] == ["a.png", "b/c.png"]
+    """One whose name means repeats, masks or control pictures is."""
+    assert seen["folders"] == ["cats", "", "", "", "", ""] and seen["below"] == ["a.png", "b/c.png"]
 
 
 def test_a_folder_is_read_to_its_end(seen: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def test_several_are_sent_at_a_time_and_what_fails_is_named(seen: dict[str, Any]
     left = dict(seen["answer"]["left"])
     assert set(left) == {"cats/3 ü.png", "cats/4 ü.png", "x"} and len(seen["answer"]["new"]) == 9
     asked = seen["asked"]
-    drawn = {"name": "drawn.png", "filename": "drawn.png", "subfolder": "", "type": "output"}
+    drawn = {"name": "drawn.png", "batch": 0, "filename": "drawn.png", "subfolder": "", "type": "output"}
     assert asked["folder"] == "input/cats" and drawn in asked["files"]
     staged = [one for one in asked["files"] if one["type"] == "temp"]
     assert len(staged) == 8 and all(re.fullmatch(r"lora-atelier-incoming/[0-9a-f]{16}", one["subfolder"]) for one in staged)
