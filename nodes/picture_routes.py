@@ -33,8 +33,9 @@ LOOKED_AT = 20_000
 def add(body: Mapping[str, Any]) -> dict[str, Any]:
     """Brings files that the host holds (uploaded, or drawn here) into a dataset's folder, which is made if it is new.
 
-    ``files``: objects with ``name``, as the person has it, the host's ``filename``, ``subfolder`` and ``type``, and ``batch``, the
-    number of the choice with which it came (none: all came with one). Answers with the folder's name, what is ``new``, what was ``there`` and what was ``left``, with its reason.
+    ``files``: objects with ``name``, as the person has it, the host's ``filename``, ``subfolder`` and ``type``, and ``batch``,
+    the number of the choice with which it came (none: all came with one). Answers with the folder's name, what is ``new``, what
+    was ``there`` and what was ``left``, with its reason.
     """
     files, extension = body.get("files"), body.get("extension", ".txt")
     if not isinstance(files, list) or len(files) > MOST or not all(isinstance(file, dict) for file in files):

@@ -1,4 +1,4 @@
-"""What belongs together among files that are brought into a folder, told by their names as a scan tells it once they are there."""
+"""What belongs together among files that come into a folder, told by their names as a scan will tell it."""
 
 from __future__ import annotations
 

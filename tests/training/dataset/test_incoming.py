@@ -244,8 +244,8 @@ def test_too_many_at_once_are_refused(folder):
 NAMES = st.sampled_from([
     "a.png", "A.png", "a.jpg", "a.txt", "a.caption", "a.png.txt", "a.mask.png", "mask_a.png", "masks/a.png", "sub/a.png",
     "sub/a.txt", "m.jsonl", "b{}.png", "b{}.mask.png", "masks/masks/a.png", "a (2).png",
-    "a_control.png", "a.control.png", "control/a.png", "control/a_1.png", "control_2/a.png", "control/a.png.png", "sub_control/a.png",
-    "sub_mask/a.png", "a.png.mask.png", "masks/a.png.png",
+    "a_control.png", "a.control.png", "control/a.png", "control/a_1.png", "control_2/a.png", "control/a.png.png",
+    "sub_control/a.png", "sub_mask/a.png", "a.png.mask.png", "masks/a.png.png",
 ])  # fmt: skip
 
 
