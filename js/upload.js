@@ -15,16 +15,21 @@ const NEW = "input/my-pictures";
 const isFolder = (value) => typeof value === "string" && /^\w+\/./.test(value);
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
-/** Chooses a folder in a Load Dataset node, also one that its list doesn't have yet. */
+/** Whether a Load Dataset node reads what is in `inner`, a path below its folder. */
+const reads = (node, inner) => Boolean(widgetOf(node, "nested")?.value) || /^(img\/)?\d+_[^/]*$/.test(inner);
+
+/** Chooses a folder in a Load Dataset node, also one that its list doesn't have yet. False if it is part of the node's and not read. */
 function choose(node, folder) {
   const widget = widgetOf(node, "folder");
   const now = widget.value;
-  if (now === folder || (isFolder(now) && folder.startsWith(`${now}/`))) return; // it is among its pictures as it is
+  if (now === folder) return true;
+  if (isFolder(now) && folder.startsWith(`${now}/`)) return reads(node, folder.slice(now.length + 1));
   const values = widget.options?.values;
   if (Array.isArray(values) && !values.includes(folder)) values.push(folder);
   widget.value = folder;
   widget.callback?.(folder);
   node.setDirtyCanvas?.(true, true);
+  return true;
 }
 
 export class Adding extends Dialog {
@@ -138,7 +143,8 @@ export class Adding extends Dialog {
       this.forget(files); // what was dropped meanwhile waits
       this.tell(answer);
       if (!answer.new.length && !answer.there.length) return;
-      choose(this.node, answer.folder);
+      const isRead = choose(this.node, answer.folder);
+      if (!isRead) this.said.textContent += ` · ${text("notRead", { folder: widgetOf(this.node, "folder").value })}`;
       this.added(answer.folder);
     } catch (error) {
       this.said.textContent = this.stop.signal.aborted ? text("ended") : error.message;

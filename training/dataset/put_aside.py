@@ -64,7 +64,10 @@ def restore(folder: Path, entry: str, root: Path) -> list[str]:
     below = [path.relative_to(aside) for path in files]
     taken = [path.as_posix() for path in below if os.path.lexists(folder / path)]
     if taken:
-        raise AtelierError(f"pictures: {some(taken)}: another file has this name now. Rename it, then put the picture back.")
+        raise AtelierError(
+            f"pictures: {some(taken)}: another file has this name now. What was taken out lies in "
+            f"{folder.name}/{FOLDER}/{entry}; move it from there by hand."
+        )
     _move([(file, folder / path) for file, path in zip(files, below, strict=True)])
     _drop_empty(aside)
     return [path.as_posix() for path in below]
