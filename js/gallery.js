@@ -91,10 +91,10 @@ class Gallery extends Dialog {
       return make("tr", {}, make("th", { scope: "row" }, number(strength)), ...cells);
     });
     const caption = make("caption", {}, text("gridCaption", { prompt, sampler, scheduler, count: steps, cfg: number(cfg), seed }));
-    this.fitCells();
     this.table.replaceChildren(caption, make("thead", {}, make("tr", {}, make("td"), ...heads)), make("tbody", {}, ...rows));
     this.mark();
     this.show();
+    this.fitCells();
   }
 
   cell(place, row) {
