@@ -109,10 +109,11 @@ export class Adding extends Dialog {
 
   /** What ComfyUI has drawn, to be chosen by a click. */
   async offer() {
-    const { pictures, more } = await ask("pictures/made");
+    const { pictures, more, unseen } = await ask("pictures/made");
     this.made.hidden = false;
     this.made.replaceChildren(...pictures.map((held) => make("li", {}, this.choice(held))));
-    this.said.textContent = pictures.length ? text("madeCount", { count: pictures.length, more }) : text("noneMade");
+    const said = pictures.length ? text("madeCount", { count: pictures.length, more }) : text("noneMade");
+    this.said.textContent = unseen ? `${said} · ${text("madeUnseen")}` : said;
   }
 
   choice(held) {

@@ -33,7 +33,7 @@ class Incoming:
 
     @property
     def steps(self) -> list[str]:
-        return [part for part in self.name.replace("\\", "/").split("/") if part not in ("", ".")]
+        return steps_of(self.name)
 
     @property
     def path(self) -> str:
@@ -138,18 +138,13 @@ class Sorting:
             elif ending in (self.extension.lower(), *CAPTION_ENDINGS):
                 own = self.extension if ending == self.extension.lower() else os.path.splitext(path)[1]
                 self._give(file, _Claim(folder, stem, f"{folder}/" if folder else "", own, unused.CAPTION_ALONE), caption=True)
-            elif ending == ".jsonl":
-                self.tables.append(file)
             else:
-                self.left.append((file.name, why_not(ending)))
+                self.tables.append(file)
 
     def _is_used(self, file: Incoming) -> bool:
-        parts = file.steps
-        why = unused.HIDDEN if not parts or ".." in parts else next(filter(None, map(names.passed_over, parts)), None)
-        if why is None or why is unused.NOT_UTF8:
-            return True
-        self.left.append((file.name, why.what))
-        return False
+        why = useless(file.name, self.extension)
+        self.left += [(file.name, why)] if why else []
+        return not why
 
     @staticmethod
     def _by_folder(images: Sequence[tuple[Incoming, str]]) -> dict[tuple[int, str], Pictures]:
@@ -237,10 +232,22 @@ class Sorting:
         self._group(batch, claim.folder, stem).companions.append(Companion(file, pattern, whole, claim.alone))
 
 
-def why_not(ending: str) -> str:
-    """Why a file with this ending (lower case) is not brought."""
+def useless(name: str, extension: str) -> str:
+    """Why a file of this name is not brought, whatever is in it; empty where it may be of use."""
+    parts = steps_of(name)
+    why = unused.HIDDEN if not parts or ".." in parts else next(filter(None, map(names.passed_over, parts)), None)
+    if why is not None and why is not unused.NOT_UTF8:  # its name is made such that every system has it
+        return why.what
+    ending = apart("/".join(map(safe, parts)))[2]
+    if ending in EXTENSIONS or ending in (extension.lower(), ".jsonl", *CAPTION_ENDINGS):
+        return ""
     reason = names.left_over(ending)
     return f"{reason.what}. {reason.remedy}".strip()
+
+
+def steps_of(name: str) -> list[str]:
+    """A path as its parts."""
+    return [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
 
 
 def safe(part: str) -> str:

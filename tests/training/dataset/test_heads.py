@@ -190,7 +190,7 @@ def test_a_cascade_works_for_one_thread_at_a_time():
     class Cascade:
         busy, most = 0, 0
 
-        def detectMultiScale(self, grey, **_):  # noqa: N802 - OpenCV's name
+        def detectMultiScale(self, grey, **_):
             self.busy += 1
             self.most = max(self.most, self.busy)
             time.sleep(0.005)
