@@ -88,7 +88,7 @@ class AutoCaption(io.ComfyNode):
                 *_more_inputs(),
             ], RARE),
             outputs=[DATASET.Output(display_name="dataset", tooltip="The same pictures with their captions.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip
 
@@ -155,7 +155,9 @@ class AutoCaption(io.ComfyNode):
         notes: tuple[str, ...] = ()
         if pause and not dry_run:
             again = choice.asked(captioned, mode, work, node_id)
-            captioned, notes = review(captioned, report.told(captioned), node_id or "", again)
+            captioned, notes = review(
+                captioned, report.told(captioned), node_id or "", workflow_of(cls.hidden), again
+            )  # fmt: skip
         said = report.told(captioned)
         said = with_changes(said, warnings=(*notes, *said.warnings))
         logged("Auto Caption", said)
@@ -243,7 +245,16 @@ def _more_inputs() -> list[Any]:
     ]  # fmt: skip
 
 
-def review(dataset: Any, said: Any, node_id: str, again: Callable[[str], str]) -> tuple[Any, tuple[str, ...]]:
+def workflow_of(hidden: Any) -> str:
+    """The id of the workflow that the run came from, by which its page knows it; empty where there is none."""
+    workflow = (getattr(hidden, "extra_pnginfo", None) or {}).get("workflow")
+    found = workflow.get("id") if isinstance(workflow, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def review(
+    dataset: Any, said: Any, node_id: str, workflow: str, again: Callable[[str], str]
+) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
     """Waits for the person; gives the dataset as it is then, and what there is to say of that. ``again`` asks for one caption."""
     from ..training import host
     from ..training.captioning.review import hold, reviewed
@@ -263,7 +274,7 @@ def review(dataset: Any, said: Any, node_id: str, again: Callable[[str], str]) -
 
     def wait() -> None:
         show(WAITS)
-        part = {"node": node_id, "told": said.shown()["told"][0]}
+        part = {"node": node_id, "workflow": workflow, "told": said.shown()["told"][0]}
         hold(node_id, part, lambda: host.send("lora_atelier.review", {}), host.check_interrupt, answer)
         show("")
 
