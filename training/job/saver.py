@@ -79,7 +79,7 @@ class Saver:
         try:
             for saved in self.run.saved():
                 if saved.step == step:
-                    beside.place(path, saved.path)
+                    self.run.place_picture(path, saved.path)
                     if self.job.thumbnail:
                         add_metadata(saved.path, {"modelspec.thumbnail": beside.thumbnail(picture, self.job.thumbnail)})
         except (OSError, AtelierError) as error:  # a full disk: the file itself is there

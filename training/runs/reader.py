@@ -20,7 +20,7 @@ from ..config import check_run_name
 from ..dataset.png_text import png_text
 from ..errors import AtelierError
 from ..files import Unreadable, is_file, is_inside, open_plain, parse_json
-from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLES_FOLDER
+from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLE, SAMPLES_FOLDER
 from .record import read_record
 
 FADE = 0.02
@@ -41,7 +41,6 @@ BEFORE = "start"
 """The label of what was drawn before the first step."""
 LONGEST_PROMPT = 500
 """Characters of a prompt that are told."""
-SAMPLE = re.compile(r"-(?:(?P<epoch>\d{6})|step(?P<step>\d{8}))(?:-(?P<number>\d+))?\.png")
 
 
 _tails: OrderedDict[Path, Tail] = OrderedDict()
