@@ -87,6 +87,6 @@ def text_of(values: Mapping[str, Any], field: str, longest: int = 1000) -> str:
     return value
 
 
-async def apart(work: Callable[..., Any], *values: Any) -> Any:
+async def apart(work: Callable[..., Any], *values: Any, worker: ThreadPoolExecutor = _worker) -> Any:
     """Off the server's own thread."""
-    return await asyncio.get_running_loop().run_in_executor(_worker, partial(work, *values))
+    return await asyncio.get_running_loop().run_in_executor(worker, partial(work, *values))

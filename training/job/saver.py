@@ -52,6 +52,7 @@ class Saver:
             config, job.dataset, job.plan, family=job.model.family, prediction=job.model.prediction, epoch=epoch,
             step=step, total_steps=job.total, graph=job.graph, sizes=self.adapter.sizes(),
             precision=DTYPE_NAMES.get(job.model.compute_dtype, ""), card=replace(job.card, trigger=job.trigger),
+            name=self.run.name,
         )  # fmt: skip
         if job.encoded.shows.shown:
             metadata["lora_atelier.pairs"] = str(sum(bool(sample.controls) for sample in job.dataset.samples))

@@ -21,6 +21,7 @@ KEY, MARK = "Software", "LoRA Atelier"
 """What samples say of the program that drew them."""
 OTHERS = (".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp", ".jpg", ".jpeg", ".webp")
 """Names that the same programs read besides; where one of them is there, somebody has chosen a picture."""
+JPEG = "data:image/jpeg;base64,"
 QUALITIES = (85, 70, 50, 30)
 THUMBNAIL_BYTES = 64 * 1024
 """Most of a thumbnail, which is read whenever a list of models is."""
@@ -60,14 +61,15 @@ def place(sample: Path, lora: Path, placed: str = "") -> str:
 
 
 def thumbnail(picture: Any, side: int) -> str:
-    """A PIL picture as the JPEG of a data URL, at most ``side`` pixels a side and ``THUMBNAIL_BYTES`` large."""
+    """A PIL picture as the JPEG of a data URL: at most ``side`` pixels a side, and less of both where it would have more than
+    ``THUMBNAIL_BYTES`` characters."""
     small = picture.convert("RGB")
-    small.thumbnail((side, side))
-    data = b""
-    for quality in QUALITIES:
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=quality, optimize=True)
-        data = buffer.getvalue()
-        if len(data) <= THUMBNAIL_BYTES:
-            break
-    return f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
+    while True:
+        small.thumbnail((side, side))
+        for quality in QUALITIES:
+            buffer = io.BytesIO()
+            small.save(buffer, "JPEG", quality=quality, optimize=True)
+            url = f"{JPEG}{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+            if len(url) <= THUMBNAIL_BYTES:
+                return url
+        side = max(small.size) * 3 // 4

@@ -258,7 +258,8 @@ def thinned(rows: list[dict[str, Any]], most: int = MOST_ROWS) -> list[dict[str,
 
 def samples(folder: Path) -> list[dict[str, Any]]:
     """The sample pictures in the order in which they were drawn: file, ``label`` (start, epoch 3, step 250), ``number`` of the
-    prompt, and the ``prompt`` itself where the picture says it (else None).
+    prompt, the ``prompt`` itself where the picture says it (else None), and the ``stamp`` of its last change, by which
+    one that was drawn anew is told.
 
     Nothing that a link brings in from outside the runs' folder is one.
     """
@@ -281,7 +282,7 @@ def samples(folder: Path) -> list[dict[str, Any]]:
                 "label": BEFORE if match["epoch"] == "000000" else label,
                 "number": int(match["number"] or 1),
             }
-            out.append((stamp[0], {**facts, "prompt": _prompt(path, stamp)}))
+            out.append((stamp[0], {**facts, "prompt": _prompt(path, stamp), "stamp": stamp[0] // 10**6}))
     return [row for _, row in sorted(out, key=lambda pair: (pair[0], pair[1]["file"]))]
 
 

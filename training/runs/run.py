@@ -39,13 +39,14 @@ from .layout import (
     OLDER_STATE_FILE,
     OWNER_FILE,
     RUN_FILE,
+    SAMPLE,
     SAMPLES_FOLDER,
     STATE_FILE,
     STATE_FOLDER,
 )
 from .metadata import content_hashes, is_whole
 from .record import Record, SavedLoRA, SaveKind, read_record
-from .state import State, read_state, step_of, write_state
+from .state import State, due_of, read_state, step_of, write_state
 
 SAVED_LORAS = HandedOn()
 """What runs have handed on."""
@@ -231,6 +232,15 @@ class Run:
         steps = (step_of(self.folder / name) for name in (STATE_FILE, OLDER_STATE_FILE))
         return next((step for step in steps if step is not None), 0)
 
+    def has_state(self) -> bool:
+        """Whether there is one, sound or not."""
+        return any(os.path.lexists(self.folder / name) for name in (STATE_FILE, OLDER_STATE_FILE))
+
+    def state_is_due(self) -> bool:
+        """Whether what belongs to the end of the newest state's step (measuring, saving, samples) is still to be done."""
+        dues = (due_of(self.folder / name) for name in (STATE_FILE, OLDER_STATE_FILE))
+        return next((due for due in dues if due is not None), False)
+
     def drop_state(self) -> int:
         """Deletes what the run needs to go on, and nothing else; how many bytes that were. OSError where the system refuses."""
         freed = 0
@@ -281,6 +291,14 @@ class Run:
                 break
             rows.append(row)
         return rows
+
+    def drop_samples(self) -> None:
+        """Before a run begins: the samples of an earlier beginning are none of its own. Other pictures stay."""
+        folder = self.folder / SAMPLES_FOLDER
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if SAMPLE.fullmatch(path.name.removeprefix(self.name)) and path.name.startswith(self.name):
+                with suppress(OSError):
+                    path.unlink()
 
     def save_sample(self, picture: Any, place: str, number: int, info: Any = None) -> Path:
         """A sample as PNG; ``picture`` is a PIL image of the ``number``-th prompt (from 0), ``info`` PNG metadata.
