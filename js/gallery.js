@@ -8,6 +8,7 @@ import { ask, pictureOf } from "./lib/server.js";
 import { text } from "./lib/text.js";
 
 const ZOOM = [64, 512, 160]; // px of a cell: least, most, at first
+const [HEADS, BETWEEN] = [70, 5]; // px: of the column of strengths, and of what lies between two cells
 const number = (value) => String(Number(Number(value).toPrecision(6)));
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
@@ -24,6 +25,7 @@ class Gallery extends Dialog {
     this.pages = make("select", { "aria-label": text("gridPage"), change: () => this.tried(() => this.load()) });
     const [min, max, value] = ZOOM;
     this.zoom = make("input", { type: "range", min, max, value, "aria-label": text("zoom"), title: text("zoom"), input: () => this.scale() });
+    this.zoom.addEventListener("input", () => (this.zoomed = true), { once: true });
     this.only = make("input", { type: "checkbox", change: () => this.mark() });
     this.table = make("table", { class: "atelier-cells" });
     this.large = make("div", { class: "atelier-large", "aria-live": "polite" });
@@ -92,6 +94,7 @@ class Gallery extends Dialog {
     this.table.replaceChildren(caption, make("thead", {}, make("tr", {}, make("td"), ...heads)), make("tbody", {}, ...rows));
     this.mark();
     this.show();
+    this.fitCells();
   }
 
   cell(place, row) {
@@ -136,6 +139,15 @@ class Gallery extends Dialog {
       return make("figure", {}, inside, make("figcaption", {}, this.words(place)));
     });
     this.large.replaceChildren(...(figures.length ? figures : [make("p", { class: "atelier-axis" }, text("chooseHelp"))]));
+  }
+
+  /** Until the person chooses a size, the cells are as large as the window has room for in its width. */
+  fitCells() {
+    const room = this.table.parentElement.clientWidth - HEADS;
+    const side = Math.floor(room / (this.grid.epochs.length + 1)) - BETWEEN;
+    if (this.zoomed || side <= 0) return;
+    this.zoom.value = Math.min(side, ZOOM[1]);
+    this.scale();
   }
 
   scale() {

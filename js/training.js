@@ -68,7 +68,7 @@ class Monitor {
   }
 
   clear() {
-    Object.assign(this, { rows: [], measured: [], samples: [], saved: [], live: null, ended: "", opened: "", told: {}, folder: "", total: 0, each: 0, finished: false });
+    Object.assign(this, { rows: [], measured: [], samples: [], saved: [], live: null, ended: "", opened: "", told: {}, pictures: new Map(), folder: "", total: 0, each: 0, finished: false });
   }
 
   end() {
@@ -278,6 +278,21 @@ class Monitor {
     return beyond(this.sentences, LINE) + beyond([this.head, this.controls], CONTROL) + this.filmed;
   }
 
+  /** A sample in its strip; one that is shown already stays the same element, so that nothing is loaded twice. */
+  picture(sample, prompt) {
+    const known = this.pictures.get(sample.filename);
+    if (known) return known;
+    const alt = text("sampleOf", { number: sample.number, label: sample.label });
+    const follow = ({ target }) => {
+      const film = target.closest("ul");
+      if (film) film.scrollLeft = film.scrollWidth;
+    };
+    const image = make("img", { src: pictureOf(sample, true), alt, title: prompt, load: follow });
+    const item = make("li", {}, make("a", { href: pictureOf(sample), target: "_blank", rel: "noopener" }, image, sample.label));
+    this.pictures.set(sample.filename, item);
+    return item;
+  }
+
   /** One strip of samples a prompt, oldest first; the prompts stand there where there are several. */
   drawFilm() {
     const names = this.samples.map((sample) => sample.filename).join();
@@ -291,15 +306,11 @@ class Monitor {
     const parts = [...strips].map(([key, samples]) => {
       const prompt = String(typeof key === "number" ? text("promptNumber", { number: key }) : key || text("noPrompt"));
       const film = make("ul", { class: "atelier-film", tabindex: 0, "aria-label": `${text("samples")}: ${prompt}` });
-      const pictures = samples.map((sample) => {
-        const alt = text("sampleOf", { number: sample.number, label: sample.label });
-        const image = make("img", { src: pictureOf(sample, true), alt, title: prompt, load: () => (film.scrollLeft = film.scrollWidth) });
-        return make("li", {}, make("a", { href: pictureOf(sample), target: "_blank", rel: "noopener" }, image, sample.label));
-      });
-      film.append(...pictures);
+      film.append(...samples.map((sample) => this.picture(sample, prompt)));
       return [...(strips.size > 1 ? [make("p", { class: "atelier-prompt", title: prompt }, prompt)] : []), film];
     });
     this.films.replaceChildren(...parts.flat());
+    for (const film of this.films.querySelectorAll(".atelier-film")) film.scrollLeft = film.scrollWidth;
     const title = strips.size > 1 ? TITLE : 0;
     this.filmed = Math.min(STRIPS, strips.size) * (STRIP + title) + (strips.size > STRIPS ? STRIP / 3 : 0);
     this.films.style.height = `${this.filmed}px`;

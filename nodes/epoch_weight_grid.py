@@ -125,9 +125,12 @@ class EpochWeightGrid(io.ComfyNode):
         runs = [*([epochs] if epochs is not None else []), *_named_runs(lora_files)]
         choice = typed.parse_epochs(which_epochs)
         wrapped, text = host.Model(model), host.TextEncoder(clip)
-        given = prompting.apart(control, "control")
-        if not given and family_named(wrapped.family).edits:
-            given = prompting.opened(next((run.controls for run in runs if run.controls), ()))
+        files = [saved.path for run in runs for saved in run.files]
+        facts = list(map(read_metadata, files))
+        given, of_controls = prompting.of_grid(
+            prompting.apart(control, "control"), [run.controls for run in runs], any(origin.PAIRS in one for one in facts),
+            wrapped.family,
+        )  # fmt: skip
         shows = prompting.shows_of(family_named(wrapped.family), text, bool(given))
         lines, places = plan.beside(typed.prompt_lines(prompts), len(given) if shows.shown else 0)
         axes = plan.Axes(
@@ -139,8 +142,7 @@ class EpochWeightGrid(io.ComfyNode):
             places,
         )
         plan.check_size(axes.cells, width, height)
-        files = [saved.path for run in runs for saved in run.files]
-        syntax = origin.prompt_syntax(map(read_metadata, files)) if prompt_syntax == AS_TRAINED else prompt_syntax
+        syntax = origin.prompt_syntax(facts) if prompt_syntax == AS_TRAINED else prompt_syntax
         hidden = cls.hidden
         codec = host.PictureCodec(vae)
         name = origin.model_name(hidden.prompt, hidden.unique_id) if hidden else ""
@@ -156,8 +158,8 @@ class EpochWeightGrid(io.ComfyNode):
             together=cells_at_once,
             judge=_judge(runs, dataset, clip_vision) if scores else None,
             losses=_losses(runs),
-            remarks=[*plan.remarks(runs, choice, axes.strengths), *prompting.unread(control, wrapped.family)],
-            controls=prompting.ControlPictures(codec, shows, given),
+            remarks=[*plan.remarks(runs, choice, axes.strengths), *of_controls],
+            controls=prompting.ControlPictures(codec, shows, given, (width, height)),
             show=host.status_of(hidden.unique_id) if hidden else lambda _line: None,
         )
         grid.check()

@@ -21,7 +21,7 @@ from ..training import host
 from ..training.captioning import review
 from ..training.captioning.editing import Changed
 from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
-from ..training.dataset.steps_ahead import SubsetSource, steps_per_epoch
+from ..training.dataset.steps_ahead import SubsetSource, pairs, steps_per_epoch
 from ..training.errors import AtelierError
 from ..training.estimate import activations, disk
 from ..training.estimate.cautions import Prospect, cautions, expected_files
@@ -186,15 +186,17 @@ def _prospect(
 ) -> Prospect:
     """What is known of the run that these make."""
     sets = [source.config for source in sources or ()]
-    outline = None
+    outline, paired = None, None
     with suppress(AtelierError, OSError):  # told where its size is asked for
         outline = None if model is None else _outline(model, model.stat().st_mtime_ns, None)
+    with suppress(AtelierError):  # told where its steps are asked for
+        paired = pairs(sources) if sources else None
     return Prospect(
         config, steps, expected.bytes, expected.state, room_on_disk(host.loras_folder()),
         model.stem if model else "", outline.family if outline else "",
         outline.stored.needed(Thrift(0, 0)) if outline else None,
         tuple(subset.resolution for subset in sets if subset.role == "training"), host.torch_device().type, samples,
-        any(subset.crop == "focus" for subset in sets),
+        any(subset.crop == "focus" for subset in sets), paired,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -56,15 +56,37 @@ def apart(images: Tensor | None, wire: str) -> list[Control]:
 
 def _as_shown(picture: Image.Image) -> Tensor:
     """(1, H, W, 3) in 0..1, at the size that a control picture of this size has in training."""
-    size = whole_size(*picture.size)
+    return _resized(picture, whole_size(*picture.size))
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Tensor:
     return to_unit(cut(picture, size, (0, 0, *size)))[None]
 
 
-def unread(images: Tensor | None, family: str) -> list[str]:
-    """The sentence that says so where pictures are given to a model that reads none."""
-    if images is None or family_named(family).edits:
+def unread(given: Sequence[Control], family: str, wire: str) -> list[str]:
+    """The sentence that says so where pictures are given to a model that reads none; ``wire`` is where they came in."""
+    if not given or family_named(family).edits:
         return []
-    return [f"control: a {family} model reads no control pictures, so these are not used."]
+    return [f"{wire}: a {family} model reads no control pictures, so these are not used."]
+
+
+def of_grid(
+    wired: Sequence[Control], runs: Iterable[Sequence[Sequence[Path]]], were_pairs: bool, family: str
+) -> tuple[list[Control], list[str]]:
+    """(what a grid's prompts are beside, what there is to say of it).
+
+    ``runs``: files of control pictures that each run has handed on; ``were_pairs``: whether some file was trained on pairs.
+    """
+    said = unread(wired, family, "control")
+    if wired or not family_named(family).edits:
+        return list(wired), said
+    try:
+        found = opened(next((files for files in runs if files), ()))
+    except AtelierError as error:
+        return [], [f"control: the run's own control picture is gone, so all is drawn without one ({error})"]
+    if not found and were_pairs:
+        said.append("control: these LoRAs were trained on pairs; connect a picture that the prompts are to work on.")
+    return found, said
 
 
 @dataclass
@@ -74,7 +96,10 @@ class ControlPictures:
     codec: host.PictureCodec
     shows: Controls = NONE
     given: Sequence[Control] = ()
+    drawn: tuple[int, int] = (512, 512)
+    """(width, height) in pixels of what is drawn beside them."""
     _latents: dict[int, list[Tensor]] = field(default_factory=dict)
+    _digests: dict[int, str] = field(default_factory=dict)
 
     def place(self, number: int) -> int:
         """Which control pictures a prompt is beside; -1 for none."""
@@ -89,8 +114,19 @@ class ControlPictures:
         if place < 0:
             return []
         if place not in self._latents:
-            self._latents[place] = [self.codec.encode(pixels) for pixels in self.given[place]]
+            self._latents[place] = [self.codec.encode(self._sized(pixels)) for pixels in self.given[place]]
         return self._latents[place]
+
+    def _sized(self, pixels: Tensor) -> Tensor:
+        """As large as what is drawn, where the model wants them so."""
+        return _resized(to_picture(pixels[0]), self.drawn) if self.shows.as_large else pixels
+
+    def cells(self) -> int:
+        """Cells of the latents of the largest of them."""
+        sizes = [self.drawn if self.shows.as_large else (one.shape[2], one.shape[1]) for group in self.given for one in group]
+        most = max((sum(1 for _ in group) for group in self.given), default=0)
+        side = self.codec.downscale
+        return most * max((width // side * (height // side) for width, height in sizes), default=0) if self.shows.shown else 0
 
     def beside(self, text: CanvasText, place: int) -> CanvasText:
         """A CONDITIONING with the latents, as the host's own nodes put them there."""
@@ -104,11 +140,13 @@ class ControlPictures:
         """Equal for equal pictures; empty for none."""
         if place < 0:
             return ""
-        found = hashlib.sha256()
-        for pixels in self.given[place]:
-            levels = (pixels.detach().cpu().float() * 255).round().to(torch.uint8).contiguous()
-            found.update(str(tuple(levels.shape)).encode() + levels.numpy().tobytes())
-        return found.hexdigest()
+        if place not in self._digests:
+            found = hashlib.sha256(repr(self.shows).encode())
+            for pixels in self.given[place]:
+                levels = (pixels.detach().cpu().float() * 255).round().to(torch.uint8).contiguous()
+                found.update(str(tuple(levels.shape)).encode() + levels.numpy().tobytes())
+            self._digests[place] = found.hexdigest()
+        return self._digests[place]
 
 
 @dataclass

@@ -24,7 +24,6 @@ from .objective import noise as noises
 from .objective.preservation import base_prediction, preservation_loss
 from .protocols import Conditions, Denoiser, EncodedText, Predictor, Together
 from .session import Session
-from .tensors import references
 from .tensors.transfer import to_device, with_one_way_back
 
 Sizes = Sequence[Mapping[str, int]]
@@ -126,8 +125,7 @@ def prepare(session: Session, batch: Batch, step: int) -> StepInputs:
     asked = noised(model, x0, sigma, noise, texts, sizes, mixed_in)
     held, prompt = None, config.loss.preservation_prompt
     if config.loss.preservation and prompt:
-        said = session.encoded.text(prompt)
-        held = model.merged(conditions_of(model, asked.x, [{**said, **references.beside(text)} for text in texts], sizes))
+        held = model.merged(conditions_of(model, asked.x, session.encoded.held(prompt, batch), sizes))
     regularises = subset.role == "regularisation"
     strength = config.loss.preservation if regularises and config.loss.preservation and not prompt else 1.0
     numbers = torch.tensor([subset.mask_floor, subset.loss_weight * strength, averaged(session, step)])

@@ -32,6 +32,9 @@ export function addPanel(node, name, element, height) {
   element.style.minHeight = `${height()}px`;
   const widget = node.addDOMWidget(name, "atelier", element, { serialize: false, hideOnZoom: false, getMinHeight: () => height() + 2 * MARGIN });
   widget.serialize = false;
+  // The properties panel would draw it too, and leave it as narrow as it is itself; a panel is as wide as its node.
+  if (widget.options) widget.options.hideInPanel = true;
+  Object.defineProperty(widget, "width", { configurable: true, get: () => undefined, set() {} });
   // On the classic canvas the panel lies above it: the wheel is the canvas's, unless something in the panel scrolls.
   element.addEventListener("wheel", (event) => {
     if (!window.LiteGraph?.vueNodesMode && !scrolls(event.target.closest(".atelier-film, .atelier-scroll"))) app.canvas?.processMouseWheel?.(event);

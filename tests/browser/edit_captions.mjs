@@ -1,6 +1,7 @@
 // Edits captions as a person would: opens the dialog from the node, types into one, adds a tag to all, takes that back and saves;
 // turns a picture, takes it out and puts it back, drops others on the window and on the node, and adds what ComfyUI has drawn;
-// has one caption asked again, and lets a run go on that waits for its captions to be read.
+// has one caption asked again, lets a run go on that waits for its captions to be read, and looks at a crop around a head.
+// faces: a folder with one.
 // workflow: address of the workflow's JSON on the server. widgets: {node type: {widget: value}}, set before.
 import { drive, listen, load, press, set } from "./page.mjs";
 
@@ -172,4 +173,14 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   await page.waitForFunction(() => window.ended, null, limit);
   await waits(true);
   seen.went = { ...(await panel()), ended: await page.evaluate(() => window.ended.name) };
+
+  // The crop around a head, as the window frames it.
+  seen.unset = [...seen.unset, ...(await set(page, { LoadDataset: { folder: task.faces, crop: "head", resolution: 128 } }))];
+  await press(page, "LoadDataset", "captions_desk");
+  await page.waitForFunction(() => document.querySelector(".atelier-shown img")?.naturalWidth, null, limit);
+  seen.head = await page.evaluate(() => {
+    const [image, frame] = [".atelier-shown img", ".atelier-shown span"].map((one) => document.querySelector(one).getBoundingClientRect());
+    return { left: (frame.left - image.left) / image.width, width: frame.width, height: frame.height, facts: document.querySelector(".atelier-words").innerText };
+  });
+  await shot("heads");
 });

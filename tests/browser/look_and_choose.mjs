@@ -3,7 +3,7 @@
 // workflow: address of the workflow's JSON on the server. name: under which the LoRA is kept.
 import { drive, load, press } from "./page.mjs";
 
-await drive({ width: 1500, height: 900 }, async ({ page, task, seen, limit, shot }) => {
+await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot }) => {
   await load(page, task.workflow, "chosen");
   await page.evaluate(() => window.app.graph.add(window.LiteGraph.createNode("LoraLoader")));
   await press(page, "EpochWeightGrid", "grid_desk");
@@ -25,6 +25,11 @@ await drive({ width: 1500, height: 900 }, async ({ page, task, seen, limit, shot
   seen.unnamed = await page.evaluate(() => [...document.querySelectorAll(".atelier-dialog button, .atelier-dialog input, .atelier-dialog select")]
     .filter((control) => !(control.getAttribute("aria-label") || control.innerText || control.closest("label"))).length);
   seen.opened = await state();
+  seen.filled = await page.evaluate(() => {
+    const [place, table, dialog] = [".atelier-gallery > .atelier-scroll", ".atelier-cells", ".atelier-dialog"].map((name) => document.querySelector(name).getBoundingClientRect());
+    return { table: table.width / place.width, dialog: dialog.width / window.innerWidth, cell: document.querySelector(".atelier-cells td button").offsetWidth };
+  });
+  await shot("grid-opened");
   await at("1,0").focus();
   for (const key of ["ArrowRight", "ArrowDown", "Enter"]) await page.keyboard.press(key);
   await page.waitForFunction(() => document.querySelector(".atelier-large img")?.naturalWidth, null, limit);

@@ -1,5 +1,5 @@
 // Looks at the sizes of fresh nodes, at their hidden widgets in groups, and at what panels do to the nodes around them.
-// kinds: the pack's nodes. row: {node type: widgets}, a dataset and its captions that are queued.
+// kinds: the pack's nodes. properties: whether this host has a panel of a node's widgets beside the canvas. row: {node type: widgets}, a dataset and its captions that are queued.
 import { drive, listen } from "./page.mjs";
 
 const PLAIN = ["LoadDataset", "AutoCaption"];
@@ -64,6 +64,28 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   await toggle();
   await page.waitForTimeout(1500);
   seen.hidden = await page.evaluate(sizes);
+
+  // The properties panel shows a node's widgets; when it is closed again, the panels are as wide as they were.
+  const widths = () => page.evaluate(() => [...document.querySelectorAll(".atelier:not(.atelier-dialog)")].map((one) => Math.round(one.offsetWidth)).filter(Boolean).sort());
+  await look("panels", "TrainLoRA", 0.5);
+  seen.widths = await widths();
+  const properties = page.locator('button[aria-label="Toggle properties panel"]').first();
+  if (task.properties) {
+    await properties.click();
+    for (const type of ["TrainLoRA", "ConfigureLoRA"]) {
+      await page.evaluate((wanted) => {
+        const { canvas, graph } = window.app;
+        canvas.deselectAll();
+        canvas.selectNode(graph._nodes.find((node) => node.type === wanted));
+      }, type);
+      await page.waitForTimeout(800);
+    }
+    await shot("properties");
+    await page.evaluate(() => window.app.canvas.deselectAll());
+    await properties.click();
+    await page.waitForTimeout(1000);
+  }
+  seen.after = await widths();
 
   // A dataset and its captions, close above each other, are queued; what they say and show covers nothing, and survives a reload.
   await page.evaluate(([row, plain]) => {

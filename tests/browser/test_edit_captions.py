@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from lora_atelier.tests.browser.driver import WORKFLOW, browser, drive, look, ours
 from lora_atelier.tests.host import support
+from lora_atelier.tests.training.dataset.test_heads import photo
 from PIL import Image
 
 FOLDER = "edited"
@@ -24,8 +25,11 @@ def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pyte
     (folder / "red square.txt").write_text("a square, red", encoding="utf-8")
     drawn = host.base / "output" / "drawn before.png"
     Image.new("RGB", (64, 96), "teal").save(drawn)
+    faces = host.base / "input" / "faces"
+    faces.mkdir(exist_ok=True)
+    photo((500, 200, 160)).save(faces / "one.png")
     widgets = {"LoadDataset": {"folder": f"input/{FOLDER}"}}
-    found = drive("edit_captions", host, shots, workflow=WORKFLOW, widgets=widgets, **look(request.param))
+    found = drive("edit_captions", host, shots, workflow=WORKFLOW, widgets=widgets, faces="input/faces", **look(request.param))
     drawn.unlink()
     files = {path.name: path.read_text(encoding="utf-8") for path in folder.rglob("*.txt")}
     pictures = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
@@ -95,3 +99,10 @@ def test_the_run_waits_until_it_is_told_to_go_on(seen: dict[str, Any]) -> None:
     assert paused["visible"] and paused["ended"] is None and "The run waits for you" in paused["text"]
     assert "2 captions written" in paused["text"] and "Go on" in paused["text"]
     assert went["ended"] == "execution_success" and went["hidden"]
+
+
+def test_the_frame_is_a_square_around_the_head(seen: dict[str, Any]) -> None:
+    """The face stands from 500 to 660 of 900 pixels, and some room is left around it."""
+    head = seen["head"]
+    assert head["width"] == pytest.approx(head["height"], rel=0.05) and "bucket 128 × 128" in head["facts"]
+    assert 0.3 < head["left"] < 500 / 900

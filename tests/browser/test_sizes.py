@@ -24,7 +24,9 @@ def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pyte
     browser()
     name, vue = request.param
     shots = tmp_path_factory.mktemp("shots")
-    return drive("sizes", support.host(name), shots, kinds=list(support.NODES), row=ROW, **look(vue)) | {"host": name, "vue": vue}
+    return drive(
+        "sizes", support.host(name), shots, kinds=list(support.NODES), row=ROW, properties=name == "new", **look(vue)
+    ) | {"host": name, "vue": vue}
 
 
 def test_a_fresh_node_is_as_high_as_what_shows(seen: dict[str, Any]) -> None:
@@ -58,6 +60,10 @@ def test_values_are_stored_in_the_order_of_the_nodes_inputs(seen: dict[str, Any]
     values = dict(zip(names, seen["unfolded"]["values"], strict=True))
     assert values["shift"] == 3 and values["algorithm"] == "LoRA" and values["speed"] == "auto" and values["name"] == "my-lora"
     assert seen["unfolded"]["copied"] == seen["unfolded"]["values"]
+
+
+def test_the_properties_panel_leaves_a_nodes_panel_as_it_was(seen: dict[str, Any]) -> None:
+    assert len(seen["widths"]) >= 2 and seen["after"] == seen["widths"]
 
 
 def test_what_a_node_says_and_shows_covers_no_other(seen: dict[str, Any]) -> None:

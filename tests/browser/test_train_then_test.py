@@ -97,6 +97,8 @@ def test_the_grid_is_walked_over_and_compared(chosen: dict[str, Any]) -> None:
     assert chosen["walked"]["focused"] == "2,1" and chosen["walked"]["pressed"] == ["2,1"]
     assert "strength" in chosen["walked"]["large"][0]
     assert len(chosen["compared"]["large"]) == 2 and chosen["compared"]["large"][1].startswith("no LoRA")
+    filled = chosen["filled"]
+    assert filled["dialog"] > 0.9 and (0.85 < filled["table"] <= 1 or filled["cell"] == 512), "the window uses its width"
     assert chosen["width"] == pytest.approx(230, abs=2)
 
 

@@ -117,9 +117,12 @@ def test_grid_setting_that_cannot_work(host: support.Host, widgets: dict[str, An
     assert graph.prompt[nodes.grid]["class_type"] == failure.node
     assert words in failure.message
     assert failure.times == 1, "however many widgets were looked at"
+    at_once = "none of" not in words
+    assert failure.message.startswith("Custom validation failed") == at_once
 
 
 def test_a_captioner_that_is_not_there_is_one_error(host: support.Host) -> None:
     failure = attempt(host, AutoCaption={"captioner": "blip-nowhere", "download": False})
     assert failure.node == "AutoCaption"
+    assert failure.message.startswith("Custom validation failed")
     assert "captioner: 'blip-nowhere' is not in" in failure.message and failure.times == 1

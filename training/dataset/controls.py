@@ -29,12 +29,21 @@ class Controls:
     """Whether they are brought to the size of the picture beside which they are shown."""
 
     def of(self, sample: Sample, target: View) -> tuple[Shown, ...]:
-        """The control pictures of a picture that is shown as ``target``: mirrored where it is."""
+        """What the model is given of a picture that is shown as ``target``: its control pictures, mirrored where it is."""
         if not self.shown:
             return ()
-        return tuple(
-            (control, whole(control, target.flipped, target.size if self.as_large else None)) for control in sample.controls
-        )
+        size = target.size if self.as_large else None
+        return tuple((control, whole(control, target.flipped, size)) for control in sample.controls)
+
+    def seen_with(self, sample: Sample, target: View) -> tuple[Shown, ...]:
+        """What the text encoder sees of them: the same pictures at their own size."""
+        if not self.shown or not self.seen:
+            return ()
+        return tuple((control, whole(control, target.flipped)) for control in sample.controls)
+
+    def pixels(self, sample: Sample, target: View) -> int:
+        """Of what the model is given beside a picture."""
+        return sum(shown.size[0] * shown.size[1] for _, shown in self.of(sample, target))
 
 
 NONE = Controls()

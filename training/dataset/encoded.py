@@ -70,19 +70,23 @@ class Work:
         return Work(self.pictures, (*(self.texts if captions else ()), *map(Reading, also)))
 
 
-def work_of(plan: Plan, epochs: int, controls: Controls = NONE) -> Work:
-    """Everything that the steps of so many epochs, and validation, will ask for, but for what is encoded in its step."""
+def work_of(plan: Plan, epochs: int, controls: Controls = NONE, held: Sequence[str] = ()) -> Work:
+    """Everything that the steps of so many epochs, and validation, will ask for, but for what is encoded in its step.
+
+    ``held``: texts that are read beside every picture as well.
+    """
     pictures: dict[tuple[object, ...], tuple[Sample, View]] = {}
     texts: dict[tuple[object, ...], Reading] = {}
 
     def needs(sample: Sample, shown: Sequence[View], captions: Sequence[str], cached: bool) -> None:
         for one in shown if cached else ():
             pictures.setdefault((*one.parts, sample.mask_key), (sample, one))
-        for beside in {one.flipped: controls.of(sample, one) for one in shown}.values():
-            for control, whole in beside:
+        for one in {one.flipped: one for one in shown}.values():
+            for control, whole in controls.of(sample, one):
                 pictures.setdefault((*whole.parts, ""), (control, whole))
-            for text in captions:
-                reading = Reading(text, beside if controls.seen else ())
+            seen = controls.seen_with(sample, one)
+            for text in (*captions, *held):
+                reading = Reading(text, seen)
                 texts.setdefault(reading.parts, reading)
 
     for row, (number, size, members) in enumerate(plan.buckets):
@@ -156,8 +160,7 @@ class EncodedDataset:
     def latents(self, batch: Batch) -> tuple[Tensor, list[View], Tensor | None]:
         """(B, C, H, W) as the VAE gave them, how each picture was cut, and loss masks (B, 1, h, w) in 0..1 or None."""
         subset = self.dataset.subsets[batch.subset]
-        samples = [subset.samples[index] for index in batch.samples]
-        shown = [view(s, subset.config, batch.size, self.seed, n) for s, n in zip(samples, batch.sightings, strict=True)]
+        samples, shown = map(list, zip(*self._shown(batch), strict=True))
         if subset.config.variants:
             found = [self._picture(sample, one) for sample, one in zip(samples, shown, strict=True)]
         else:
@@ -180,14 +183,13 @@ class EncodedDataset:
     def conditionings(self, batch: Batch) -> list[EncodedText]:
         """Conditioning of each sample: ``cond``, ``pooled_output`` and extras (tensors, and from other nodes numbers)."""
         subset = self.dataset.subsets[batch.subset]
-        samples = [subset.samples[i] for i in batch.samples]
         if subset.ready:
-            return [self.stored_text(sample) for sample in samples]
-        shown = [view(s, subset.config, batch.size, self.seed, n) for s, n in zip(samples, batch.sightings, strict=True)]
-        beside = [self.shows.of(sample, one) for sample, one in zip(samples, shown, strict=True)]
+            return [self.stored_text(subset.samples[i]) for i in batch.samples]
+        pairs = self._shown(batch)
+        beside = [self.shows.of(sample, one) for sample, one in pairs]
         readings = [
-            Reading(caption, controls if self.shows.seen else ())
-            for caption, controls in zip(self.captions(batch), beside, strict=True)
+            Reading(caption, self.shows.seen_with(sample, one))
+            for caption, (sample, one) in zip(self.captions(batch), pairs, strict=True)
         ]
         if self.live is None:
             texts = [self._read(reading) for reading in readings]
@@ -198,6 +200,31 @@ class EncodedDataset:
                     fresh[reading.parts] = self.live(reading.text, _pixels(reading))
             texts = [fresh[reading.parts] for reading in readings]
         return [self._beside(text, controls) for text, controls in zip(texts, beside, strict=True)]
+
+    def held(self, prompt: str, batch: Batch) -> list[EncodedText]:
+        """``prompt`` beside the control pictures of each sample: what the model is held to."""
+        subset = self.dataset.subsets[batch.subset]
+        if subset.ready:
+            text = self.text(prompt)
+            return [{**text, **references.beside(self.stored_text(subset.samples[i]))} for i in batch.samples]
+        return [
+            self._beside(self._read(Reading(prompt, self.shows.seen_with(sample, one))), self.shows.of(sample, one))
+            for sample, one in self._shown(batch)
+        ]
+
+    def _shown(self, batch: Batch) -> list[tuple[Sample, View]]:
+        """Each sample of a batch, and how it is shown."""
+        subset = self.dataset.subsets[batch.subset]
+        pairs = [(subset.samples[i], n) for i, n in zip(batch.samples, batch.sightings, strict=True)]
+        return [(sample, view(sample, subset.config, batch.size, self.seed, n)) for sample, n in pairs]
+
+    def pixels(self, batch: Batch, place: int) -> int:
+        """Of a batch's picture, and of what the model is given beside it."""
+        subset = self.dataset.subsets[batch.subset]
+        own = batch.size[0] * batch.size[1]
+        if subset.ready or not self.shows.shown:
+            return own
+        return own + self.shows.pixels(*self._shown(batch)[place])
 
     def _beside(self, text: Tensors, controls: Sequence[Shown]) -> EncodedText:
         """A conditioning with the latents of control pictures."""
@@ -227,7 +254,8 @@ class EncodedDataset:
 
     def _text_key(self, reading: Reading) -> str:
         text, *seen = reading.parts
-        return cache_key("text", self.text_identity, text, *self._texts.reading_of(reading.text), *seen)
+        eyes = (self._texts.eyes, *seen) if seen else ()
+        return cache_key("text", self.text_identity, text, *self._texts.reading_of(reading.text), *eyes)
 
     def _key(self, sample: Sample, shown: View) -> str:
         masked = (sample.mask_key, "alpha" if sample.mask == sample.path else "file") if sample.mask else ()

@@ -14,7 +14,7 @@ from ..config import RESERVED
 from ..errors import AtelierError
 from ..files import is_file, is_inside
 from .images import EXTENSIONS
-from .names import MASK_FOLDERS, NUMBERED, is_text, natural_key, passed_over
+from .names import NUMBERED, is_companion, is_text, natural_key, passed_over
 from .samples import printable
 
 MOST = 20_000
@@ -108,10 +108,9 @@ def list_folders(roots: Mapping[str, Path]) -> list[str]:
                 one.look()
             looked += len(inner)
             numbered = any(one.holds_picture and NUMBERED.fullmatch(os.path.basename(one.path)) for one in inner)
-            own_masks = MASK_FOLDERS if folder.holds_picture else frozenset()
             if folder is not top and (folder.holds_picture or numbered):
                 names.append(folder.name)
-            waiting += [one for one in inner if os.path.basename(one.path).casefold() not in own_masks]
+            waiting += [one for one in inner if not (folder.holds_picture and is_companion(os.path.basename(one.path)))]
         if looked > MOST:
             _say(f"{path} holds more than {MOST} folders; those that lie deepest are not offered. Move unrelated ones out.")
     return sorted(names, key=natural_key)
@@ -155,11 +154,7 @@ def folder_to_fill(name: str, roots: Mapping[str, Path]) -> tuple[str, Path]:
         raise AtelierError(f"folder: {name!r} is not a folder in {allowed}. Write a name such as {first}/reg/1_man.")
     root, *below = parts if parts[0] in roots else (first, *parts)
     for part in below:
-        taken = (
-            part.casefold() in MASK_FOLDERS
-            or part.split(".")[0].lower() in RESERVED
-            or len(part.encode("utf-8", "replace")) > 200
-        )
+        taken = is_companion(part) or part.split(".")[0].lower() in RESERVED or len(part.encode("utf-8", "replace")) > 200
         if taken or not NEW_NAME.fullmatch(part) or part.endswith((" ", ".")):
             raise AtelierError(f"folder: {name!r} has the part {part!r}, which cannot be a folder's name. Write another one.")
     path = Path(roots[root]).joinpath(*below)

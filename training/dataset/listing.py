@@ -92,7 +92,10 @@ class Companions:
     """With the number that each has."""
 
 
-def look(folder: Path, root: Path, extension: str, elsewhere: Companions = Companions()) -> tuple[FoundFolder, list[Path]]:
+NOBODY = Companions()
+
+
+def look(folder: Path, root: Path, extension: str, elsewhere: Companions = NOBODY) -> tuple[FoundFolder, list[Path]]:
     """The folder's own files, and its sub-folders as far as they are neither masks nor control pictures of those files.
 
     ``extension``: ending of caption files.
@@ -172,7 +175,7 @@ def _companions(
             passed.append((unused.LINK_OUT, folder))
         elif is_masks and _belongs(pictures, (stem for stem, _, _ in _in_masks(folder, []))):
             masks.append(folder)
-        elif number is not None and _belongs(pictures, (stem for _, stem, _ in _in_controls(folder, 0, pictures, []))):
+        elif number is not None and pictures:
             controls.append((number, folder))
         else:
             others.append(folder)

@@ -86,6 +86,11 @@ def key(name: str) -> str:
     return composed(composed(name).casefold())
 
 
+def is_companion(name: str) -> bool:
+    """Whether a folder of this name among pictures holds their masks or control pictures."""
+    return name.casefold() in MASK_FOLDERS or control_folder(name) is not None
+
+
 def is_text(name: str) -> bool:
     """Whether the name is valid text; Python carries bytes that are none as lone surrogates, which nothing can store or show."""
     try:

@@ -37,11 +37,14 @@ def store(latents: Sequence[object], conditioning: Sequence[CanvasText], cache: 
         raise AtelierError(
             f"conditioning: there are {len(texts)} for {counted(len(pictures), 'latent')}. Connect one for all, or one for each."
         )
-    text_keys = [_put(cache, packed(text, number)) for number, text in enumerate(texts, start=1)]
+    every = [packed(text, number) for number, text in enumerate(texts, start=1)]
+    text_keys = [_put(cache, one) for one in every]
     samples = []
     for number, (latent, cell) in enumerate(pictures):
         key = _put(cache, {"latent": latent.float()})
-        ready = Ready(key, text_keys[number if len(text_keys) > 1 else 0], latent.shape[0], is_film=latent.ndim == 4)
+        which = number if len(text_keys) > 1 else 0
+        controls = len(references.listed(every[which]))
+        ready = Ready(key, text_keys[which], latent.shape[0], is_film=latent.ndim == 4, controls=controls)
         size = latent.shape[-1] * cell, latent.shape[-2] * cell
         samples.append(Sample(cache.path(key), *size, "", key, "", ready=ready))
     if not all(cache.has(sample.ready.latent) and cache.has(sample.ready.text) for sample in samples if sample.ready):

@@ -35,6 +35,8 @@ class Ready:
     """Channels of the latent, by which it is told whether it suits the model."""
     is_film: bool = False
     """Whether the latent has frames."""
+    controls: int = 0
+    """Control pictures in the conditioning."""
 
 
 @dataclass(frozen=True)

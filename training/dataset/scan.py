@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from ..config import SubsetConfig
@@ -89,6 +91,12 @@ def _mask(path: Path, config: SubsetConfig, one: Facts, found: FoundFolder, root
     return file, file_digest(file)
 
 
+def _looked_at(index: Index, path: Path) -> None:
+    """Several at a time, so that the index knows them; what is wrong with one is said where it is used."""
+    with suppress(AtelierError):
+        index.facts(path)
+
+
 def _control(path: Path, index: Index, root: Path) -> Sample:
     """A control picture; AtelierError naming one that is broken."""
     refuse_outside(path, root)
@@ -101,6 +109,7 @@ def _subset(
 ) -> Subset:  # fmt: skip
     facts, broken = _facts(found.pictures, config, index, steps)
     class_caption = config.class_caption.strip() or found.class_caption
+    in_parallel(partial(_looked_at, index), [file for path in facts for file in found.controls.get(path, ())], steps)
     samples, reader = [], CaptionReader(config)
     faces: dict[Path, Face | None] = {}
     for path, one in facts.items():
@@ -112,7 +121,13 @@ def _subset(
         face = index.head(path) if config.crop == "head" else None
         faces[path] = face
         mask, mask_key = _mask(path, config, one, found, root)
-        controls = tuple(_control(file, index, root) for file in found.controls.get(path, ()))
+        try:
+            controls = tuple(_control(file, index, root) for file in found.controls.get(path, ()))
+        except AtelierError as error:
+            if config.broken == "stop":
+                raise
+            broken[path] = f"{path}: left out with its control picture. {error}"
+            continue
         samples.append(
             Sample(
                 path, one.width, one.height, caption, one.key, texts.get(path), focus, mask, mask_key, one.look,
@@ -120,6 +135,8 @@ def _subset(
             )
         )  # fmt: skip
         steps.step()
+    if not samples:
+        raise AtelierError(next(iter(broken.values())))
     repeats, unusual = repeats_of(found, config)
     subset = Subset(config, tuple(samples), repeats, class_caption)
     passed = (*found.unused, *_not_used(found, config, broken))
@@ -229,7 +246,8 @@ def scan(
     memory = Index(index)
     subsets = []
     every = find(folder, root, config.nested, config.caption_extension)
-    steps = Steps(progress, 2 * sum(len(found.pictures) for found in every))
+    beside = sum(len(group) for found in every for group in found.controls.values())
+    steps = Steps(progress, 2 * sum(len(found.pictures) for found in every) + beside)
     tables = [table for found in every for table in found.tables]
     # A table may stand in a folder around that of the pictures, as those of Hugging Face do.
     texts, said = captions_of(tables, [path for found in every for path in found.pictures], config)

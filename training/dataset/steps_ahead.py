@@ -39,6 +39,12 @@ def steps_per_epoch(sources: Sequence[SubsetSource]) -> int:
     return Plan(Dataset(tuple(subset for source in sources for subset in _subsets(source))), 0).steps_per_epoch
 
 
+def pairs(sources: Sequence[SubsetSource]) -> int:
+    """Pictures that have control pictures, by the names of files; AtelierError as the nodes would."""
+    every = (find(one.folder, one.root, one.config.nested, one.config.caption_extension) for one in sources)
+    return sum(len(found.controls) for folders in every for found in folders)
+
+
 def _subsets(source: SubsetSource) -> list[Subset]:
     index, out = Index(source.index), []
     crop: Crop = "head" if source.config.crop == "head" else "center"

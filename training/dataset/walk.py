@@ -11,7 +11,7 @@ from ..errors import AtelierError
 from ..files import is_inside
 from . import names, unused
 from .images import FORMATS
-from .listing import Companions, FoundFolder, entries, holds_pictures, leads_outside, look, refuse_outside
+from .listing import NOBODY, Companions, FoundFolder, entries, holds_pictures, leads_outside, look, refuse_outside
 from .names import NUMBERED
 from .unused import Reason, sentences
 
@@ -29,7 +29,7 @@ class Walk:
     passed: list[tuple[Reason, Path]] = field(default_factory=list)
     """Folders that are not used."""
 
-    def visit(self, folder: Path, elsewhere: Companions = Companions()) -> list[FoundFolder]:  # noqa: B008
+    def visit(self, folder: Path, elsewhere: Companions = NOBODY) -> list[FoundFolder]:
         """``folder`` with all that belongs to it, then each ``N_name`` folder below."""
         own, below = look(folder, self.root, self.extension, elsewhere)
         numbered: list[FoundFolder] = []
@@ -123,7 +123,7 @@ def find(folder: Path, root: Path | None = None, nested: bool = False, extension
     inside = (root or folder).resolve()
     refuse_outside(folder, inside)
     walk = Walk(inside, nested, extension, [folder.resolve()])
-    found = walk.visit(folder)
+    found = walk.visit(folder, _siblings(folder, inside))
     with_pictures = [one for one in found if one.pictures]
     bare = [one for one in found if not one.pictures]
     passed = [*walk.passed, *(entry for one in bare for entry in one.unused)]
@@ -136,6 +136,22 @@ def find(folder: Path, root: Path | None = None, nested: bool = False, extension
     first = with_pictures[0]
     with_pictures[0] = dataclasses.replace(first, tables=(*tables, *first.tables), unused=(*first.unused, *passed))
     return tuple(with_pictures)
+
+
+def _siblings(folder: Path, root: Path) -> Companions:
+    """Folders with masks and control pictures beside the chosen one (``cats_mask``, ``cats_control``)."""
+    if folder.resolve() == root or not is_inside(folder.parent, root):
+        return NOBODY
+    own, masks, controls = names.key(folder.name), [], []
+    for entry in entries(folder.parent):
+        path, name = Path(entry.path), names.key(entry.name)
+        if not names.is_text(entry.name) or not entry.is_dir() or leads_outside(path, root):
+            continue
+        if (match := names.MASKS_OF.fullmatch(name)) and match[1] == own:
+            masks.append(path)
+        elif (match := names.CONTROLS_OF.fullmatch(name)) and match[1] == own:
+            controls.append((int(match[2] or 0), path))
+    return Companions(tuple(masks), tuple(controls))
 
 
 def _upper(sentence: str) -> str:

@@ -114,13 +114,17 @@ class Expected:
 def cautions(prospect: Prospect) -> list[str]:
     """All of them, the gravest first."""
     return [
-        *_packages(prospect), *of_rates(prospect.config), *_distilled(prospect), *_pairs(prospect), *_sizes(prospect),
+        *_packages(prospect), *of_rates(prospect.config), *_distilled(prospect), *pair_cautions(prospect), *_sizes(prospect),
         *_saves(prospect),
     ]  # fmt: skip
 
 
-def _pairs(prospect: Prospect) -> Iterator[str]:
+def pair_cautions(prospect: Prospect) -> list[str]:
     """Where pairs of pictures and a model that edits do not come together."""
+    return list(_pairs(prospect))
+
+
+def _pairs(prospect: Prospect) -> Iterator[str]:
     if prospect.pairs is None or not prospect.family:
         return
     family, word = family_named(prospect.family), edit_word(prospect.model)

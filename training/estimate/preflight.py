@@ -42,7 +42,7 @@ def fit(
     if config.compile:
         say("compile: the first steps, and those of a second picture size, take longer, since the model's blocks are compiled")
     least = held = asked = session.thrift
-    batch = session.plan.largest_batch()
+    batch = largest_batch(session)
     pictures = len(batch.samples)
     if activation_offload.can_offload(model.device) and weights_of(model, session.text).needed(held) > host.memory()[1]:
         *_, held = steps_down(held, model.device)  # the model alone is larger than the device
@@ -75,6 +75,17 @@ def fit(
         advice = memory.what_helps(config, now, pictures, model.device, any(found.weights.spared))
         warn(f"memory: this will probably not fit: {line}. {advice}")
     return replace(session, thrift=now, forecast=found, pass_seconds=seconds)
+
+
+def largest_batch(session: Session) -> Batch:
+    """The batch of the first epoch with the most pixels, those of control pictures included, and its largest picture first."""
+    encoded = session.encoded
+    if not encoded.shows.shown:
+        return session.plan.largest_batch()
+    every = {batch: [encoded.pixels(batch, i) for i in range(len(batch.samples))] for batch in session.plan.epoch_batches(0)}
+    batch, pixels = max(every.items(), key=lambda one: max(one[1]) * len(one[1]))
+    order = sorted(range(len(pixels)), key=lambda i: -pixels[i])
+    return replace(batch, samples=tuple(batch.samples[i] for i in order), sightings=tuple(batch.sightings[i] for i in order))
 
 
 def weights_of(model: Denoiser, text: TrainedText | None) -> memory.Weights:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainingConfig, to_dict
+from ..dataset.controls import NONE, Controls
 from ..dataset.plan import Plan
 from ..dataset.samples import counted
+from ..dataset.views import view
 from ..errors import AtelierError
 from ..performance.thrift import Thrift
 from ..runs.layout import RUN_FILE
@@ -60,8 +62,8 @@ def duration(seconds: float) -> str:
     return counted(days, "day") + (f" {counted(hours, 'hour')}" if hours else "")
 
 
-def circumstances(config: TrainingConfig, plan: Plan, model: str, device: str) -> dict[str, str]:
-    """What a step's time depends on; ``model``: its identity, ``device``: its name."""
+def circumstances(config: TrainingConfig, plan: Plan, model: str, device: str, shows: Controls = NONE) -> dict[str, str]:
+    """What a step's time depends on; ``model``: its identity, ``device``: its name; ``shows``: of control pictures."""
     batches = plan.epoch_batches(0)
     pixels = sum(batch.size[0] * batch.size[1] * len(batch.samples) for batch in batches) / len(batches)
     network = {name: value for name, value in to_dict(config.network).items() if name != "start_from"}
@@ -72,7 +74,18 @@ def circumstances(config: TrainingConfig, plan: Plan, model: str, device: str) -
         "less memory": f"{config.gradient_checkpointing} {config.offload_activations} {config.offload_blocks}",
         "faster": f"{config.compile} {config.speed}",
         "preservation": f"{config.loss.preservation} {bool(config.loss.preservation_prompt)}",
+        **({"pixels beside them": f"{_beside(plan, shows) / len(batches):.2g}"} if shows.shown else {}),
     }  # fmt: skip
+
+
+def _beside(plan: Plan, shows: Controls) -> int:
+    """Pixels of the control pictures of an epoch."""
+    total = 0
+    for batch in plan.epoch_batches(0):
+        subset = plan.dataset.subsets[batch.subset]
+        for sample in (subset.samples[i] for i in batch.samples if not subset.ready):
+            total += shows.pixels(sample, view(sample, subset.config, batch.size))
+    return total
 
 
 def kept(seconds: float, steps: int, found: Mapping[str, str]) -> dict[str, Any] | None:

@@ -177,7 +177,9 @@ class CellRenderer:
         """How many of the first ``orders`` can be drawn in one batch by the host's own measure, with their files."""
         count = len(orders)
         while count > 1:
-            fitting = self.network.model.pictures_that_fit(count, self.latent_size, self._missing(orders[:count]))
+            fitting = self.network.model.pictures_that_fit(
+                count, self.latent_size, self._missing(orders[:count]), self.controls.cells()
+            )
             if fitting == count:
                 break
             files = len({id(order.lora) for order in orders[:count]})

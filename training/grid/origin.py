@@ -8,6 +8,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from ..config import Syntax
+from ..runs.metadata import PAIRS as PAIRS
 
 NAMES = ("ckpt_name", "unet_name", "model_name", "base_ckpt_name", "model_path")
 """Widgets by which loaders name their file."""

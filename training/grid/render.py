@@ -74,7 +74,7 @@ class Grid:
         self.book = Pages(axes, sampling, base or model.family, judge)
         store = CellStore(folder / CELLS_FOLDER, identity, graph)
         self.keeper = CellKeeper(SavedBehind(store), self.book, model, text, show, self.brush.controls)
-        self.together = together or model.pictures_that_fit(most, self.brush.latent_size)
+        self.together = together or model.pictures_that_fit(most, self.brush.latent_size, references=self.brush.controls.cells())
         self._given = bool(together)
         self._remarks = [*remarks, *self.brush.remarks()]
         self._of_files: dict[int, str] = {}

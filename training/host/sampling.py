@@ -144,16 +144,18 @@ class SampledModel(ModelFacts):
                     found = type(self)(twin)
             yield found
 
-    def pictures_that_fit(self, wanted: int, latent_size: tuple[int, int], beside: int = 0) -> int:
+    def pictures_that_fit(self, wanted: int, latent_size: tuple[int, int], beside: int = 0, references: int = 0) -> int:
         """How many pictures of this size can be sampled in one batch by the host's own measure, 1 to ``wanted``.
 
-        ``beside``: bytes of what stands beside the model and is not there yet.
+        ``beside``: bytes of what stands beside the model and is not there yet; ``references``: cells of the control pictures'
+        latents beside each picture.
         """
         free = comfy.model_management.get_free_memory(self.device) - beside
         free -= max(0, self.patcher.model_size() - self.patcher.loaded_size())
         for count in range(wanted, 1, -1):
             # The host takes conditional and unconditional parts apart by itself if both don't fit.
-            if self.patcher.memory_required([count, self.latent_channels, *latent_size]) * 1.5 < free:
+            shown = {"ref_latents": [[count, self.latent_channels, references]]} if references else {}
+            if self.base.memory_required([count, self.latent_channels, *latent_size], shown) * 1.5 < free:
                 return count
         return 1
 

@@ -30,10 +30,13 @@ class Eyes:
     """Where it is not 0: pixels of the longer side, above which a picture is made smaller, in place of ``area``."""
     template: str = ""
     """The words around the text with a place for each picture; empty leaves it to the tokenizer."""
+    most: int = 16
+    """Pictures that the tokenizer has places for; the model is given the others' latents all the same."""
 
     def tokens(self, tokenizer: Any, text: str, pictures: Sequence[Tensor]) -> Any:
         """``pictures``: (1, H, W, 3) in 0..1 each."""
         named: dict[str, Any] = {}
+        pictures = pictures[: self.most]
         if self.template:
             places = "".join(f"Picture {number}: {VISION}" for number in range(1, len(pictures) + 1))
             named["llama_template"] = self.template.replace("{}", places + "{}")
@@ -55,7 +58,7 @@ class Eyes:
 EYES = {
     "QwenImageTokenizer": Eyes(template=QWEN),
     "BooguTokenizer": Eyes(),
-    "LongCatImageTokenizer": Eyes(area=512 * 512),
+    "LongCatImageTokenizer": Eyes(area=512 * 512, most=1),
     "MageFlowTokenizer": Eyes(long_edge=384),
     "JoyImageTokenizer": Eyes(area=1024 * 1024),
 }

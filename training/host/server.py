@@ -55,16 +55,19 @@ def status_of(node_id: str) -> Callable[[str], None]:
 class _SaidOnce(str):
     """A refusal of a node's widgets, which the host writes down for every widget that was looked at.
 
-    It asks of each refusal whether it is one of its own blockers, which are no errors: after the first time this one is.
+    It asks of each refusal whether it is one of its own blockers, which are no errors: once it was written down, this one is.
     """
 
     _said = False
 
+    def __str__(self) -> str:
+        self._said = True
+        return super().__str__()
+
     def _kind(self) -> type:
         from comfy_execution.graph_utils import ExecutionBlocker
 
-        said, self._said = self._said, True
-        return ExecutionBlocker if said else str
+        return ExecutionBlocker if self._said else str
 
     __class__ = property(_kind)
 

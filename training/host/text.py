@@ -75,6 +75,11 @@ class TextEncoder:
         """Whether it sees the control pictures of an edit model beside the text."""
         return eyes_of(self.clip) is not None
 
+    @property
+    def eyes(self) -> str:
+        """How it sees them; equal for what gives the same tokens."""
+        return repr(eyes_of(self.clip))
+
     def tokenize(self, text: str, pictures: Sequence[Tensor] = ()) -> Any:
         """The tokens as the host's encoders take them; AtelierError for what is no text.
 

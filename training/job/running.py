@@ -86,7 +86,8 @@ def run_training(
         text = text.for_training()
     try:
         layers, names = adaptable_layers(model, text if learns_text else None)
-        shows = shows_of(family_named(model.family), text, any(sample.controls for sample in dataset.samples))
+        pairs = any(sample.controls or (sample.ready and sample.ready.controls) for sample in dataset.samples)
+        shows = shows_of(family_named(model.family), text, pairs)
         # Refuses what the model lacks before anything is encoded.
         trained_layers(layers, config, family_named(model.family), shows.shown)
         plan = Plan(dataset, config.seed)

@@ -18,7 +18,7 @@ from ..network.scope import Layers
 from ..prompting import Prompter
 from ..runs import live
 from ..runs import preview as beside
-from ..runs.metadata import describe
+from ..runs.metadata import PAIRS, describe
 from ..runs.record import SaveKind
 from ..runs.run import Run
 from ..tensors.precision import DTYPE_NAMES, DTYPES
@@ -55,7 +55,7 @@ class Saver:
             name=self.run.name,
         )  # fmt: skip
         if job.encoded.shows.shown:
-            metadata["lora_atelier.pairs"] = str(sum(bool(sample.controls) for sample in job.dataset.samples))
+            metadata[PAIRS] = str(sum(bool(sample.controls) for sample in job.dataset.samples))
         if changes := self.run.record().changes:
             metadata["lora_atelier.changes"] = json.dumps(changes)
         saved = self.run.save_lora(tensors, metadata, epoch=epoch, step=step, kind=kind)
@@ -90,8 +90,7 @@ class Saver:
         from PIL.PngImagePlugin import PngInfo
 
         job, p = self.job, self.job.preview
-        bucket = max(job.plan.buckets, key=lambda row: len(row[2]))[1]
-        width, height = p.width or bucket[0], p.height or bucket[1]
+        width, height = job.preview_size
         cells = job.codec.downscale
         with self.adapter.attached(self.layers):
             latent = job.model.sample(

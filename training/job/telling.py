@@ -9,13 +9,14 @@ from dataclasses import asdict
 from .. import host
 from ..dataset.samples import counted
 from ..estimate import disk
-from ..estimate.cautions import cautions
+from ..estimate.cautions import cautions, pair_cautions
 from ..evaluation.early_stopping import Verdict
 from ..evaluation.validation import Validation
 from ..families import remark
 from ..network.adapter import Adapter
 from ..optim.remarks import remarks
 from ..performance import memory
+from ..prompting import unread
 from ..recorder import Progress
 from ..runs import live
 from ..runs.account import Account
@@ -61,6 +62,14 @@ class Teller:
         )
 
 
+def warn_of_pairs(job: Job, name: str, account: Account) -> None:
+    """What pairs of pictures and the model do not have in common, before anything is encoded."""
+    said = [*pair_cautions(job.prospect(0, 0)), *unread(job.preview.controls, job.model.family, "preview_control")]
+    for caution in said:
+        account.add("warnings", caution)
+        log.warning("%s: %s", name, caution)
+
+
 def foretell(job: Job, name: str, adapter: Adapter, account: Account) -> None:
     """Counts, cautions and notes on what is about to be trained, into the account of the run called ``name`` and the log."""
     numbers, layers, steps = adapter.parameter_count(), len(adapter.branches), job.total
@@ -78,8 +87,10 @@ def foretell(job: Job, name: str, adapter: Adapter, account: Account) -> None:
         log.info("%s: %s", name, unknown)
     shapes = [tuple(p.shape) for p in adapter.parameters()]
     beside, full = disk.beside_loras(host.runs_folder(), host.loras_folder(), memory.kept_bytes(shapes, job.config))
-    warned = [*cautions(job.prospect(size, beside or 0)), *full]
-    for caution in warned:
+    prospect = job.prospect(size, beside or 0)
+    told = pair_cautions(prospect)
+    warned = [*cautions(prospect), *full]
+    for caution in (one for one in warned if one not in told):
         account.add("warnings", caution)
         log.warning("%s: %s", name, caution)
     if job.trigger and job.card.trigger is None:

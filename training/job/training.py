@@ -17,13 +17,14 @@ from ..runs.account import Account
 from ..runs.run import Run
 from ..session import Session
 from .saver import Saver
-from .telling import Teller, foretell, remark_on_numbers
+from .telling import Teller, foretell, remark_on_numbers, warn_of_pairs
 from .wanted import Job
 
 
 def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
     """Trains the run to its end."""
     encoded, told = job.encoded, job.prompter()
+    warn_of_pairs(job, run.name, account)
     _encode(job, told)
     if job.learns_text:
         encoded.live = job.text.encode_live
@@ -40,7 +41,8 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
     )  # fmt: skip
     remark_on_numbers(job, account, teller)
     text, begun = job.text if job.learns_text else None, run.state_step()
-    like = step_time.circumstances(job.config, job.plan, job.inputs.models["model"], host.device_name(job.model.device))
+    name = host.device_name(job.model.device)
+    like = step_time.circumstances(job.config, job.plan, job.inputs.models["model"], name, encoded.shows)
     pace = step_time.earlier(host.runs_folder(), like)
     session = Session(job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config)
     try:
@@ -85,6 +87,6 @@ def _encode(job: Job, told: Prompter) -> None:
 
 def _work(job: Job) -> Work:
     """What is encoded before the first step: no captions if their encoder changes in every step."""
-    work = work_of(job.plan, job.plan.epochs_for(job.total), job.encoded.shows)
     held = [job.config.loss.preservation_prompt] if job.config.loss.preservation_prompt else []
+    work = work_of(job.plan, job.plan.epochs_for(job.total), job.encoded.shows, held)
     return work.reading(held, captions=not job.learns_text)

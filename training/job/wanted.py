@@ -65,7 +65,10 @@ class Preview:
 
     def prompts(self, dataset: Dataset) -> list[str]:
         """One a picture."""
-        first = next((caption for caption in trained_captions(dataset) if caption), "")
+        training = [subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready]
+        # A model that edits is asked for what it learns beside that picture's own control picture.
+        pairs = Dataset(tuple(replace(one, samples=tuple(s for s in one.samples if s.controls)) for one in training))
+        first = next((caption for caption in (*trained_captions(pairs), *trained_captions(dataset)) if caption), "")
         return [line.strip() for line in self.prompt.splitlines() if line.strip()] or [first]
 
 
@@ -169,9 +172,19 @@ class Job:
 
     def prompter(self) -> Prompter:
         """What reads the prompts of sample pictures."""
-        given = self.preview.controls or opened(controls_of(self.dataset, len(self.preview.prompts(self.dataset))))
-        shows = shows_of(family_named(self.model.family), self.text, bool(given) and self.preview.steps > 0)
-        return Prompter(self.text, ControlPictures(self.codec, shows, given), live=self.learns_text)
+        prompts = self.preview.prompts(self.dataset)
+        files = () if self.preview.controls else controls_of(self.dataset, len(prompts))
+        shows = shows_of(
+            family_named(self.model.family), self.text, bool(self.preview.controls or files) and self.preview.steps > 0
+        )
+        given = self.preview.controls or (opened(files) if shows.shown else ())
+        return Prompter(self.text, ControlPictures(self.codec, shows, given, self.preview_size), live=self.learns_text)
+
+    @property
+    def preview_size(self) -> tuple[int, int]:
+        """(width, height) of the sample pictures in pixels."""
+        bucket = max(self.plan.buckets, key=lambda row: len(row[2]))[1]
+        return self.preview.width or bucket[0], self.preview.height or bucket[1]
 
     def adapter(self) -> Adapter:
         """The adapter at step 0."""

@@ -41,6 +41,8 @@ LOSSES = {"mse": "l2", "huber": "huber", "smooth-l1": "smooth_l1"}
 SCHEDULES = {"cosine with restarts": "cosine_with_restarts"}
 PREDICTIONS = {"eps": "epsilon", "v": "v"}
 """The specification knows no other; of a flow model nothing is said."""
+PAIRS = "lora_atelier.pairs"
+"""How many of the pictures had control pictures."""
 DYNAMIC = "Dynamic"
 """What kohya's tools write where ranks differ from layer to layer."""
 

@@ -111,7 +111,7 @@ def test_without_onnxruntime_one_sentence_says_so(tmp_path, monkeypatch):
         ("name,category\ncat,general\n", r"selected_tags\.csv cannot be read"),
         ("name,category\ncat\n", r"selected_tags\.csv cannot be read"),
         ("name,category\n", r"selected_tags\.csv lists no tags"),
-        ("name,category\ncat,0\n", r"wd's selected_tags\.csv lists 1 tags, but model\.onnx answers for 7"),
+        ("name,category\ncat,0\n", r"wd's selected_tags\.csv lists 1 tag, but model\.onnx answers for 7"),
     ],
 )
 def test_a_tag_list_that_does_not_fit_is_named(tmp_path, text, message):

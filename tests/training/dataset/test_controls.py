@@ -35,6 +35,8 @@ class Eyes:
     def encode_all(self, texts):
         return map(self.encode, texts)
 
+    eyes = "two"
+
     def identity(self):
         return "eyes"
 

@@ -279,3 +279,38 @@ def test_a_sub_folder_that_may_not_be_read_is_named(tmp_path):
     (tmp_path / "more").mkdir(mode=0)
     with pytest.raises(AtelierError, match="more cannot be read"):
         scan(tmp_path, config(nested=True))
+
+
+def test_a_chosen_folder_has_the_companions_beside_it(tmp_path):
+    root = tmp_path / "input"
+    picture(root / "cats" / "1.png")
+    picture(root / "cats_control" / "1.png", "blue")
+    picture(root / "cats_mask" / "1.png", "white")
+    picture(root / "cats_control" / "9.png", "blue")
+    picture(root / "dogs_control" / "1.png", "green")
+    subsets = scan(root / "cats", config(masks="files"), root)
+    (sample,) = subsets[0].samples
+    assert [one.path for one in sample.controls] == [root / "cats_control" / "1.png"]
+    assert sample.mask == root / "cats_mask" / "1.png"
+    assert "control pictures without a picture are not used (1): 9.png." in said(subsets)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_folder_of_control_pictures_is_never_trained_on(tmp_path, nested):
+    picture(tmp_path / "1.png")
+    picture(tmp_path / "control" / "9.png", "blue")
+    subsets = scan(tmp_path, config(nested=nested))
+    assert used(subsets) == [("input/set", 1, ["1.png"])]
+    assert "control pictures without a picture are not used (1): control/9.png." in said(subsets)
+
+
+def test_a_broken_control_picture_can_be_left_out_with_its_picture(tmp_path):
+    for name in ("1.png", "2.png", "control/2.png"):
+        picture(tmp_path / name)
+    (tmp_path / "control" / "1.png").write_bytes(b"no picture")
+    subsets = scan(tmp_path, config(broken="leave out"))
+    assert used(subsets) == [("input/set", 1, ["2.png"])]
+    assert "1.png: left out with its control picture." in said(subsets)
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(AtelierError, match=r"left out with its control picture"):
+        scan(tmp_path, config(broken="leave out"))

@@ -435,7 +435,7 @@ def test_files_that_need_memory_make_smaller_batches(tiny, tmp_path, monkeypatch
     paths = [write_lora(t, tmp_path / f"{seed}.safetensors", seed=seed) for seed in range(4)]
     layer_sizes = sum(2 * sum(b.shape) for b in opened(t, paths[0]).of_model.values())  # rank 2, one number for each in and out
 
-    def fits(self, wanted, size, beside=0):
+    def fits(self, wanted, size, beside=0, references=0):
         asked.append(beside + sum(grid.brush.network.beside.bytes for grid in grids))
         return min(wanted, 3 if asked[-1] > 2 * 4 * layer_sizes else 8)
 
