@@ -132,6 +132,15 @@ seen.around = small.groups.map((group) => group.size[1]);
 makeRoom(grown);
 seen.twice = [below, further, beside, above].map((node) => node.pos[1]);
 
+// A chart whose storage holds what is not ours, or gives and takes nothing, is as usual.
+const { Chart } = await import(`${top}/extensions/lora-atelier/lib/chart.js`);
+seen.charts = ["{", "null", "7", '{"level": 99}', '{"level": 0, "log": true}', null].map((stored) => {
+  globalThis.localStorage = { getItem: () => { if (stored === null) throw new Error("no storage"); return stored; }, setItem() { throw new Error("no room"); } };
+  const chart = new Chart();
+  chart.set();
+  return [Number(chart.slider.value), chart.log.checked === true];
+});
+
 // The wheel is the canvas's until something scrolls.
 const { element } = folder.widgets.find((widget) => widget.name === "told");
 Object.assign(element, { scrollHeight: 100, clientHeight: 100, scrollWidth: 50, clientWidth: 50 });

@@ -65,3 +65,7 @@ def test_what_a_panel_would_cover_goes_down(seen):
 
 def test_the_wheel_is_the_canvass_until_something_scrolls(seen):
     assert (seen["short"], seen["long"]) == (1, 1)
+
+
+def test_a_chart_whose_storage_is_of_no_use_is_as_usual(seen):
+    assert seen["charts"] == [[5, False]] * 4 + [[0, True], [5, False]]
