@@ -241,7 +241,9 @@ def _emptied(folder: Path, parts: Sequence[str] = ()) -> list[str]:
 
 
 def _remove(path: Path) -> None:
-    """A file or a link, behind which nothing is touched."""
+    """A file or a link, behind which nothing is touched; a folder in its place is none of the run's."""
+    if _is_folder(path):
+        return
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -179,9 +179,9 @@ def _choose(
                 return on(one, f"goes on from {place}, where it was ended")
             early = f"; it was ended at step {one.end} of {total}, and 'continue with the changes' goes on from there"
             return on(one, f"is finished and handed on as it is{early if ended_early else ''}", finished=True)
-        if one.step == 0 and one.gone:
+        if one.gone and total >= one.total:
             raise AtelierError(_gone(one))
-        if one.step == 0 and (not one.run.lora_files() or (one.kept and total == one.total)):
+        if one.step == 0 and not one.gone and (not one.run.lora_files() or (one.kept and total == one.total)):
             return on(one, "begins again, since no state of it was kept")
         if one.step and total == one.total:
             return on(one, f"goes on from {place}")
@@ -200,7 +200,7 @@ def _choose(
         if not one.usable or one.change.others or total < max(one.step, one.end):
             continue
         if one.step == 0:
-            if one.finished and (one.unknown or (one.change.pictures and one.change.related)):
+            if (one.finished or one.gone) and (one.unknown or (one.change.pictures and one.change.related)):
                 questions.append((one, _without_state(one, total)))
         elif one.unknown:
             questions.append((one, f"name: {one.run.name} was begun {EARLIER}."))

@@ -145,6 +145,14 @@ def test_what_is_not_the_runs_stays_and_is_named(places):
     }  # fmt: skip
 
 
+def test_a_folder_in_a_files_place_stays_with_what_is_in_it(places):
+    run = make(places)
+    (run.folder / "measured.jsonl").mkdir()
+    (run.folder / "measured.jsonl" / "mine").write_text("mine")
+    assert catalogue.delete("ink", *places, "records").left == [str(run.folder / "measured.jsonl")]
+    assert files_below(run.folder) == {"measured.jsonl/mine"}
+
+
 def test_beside_the_state_lies_what_stays(places):
     run = make(places)
     mine = run.folder / "state" / "before the accident.safetensors"

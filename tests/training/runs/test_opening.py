@@ -484,6 +484,9 @@ def test_a_last_file_that_is_gone_is_asked_about(folders, when):
     without_state(folders)
     with pytest.raises(AtelierError, match=r"ink\.safetensors is gone from .*Put the file back there.*'start over'"):
         folders.open(when=when)
+    with pytest.raises(AtelierError, match=r"since ink was trained: another caption: 1\.png"):
+        folders.open(dataset=pictures("a", "mended"))
+    assert folders.name(50) == "ink-2", "a shorter run is another"
     assert folders.name(when="start over") == "ink-2"
     away.rename(file)
     with folders.open(when=when) as opened:
