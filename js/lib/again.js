@@ -27,7 +27,7 @@ function upTo(prompt, id, kept = {}) {
 export async function again(dataset, folder, picture) {
   const [captioner] = captionersOf(dataset);
   if (!captioner) throw new Error(text("noCaptioner"));
-  const only = `${folder.split("/").at(-1)}/${picture}`;
+  const only = `${folder}/${picture}`;
   const { waiting } = await ask("captions/waiting");
   const waits = waiting.find(({ node }) => node.split(":").at(-1) === String(captioner.id));
   if (waits) return (await ask("captions/again", { node: waits.node, picture: only })).caption; // the queue waits for it

@@ -36,6 +36,12 @@ export class Dialog {
     this.ready();
   }
 
+  /** The same for what changes what others build on: it waits for those that were asked for before. */
+  inTurn(act) {
+    this.turns = (this.turns ?? Promise.resolve()).then(() => this.tried(act));
+    return this.turns;
+  }
+
   /** Whether it may be closed now. */
   mayClose() {
     return true;
