@@ -14,8 +14,8 @@ from lora_atelier.tests.canvas.test_panels import API, APP
 from lora_atelier.training.dataset import words
 
 CAPTIONS = [
-    "1girl, solo", "猫，白い、犬", "قطة، كلب", "name (series, 2nd), red", "(red, wet:1.2), b", ":), :(, a", ":(a, b:), c", "a (b, c",
-    "a) b, c (d, e) f", "((a, b), c), d", r"saber \(fate, stay\), x", " , ,, ", "",
+    "1girl, solo", "猫，白い、犬", "قطة، كلب", "name (series, 2nd), red", "(red, wet:1.2), b", ":), :(, a", ":(a, b:), c",
+    "a (b, c", "a) b, c (d, e) f", "((a, b), c), d", r"saber \(fate, stay\), x", " , ,, ", "",
 ]  # fmt: skip
 MANY = 400
 
