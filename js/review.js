@@ -2,15 +2,18 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addPanel, make, root } from "./lib/dom.js";
-import { allNodes, before, inputOf } from "./lib/graph.js";
+import { before, inputOf, nodeAt } from "./lib/graph.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
 import { account } from "./lib/told.js";
 
 const HEIGHT = 190; // pixels; what is longer scrolls
 
-/** The node that a run calls by this id, "3", or "5:3" inside a sub-graph. */
-const nodeOf = (id) => allNodes(root()).find((node) => node.comfyClass === "AutoCaption" && String(node.id) === id.split(":").at(-1));
+/** The node that a run calls by this id; another workflow may have something else there. */
+function nodeOf(id) {
+  const node = nodeAt(root(), id);
+  return node?.comfyClass === "AutoCaption" ? node : undefined;
+}
 
 class Panel {
   constructor(node) {

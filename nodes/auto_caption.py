@@ -264,8 +264,10 @@ def review(dataset: Any, said: Any, node_id: str, again: Callable[[str], str]) -
     def wait() -> None:
         show(WAITS)
         part = {"node": node_id, "told": said.shown()["told"][0]}
-        hold(node_id, part, lambda: host.send("lora_atelier.review", {}), host.check_interrupt, answer)
-        show("")
+        try:
+            hold(node_id, part, lambda: host.send("lora_atelier.review", {}), host.check_interrupt, answer)
+        finally:
+            show("")
 
     return reviewed(dataset, wait)
 

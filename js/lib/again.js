@@ -3,11 +3,16 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { root } from "./dom.js";
-import { allNodes, before, inputOf } from "./graph.js";
+import { allNodes, before, inputOf, nodeAt } from "./graph.js";
 import { ask } from "./server.js";
 import { text } from "./text.js";
 
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
+const jobs = new Set(); // that were queued here
+let unanswered = 0; // questions of which the queue has not said yet which job they are
+
+/** Whether what was executed is the answer to a question about one picture, which is no news of the node. */
+export const isAnswer = ({ prompt_id: job, output }) => Boolean(output?.asked) && (jobs.has(job) || unanswered > 0);
 
 /** The Auto Caption nodes that get the pictures of a Load Dataset. */
 function captionersOf(dataset) {
@@ -29,10 +34,10 @@ export async function again(dataset, folder, picture) {
   if (!captioner) throw new Error(text("noCaptioner"));
   const only = `${folder}/${picture}`;
   const { waiting } = await ask("captions/waiting");
-  const waits = waiting.find(({ node }) => node.split(":").at(-1) === String(captioner.id));
+  const waits = waiting.find(({ node }) => nodeAt(root(), node) === captioner);
   if (waits) return (await ask("captions/again", { node: waits.node, picture: only })).caption; // the queue waits for it
   const { output, workflow } = await app.graphToPrompt();
-  const id = Object.keys(output).find((one) => one.split(":").at(-1) === String(captioner.id) && output[one].class_type === "AutoCaption");
+  const id = Object.keys(output).find((one) => nodeAt(root(), one) === captioner);
   if (!id) throw new Error(text("noCaptioner")); // it is bypassed or muted
   const prompt = structuredClone(upTo(output, id));
   const { inputs } = prompt[id];
@@ -54,8 +59,10 @@ function run(prompt, id, picture) {
       else reject(new Error(type === "execution_success" ? text("noWords", { picture }) : (detail.exception_message ?? text("interruptedHere"))));
     };
     for (const name of ["executed", ...ENDS]) api.addEventListener(name, hear);
-    api.queuePrompt(-1, prompt).then((answer) => {
+    unanswered += 1;
+    api.queuePrompt(-1, prompt).finally(() => (unanswered -= 1)).then((answer) => {
       job = answer.prompt_id;
+      jobs.add(job);
       heard.forEach(take);
     }, (error) => {
       for (const name of ["executed", ...ENDS]) api.removeEventListener(name, hear);
