@@ -143,7 +143,7 @@ def _needs(head: bytes) -> str | None:
 
 def _heif(path: Path, stream: BinaryIO) -> Image.Image:
     """Through pillow-heif, without making it known to Pillow for the whole process."""
-    import pillow_heif  # type: ignore[import-not-found,unused-ignore]  # only where it is installed
+    import pillow_heif  # type: ignore[import-not-found,import-untyped,unused-ignore]  # only where it is installed
 
     stream.seek(0)
     found = pillow_heif.open_heif(stream, convert_hdr_to_8bit=True)
