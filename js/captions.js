@@ -108,7 +108,7 @@ class Captions extends Dialog {
     });
     const words = make("textarea", {
       placeholder: fallback || text("noCaption"), "aria-label": text("captionOf", { picture }), spellcheck: "true",
-      input: () => this.ready(), change: () => this.typed(picture),
+      input: () => this.ready(true), change: () => this.typed(picture),
     });
     words.value = caption ?? "";
     const facts = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), count: repeats });
@@ -128,6 +128,7 @@ class Captions extends Dialog {
     const now = row.words.value.split("\n").map((line) => line.trim()).filter(Boolean).join(lines ? "\n" : " ");
     if (now !== row.seen) this.past.push({ captions: new Map([[picture, row.seen]]) });
     row.words.value = row.seen = now;
+    dropEmpty(this.past, this.rows);
     this.ready();
   }
 
@@ -135,13 +136,13 @@ class Captions extends Dialog {
     return [...this.rows].filter(([, row]) => row.words.value !== (row.caption ?? ""));
   }
 
-  ready() {
+  /** `typing`: a caption is in the middle of a change, which is none yet. */
+  ready(typing = false) {
     const count = this.edited().length;
     for (const row of this.rows.values()) row.words.classList.toggle("atelier-edited", row.words.value !== (row.caption ?? ""));
     this.saveButton.disabled = count === 0;
     this.saveButton.textContent = count ? text("saveCount", { count }) : text("saveCaptions");
-    this.filter.draw();
-    dropEmpty(this.past, this.rows);
+    if (!typing) this.filter.draw();
     this.undoButton.disabled = this.past.length === 0;
     this.other.hidden = this.operation.value !== "replace";
   }
@@ -165,6 +166,7 @@ class Captions extends Dialog {
     const changed = Object.keys(after).filter((picture) => after[picture] !== before[picture]);
     if (changed.length) this.past.push({ captions: new Map(changed.map((picture) => [picture, before[picture]])) });
     this.put(changed.map((picture) => [picture, after[picture]]));
+    dropEmpty(this.past, this.rows);
     this.said.textContent = text("changedCount", { count: changed.length });
   }
 
@@ -180,6 +182,7 @@ class Captions extends Dialog {
     }
     this.past = this.past.filter((one) => one !== step);
     if (!step.undo) this.put(step.edits ? step.edits.map(({ picture, caption }) => [picture, caption]) : step.captions);
+    dropEmpty(this.past, this.rows);
     this.said.textContent = text(step.captions ? "undone" : "undoneSaved");
   }
 

@@ -27,6 +27,8 @@ const COLUMNS = new Map([
   ["runSize", (run) => -sum(run.sizes)],
 ]);
 
+const DOWN = new Set(["runDate", "runSteps", "runSize"]); // the largest first
+
 class Runs extends Dialog {
   /** `name`: the run to begin with. */
   constructor(name) {
@@ -74,11 +76,12 @@ class Runs extends Dialog {
     return this.runs.find((run) => run.name === this.name);
   }
 
-  state({ why, live, finished, failed, step, total }) {
+  state({ why, live, finished, failed, step, total, state }) {
     if (why) return why;
     if (live) return text("runLive");
     if (finished) return step < (total ?? step) ? text("stoppedAt", { step, total }) : text("finished");
-    return failed ? text("failedAt", { step, why: failed }) : text("runInterrupted");
+    if (failed) return text("failedAt", { step, why: failed });
+    return text(state ? "runInterrupted" : "runBeginsAgain");
   }
 
   fill() {
@@ -89,7 +92,7 @@ class Runs extends Dialog {
       this.fill();
     };
     const heads = [...COLUMNS.keys()].map((key) =>
-      make("th", { scope: "col", "aria-sort": key === this.by ? "ascending" : "none" }, make("button", { type: "button", title: text("sortBy"), click: sort(key) }, text(key))),
+      make("th", { scope: "col", "aria-sort": key !== this.by ? "none" : DOWN.has(key) ? "descending" : "ascending" }, make("button", { type: "button", title: text("sortBy"), click: sort(key) }, text(key))),
     );
     const compare = make("th", { scope: "col" }, text("compareCurves"));
     this.table.replaceChildren(make("thead", {}, make("tr", {}, compare, ...heads)), make("tbody", {}, ...sorted.map((run) => this.line(run))));
@@ -179,7 +182,7 @@ class Runs extends Dialog {
     const run = this.current();
     const what = this.what.value;
     const question = text(WHATS.find(([, value]) => value === what)[2], { name: run.name, size: sizeText(freed(run, what)) });
-    const unfinished = run.finished || run.why ? "" : ` ${text("deleteUnfinished", { step: run.step })}`;
+    const unfinished = run.finished || run.why ? "" : ` ${text(what === "state" ? "deleteUnfinishedState" : "deleteUnfinished", { step: run.step })}`;
     if (!confirm(question + unfinished)) return;
     const { bytes, left } = await ask(`runs/${encodeURIComponent(run.name)}/delete`, { what });
     await this.load();

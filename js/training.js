@@ -6,6 +6,7 @@ import { addPanel, make, root } from "./lib/dom.js";
 import { recipeOf } from "./lib/graph.js";
 import { rateText, sizeText, timeText } from "./lib/plot.js";
 import { ask, onReconnect, onRun, pictureOf } from "./lib/server.js";
+import { sampleKey, strips } from "./lib/strips.js";
 import { text } from "./lib/text.js";
 import { folded, lines, noted, warned } from "./lib/told.js";
 import { addRuns } from "./runs.js";
@@ -18,6 +19,13 @@ const [LINE, CONTROL] = [15, 26]; // pixels of a line of small text, and of one 
 const [STRIP, TITLE, STRIPS] = [116, 18, 2]; // pixels of a strip of samples and of its prompt; strips that are seen without scrolling
 const ACCOUNT = 220; // pixels that what a run says of itself may take; the rest scrolls
 const COMMANDS = ["stop", "save", "sample"];
+
+/** What the server calls the moment of a sample (start, epoch 3, step 250), in the language of the panel. */
+function labelOf(label) {
+  const [kind, number] = label.split(" ");
+  if (kind === "epoch") return text("sampleEpoch", { epoch: number });
+  return kind === "step" ? text("sampleStep", { step: number }) : text("sampleStart");
+}
 
 class Monitor {
   constructor(node) {
@@ -280,39 +288,37 @@ class Monitor {
 
   /** A sample in its strip; one that is shown already stays the same element, so that nothing is loaded twice. */
   picture(sample, prompt) {
-    const known = this.pictures.get(sample.filename);
+    const key = sampleKey(sample);
+    const known = this.pictures.get(key);
     if (known) return known;
-    const alt = text("sampleOf", { number: sample.number, label: sample.label });
+    const label = labelOf(sample.label);
+    const alt = text("sampleOf", { number: sample.number, label });
     const follow = ({ target }) => {
       const film = target.closest("ul");
       if (film) film.scrollLeft = film.scrollWidth;
     };
     const image = make("img", { src: pictureOf(sample, true), alt, title: prompt, load: follow });
-    const item = make("li", {}, make("a", { href: pictureOf(sample), target: "_blank", rel: "noopener" }, image, sample.label));
-    this.pictures.set(sample.filename, item);
+    const item = make("li", {}, make("a", { href: pictureOf(sample), target: "_blank", rel: "noopener" }, image, label));
+    this.pictures.set(key, item);
     return item;
   }
 
   /** One strip of samples a prompt, oldest first; the prompts stand there where there are several. */
   drawFilm() {
-    const names = this.samples.map((sample) => sample.filename).join();
+    const names = this.samples.map(sampleKey).join();
     if (names === this.strip) return;
     this.strip = names;
-    const strips = new Map();
-    for (const sample of this.samples) {
-      const key = sample.prompt ?? sample.number;
-      strips.set(key, [...(strips.get(key) ?? []), sample]);
-    }
-    const parts = [...strips].map(([key, samples]) => {
-      const prompt = String(typeof key === "number" ? text("promptNumber", { number: key }) : key || text("noPrompt"));
+    const found = strips(this.samples);
+    const parts = found.map(({ number, prompt: told, samples }) => {
+      const prompt = told === null ? text("promptNumber", { number }) : told || text("noPrompt");
       const film = make("ul", { class: "atelier-film", tabindex: 0, "aria-label": `${text("samples")}: ${prompt}` });
       film.append(...samples.map((sample) => this.picture(sample, prompt)));
-      return [...(strips.size > 1 ? [make("p", { class: "atelier-prompt", title: prompt }, prompt)] : []), film];
+      return [...(found.length > 1 ? [make("p", { class: "atelier-prompt", title: prompt }, prompt)] : []), film];
     });
     this.films.replaceChildren(...parts.flat());
     for (const film of this.films.querySelectorAll(".atelier-film")) film.scrollLeft = film.scrollWidth;
-    const title = strips.size > 1 ? TITLE : 0;
-    this.filmed = Math.min(STRIPS, strips.size) * (STRIP + title) + (strips.size > STRIPS ? STRIP / 3 : 0);
+    const title = found.length > 1 ? TITLE : 0;
+    this.filmed = Math.min(STRIPS, found.length) * (STRIP + title) + (found.length > STRIPS ? STRIP / 3 : 0);
     this.films.style.height = `${this.filmed}px`;
     this.grow();
   }

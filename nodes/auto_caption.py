@@ -275,8 +275,10 @@ def review(
     def wait() -> None:
         show(WAITS)
         part = {"node": node_id, "workflow": workflow, "told": said.shown()["told"][0]}
-        hold(node_id, part, lambda: host.send("lora_atelier.review", {}), host.check_interrupt, answer)
-        show("")
+        try:
+            hold(node_id, part, lambda: host.send("lora_atelier.review", {}), host.check_interrupt, answer)
+        finally:
+            show("")
 
     return reviewed(dataset, wait)
 

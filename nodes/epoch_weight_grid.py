@@ -12,7 +12,7 @@ from ..training.config.refusal import text_of
 from ..training.dataset.augment import trained_pictures
 from ..training.errors import AtelierError
 from ..training.families import family_named
-from ..training.runs import reader
+from ..training.runs import live, reader
 from ..training.runs.layout import GRIDS_FOLDER
 from .io_types import CATEGORY, DATASET, EPOCHS, folded, searched
 from .shown import logged
@@ -163,11 +163,12 @@ class EpochWeightGrid(io.ComfyNode):
             show=host.status_of(hidden.unique_id) if hidden else lambda _line: None,
         )
         grid.check()
-        try:
-            grid.render(host.progress(axes.cells))
-        finally:
-            # A cancelled grid is assembled too: what was drawn is shown, the rest stays blank.
-            pages = grid.save_pages()
+        with live.drawing(run.name for run in runs):
+            try:
+                grid.render(host.progress(axes.cells))
+            finally:
+                # A cancelled grid is assembled too: what was drawn is shown, the rest stays blank.
+                pages = grid.save_pages()
         notes, said = "\n".join(grid.notes()), grid.statement()
         logged("Epoch Weight Grid", said)
         SHOWN.add(pages)

@@ -3,6 +3,7 @@ one, and that one be deleted."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,8 @@ from . import desktop
 from .asked import PREFIX, Refused, answered, apart, body_of, table, text_of
 
 PLACES = ("run", "loras")
+_walker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-catalogue")
+"""All files of all runs are looked at, which may take long; nothing that is asked besides waits for it."""
 
 
 def run_state(name: str, since: int, newest: bool) -> dict[str, Any]:
@@ -34,14 +37,22 @@ def run_state(name: str, since: int, newest: bool) -> dict[str, Any]:
     except AtelierError as error:
         raise Refused(404, str(error)) from error
     now = live.find(name)
-    for sample in state["samples"]:
-        sample |= host.shown_picture(runs / name / SAMPLES_FOLDER / sample.pop("file"))
+    state["samples"] = [shown for sample in state["samples"] if (shown := _shown(sample, runs / name / SAMPLES_FOLDER))]
     folder = host.lora_name(host.loras_folder() / name)
     return {**state, "folder": folder, "live": now.status() if now is not None else None}
 
 
+def _shown(sample: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """A sample as the page finds it; None for one that the host cannot show."""
+    path = folder / sample.pop("file")
+    try:
+        return {**sample, **host.shown_picture(path)}
+    except ValueError:
+        return None
+
+
 def listed() -> dict[str, Any]:
-    """``runs`` with their sizes, the folders that hold them, and what is free on their disks."""
+    """``runs`` with their sizes, and the folders that hold them."""
     runs, loras = host.runs_folder(), host.loras_folder()
     running = set(live.running())
     rows = [{**row, "live": row["name"] in running} for row in catalogue.entries(runs, loras)]
@@ -52,6 +63,8 @@ def delete(name: str, what: str) -> dict[str, Any]:
     """``bytes`` that were freed, ``left``: what lies in the run's folders and is none of its own."""
     if name in live.running():
         raise AtelierError(f"name: {name} is being trained right now. Stop it first.")
+    if name in live.drawn():
+        raise AtelierError(f"name: a grid of {name} is being drawn right now. Wait until it is done, or cancel it.")
     deleted = catalogue.delete(name, host.runs_folder(), host.loras_folder(), what)  # type: ignore[arg-type]
     return {"bytes": deleted.bytes, "left": deleted.left}
 
@@ -117,7 +130,7 @@ async def post_command(request: web.Request) -> Any:
 @table.get(f"{PREFIX}/catalogue")
 @answered
 async def get_catalogue(_request: web.Request) -> Any:
-    return await apart(listed)
+    return await apart(listed, worker=_walker)
 
 
 @table.post(f"{PREFIX}/runs/{{name}}/delete")

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ from .errors import AtelierError
 LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.partial$")
 DEEPEST = 100
 """Brackets within brackets in a JSON document."""
+PATIENCE = 1.0
+"""Seconds."""
 LONGEST_NUMBER = 40
 """Characters of a number in one: no float and no whole number of 64 bits needs more."""
 
@@ -57,10 +60,25 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
                 temporary.chmod(mode)
             if durable:
                 flush(temporary)
-            os.replace(temporary, path)
+            put_in_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """``os.replace``; on Windows it is tried for ``PATIENCE`` seconds, since nothing may take the place of a file that is being
+    read there, as a page reads the record of a run.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if os.name != "nt" or time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -168,7 +186,7 @@ def write_all(contents: Mapping[Path, bytes], done: Callable[[Path], None]) -> N
         settle(list(temporaries.values()))
         for path, temporary in temporaries.items():
             with _named(path):
-                os.replace(temporary, path)
+                put_in_place(temporary, path)
             done(path)
     except BaseException:
         for temporary in temporaries.values():

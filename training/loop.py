@@ -130,7 +130,8 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                     kind = save_kind(step, epoch, epoch_ends, finished, config) or ("step" if "save" in commands else None)
                     if kind is not None:
                         callbacks.save(kind, epoch, step)
-                    wanted = "sample" in commands or wants_sample(step, epoch, epoch_ends, kind is not None, config)
+                    # The last file gets a picture in any case: it is the one that is shown.
+                    wanted = finished or "sample" in commands or wants_sample(step, epoch, epoch_ends, kind is not None, config)
                     if wanted and callbacks.sample is not None:
                         steps.release()
                         callbacks.sample(epoch, step)

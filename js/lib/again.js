@@ -3,13 +3,18 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { root } from "./dom.js";
-import { allNodes, before, inputOf } from "./graph.js";
+import { allNodes, before, inputOf, nodeAt } from "./graph.js";
 import { ask } from "./server.js";
 import { text } from "./text.js";
 import { nodeOf } from "./waiting.js";
 
 const LOST = ["status", "reconnected"];
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
+const jobs = new Set(); // that were queued here
+let unanswered = 0; // questions of which the queue has not said yet which job they are
+
+/** Whether what was executed is the answer to a question about one picture, which is no news of the node. */
+export const isAnswer = ({ prompt_id: job, output }) => Boolean(output?.asked) && (jobs.has(job) || unanswered > 0);
 
 /** The Auto Caption nodes that get the pictures of a Load Dataset. */
 function captionersOf(dataset) {
@@ -34,7 +39,7 @@ export async function again(dataset, folder, picture) {
   const waits = waiting.find((one) => nodeOf(one) === captioner);
   if (waits) return (await ask("captions/again", { node: waits.node, picture: only })).caption; // the queue waits for it
   const { output, workflow } = await app.graphToPrompt();
-  const id = Object.keys(output).find((one) => one.split(":").at(-1) === String(captioner.id) && output[one].class_type === "AutoCaption");
+  const id = Object.keys(output).find((one) => nodeAt(root(), one) === captioner);
   if (!id) throw new Error(text("noCaptioner")); // it is bypassed or muted
   const prompt = structuredClone(upTo(output, id));
   const { inputs } = prompt[id];
@@ -78,8 +83,10 @@ function run(prompt, id, picture) {
     };
     for (const name of ["executed", ...ENDS]) api.addEventListener(name, hear);
     for (const name of LOST) api.addEventListener(name, look);
-    api.queuePrompt(-1, prompt).then((answer) => {
+    unanswered += 1;
+    api.queuePrompt(-1, prompt).finally(() => (unanswered -= 1)).then((answer) => {
       job = answer.prompt_id;
+      jobs.add(job);
       heard.forEach(take);
     }, (error) => end(() => reject(new Error(reasonOf(error.response) ?? error.message))));
   });

@@ -14,6 +14,14 @@ export const colourOf = (number) => COLOURS[number % COLOURS.length];
 const known = (points) => points.map(([, value]) => value).filter((value) => value != null);
 const short = (value) => rateText(Math.abs(value) < 1e-12 ? 0 : value);
 
+function kept() {
+  try {
+    return JSON.parse(localStorage.getItem(KEPT)) ?? {};
+  } catch {
+    return {}; // no storage, or not ours
+  }
+}
+
 export class Chart {
   /** `several`: whether runs are compared; then each has a colour, and the rates are left out. */
   constructor(several = false) {
@@ -46,7 +54,7 @@ export class Chart {
   }
 
   recall() {
-    const { level = USUAL, log = false } = JSON.parse(localStorage.getItem(KEPT) ?? "{}") ?? {};
+    const { level = USUAL, log = false } = kept();
     this.slider.value = level in LEVELS ? level : USUAL;
     this.log.checked = log === true;
     this.tell();
@@ -58,7 +66,11 @@ export class Chart {
   }
 
   set() {
-    localStorage.setItem(KEPT, JSON.stringify({ level: Number(this.slider.value), log: this.log.checked }));
+    try {
+      localStorage.setItem(KEPT, JSON.stringify({ level: Number(this.slider.value), log: this.log.checked }));
+    } catch {
+      // without room it is not remembered
+    }
     this.tell();
     this.draw();
   }

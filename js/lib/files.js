@@ -38,7 +38,7 @@ async function inside(entry) {
     for (let some; (some = await got((done, failed) => reader.readEntries(done, failed))).length; ) found.push(...some); // a hundred at a time
     return (await Promise.all(found.map(inside))).flat();
   } catch (error) {
-    const why = { name, why: entry.isFile ? text("notReadFile", { why: error.message }) : text("notReadFolder", { why: error.message }) };
+    const why = { name, why: text(entry.isFile ? "notReadFile" : "notReadFolder", { why: error.message }) };
     return [why, ...(await Promise.all(found.map(inside))).flat()];
   }
 }

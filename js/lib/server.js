@@ -10,9 +10,9 @@ export async function ask(path, body) {
   return values;
 }
 
-/** Address of a picture of the server, small if asked for. */
-export function pictureOf({ filename, subfolder, type }, small = false) {
-  const query = new URLSearchParams({ filename, subfolder, type, ...(small ? { preview: "webp;80" } : {}) });
+/** Address of a picture of the server, small if asked for; another one when its `stamp` is another. */
+export function pictureOf({ filename, subfolder, type, stamp }, small = false) {
+  const query = new URLSearchParams({ filename, subfolder, type, ...(small ? { preview: "webp;80" } : {}), ...(stamp ? { stamp } : {}) });
   return api.apiURL(`/view?${query}`);
 }
 

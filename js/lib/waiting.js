@@ -1,10 +1,11 @@
 // Nodes that wait for a person, as the server lists them, and where they are on this page.
 import { root } from "./dom.js";
-import { allNodes } from "./graph.js";
+import { nodeAt } from "./graph.js";
 
 /** The Auto Caption node that waits, which a run calls "3", or "5:3" inside a sub-graph; undefined if another workflow is open. */
 export function nodeOf({ node, workflow }) {
   const page = root();
   if (page?.id && workflow !== page.id) return undefined; // it may have a node of this number as well
-  return allNodes(page).find((one) => one.comfyClass === "AutoCaption" && String(one.id) === node.split(":").at(-1));
+  const found = nodeAt(page, node);
+  return found?.comfyClass === "AutoCaption" ? found : undefined;
 }

@@ -16,7 +16,7 @@ PLAYWRIGHT = Path(os.environ.get("ATELIER_PLAYWRIGHT", support.ROOT / ".studio" 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TEMPLATES = "/api/workflow_templates/lora-atelier"
 WORKFLOW = f"{TEMPLATES}/train_then_test.json"
-DEFAULTS = {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"}
+DEFAULTS = {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark", "Comfy.Locale": "en"}
 
 
 def look(vue: bool) -> dict[str, Any]:

@@ -38,7 +38,7 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   const tags = () => page.evaluate(() => [...document.querySelectorAll(".atelier-tags button")].map((one) => one.innerText));
   seen.tags = await tags();
   await page.getByLabel("Only captions with this in a tag").fill("by ha");
-  await said("pictures shown");
+  await said("Pictures shown");
   seen.filtered = await state();
   await page.getByLabel("Only captions with this in a tag").fill("");
   await page.locator(".atelier-tags button", { hasText: "without caption" }).click();

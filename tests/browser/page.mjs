@@ -1,6 +1,7 @@
 // What all drivers share: a browser of its own, a page of the server under test, and what was seen as JSON on the last line.
 //   task: {"url", "playwright", "chromium", "shots", "seconds", "vue", "palette"}, and what the driver asks for besides.
 // vue: whether nodes are drawn by the Vue renderer. palette: id of the colours. shots: folder for pictures of the page.
+// settings: further settings of the page.
 import { createRequire } from "node:module";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -32,7 +33,7 @@ export async function drive(viewport, work) {
     page.on("console", (message) => message.type() === "error" && seen.consoleErrors.push(message.text()));
     page.on("pageerror", (error) => seen.pageErrors.push(String(error)));
     // A person who has been here before: without this, the frontend greets with its own templates.
-    const settings = { "Comfy.TutorialCompleted": true };
+    const settings = { "Comfy.TutorialCompleted": true, ...task.settings };
     if ("vue" in task) Object.assign(settings, { "Comfy.VueNodes.Enabled": task.vue, "Comfy.ColorPalette": task.palette });
     for (const [name, value] of Object.entries(settings)) {
       await fetch(`${task.url}/settings/${name}`, { method: "POST", body: JSON.stringify(value) });

@@ -130,8 +130,8 @@ def test_what_is_under_the_pointer_is_told(seen: dict[str, Any]) -> None:
     step, epoch = map(int, re.match(r"step (\d+) · epoch (\d+)", seen["hovered"]).groups())  # type: ignore[union-attr]
     assert epoch == (step - 1) // 2 + 1, "two steps an epoch"
     assert re.search(r"loss [\d.]+, mean [\d.]+", seen["hovered"]) and "rate 1e-3" in seen["hovered"]
-    walked = int(re.match(r"step (\d+)", seen["walked"])[1])  # type: ignore[index]
-    assert walked < step, "an arrow key walks back"
+    first, second = (int(re.match(r"step (\d+)", one)[1]) for one in seen["walked"])  # type: ignore[index]
+    assert second < first, "each press of an arrow key walks back"
 
 
 def test_the_curve_is_smoothed_as_much_as_one_likes(seen: dict[str, Any]) -> None:

@@ -112,8 +112,11 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   seen.hovered = await page.locator("[data-run] .atelier-tip").innerText();
   await shot("hovered");
   await area.focus();
-  await page.keyboard.press("ArrowLeft");
-  seen.walked = await page.locator("[data-run] .atelier-tip").innerText();
+  seen.walked = [];
+  for (let i = 0; i < 2; i++) {
+    await page.keyboard.press("ArrowLeft");
+    seen.walked.push(await page.locator("[data-run] .atelier-tip").innerText());
+  }
   const scales = page.locator("[data-run] .atelier-scales input");
   seen.curves = { usual: await curve() };
   await scales.first().focus();

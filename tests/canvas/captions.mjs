@@ -25,7 +25,7 @@ class Element extends EventTarget {
   set textContent(text) { this.children = text ? [text] : []; }
   named(name) { return [...this.children.filter((one) => one instanceof Element)].flatMap((one) => (one.attributes["aria-label"] === name || one.attributes.title === name ? [one] : one.named(name))); }
 }
-globalThis.document = { head: new Element("head"), body: new Element("body"), createElement: (tag) => new Element(tag), getElementById: () => null };
+globalThis.document = { addEventListener() {}, head: new Element("head"), body: new Element("body"), createElement: (tag) => new Element(tag), getElementById: () => null };
 globalThis.window = { confirm: () => true };
 globalThis.location = { href: "http://here/", origin: "http://here" };
 

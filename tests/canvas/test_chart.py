@@ -21,6 +21,7 @@ def asked(root: Path) -> Any:
 
     def ask(expression: str) -> Any:
         script = f"""import * as plot from {json.dumps((root / "js" / "lib" / "plot.js").as_uri())};
+        import {{ strips, sampleKey }} from {json.dumps((root / "js" / "lib" / "strips.js").as_uri())};
         const {{ ticks, smoothed, timeText, heightOf }} = plot; console.log(JSON.stringify({expression}));"""
         done = subprocess.run([node, "--input-type=module", "-e", script], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
@@ -68,3 +69,21 @@ def test_a_loss_that_was_no_number_has_no_mean_and_spoils_none(asked) -> None:
 
 def test_no_time_that_is_left_is_none(asked) -> None:
     assert asked("[0.2, 0.6, 59.4, 61, 3600].map(timeText)") == ["0:01", "0:01", "0:59", "1:01", "1:00:00"]
+
+
+def test_lines_of_the_same_words_have_strips_of_their_own(asked) -> None:
+    """Models that edit: one instruction, beside several pictures."""
+    drawn = [
+        {"number": n, "prompt": p, "at": at} for at in (0, 1) for n, p in ((1, "make it blue"), (2, "make it blue"), (3, ""))
+    ]
+    found = asked(f"strips({json.dumps([*drawn, {'number': 1, 'prompt': 'mended'}, {'number': 4}])})")
+    assert [(one["number"], one["prompt"], len(one["samples"])) for one in found] == [
+        (1, "make it blue", 2), (2, "make it blue", 2), (3, "", 2), (1, "mended", 1), (4, None, 1)
+    ]  # fmt: skip
+    assert [sample["at"] for sample in found[1]["samples"]] == [0, 1]
+
+
+def test_a_sample_that_was_drawn_anew_is_another(asked) -> None:
+    one, again = ({"filename": "ink-000001.png", "stamp": stamp} for stamp in (5, 6))
+    assert asked(f"sampleKey({json.dumps(one)}) !== sampleKey({json.dumps(again)})") is True
+    assert asked(f"sampleKey({json.dumps(one)}) === sampleKey({json.dumps(one)})") is True

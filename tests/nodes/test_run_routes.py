@@ -17,6 +17,7 @@ from lora_atelier.training.runs import live
 
 RUN = "window-test"
 FILE = f"{RUN}.safetensors"
+HERE = {"Host": "127.0.0.1:8188"}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,34 @@ def test_a_run_that_trains_is_not_deleted(routes, run):
     assert status == 400 and "is being trained right now" in answer["error"] and (run / "run.json").exists()
 
 
+def test_a_run_whose_grid_is_drawn_is_not_deleted(routes, run):
+    with live.drawing([RUN]), live.drawing([RUN, "other"]):
+        pass
+    with live.drawing([RUN]):
+        status, answer = post(routes, f"runs/{RUN}/delete", {"what": "all"})
+    assert status == 400 and "a grid of" in answer["error"] and (run / "run.json").exists()
+    assert live.drawn() == set() and post(routes, f"runs/{RUN}/delete", {"what": "all"})[0] == 200
+
+
+def test_runs_in_an_output_folder_that_is_a_link_are_shown(routes, run, tmp_path):
+    from lora_atelier.tests.noise_pictures import noise_picture
+
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(run.parent, elsewhere)
+    run.parent.symlink_to(elsewhere, target_is_directory=True)
+    try:
+        (run / "samples").mkdir()
+        noise_picture((8, 8), 40).save(run / "samples" / f"{RUN}-000001.png")
+        status, answer = get(routes, f"runs/{RUN}")
+        assert status == 200
+        (sample,) = answer["samples"]
+        assert (sample["filename"], sample["subfolder"]) == (f"{RUN}-000001.png", f"{run.parent.name}/{RUN}/samples")
+        assert sample["type"] == "output" and sample["stamp"] > 10**12 and "file" not in sample
+    finally:
+        run.parent.unlink()
+        shutil.move(elsewhere, run.parent)
+
+
 @pytest.mark.parametrize("body", [{}, {"what": 7}, {"what": "everything"}, {"what": "all", "more": 1}, []])
 def test_a_deletion_is_asked_for_plainly(routes, run, body):
     assert post(routes, f"runs/{RUN}/delete", body)[0] == 400
@@ -158,8 +187,36 @@ def test_a_folder_is_only_named_to_who_asks_through_a_proxy(routes, run, desktop
 def test_who_sits_here_is_told_by_the_address(remote, here):
     from lora_atelier.nodes import desktop
 
-    assert desktop.sits_here(remote, {}) is here
-    assert not desktop.sits_here(remote, {"X-Forwarded-For": "127.0.0.1"})
+    assert desktop.sits_here(remote, HERE) is here
+    assert not desktop.sits_here(remote, {**HERE, "X-Forwarded-For": "127.0.0.1"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "here"),
+    [
+        ({"Host": "localhost:8188"}, True), ({"Host": "127.0.0.1"}, True), ({"Host": "[::1]:8188"}, True),
+        ({"Host": "localhost:8188", "Origin": "http://localhost:8188"}, True), ({}, False), ({"Host": ""}, False),
+        ({"Host": "comfy.example"}, False), ({"Host": "localhost.example:8188"}, False), ({"Host": "[::1"}, False),
+        ({"Host": "127.0.0.1:8188", "Origin": "https://comfy.example"}, False), ({"Host": "localhost", "Origin": "null"}, False),
+        ({"Host": "localhost", "X-Forwarded-Proto": "https"}, False),
+        ({"Host": "localhost", "CF-Connecting-IP": "203.0.113.9"}, False),
+        ({"Host": "localhost", "True-Client-IP": "203.0.113.9"}, False),
+    ],
+)  # fmt: skip
+def test_a_proxy_beside_the_server_is_nobody_who_sits_here(headers, here):
+    from lora_atelier.nodes import desktop
+
+    assert desktop.sits_here("127.0.0.1", headers) is here
+
+
+@pytest.mark.skipif(not shutil.which("sh"), reason="the file manager here is a script")
+@pytest.mark.parametrize(("does", "shown"), [("exit 3", False), ("exit 0", True), ("exec sleep 20", True)])
+def test_a_file_manager_that_fails_has_shown_nothing(desktop, tmp_path, monkeypatch, does, shown):
+    from lora_atelier.nodes import desktop as shower
+
+    (tmp_path / "xdg-open").write_text(f"#!/bin/sh\n{does}\n")
+    monkeypatch.setattr(shower, "PATIENCE", 1.0)
+    assert shower.show(tmp_path) is shown
 
 
 def test_without_a_desktop_a_folder_is_only_named(routes, run, monkeypatch):

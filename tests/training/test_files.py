@@ -89,6 +89,35 @@ def test_what_can_be_made_again_does_not_wait_for_the_disk(
     assert len(calls) == flushed and (tmp_path / "a").read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("way", ["replacing", "write_all"])
+def test_a_file_that_is_read_just_then_is_waited_for_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    real, refused, path = os.replace, [], tmp_path / "run.json"
+    path.write_bytes(b"old")
+
+    def replace(start: Path, end: Path) -> None:
+        if len(refused) < 3:
+            refused.append(end)
+            raise PermissionError(13, "in use", str(end))
+        real(start, end)
+
+    def write() -> None:
+        if way == "write_all":
+            files.write_all({path: b"new"}, lambda _: None)
+        else:
+            files.write_text(path, "new")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(PermissionError):  # other systems refuse for good
+        write()
+    assert path.read_bytes() == b"old"
+    monkeypatch.setattr(files.os, "name", "nt")
+    write()
+    monkeypatch.undo()
+    assert path.read_bytes() == b"new" and len(refused) == 3 and list(tmp_path.iterdir()) == [path]
+
+
 def test_the_longest_unused_go_until_the_rest_fits(tmp_path: Path) -> None:
     rows = []
     for i in range(5):

@@ -20,17 +20,13 @@ from ..config.sampling import Sampling
 from ..dataset.png_text import png_text
 from ..errors import AtelierError
 from ..files import Unreadable, is_file, is_inside, parse_json, read_json, replacing, write_text
-from ..runs.layout import CELLS_FOLDER, GRIDS_FOLDER
+from ..runs.layout import CELL, CELLS_FOLDER, FAVOURITES, GRIDS_FOLDER, PAGE
 from ..runs.reader import number
 from .advice import Advice
 from .pages import KEY
 from .score import Score
 
-PAGE = re.compile(r"(?P<page>grid-[0-9a-f]{12})(?:-1)?\.png")
-"""Large pages go on as ``-2``, ``-3``; each says all of them, so the first is enough."""
-CELL = re.compile(r"[0-9a-f]{24}\.png")
 PLACE = re.compile(r"(\d{1,4}),(\d{1,4})")
-FAVOURITES = "favourites.json"
 LARGEST = 2**20
 """Bytes of a list of favourites."""
 MOST = 200
@@ -46,7 +42,8 @@ def pages(runs: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     for run in _runs(runs):
         for name in _names(runs / run / GRIDS_FOLDER):
             path, match = runs / run / GRIDS_FOLDER / name, PAGE.fullmatch(name)
-            if match is not None and os.path.lexists(path):
+            # Each part of a large page says all of it, so the first is enough.
+            if match is not None and match["part"] in (None, "1") and os.path.lexists(path):
                 found.append((os.lstat(path).st_mtime_ns, path, run, match["page"]))
     sound, damaged = [], []
     for _, path, run, page in sorted(found, reverse=True)[:MOST]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,8 +78,11 @@ def refusal(sentence: str) -> str:
 
 
 def shown_picture(path: Path) -> dict[str, str]:
-    """How the canvas finds a picture in the output folder."""
-    relative = path.resolve().relative_to(output_folder().resolve())
+    """How the canvas finds a picture in the output folder, which may have links in it; ValueError for one that lies elsewhere."""
+    place, output = Path(os.path.abspath(path)), Path(os.path.abspath(output_folder()))
+    if not place.is_relative_to(output):  # the same folder by another name
+        place, output = place.resolve(), output.resolve()
+    relative = place.relative_to(output)
     return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}
 
 

@@ -112,7 +112,11 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
         why = f"{why}; {', '.join(damaged)} {'was' if len(damaged) == 1 else 'were'} damaged and set aside"
         finished = run.finished()
         if not finished and run.state_step() == 0:
-            why = f"{why}, and since no state of it was kept, it begins again"
+            told = f"{', '.join(damaged)} in {run.lora_folder} {'does' if len(damaged) == 1 else 'do'} not hold what was written"
+            raise AtelierError(
+                f"{run.name}: {told}, and was set aside there as .damaged. No state of the run was kept. Put a sound copy back "
+                "and queue again, or set when_interrupted to 'start over' to train from the beginning in a run beside it."
+            )
     if finished and (others := _saved_otherwise(run.record().values, job)):
         why = f"{why}; {', '.join(others)} would have counted while it was trained, so its files stay as they were saved"
     if finished and (gone := run.saved()[-1].step - len(run.losses())) > 0:
@@ -127,7 +131,10 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
         run.write(opening=why)
         now.update(phase="finished")
     else:
-        run.keep_end()
+        if any(saved.step < job.total for saved in run.saved()[-1:]):  # else only what belongs to its end is left to do
+            run.keep_end()
+        if not run.has_state():
+            run.drop_samples()
         run.write_inputs(job.inputs.stored())
         done = run.state_step()
         changes = [row for row in run.record().changes if row["step"] <= done] if done else []
@@ -168,7 +175,15 @@ def _drop_state(job: Job, run: Run, account: Account) -> None:
     elif not is_whole(last.path):
         account.add("warnings", f"{last.path.name} does not hold what was written, so what the run needs to go on is kept.")
     else:
-        freed = memory.size_text(run.drop_state())
+        try:
+            freed = memory.size_text(run.drop_state())
+        except OSError as error:  # the LoRA is there: a file that another program holds fails nothing
+            account.add(
+                "warnings",
+                f"What the run needed to go on could not be deleted ({error.filename}: {error.strerror}). Delete it in Runs … of "
+                "Train LoRA.",
+            )
+            return
         account.add(
             "notes",
             f"What it needed to go on ({freed}) was deleted after its last file was found whole, so it cannot be made longer. "

@@ -52,6 +52,7 @@ class Saver:
             config, job.dataset, job.plan, family=job.model.family, prediction=job.model.prediction, epoch=epoch,
             step=step, total_steps=job.total, graph=job.graph, sizes=self.adapter.sizes(),
             precision=DTYPE_NAMES.get(job.model.compute_dtype, ""), card=replace(job.card, trigger=job.trigger),
+            name=self.run.name,
         )  # fmt: skip
         if job.encoded.shows.shown:
             metadata[PAIRS] = str(sum(bool(sample.controls) for sample in job.dataset.samples))
@@ -79,7 +80,7 @@ class Saver:
         try:
             for saved in self.run.saved():
                 if saved.step == step:
-                    beside.place(path, saved.path)
+                    self.run.place_picture(path, saved.path)
                     if self.job.thumbnail:
                         add_metadata(saved.path, {"modelspec.thumbnail": beside.thumbnail(picture, self.job.thumbnail)})
         except (OSError, AtelierError) as error:  # a full disk: the file itself is there

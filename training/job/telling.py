@@ -93,11 +93,11 @@ def foretell(job: Job, name: str, adapter: Adapter, account: Account) -> None:
     for caution in (one for one in warned if one not in told):
         account.add("warnings", caution)
         log.warning("%s: %s", name, caution)
-    if job.trigger and not job.card.trigger:
+    if job.trigger and job.card.trigger is None:
         account.add(
             "notes",
             f"Every caption begins with {job.trigger!r}, so that is called the trigger phrase in the files. Write 'trigger: ...' "
-            f"into {CARD_WIDGET} of Train LoRA to name another.",
+            f"into {CARD_WIDGET} of Train LoRA to name another, or 'trigger:' alone if there is none.",
         )
     rates = [group["rate"] for group in adapter.parameter_groups()]
     for note in remarks(job.config.optimizer, steps, epochs, rates):

@@ -125,8 +125,10 @@ class Job:
     @cached_property
     def trigger(self) -> str:
         """The trigger phrase: the person's, or else what every caption begins with."""
-        found = self.card.trigger or common_front(trained_captions(self.dataset))
-        return found if self.card.trigger or len(found) <= LONGEST_TRIGGER else ""
+        if self.card.trigger is not None:
+            return self.card.trigger
+        found = common_front(trained_captions(self.dataset))
+        return found if len(found) <= LONGEST_TRIGGER else ""
 
     @property
     def learns_text(self) -> bool:

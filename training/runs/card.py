@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -11,6 +12,8 @@ from ..dataset.words import parts
 LONGEST = 2000
 """Characters of a field."""
 WIDGET = "about"
+FEWEST = 3
+"""Captions; of fewer it says little that all begin alike."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Card:
 
     title: str = ""
     """Empty: the run's name."""
-    trigger: str = ""
+    trigger: str | None = None
+    """None: what every caption begins with; empty: there is none."""
     description: str = ""
     author: str = ""
     license: str = ""
@@ -35,7 +39,7 @@ class Card:
         """
         names, found, last = [field.name for field in fields(cls)], dict[str, str](), ""
         for line in text_of(WIDGET, text).splitlines():
-            begin, colon, rest = line.partition(":")
+            begin, colon, rest = re.sub("[:\uff1a]", ":", line, count=1).partition(":")  # as it is typed in Chinese and Japanese
             name = begin.strip().lower().replace(" ", "_")
             if colon and name in names:
                 refuse(name in found, f"{WIDGET}: {name!r} is given twice; write it once.")
@@ -65,6 +69,7 @@ NO_CARD = Card()
 
 
 def common_front(captions: Iterable[str]) -> str:
-    """The part between commas with which every caption begins: probably the trigger word; empty if there is none."""
-    fronts = {next(iter(parts(caption)), "") for caption in captions}
-    return fronts.pop() if len(fronts) == 1 else ""
+    """The part between commas with which every caption begins: probably the trigger word; empty if there is none, or hardly any
+    caption."""
+    fronts = [next(iter(parts(caption)), "") for caption in captions]
+    return fronts[0] if len(fronts) >= FEWEST and len(set(fronts)) == 1 else ""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +17,18 @@ from typing import Any, Literal, get_args
 from ..errors import AtelierError
 from ..files import LEFT_OVER, open_plain
 from .layout import (
+    CELL,
+    CELLS_FOLDER,
+    FAVOURITES,
     GRIDS_FOLDER,
     HISTORY_FILE,
     INPUTS_FILE,
     MEASURED_FILE,
     OLDER_STATE_FILE,
     OWNER_FILE,
+    PAGE,
     RUN_FILE,
+    SAMPLE,
     SAMPLES_FOLDER,
     STATE_FILE,
     STATE_FOLDER,
@@ -72,11 +76,10 @@ def _entry(name: str, runs: Path, loras: Path, why: str, at: float) -> dict[str,
             record = read_record(folder)
         except (AtelierError, FileNotFoundError) as error:  # it changed just now
             why = str(error)
-    sizes = {part: size_of(folder / part) for part in FOLDERS}
-    sizes["rest"] = max(0, size_of(folder) - sum(sizes.values()))
-    sizes["loras"] = size_of(lora_folder)
+    parts, files = sizes_in(folder), sizes_in(lora_folder)
+    sizes = {part: parts.pop(part, 0) for part in FOLDERS}
+    sizes |= {"rest": sum(parts.values()), "loras": sum(files.values())}
     step, loss = _end(folder / HISTORY_FILE) if not why else (0, None)
-    files = [{**row, "bytes": size_of(lora_folder / row["file"])} for row in record.saved]
     family = record.values.get("family", "")
     return {
         "name": name,
@@ -90,7 +93,7 @@ def _entry(name: str, runs: Path, loras: Path, why: str, at: float) -> dict[str,
         "failed": record.failed,
         "state": any(os.path.lexists(folder / file) for file in (STATE_FILE, OLDER_STATE_FILE)),
         "sizes": sizes,
-        "files": [file for file in files if file["bytes"]],
+        "files": [{**row, "bytes": files[row["file"]]} for row in record.saved if files.get(row["file"])],
     }
 
 
@@ -107,24 +110,31 @@ def _end(history: Path) -> tuple[int, float | None]:
     return (rows[-1]["step"] if rows else 0), (sum(losses) / len(losses) if losses else None)
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all in a folder; a file with two names counts once, and no link is followed."""
-    seen = dict[tuple[int, int], int]()
-    for one in _walked(path):
-        with suppress(OSError):
-            found = os.lstat(one)
-            if stat.S_ISREG(found.st_mode):
-                seen[found.st_dev, found.st_ino] = found.st_size
-    return sum(seen.values())
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Bytes of all that lies in a folder, by the name at its top; a file with two names counts once, and no link is followed."""
+    sizes, seen = dict[str, int](), set[tuple[int, int]]()
+    waiting = [("", folder)] if not is_led(folder) else []
+    while waiting:
+        top, place = waiting.pop()
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in entries:
+            with suppress(OSError):
+                name, found = top or entry.name, os.lstat(entry.path)
+                if stat.S_ISREG(found.st_mode) and (found.st_dev, found.st_ino) not in seen:
+                    seen.add((found.st_dev, found.st_ino))
+                    sizes[name] = sizes.get(name, 0) + found.st_size
+                elif stat.S_ISDIR(found.st_mode) and not is_led(path := Path(entry.path)):
+                    waiting.append((name, path))
+    return sizes
 
 
-def _walked(path: Path) -> Iterator[Path]:
-    yield path
-    if path.is_symlink() or not path.is_dir():
-        return
-    with suppress(OSError):
-        for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
-            yield from _walked(path / entry.name)
+def is_led(path: Path) -> bool:
+    """Whether a link stands at ``path``, of any kind: Windows' junctions look like folders."""
+    expected = os.path.join(os.path.realpath(path.parent), path.name)
+    return path.is_symlink() or os.path.normcase(os.path.realpath(path)) != os.path.normcase(expected)
 
 
 def delete(name: str, runs: Path, loras: Path, what: What) -> Deleted:
@@ -138,43 +148,74 @@ def delete(name: str, runs: Path, loras: Path, what: What) -> Deleted:
     if name not in dict(written_last(runs)):
         raise AtelierError(f"name: there is no run called {name!r}.")
     for place in (folder, lora_folder):
-        if place.is_symlink():
+        if os.path.lexists(place) and is_led(place):
             raise AtelierError(f"{place}: this is a link, and nothing behind it is deleted. Delete it by hand.")
-    before = size_of(folder) + size_of(lora_folder)
+    before = _bytes(folder, lora_folder)
     owner = Owner(folder)
     owner.take()
     try:
         if what == "all":
             for path in _own_loras(name, folder, lora_folder):
                 _remove(path)
-        for part in (STATE_FOLDER,) if what == "state" else FOLDERS:
-            _remove(folder / part)
+        for path in _own(name, folder, (STATE_FOLDER,) if what == "state" else tuple(_patterns(name))):
+            _remove(path)
         if what != "state":
             for path in (*(folder / file for file in FILES), *_unfinished(folder), folder / RUN_FILE):
                 _remove(path)
     finally:
         owner.release()
-    left: list[str] = []
-    if what != "state":
+    if what == "state":
+        left = _emptied(folder / STATE_FOLDER)
+    else:
         _remove(folder / OWNER_FILE)
-        left = [*_emptied(folder), *(_emptied(lora_folder) if what == "all" else ())]
-    return Deleted(before - size_of(folder) - size_of(lora_folder), left)
+        left = [*_emptied(folder, tuple(_patterns(name))), *(_emptied(lora_folder) if what == "all" else ())]
+    return Deleted(before - _bytes(folder, lora_folder), left)
+
+
+def _bytes(*folders: Path) -> int:
+    return sum(sum(sizes_in(folder).values()) for folder in folders)
+
+
+def _patterns(name: str) -> dict[str, re.Pattern[str]]:
+    """What a run calls its files, by the folder in which they lie; folders within others come first."""
+    return {
+        f"{GRIDS_FOLDER}/{CELLS_FOLDER}": CELL,
+        GRIDS_FOLDER: re.compile(rf"{PAGE.pattern}|{re.escape(FAVOURITES)}"),
+        SAMPLES_FOLDER: re.compile(rf"{re.escape(name)}{SAMPLE.pattern}"),
+        STATE_FOLDER: re.compile("|".join(re.escape(file.rpartition("/")[2]) for file in (STATE_FILE, OLDER_STATE_FILE))),
+    }
+
+
+def _own(name: str, folder: Path, parts: Sequence[str]) -> list[Path]:
+    """The run's own files in these of its folders; none in one that is a link, or lies in one."""
+    own = []
+    for part in parts:
+        place, pattern = folder / part, _patterns(name)[part]
+        if not any(is_led(one) for one in (place, *place.parents[: part.count("/")])):
+            own += [path for path in _inside(place) if pattern.fullmatch(path.name) and not _is_folder(path)]
+            own += _unfinished(place)
+    return own
 
 
 def _own_loras(name: str, folder: Path, lora_folder: Path) -> list[Path]:
-    """The LoRA files that the run has written, by its record and by their names, and the pictures beside them."""
+    """The LoRA files that the run has written, by its record and by their names, and the pictures that it put beside them."""
     pattern = re.compile(rf"{re.escape(name)}(-\d{{6}}|-step\d{{8}})?\.safetensors(\.damaged)?")
     try:
-        known = {row["file"] for row in read_record(folder).saved}
+        record = read_record(folder)
     except (AtelierError, FileNotFoundError):
-        known = set()
+        record = Record()
+    known = {row["file"] for row in record.saved}
     files = [path for path in _inside(lora_folder) if path.name in known or pattern.fullmatch(path.name)]
-    pictures = [preview for file in files if is_ours(preview := preview_of(file))]
+    pictures = [picture for file in files if is_ours(picture := preview_of(file), record.pictures.get(file.name, ""))]
     return [*files, *pictures, *_unfinished(lora_folder)]
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    return [path for path in _inside(folder) if LEFT_OVER.search(path.name)]
+    return [path for path in _inside(folder) if LEFT_OVER.search(path.name) and not _is_folder(path)]
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -184,22 +225,27 @@ def _inside(folder: Path) -> list[Path]:
         return []
 
 
-def _emptied(folder: Path) -> list[str]:
-    """Removes a folder that is empty, else tells what is in it."""
-    left = [str(path) for path in _inside(folder)]
-    if not left:
-        with suppress(OSError):
-            folder.rmdir()
+def _emptied(folder: Path, parts: Sequence[str] = ()) -> list[str]:
+    """Removes a folder and these of its own folders where they are empty; tells what lies in those that are not."""
+    if os.path.lexists(folder) and is_led(folder):
+        return [str(folder)]
+    left: list[str] = []
+    for part in parts:
+        if not is_led(folder / part):
+            left += _emptied(folder / part)
+    told = {str(folder / part) for part in parts if not is_led(folder / part)}
+    left = [path for path in [*left, *map(str, _inside(folder))] if path not in told]
+    with suppress(OSError):
+        folder.rmdir()  # only if it is empty
     return left
 
 
 def _remove(path: Path) -> None:
-    """A file, a link, or a folder with all in it; nothing behind a link is touched."""
+    """A file or a link, behind which nothing is touched; a folder in its place is none of the run's."""
+    if _is_folder(path):
+        return
     try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise AtelierError(
             f"{error.filename or path}: this could not be deleted ({error.strerror}). Close what uses it and delete again."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 RUN_FILE = "run.json"
 HISTORY_FILE = "history.jsonl"
 MEASURED_FILE = "measured.jsonl"
@@ -18,3 +20,12 @@ OLDER_STATE_FILE = f"{STATE_FOLDER}/before.safetensors"
 """The state before the newest, should that be damaged."""
 OWNER_FILE = "owner.lock"
 """Locked by the process that trains the run."""
+
+# What the files are called within a folder, to tell them from a person's.
+SAMPLE = re.compile(r"-(?:(?P<epoch>\d{6})|step(?P<step>\d{8}))(?:-(?P<number>\d+))?\.png")
+"""A sample's name behind that of the run."""
+PAGE = re.compile(r"(?P<page>grid-[0-9a-f]{12})(?:-(?P<part>\d+))?\.png")
+"""A page of a grid; large ones go on as ``-2``, ``-3``."""
+CELL = re.compile(r"[0-9a-f]{24}\.png")
+FAVOURITES = "favourites.json"
+"""The marked cells of a run's grids."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,8 @@ COMMANDS: tuple[str, ...] = get_args(Command)
 Listener = Callable[[dict[str, Any]], None]
 
 _runs: dict[str, Live] = {}
+_drawn = Counter[str]()
+"""Of how many grids under way a run is part."""
 _lock = threading.Lock()
 
 
@@ -90,3 +93,22 @@ def entered(live: Live, cancelled: Callable[[BaseException], bool]) -> Iterator[
         with _lock:
             _runs.pop(live.name, None)
         live.update(**end)
+
+
+def drawn() -> set[str]:
+    """Names of the runs of which a grid is drawn now."""
+    with _lock:
+        return {name for name, count in _drawn.items() if count > 0}
+
+
+@contextmanager
+def drawing(names: Iterable[str]) -> Iterator[None]:
+    """While the block lasts, a grid of these runs is drawn."""
+    names = list(names)
+    with _lock:
+        _drawn.update(names)
+    try:
+        yield
+    finally:
+        with _lock:
+            _drawn.subtract(names)

@@ -61,14 +61,15 @@ def describe(
     sizes: Collection[tuple[int, float]] = (),
     precision: str = "",
     card: Card = NO_CARD,
+    name: str = "",
 ) -> dict[str, str]:
     """Metadata of one saved epoch but for its ``content_hashes``; every value is a string, as the format demands.
 
     What begins with ``ss_`` means what it does in kohya's files, where steps are those of the optimizer and a switch is ``True``
     or ``False``; what is not known is left out. ``step`` and ``total_steps`` count batches, ``sizes`` are the layers' ranks and
-    alphas, ``precision`` is what the run computes in, ``card`` what the person says of the LoRA. ``graph`` holds ``prompt`` and
-    ``workflow`` as the canvas sent them, so that dropping the file there brings them back. The hashes are those of the bytes
-    that ``Run.save_lora`` writes.
+    alphas, ``precision`` is what the run computes in, ``card`` what the person says of the LoRA, ``name`` the run's (empty:
+    that of the recipe). ``graph`` holds ``prompt`` and ``workflow`` as the canvas sent them, so that dropping the file there
+    brings them back. The hashes are those of the bytes that ``Run.save_lora`` writes.
     """
     optimizer, updates = config.optimizer, config.optimizer.updates(total_steps)
     done = updates if step == total_steps else step // optimizer.accumulate
@@ -120,11 +121,11 @@ def describe(
         "ss_tag_frequency": tag_frequency(dataset),
         "ss_training_comment": config.comment,
         "ss_training_finished_at": datetime.now(timezone.utc).timestamp(),
-        "ss_output_name": config.name,
+        "ss_output_name": name or config.name,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{_architecture(family, prediction)}/lora",
         "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
-        "modelspec.title": card.title or config.name,
+        "modelspec.title": card.title or name or config.name,
         **card.fields(),
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "modelspec.resolution": _resolution(plan),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..dataset.samples import counted
 from ..errors import AtelierError
@@ -67,6 +68,12 @@ class _Found:
     """Of another recipe, whose own name ends in a number."""
     damaged: str = ""
     """What is wrong with its files."""
+    gone: str = ""
+    """Name of the last LoRA file of a run that was finished, where that is not in its place any more."""
+    kept: bool = False
+    """Whether there is a state, of whatever step."""
+    due: bool = False
+    """Whether it is finished but for what belongs to its last step, such as samples."""
 
     @property
     def finished(self) -> bool:
@@ -122,18 +129,23 @@ def _look(name: str, run: Run, inputs: Inputs) -> _Found:
         if record.recipe not in (None, name):
             return _Found(run, Difference(settings=("it is another recipe's",)), 0, 0, 0, foreign=True)
         run.check_places()
-        step, end = run.state_step(), run.saved()[-1].step if run.finished() else 0
+        finished = run.finished()
+        step, end = run.state_step(), run.saved()[-1].step if finished else 0
         before = record.total or 0
+        ended = record.saved[-1]["file"] if record.saved and record.saved[-1]["kind"] == "last" else ""
+        kept = run.has_state()
+        due = bool(end) and step == end == before and run.state_is_due()
+        more: dict[str, Any] = {"kept": kept, "gone": "" if finished or kept else ended, "due": due}
         try:
             stored = Inputs.read(read_json(run.folder / INPUTS_FILE, LARGEST))
         except FileNotFoundError:
             config = record.values.get("config")
             settings = decisive_of(config) if isinstance(config, dict) else None
             if settings is None:
-                return _Found(run, Difference(settings=("its folder holds files of another run",)), step, before, end)
+                return _Found(run, Difference(settings=("its folder holds files of another run",)), step, before, end, **more)
             change = compare(Inputs(settings, inputs.subsets, inputs.models), inputs)
-            return _Found(run, change, step, before, end, unknown=True)
-        return _Found(run, compare(stored, inputs), step, before, end)
+            return _Found(run, change, step, before, end, unknown=True, **more)
+        return _Found(run, compare(stored, inputs), step, before, end, **more)
     except AtelierError as error:
         return _Found(run, Difference(settings=("its files are damaged",)), 0, 0, 0, damaged=str(error))
 
@@ -159,15 +171,19 @@ def _choose(
         if one.change or one.unknown:
             continue
         place = f"step {one.step} of {total}"
+        if one.finished and total == one.total and one.due:
+            return on(one, f"goes on after {place}, since what belongs to its end was not done")
         if one.finished and total == one.total:
             ended_early = one.step > 0 and one.end < total
             if ended_early and when != "continue":
                 return on(one, f"goes on from {place}, where it was ended")
             early = f"; it was ended at step {one.end} of {total}, and 'continue with the changes' goes on from there"
             return on(one, f"is finished and handed on as it is{early if ended_early else ''}", finished=True)
-        if one.step == 0 and (total == one.total or not one.run.lora_files()):
+        if one.gone and total >= one.total:
+            raise AtelierError(_gone(one))
+        if one.step == 0 and not one.gone and (not one.run.lora_files() or (one.kept and total == one.total)):
             return on(one, "begins again, since no state of it was kept")
-        if total == one.total:
+        if one.step and total == one.total:
             return on(one, f"goes on from {place}")
         if one.finished and one.step == 0 and total > one.end:
             questions.append((one, _without_state(one, total)))
@@ -178,12 +194,15 @@ def _choose(
             return on(one, f"goes on from {place} (it was to have {one.total})")
         questions.append((one, _rates(one, total, even)))
     for one in known:
-        if one.step == 0 and not one.run.lora_files() and one.usable:
+        if one.step == 0 and not one.run.lora_files() and one.usable and not one.gone:
             return on(one, "begins, since it had not come to its first save")
     for one in known:
-        if not one.usable or one.change.others or total < one.step or one.step == 0:
+        if not one.usable or one.change.others or total < max(one.step, one.end):
             continue
-        if one.unknown:
+        if one.step == 0:
+            if (one.finished or one.gone) and (one.unknown or (one.change.pictures and one.change.related)):
+                questions.append((one, _without_state(one, total)))
+        elif one.unknown:
             questions.append((one, f"name: {one.run.name} was begun {EARLIER}."))
         elif one.change.pictures and one.change.related:
             questions.append((one, f"dataset: since {one.run.name} was trained up to step {one.step}: {one.change}."))
@@ -199,8 +218,15 @@ def _with_changes(known: list[_Found], total: int, on: Callable[..., Opened], ne
     """The run that differs least and whose state can go on; of those alike the newest."""
     sound = [one for one in known if one.usable]
     able = [one for one in sound if 0 < one.step <= total - one.finished and not one.change.unfit]
+    ended = [one for one in sound if one.finished and one.step == 0]
+
+    def far(one: _Found) -> tuple[int, bool, bool, bool]:
+        return len(one.change.others), not one.change.related, bool(one.change.pictures), one not in able
+
     if able:
-        one = min(able, key=lambda one: (len(one.change.others), not one.change.related))
+        one = min([*able, *ended], key=far)
+        if one in ended:  # not an older one that has less to do with it
+            raise AtelierError(_without_state(one, total))
         parts = [str(one.change)] if one.change else []
         if one.total and one.total != total:
             parts.append(f"{counted(total, 'step')} instead of {one.total}")
@@ -247,11 +273,24 @@ def _choices(one: _Found, total: int) -> str:
 
 
 def _without_state(one: _Found, total: int) -> str:
+    kept = "what it needs to go on was not kept (keep_state of Train LoRA)"
+    if one.unknown:
+        said = f"name: {one.run.name} was begun {EARLIER}, and {kept}."
+    elif one.change:
+        said = f"{'dataset' if one.change.pictures else 'name'}: since {one.run.name} was trained: {one.change}; and {kept}."
+    else:
+        said = f"length: {one.run.name} ended at step {one.end}, and {kept}, so it cannot become longer."
     return (
-        f"length: {one.run.name} ended at step {one.end}, and what it needs to go on was not kept (keep_state of Train LoRA), so "
-        f"it cannot become longer. To train {counted(total, 'step')} from the beginning in a run beside it, set when_interrupted "
-        "to 'start over'. To train on from what it has learnt, with a fresh optimizer, choose its last file in start_from of "
-        "Configure LoRA."
+        f"{said} To train {counted(total, 'step')} from the beginning in a run beside it, set when_interrupted to 'start over'. "
+        "To train on from what it has learnt, with a fresh optimizer, choose its last file in start_from of Configure LoRA."
+    )
+
+
+def _gone(one: _Found) -> str:
+    return (
+        f"name: {one.run.name} was finished, but {one.gone} is gone from {one.run.lora_folder}, and no state of it was kept. Put "
+        "the file back there and queue again, or set when_interrupted to 'start over' to train from the beginning in a run "
+        "beside it."
     )
 
 
@@ -269,5 +308,6 @@ def _why_new(name: str, known: list[_Found], total: int) -> str:
     if total < one.step:
         return f"{one.run.name} is longer ({counted(one.step, 'step')})"
     if not one.change:
-        return f"of {one.run.name}, which is of another length, no state was kept"
+        other = f", which is of another length ({counted(one.total, 'step')})," if one.total != total else ""
+        return f"of {one.run.name}{other} no state was kept, and its files stay"
     return f"{one.run.name} was trained on other pictures"

@@ -20,7 +20,7 @@ from ..config import check_run_name
 from ..dataset.png_text import png_text
 from ..errors import AtelierError
 from ..files import Unreadable, is_file, is_inside, open_plain, parse_json
-from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLES_FOLDER
+from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLE, SAMPLES_FOLDER
 from .record import read_record
 
 FADE = 0.02
@@ -41,7 +41,6 @@ BEFORE = "start"
 """The label of what was drawn before the first step."""
 LONGEST_PROMPT = 500
 """Characters of a prompt that are told."""
-SAMPLE = re.compile(r"-(?:(?P<epoch>\d{6})|step(?P<step>\d{8}))(?:-(?P<number>\d+))?\.png")
 
 
 _tails: OrderedDict[Path, Tail] = OrderedDict()
@@ -259,7 +258,8 @@ def thinned(rows: list[dict[str, Any]], most: int = MOST_ROWS) -> list[dict[str,
 
 def samples(folder: Path) -> list[dict[str, Any]]:
     """The sample pictures in the order in which they were drawn: file, ``label`` (start, epoch 3, step 250), ``number`` of the
-    prompt, and the ``prompt`` itself where the picture says it (else None).
+    prompt, the ``prompt`` itself where the picture says it (else None), and the ``stamp`` of its last change, by which
+    one that was drawn anew is told.
 
     Nothing that a link brings in from outside the runs' folder is one.
     """
@@ -282,7 +282,7 @@ def samples(folder: Path) -> list[dict[str, Any]]:
                 "label": BEFORE if match["epoch"] == "000000" else label,
                 "number": int(match["number"] or 1),
             }
-            out.append((stamp[0], {**facts, "prompt": _prompt(path, stamp)}))
+            out.append((stamp[0], {**facts, "prompt": _prompt(path, stamp), "stamp": stamp[0] // 10**6}))
     return [row for _, row in sorted(out, key=lambda pair: (pair[0], pair[1]["file"]))]
 
 

@@ -64,6 +64,8 @@ class Record:
     """What has changed on the way (``changed``, in words) at which ``step``, where somebody went on all the same."""
     recipe: str | None = None
     """Name of the recipe that made the run."""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the pictures that the run has put beside its LoRA files, by the names of these."""
     account: Mapping[str, list[str]] = field(default_factory=dict)
     """What the run has said of itself since it was opened last, see ``account.py``."""
 
@@ -97,13 +99,15 @@ def read_record(folder: Path) -> Record:
         check(isinstance(values.get(name, ""), str), name)
     account = values.get("account", {})
     check(isinstance(account, dict) and all(map(_are_texts, account.values())), "account")
+    pictures = values.get("pictures", {})
+    check(isinstance(pictures, dict) and _are_texts(list(pictures.values())), "pictures")
     recipe = config.get("name") if isinstance(config, dict) else None
     return Record(
         values,
         tuple({key: row[key] for key in ("file", "epoch", "step", "kind")} for row in saved),
         values.get("total"), values.get("steps_per_epoch"), values.get("failed", ""), values.get("opening", ""),
         tuple({key: row[key] for key in ("step", "changed")} for row in changes),
-        recipe if isinstance(recipe, str) else None, account,
+        recipe if isinstance(recipe, str) else None, pictures, account,
     )  # fmt: skip
 
 

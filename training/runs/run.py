@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,14 @@ from .layout import (
     OLDER_STATE_FILE,
     OWNER_FILE,
     RUN_FILE,
+    SAMPLE,
     SAMPLES_FOLDER,
     STATE_FILE,
     STATE_FOLDER,
 )
 from .metadata import content_hashes, is_whole
 from .record import Record, SavedLoRA, SaveKind, read_record
-from .state import State, read_state, step_of, write_state
+from .state import State, due_of, read_state, step_of, write_state
 
 SAVED_LORAS = HandedOn()
 """What runs have handed on."""
@@ -119,6 +121,9 @@ class Run:
     ) -> SavedLoRA:
         """Writes one LoRA file, with ``metadata`` and the hashes of its tensors, and enters it in run.json."""
         saved = SavedLoRA(self._place(epoch, step, kind), epoch, step, kind)
+        if not any(row["file"] == saved.path.name and row["step"] == step for row in self.record().saved):
+            with suppress(OSError):  # a picture of what the file was before; where it cannot go, the next one takes its place
+                self._remove_picture(saved.path)
         file = Serialised(tensors)
         file.write(saved.path, {**metadata, **content_hashes(file)})
         self._enter(saved)
@@ -148,10 +153,23 @@ class Run:
         if not kept.path.exists():
             with replacing(kept.path) as temporary:
                 shutil.copyfile(last.path, temporary)
-            if preview.is_ours(preview.preview_of(last.path)):
-                preview.place(preview.preview_of(last.path), kept.path)
+            if preview.is_ours(picture := preview.preview_of(last.path), record.pictures.get(last.path.name, "")):
+                self.place_picture(picture, kept.path)
         rows = [row for row in record.saved if row["file"] not in (last.path.name, kept.path.name)]
         self.write(saved=[*rows, {"file": kept.path.name, "epoch": kept.epoch, "step": kept.step, "kind": kept.kind}])
+
+    def place_picture(self, sample: Path, lora: Path) -> bool:
+        """Puts a copy of a sample beside a LoRA file of the run; False where a person's picture is there."""
+        pictures = self.record().pictures
+        placed = preview.place(sample, lora, pictures.get(lora.name, ""))
+        if placed:
+            self.write(pictures={**pictures, lora.name: placed})
+        return bool(placed)
+
+    def _remove_picture(self, lora: Path) -> None:
+        """Removes the picture beside a LoRA file, if the run has put it there."""
+        if preview.is_ours(picture := preview.preview_of(lora), self.record().pictures.get(lora.name, "")):
+            picture.unlink(missing_ok=True)
 
     def set_damaged_aside(self) -> list[str]:
         """Renames LoRA files of the run whose numbers are not those that were written, and tells their names."""
@@ -163,16 +181,24 @@ class Run:
         return names
 
     def keep_last(self, count: int) -> None:
-        """Deletes all but the newest ``count`` of the files saved on the way; the last epoch's and those of a stop stay."""
+        """Deletes all but the newest ``count`` of the files saved on the way; the last epoch's and those of a stop stay.
+
+        One that another program holds (Windows) keeps its row, and goes when the next is saved.
+        """
         on_the_way = [saved for saved in self.saved() if saved.kind in ("epoch", "step")]
         old = on_the_way[: max(0, len(on_the_way) - count)]
-        names = {saved.path.name for saved in old}
+        names = set[str]()
         for saved in old:  # first, since a row without its file does not count, but a file without its row would stay for ever
-            saved.path.unlink(missing_ok=True)
-            if preview.is_ours(picture := preview.preview_of(saved.path)):
-                picture.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._remove_picture(saved.path)
+                saved.path.unlink(missing_ok=True)
+                names.add(saved.path.name)
         if names:
-            self.write(saved=[row for row in self.record().saved if row["file"] not in names])
+            record = self.record()
+            self.write(
+                saved=[row for row in record.saved if row["file"] not in names],
+                pictures={file: placed for file, placed in record.pictures.items() if file not in names},
+            )
 
     # State ----------------------------------------------------------------------------------------------------------------
 
@@ -206,13 +232,23 @@ class Run:
         steps = (step_of(self.folder / name) for name in (STATE_FILE, OLDER_STATE_FILE))
         return next((step for step in steps if step is not None), 0)
 
+    def has_state(self) -> bool:
+        """Whether there is one, sound or not."""
+        return any(os.path.lexists(self.folder / name) for name in (STATE_FILE, OLDER_STATE_FILE))
+
+    def state_is_due(self) -> bool:
+        """Whether what belongs to the end of the newest state's step (measuring, saving, samples) is still to be done."""
+        dues = (due_of(self.folder / name) for name in (STATE_FILE, OLDER_STATE_FILE))
+        return next((due for due in dues if due is not None), False)
+
     def drop_state(self) -> int:
-        """Deletes what the run needs to go on; how many bytes that were."""
+        """Deletes what the run needs to go on, and nothing else; how many bytes that were. OSError where the system refuses."""
         freed = 0
-        for path in sorted((self.folder / STATE_FOLDER).glob("*")):
+        for path in (self.folder / name for name in (STATE_FILE, OLDER_STATE_FILE)):
             if path.is_file() and not path.is_symlink():
-                freed += path.stat().st_size
+                size = path.stat().st_size
                 path.unlink()
+                freed += size
         return freed
 
     # History --------------------------------------------------------------------------------------------------------------
@@ -255,6 +291,14 @@ class Run:
                 break
             rows.append(row)
         return rows
+
+    def drop_samples(self) -> None:
+        """Before a run begins: the samples of an earlier beginning are none of its own. Other pictures stay."""
+        folder = self.folder / SAMPLES_FOLDER
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if SAMPLE.fullmatch(path.name.removeprefix(self.name)) and path.name.startswith(self.name):
+                with suppress(OSError):
+                    path.unlink()
 
     def save_sample(self, picture: Any, place: str, number: int, info: Any = None) -> Path:
         """A sample as PNG; ``picture`` is a PIL image of the ``number``-th prompt (from 0), ``info`` PNG metadata.

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import AtelierError
-from ..files import Serialised, full_disk_named, open_plain, parse_json
+from ..files import Serialised, full_disk_named, open_plain, parse_json, put_in_place
 from ..tensors.finite import check_finite
 from ..tensors.safetensors_header import LIMIT
 from ..tensors.transfer import to_cpu
@@ -62,11 +62,11 @@ def _keep(path: Path, older: Path) -> None:
     link = older.with_name(f"{older.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         os.link(path, link)
-        os.replace(link, older)
+        put_in_place(link, older)
     except OSError:
         link.unlink(missing_ok=True)
         with full_disk_named(older):
-            os.replace(path, older)
+            put_in_place(path, older)
 
 
 def read_state(path: Path) -> State | None:
@@ -106,6 +106,14 @@ def step_of(path: Path) -> int | None:
     except DAMAGED:
         return None
     return step
+
+
+def due_of(path: Path) -> bool | None:
+    """``State.due`` of the state in ``path``, by its header alone; None if there is none, or it is damaged."""
+    try:
+        return _plain(_header(path)[0]["__metadata__"]).get("due") is True
+    except DAMAGED:
+        return None
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

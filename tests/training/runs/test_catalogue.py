@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,10 @@ def make(places: tuple[Path, Path], name: str = "ink", steps: int = 120) -> Run:
     info = PngInfo()
     info.add_text(preview.KEY, preview.MARK)
     sample = run.save_sample(noise_picture((32, 32), 40), "000001", 0, info)
-    assert preview.place(sample, run.saved()[0].path)
-    (run.folder / "grids").mkdir()
-    (run.folder / "grids" / "grid-0123456789ab.png").write_bytes(b"x" * 500)
+    assert run.place_picture(sample, run.saved()[0].path)
+    (run.folder / "grids" / "cells").mkdir(parents=True)
+    for file in ("grid-0123456789ab.png", "grid-0123456789ac-2.png", "favourites.json", f"cells/{'0f' * 12}.png"):
+        (run.folder / "grids" / file).write_bytes(b"x" * 500)
     return run
 
 
@@ -70,20 +72,35 @@ def test_the_loss_is_that_of_the_last_steps_of_a_long_history(places):
 
 def test_a_file_with_two_names_counts_once(places):
     run = make(places)
-    before = catalogue.size_of(run.folder)
+    before = sum(catalogue.sizes_in(run.folder).values())
     os.link(run.folder / "history.jsonl", run.folder / "state" / "again")
-    assert catalogue.size_of(run.folder) == before
+    assert sum(catalogue.sizes_in(run.folder).values()) == before
+
+
+def test_a_run_is_walked_once(places, monkeypatch):
+    make(places)
+    walked, real = [], os.scandir
+
+    def scandir(path):
+        walked.append(Path(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    catalogue.entries(*places)
+    below = [path for path in walked if path != places[0]]
+    assert len(below) == len(set(below)) == 6, "the run's folder, its four, and that of the LoRA files"
 
 
 @pytest.mark.parametrize("record", ["{", '{"saved": 7}', "[]"])
 def test_a_damaged_run_is_listed_with_its_reason_and_can_be_deleted(places, record):
     run = make(places)
     make(places, "other")
+    picture = preview.preview_of(run.saved()[0].path)
     (run.folder / "run.json").write_text(record)
     found = {entry["name"]: entry for entry in catalogue.entries(*places)}
     assert "run.json" in found["ink"]["why"] and found["ink"]["sizes"]["state"] > 0 and not found["other"]["why"]
     deleted = catalogue.delete("ink", *places, "all")
-    assert deleted.left == [] and not run.folder.exists() and not run.lora_folder.exists()
+    assert deleted.left == [str(picture)] and not run.folder.exists(), "of whom the picture is, only the record tells"
     assert [entry["name"] for entry in catalogue.entries(*places)] == ["other"]
 
 
@@ -108,15 +125,77 @@ def test_the_loras_stay_where_only_the_records_go(places):
 def test_what_is_not_the_runs_stays_and_is_named(places):
     run = make(places)
     foreign = [run.folder / "notes.txt", run.lora_folder / "mine.safetensors", run.lora_folder / "ink.metadata.json"]
+    within = [
+        "state/mine.safetensors",
+        "samples/ink-000001 (best).png",
+        "samples/other-000001.png",
+        "grids/page.png",
+        "grids/cells/a.png",
+    ]
+    foreign += [run.folder / name for name in within]
+    (run.folder / "samples" / "ink-000002.png").mkdir()
     for path in foreign:
         path.write_text("mine")
     picture = run.lora_folder / "ink.png"  # beside the last file, put there by a person
     noise_picture((8, 8), 40).save(picture)
     deleted = catalogue.delete("ink", *places, "all")
-    assert sorted(deleted.left) == sorted(map(str, [*foreign, picture]))
+    assert sorted(deleted.left) == sorted(map(str, [*foreign, picture, run.folder / "samples" / "ink-000002.png"]))
     assert files_below(places[0]) | files_below(places[1]) == {
-        "ink/notes.txt", "ink/mine.safetensors", "ink/ink.metadata.json", "ink/ink.png"
+        "ink/notes.txt", "ink/mine.safetensors", "ink/ink.metadata.json", "ink/ink.png", *(f"ink/{name}" for name in within)
     }  # fmt: skip
+
+
+def test_a_folder_in_a_files_place_stays_with_what_is_in_it(places):
+    run = make(places)
+    (run.folder / "measured.jsonl").mkdir()
+    (run.folder / "measured.jsonl" / "mine").write_text("mine")
+    assert catalogue.delete("ink", *places, "records").left == [str(run.folder / "measured.jsonl")]
+    assert files_below(run.folder) == {"measured.jsonl/mine"}
+
+
+def test_beside_the_state_lies_what_stays(places):
+    run = make(places)
+    mine = run.folder / "state" / "before the accident.safetensors"
+    mine.write_text("mine")
+    assert run.drop_state() > 0 and files_below(run.folder / "state") == {mine.name}
+    run.save_state(State(3, {"a": torch.ones(2)}, {}, {}))
+    assert catalogue.delete("ink", *places, "state").left == [str(mine)] and mine.exists()
+
+
+def test_a_sample_that_a_person_has_chosen_as_the_picture_stays(places):
+    run = make(places)
+    (sample,) = (run.folder / "samples").iterdir()
+    chosen = preview.preview_of(run.saved()[-1].path)
+    chosen.write_bytes(sample.read_bytes())
+    assert not run.place_picture(sample, run.saved()[-1].path)
+    assert catalogue.delete("ink", *places, "all").left == [str(chosen)] and chosen.exists()
+
+
+def test_a_file_that_is_written_anew_loses_the_picture_of_what_it_was(places):
+    run = make(places)
+    first, last = run.saved()
+    run.save_lora({"a": torch.ones(3)}, {}, epoch=1, step=first.step, kind="epoch")
+    assert preview.preview_of(first.path).exists()
+    assert run.place_picture(preview.preview_of(first.path), last.path)
+    run.save_lora({"a": torch.ones(3)}, {}, epoch=3, step=999, kind="last")
+    assert last.path.exists() and not preview.preview_of(last.path).exists()
+
+
+def test_a_file_that_another_program_holds_is_kept_with_its_row_until_the_next_save(places, monkeypatch):
+    run = make(places)
+    first, real = run.saved()[0].path, Path.unlink
+
+    def held(path, *given, **named):
+        if path == first:
+            raise PermissionError(13, "in use", str(path))
+        real(path, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", held)
+        run.keep_last(0)
+    assert first.exists() and first in [saved.path for saved in run.saved()]
+    run.keep_last(0)
+    assert not first.exists() and [saved.kind for saved in run.saved()] == ["last"]
 
 
 def test_another_run_whose_name_begins_alike_stays(places):
@@ -132,9 +211,17 @@ def test_nothing_behind_a_link_is_deleted(places, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("x")
-    (run.folder / "samples" / "away").symlink_to(outside, target_is_directory=True)
-    catalogue.delete("ink", *places, "records")
-    assert (outside / "precious").read_text() == "x" and not run.folder.exists()
+    away = run.folder / "samples" / "away"
+    away.symlink_to(outside, target_is_directory=True)
+    assert catalogue.delete("ink", *places, "records").left == [str(away)]
+    assert (outside / "precious").read_text() == "x"
+    run = make(places, "moved")
+    (run.folder / "samples").rename(outside / "samples")
+    (run.folder / "samples").symlink_to(outside / "samples", target_is_directory=True)
+    there = files_below(outside)
+    assert catalogue.delete("moved", *places, "records").left == [str(run.folder / "samples")]
+    assert files_below(outside) == there
+    shutil.rmtree(outside / "samples")
     (places[0] / "led").symlink_to(outside, target_is_directory=True)
     (outside / "run.json").write_text(json.dumps({"saved": []}))
     with pytest.raises(AtelierError, match="this is a link"):

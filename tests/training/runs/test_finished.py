@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,58 @@ def test_a_file_that_does_not_hold_what_was_written_costs_no_state(tiny, dataset
     assert any("does not hold what was written" in one for one in account()["warnings"])
 
 
+def test_a_state_that_cannot_be_deleted_fails_no_training(tiny, dataset, monkeypatch):  # noqa: F811
+    real = Path.unlink
+
+    def held(path, *given, **named):
+        if path.name == "state.safetensors":
+            raise PermissionError(13, "in use", str(path))
+        real(path, *given, **named)
+
+    monkeypatch.setattr(Path, "unlink", held)
+    trained = go(tiny("sd3"), dataset, recipe(length=LengthConfig(epochs=1)), keep_state=False)
+    assert trained.epochs.files[-1].path.is_file() and "state.safetensors" in states()
+    assert any("could not be deleted" in one and "Delete it in Runs" in one for one in account()["warnings"])
+    assert not reader.state("tiny", host.runs_folder())["failed"]
+
+
+def test_last_samples_that_were_cancelled_are_drawn_when_it_is_queued_again(tiny, dataset, monkeypatch, interrupt):  # noqa: F811
+    from lora_atelier.training.job.saver import Saver
+
+    t, config, real = tiny("sd3"), recipe(length=LengthConfig(epochs=2)), Saver.sample
+
+    def cancelled(self, epoch, step):
+        if step == 6:
+            raise interrupt
+        real(self, epoch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Saver, "sample", cancelled)
+        with pytest.raises(type(interrupt)):
+            go(t, dataset, config, DRAWN, keep_state=False)
+    place = host.runs_folder() / "tiny" / "samples" / "tiny-000002.png"
+    assert "state.safetensors" in states() and not place.exists()
+    files = sorted(path.name for path in (host.loras_folder() / "tiny").glob("*.safetensors"))
+    said: list[str] = []
+    trained = go(t, dataset, config, DRAWN, keep_state=False, show=said.append)
+    assert said[1] == "tiny: goes on after step 6 of 6, since what belongs to its end was not done"
+    assert place.exists() and states() == [] and len(trained.losses) == 6
+    assert sorted(path.name for path in (host.loras_folder() / "tiny").glob("*.safetensors")) == files
+
+
+def test_a_last_file_that_is_damaged_or_gone_starts_no_training_unasked(tiny, dataset):  # noqa: F811
+    t, config = tiny("sd3"), recipe(length=LengthConfig(epochs=1))
+    path = go(t, dataset, config, keep_state=False).epochs.files[-1].path
+    sound, losses = path.read_bytes(), (host.runs_folder() / "tiny" / "history.jsonl").read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    for told in (r"tiny\.safetensors in .* does not hold what was written", r"tiny\.safetensors is gone from"):
+        with pytest.raises(AtelierError, match=f"{told}.*'start over'"):
+            go(t, dataset, config, keep_state=False)
+        assert (host.runs_folder() / "tiny" / "history.jsonl").read_bytes() == losses
+    path.write_bytes(sound)
+    assert go(t, dataset, config, keep_state=False).epochs.name == "tiny"
+
+
 # Pictures and cards
 
 
@@ -125,7 +178,7 @@ def test_every_saved_file_has_its_picture_beside_it_and_within(tiny, dataset):  
     )
     for saved, bare in zip(trained.epochs.files, plain.epochs.files, strict=True):
         sample = host.runs_folder() / "tiny" / "samples" / f"tiny-{saved.epoch:06d}.png"
-        assert preview.preview_of(saved.path).read_bytes() == sample.read_bytes() and preview.is_ours(sample)
+        assert preview.preview_of(saved.path).read_bytes() == sample.read_bytes()
         stated = metadata(saved.path)
         head, data = stated["modelspec.thumbnail"].split(",")
         assert head == "data:image/jpeg;base64"
@@ -148,7 +201,7 @@ def test_a_picture_that_a_person_has_put_there_stays(tiny, dataset):  # noqa: F8
     before = mine.read_bytes(), other.read_bytes()
     go(tiny("sd3"), dataset, recipe(length=LengthConfig(epochs=3)), DRAWN)
     assert (mine.read_bytes(), other.read_bytes()) == before
-    assert not (loras / "tiny-000002.png").exists() and preview.is_ours(loras / "tiny.png")
+    assert not (loras / "tiny-000002.png").exists() and (loras / "tiny.png").exists()
 
 
 def test_the_host_finds_the_picture(tiny, dataset):  # noqa: F811
@@ -189,7 +242,53 @@ def test_what_every_caption_begins_with_is_called_the_trigger(tiny, dataset):  #
     named = go(t, dataset, config, when="start over", card=Card(trigger="mine"))
     assert metadata(named.epochs.files[-1].path)["modelspec.trigger_phrase"] == "mine"
     assert not any("begins with" in note for note in account("tiny-3")["notes"])
-    assert common_front(["a, b", "a, c", "a"]) == "a" and common_front(["a, b", "b, a"]) == common_front([]) == ""
+    none = go(t, dataset, config, when="start over", card=Card.read("title: Ink\ntrigger:"))
+    assert "modelspec.trigger_phrase" not in metadata(none.epochs.files[-1].path), "there is none, says the person"
+    assert not any("begins with" in note for note in account("tiny-4")["notes"])
+    assert metadata(none.epochs.files[-1].path)["ss_output_name"] == "tiny-4", "as the file is called"
+    assert common_front(["a, b", "a, c", "a"]) == "a" and common_front(["a, b", "b, a", "a"]) == common_front([]) == ""
+    assert common_front(["1girl, b", "1girl, c"]) == "", "two say little"
+
+
+def test_a_colon_as_it_is_typed_in_chinese_is_one():
+    card = Card.read("title：水墨: 一\n说明：第二行\nTags ： 墨，画\nauthor: 阿达：甲")
+    assert (card.title, card.tags, card.author) == ("水墨: 一\n说明：第二行", "墨, 画", "阿达：甲") and card.trigger is None
+    assert Card.read("trigger：").trigger == ""
+    with pytest.raises(AtelierError, match="says nothing known"):
+        Card.read("说明：一")
+
+
+@pytest.mark.parametrize("side", [64, 512, 2048])
+def test_a_picture_within_a_file_is_never_large(side):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1400, 2048, 3), dtype=np.uint8))
+    url = preview.thumbnail(picture, side)
+    assert len(url) <= preview.THUMBNAIL_BYTES
+    with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as small:
+        assert small.format == "JPEG" and max(small.size) <= side and abs(small.width / small.height - 2048 / 1400) < 0.05
+        assert side > 64 or max(small.size) == 64
+
+
+def test_the_last_file_has_a_picture_also_where_samples_are_drawn_seldom(tiny, dataset):  # noqa: F811
+    trained = go(tiny("sd3"), dataset, recipe(length=LengthConfig(epochs=3, sample_every=2)), DRAWN)
+    assert preview.preview_of(trained.epochs.files[-1].path).exists()
+
+
+def test_samples_of_an_earlier_beginning_are_not_shown_among_those_of_the_run(tiny, dataset):  # noqa: F811
+    t, config = tiny("sd3"), recipe(length=LengthConfig(epochs=1))
+    go(t, dataset, config, DRAWN, keep_state=False)
+    folder = host.runs_folder() / "tiny" / "samples"
+    for name in ("tiny-000009.png", "tiny-step00000500-2.png", "mine.png", "tiny-000009 (best).png"):
+        noise_picture((8, 8), 40).save(folder / name)
+    for path in (host.loras_folder() / "tiny").iterdir():
+        path.unlink()
+    (host.runs_folder() / "tiny" / "run.json").unlink()
+    go(t, dataset, config, DRAWN, keep_state=False)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "mine.png", "tiny-000000-2.png", "tiny-000000.png", "tiny-000001-2.png", "tiny-000001.png", "tiny-000009 (best).png"
+    ]  # fmt: skip
+    first, again = reader.samples(folder.parent)[0], folder / "tiny-000000.png"
+    os.utime(again, ns=(10**18, 10**18))
+    assert first["stamp"] != next(row["stamp"] for row in reader.samples(folder.parent) if row["file"] == again.name) == 10**12
 
 
 @pytest.mark.parametrize(

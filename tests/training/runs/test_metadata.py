@@ -17,6 +17,7 @@ from lora_atelier.training.config import (
 )
 from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset, Sample, Subset
+from lora_atelier.training.runs.card import Card
 from lora_atelier.training.runs.metadata import describe
 
 
@@ -141,3 +142,11 @@ def test_the_resolution_is_that_of_what_is_trained():
     prior = subset("input/reg", 2, role="regularisation")
     larger = Subset(SubsetConfig("input/reg", 1024, role="regularisation"), prior.samples, 1)
     assert told(None, subset("input/fox", 2), larger)["modelspec.resolution"] == "64x64"
+
+
+def test_a_file_is_called_as_its_run_is_and_not_as_the_recipe():
+    card = Card(title="Ink and lore")
+    plain, second, titled = told(), told(name="ink-2"), told(name="ink-2", card=card)
+    assert (plain["ss_output_name"], plain["modelspec.title"]) == ("ink", "ink")
+    assert (second["ss_output_name"], second["modelspec.title"]) == ("ink-2", "ink-2")
+    assert (titled["ss_output_name"], titled["modelspec.title"]) == ("ink-2", "Ink and lore")

@@ -467,3 +467,71 @@ def test_an_early_end_without_a_state_is_handed_on(folders):
     for when in ("continue", "continue with the changes"):
         with folders.open(when=when) as opened:
             assert opened.finished and opened.why == "ink: is finished and handed on as it is"
+
+
+def without_state(folders: Folders, name: str = "ink") -> None:
+    for path in (folders.runs / name / "state").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("when", ["continue", "continue with the changes"])
+def test_a_last_file_that_is_gone_is_asked_about(folders, when):
+    folders.trained(100, finished=True)
+    file = folders.loras / "ink" / "ink.safetensors"
+    away = folders.runs.parent / "mine.safetensors"
+    file.rename(away)
+    assert folders.name(when=when) == "ink", "its state writes it again"
+    without_state(folders)
+    with pytest.raises(AtelierError, match=r"ink\.safetensors is gone from .*Put the file back there.*'start over'"):
+        folders.open(when=when)
+    with pytest.raises(AtelierError, match=r"since ink was trained: another caption: 1\.png"):
+        folders.open(dataset=pictures("a", "mended"))
+    assert folders.name(50) == "ink-2", "a shorter run is another"
+    assert folders.name(when="start over") == "ink-2"
+    away.rename(file)
+    with folders.open(when=when) as opened:
+        assert opened.finished and opened.run.name == "ink"
+
+
+def test_an_interrupted_run_whose_state_was_deleted_is_not_trained_over(folders):
+    folders.trained(40)
+    without_state(folders)
+    with folders.open() as opened:
+        assert opened.why == "ink-2: begins, since of ink no state was kept, and its files stay"
+    (folders.loras / "ink" / "ink-step00000040.safetensors").unlink()
+    with folders.open() as opened:
+        assert opened.why == "ink: begins again, since no state of it was kept"
+
+
+@pytest.mark.parametrize("when", ["continue", "continue with the changes"])
+def test_mended_captions_start_no_training_where_no_state_was_kept(folders, when):
+    folders.trained(100, finished=True)
+    without_state(folders)
+    with pytest.raises(AtelierError, match=r"since ink was trained: another caption: 1\.png.*'start over'.*start_from"):
+        folders.open(when=when, dataset=pictures("a", "mended"))
+    assert folders.name(when="start over", dataset=pictures("a", "mended")) == "ink-2"
+    assert folders.name(dataset=pictures("a", "mended"), seed=4) == "ink-2", "another experiment is none of mended captions"
+
+
+def test_an_older_run_does_not_go_on_in_place_of_the_one_that_is_meant(folders):
+    folders.config = dataclasses.replace(folders.config, seed=1)
+    folders.trained(40)
+    folders.config = dataclasses.replace(folders.config, seed=0)
+    assert folders.trained(100, finished=True) == "ink-2"
+    without_state(folders, "ink-2")
+    with pytest.raises(AtelierError, match="ink-2 ended at step 100, and what it needs to go on was not kept"):
+        folders.open(150, when="continue with the changes")
+    assert folders.name(150, when="continue with the changes", seed=1) == "ink"
+
+
+def test_what_was_due_at_the_end_is_done_when_it_is_queued_again(folders):
+    folders.trained(100, finished=True)
+    run = Run("ink", folders.runs, folders.loras)
+    run.save_state(State(100, {"a": torch.zeros(1)}, {}, {}, due=True))
+    with folders.open() as opened:
+        assert not opened.finished
+        assert opened.why == "ink: goes on after step 100 of 100, since what belongs to its end was not done"
+    run.save_lora({"a": torch.zeros(1)}, {}, epoch=1, step=60, kind="last")
+    run.save_state(State(60, {"a": torch.zeros(1)}, {}, {}, due=True))
+    with folders.open() as opened:
+        assert opened.finished, "a run that was ended early stays ended"
