@@ -245,15 +245,16 @@ def _more_inputs() -> list[Any]:
     ]  # fmt: skip
 
 
-def workflow_of(hidden: Any) -> str:
-    """The id of the workflow that the run came from, by which its page knows it; empty where there is none."""
+def workflow_of(hidden: Any) -> dict[str, Any]:
+    """By what a page knows the workflow that the run came from: its ``id``, and its ``nodes`` as "id type"; empty without one."""
     workflow = (getattr(hidden, "extra_pnginfo", None) or {}).get("workflow")
-    found = workflow.get("id") if isinstance(workflow, dict) else None
-    return found if isinstance(found, str) else ""
+    workflow = workflow if isinstance(workflow, dict) else {}
+    nodes = [one for one in workflow.get("nodes") or () if isinstance(one, dict)]
+    return {"id": str(workflow.get("id") or ""), "nodes": sorted(f"{one.get('id')} {one.get('type')}" for one in nodes)}
 
 
 def review(
-    dataset: Any, said: Any, node_id: str, workflow: str, again: Callable[[str], str]
+    dataset: Any, said: Any, node_id: str, workflow: dict[str, Any], again: Callable[[str], str]
 ) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
     """Waits for the person; gives the dataset as it is then, and what there is to say of that. ``again`` asks for one caption."""
     from ..training import host

@@ -12,15 +12,17 @@ const { again } = await import(`${page}/extensions/lora-atelier/lib/again.js`);
 const pause = () => new Promise((done) => setTimeout(done, 10));
 
 const graph = { id: "mine", links: { 1: { origin_id: 1, origin_slot: 0 } }, getNodeById: (id) => graph.nodes.find((node) => node.id === id) };
-const dataset = { id: 1, comfyClass: "LoadDataset", graph, mode: 0, inputs: [] };
-const captioner = { id: 2, comfyClass: "AutoCaption", graph, mode: 0, inputs: [{ name: "dataset", link: 1 }] };
+const dataset = { id: 1, type: "LoadDataset", comfyClass: "LoadDataset", graph, mode: 0, inputs: [] };
+const captioner = { id: 2, type: "AutoCaption", comfyClass: "AutoCaption", graph, mode: 0, inputs: [{ name: "dataset", link: 1 }] };
 graph.nodes = [dataset, captioner];
 app.rootGraph = graph;
 const seen = {};
-seen.here = [{ node: "2", workflow: "mine" }, { node: "2", workflow: "other" }, { node: "2", workflow: "" }].map((one) => nodeOf(one)?.id ?? null);
-graph.id = undefined; // an older page
-seen.older = nodeOf({ node: "2", workflow: "" })?.id ?? null;
-graph.id = "mine";
+const same = ["1 LoadDataset", "2 AutoCaption"];
+const runs = [
+  { id: "mine", nodes: [...same, "3 New"] }, { id: "other", nodes: [...same, "3 New"] }, { id: "", nodes: [] }, // the second has a node 2, too
+  { id: "before a reload", nodes: same }, { id: "other", nodes: ["1 LoadDataset", "2 AutoCaption "] },
+];
+seen.here = runs.map((workflow) => nodeOf({ node: "2", workflow })?.id ?? null);
 
 let [queue, history, waiting, asked] = [[], {}, [], []];
 api.fetchApi = async (path, sent = {}) => {
@@ -62,7 +64,7 @@ seen.missed = await answer;
 seen.listeners = listeners() - before;
 seen.prompts = prompts;
 
-waiting = [{ node: "2", workflow: "other" }, { node: "2", workflow: "mine" }];
+waiting = [{ node: "2", workflow: runs[1] }, { node: "2", workflow: runs[0] }];
 seen.paused = await ask();
 seen.asked = asked;
 console.log(JSON.stringify(seen));
