@@ -19,6 +19,7 @@ class Element extends EventTarget {
   remove() { this.around.children = this.around.children.filter((one) => one !== this); }
   setAttribute(name, value) { this.attributes[name] = value; }
   querySelector() { return null; }
+  querySelectorAll() { return []; }
   showModal() {}
   get firstChild() { return this.children[0]; }
   get textContent() { return this.children.map((child) => child.textContent ?? String(child)).join(" "); }
@@ -150,4 +151,15 @@ press("undo"); // what was typed before it was saved
 press("undo"); // the turn before that
 await pause();
 seen.next = asked[0] ?? "";
+// Two choices of one name, into a sub-folder that the node doesn't read, and one that it does.
+const { Adding } = await import(`${page}/extensions/lora-atelier/upload.js`);
+answers["pictures/add"] = ({ folder, files, names }) => (names ? { left: [] } : { folder, new: files.map(({ name, batch }) => [name, `${batch}/${name}`]), there: [], left: [] });
+seen.into = [];
+for (const inner of ["input/set/more", "input/set/10_more", "input/set"]) {
+  const adding = new Adding(node, [{ name: "one/1.png", held: { filename: "1.png" } }]);
+  adding.take([{ name: "two/1.png", held: { filename: "2.png" } }]);
+  adding.folder.value = inner;
+  await adding.send();
+  seen.into.push([adding.said.textContent.includes("notRead"), adding.done.textContent.includes("1.png → 1/1.png 1.png → 2/1.png"), widgets[0].value]);
+}
 console.log(JSON.stringify(seen));

@@ -48,3 +48,7 @@ def test_what_somebody_else_wrote_meanwhile_is_not_written_over(seen: dict[str, 
 
 def test_a_step_that_cannot_be_taken_back_bars_no_other(seen: dict[str, Any]) -> None:
     assert seen["stuck"] == "it lies elsewhere" and seen["next"] == "pictures/turn"
+
+
+def test_two_choices_are_told_apart_and_a_folder_that_is_not_read_is_said(seen: dict[str, Any]) -> None:
+    assert seen["into"] == [[True, True, "input/set"], [False, True, "input/set"], [False, True, "input/set"]]
