@@ -61,8 +61,8 @@ PRETENDED_TESTS = (  # of these, where it may matter: what the whole suite runs 
     "tests/training/grid", "tests/training/network", "tests/nodes", "tests/zoo",
     "tests/training/host", "tests/training/tensors",
     *(f"tests/training/{name}.py" for name in (
-        "test_job", "test_engine", "test_regularisation", "test_whole_runs", "runs/test_resume", "dataset/test_encoded",
-        "evaluation/test_validation", "performance/test_block_offload", "performance/test_fallback",
+        "test_job", "test_edit_runs", "test_engine", "test_regularisation", "test_whole_runs", "runs/test_resume",
+        "dataset/test_encoded", "evaluation/test_validation", "performance/test_block_offload", "performance/test_fallback",
         "performance/test_checkpointing", "performance/test_syncs",
     )),
 )  # fmt: skip

@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { CaptionFilter, dropEmpty } from "./lib/caption_filter.js";
 import { Dialog } from "./lib/dialog.js";
 import { make } from "./lib/dom.js";
-import { bring } from "./lib/files.js";
+import { below, bring } from "./lib/files.js";
 import { tools } from "./lib/picture_tools.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
@@ -27,7 +27,7 @@ class Captions extends Dialog {
     this.past = []; // what can be taken back, newest last
     this.loads = 0; // so that no picture is shown as it was before
     this.build();
-    this.tried(() => this.load());
+    this.inTurn(() => this.load());
   }
 
   build() {
@@ -37,11 +37,11 @@ class Captions extends Dialog {
     this.operation.append(...OPERATIONS.map((value) => make("option", { value }, text(value))));
     this.tags = field("tags", { type: "text" });
     this.other = field("replaceBy", { type: "text" });
-    this.apply = this.button("applyAll", () => this.change());
-    this.undoButton = this.button("undo", () => this.undo());
-    this.saveButton = this.button("saveCaptions", () => this.save());
+    this.apply = this.button("applyAll", () => this.inTurn(() => this.change()));
+    this.undoButton = this.button("undo", () => this.inTurn(() => this.undo()));
+    this.saveButton = this.button("saveCaptions", () => this.inTurn(() => this.save()));
     this.list = make("ul", { class: "atelier-pictures", "aria-label": text("pictures") });
-    const adding = this.button("openAdding", () => new Adding(this.node, [], (folder) => this.tried(() => this.came(folder))));
+    const adding = this.button("openAdding", () => new Adding(this.node, [], (folder) => this.inTurn(() => this.came(folder))));
     const controls = [this.filter.field, this.operation, this.tags, this.other, this.apply, adding];
     this.open(text("captionsOf", { folder: this.settings.folder }), controls, make("div", { class: "atelier-captions" }, this.filter.list, this.list), [this.undoButton, this.saveButton]);
     receive(this.dialog, (files) => files.length && this.tried(() => this.receive(files)));
@@ -50,9 +50,11 @@ class Captions extends Dialog {
   /** Files that were dropped on the window go into its folder. */
   async receive(files) {
     const { folder, caption_extension: extension } = this.settings;
-    const answer = await bring(files, folder, extension, (done, count) => { this.said.textContent = text("sent", { done, count }); });
-    await this.load();
-    this.said.replaceChildren(came(answer), ...account(answer));
+    const answer = await bring(below(files), folder, extension, (done, count) => { this.said.textContent = text("sent", { done, count }); });
+    await this.inTurn(() => this.load());
+    const isShown = !answer.new.length || answer.new.some(([, path]) => this.rows.has(path));
+    const more = [...(isShown ? [] : [text("noneListed", { folder })]), this.said.textContent].map((sentence) => make("p", {}, sentence));
+    this.said.replaceChildren(came(answer), ...account(answer), ...more);
   }
 
   /** Pictures have come into a folder, which may be another one than this window's. */
@@ -66,20 +68,35 @@ class Captions extends Dialog {
     return !count || window.confirm(text("unsaved", { count }));
   }
 
-  /** Shows the folder as it is now; what was written and not saved yet stays. */
+  /** Shows the folder as it is now; what was written and not saved yet stays, also if the folder cannot be read. */
   async load() {
     this.said.textContent = text("reading");
-    const [unsaved, at] = [this.edited().map(([picture, row]) => [picture, row.words.value]), this.list.scrollTop];
+    const { pictures, notes } = await ask("pictures", { settings: this.settings });
+    const [unsaved, at] = [this.edited(), this.list.scrollTop];
     const hidden = [...this.rows].filter(([, row]) => row.item.hidden).map(([picture]) => picture);
     this.loads += 1;
     this.rows.clear();
-    this.list.replaceChildren(); // also where the last picture has gone
-    const { pictures, notes } = await ask("pictures", { settings: this.settings });
     this.list.replaceChildren(...pictures.map((picture) => this.row(picture)));
-    this.put(unsaved);
+    const elsewhere = this.keep(unsaved);
     for (const picture of hidden) if (this.rows.has(picture)) this.rows.get(picture).item.hidden = true;
     this.list.scrollTop = at;
-    this.said.textContent = [text("count", { count: pictures.length }), ...notes].join(" · ");
+    const told = elsewhere.length ? [text("elsewhere", { names: elsewhere.join(", ") })] : [];
+    this.said.textContent = [...told, text("count", { count: pictures.length }), ...notes].join(" · ");
+  }
+
+  /** Puts what was not saved back into the rows, over what the person saw when writing it; gives the pictures whose file is another now. */
+  keep(unsaved) {
+    const elsewhere = [];
+    for (const [picture, { words, caption, version }] of unsaved) {
+      const row = this.rows.get(picture);
+      if (!row) continue; // the picture was taken out since
+      if (row.version !== version && words.value !== (row.caption ?? "")) {
+        elsewhere.push(picture);
+        Object.assign(row, { caption, version }); // the server refuses to write over what nobody here has seen
+      }
+      row.words.value = row.seen = words.value;
+    }
+    return elsewhere;
   }
 
   row({ picture, caption, version, fallback, size, bucket, box, repeats }) {
@@ -91,7 +108,7 @@ class Captions extends Dialog {
     });
     const words = make("textarea", {
       placeholder: fallback || text("noCaption"), "aria-label": text("captionOf", { picture }), spellcheck: "true",
-      input: () => this.ready(), change: () => this.typed(picture),
+      input: () => this.ready(true), change: () => this.typed(picture),
     });
     words.value = caption ?? "";
     const facts = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), count: repeats });
@@ -111,6 +128,7 @@ class Captions extends Dialog {
     const now = row.words.value.split("\n").map((line) => line.trim()).filter(Boolean).join(lines ? "\n" : " ");
     if (now !== row.seen) this.past.push({ captions: new Map([[picture, row.seen]]) });
     row.words.value = row.seen = now;
+    dropEmpty(this.past, this.rows);
     this.ready();
   }
 
@@ -118,13 +136,13 @@ class Captions extends Dialog {
     return [...this.rows].filter(([, row]) => row.words.value !== (row.caption ?? ""));
   }
 
-  ready() {
+  /** `typing`: a caption is in the middle of a change, which is none yet. */
+  ready(typing = false) {
     const count = this.edited().length;
     for (const row of this.rows.values()) row.words.classList.toggle("atelier-edited", row.words.value !== (row.caption ?? ""));
     this.saveButton.disabled = count === 0;
     this.saveButton.textContent = count ? text("saveCount", { count }) : text("saveCaptions");
-    this.filter.draw();
-    dropEmpty(this.past, this.rows);
+    if (!typing) this.filter.draw();
     this.undoButton.disabled = this.past.length === 0;
     this.other.hidden = this.operation.value !== "replace";
   }
@@ -148,25 +166,29 @@ class Captions extends Dialog {
     const changed = Object.keys(after).filter((picture) => after[picture] !== before[picture]);
     if (changed.length) this.past.push({ captions: new Map(changed.map((picture) => [picture, before[picture]])) });
     this.put(changed.map((picture) => [picture, after[picture]]));
+    dropEmpty(this.past, this.rows);
     this.said.textContent = text("changedCount", { count: changed.length });
   }
 
   async undo() {
     const step = this.past.at(-1);
-    if (step.undo) {
-      await step.undo();
-      this.past.pop();
-      this.said.textContent = text("undoneSaved");
-      return;
+    if (!step) return;
+    try {
+      if (step.undo) await step.undo();
+      else if (step.edits && !(await this.write(step.edits))) return;
+    } catch (error) {
+      if (error.status) this.past = this.past.filter((one) => one !== step); // what is refused would bar the way to the steps before it
+      throw error;
     }
-    if (step.edits && !(await this.write(step.edits.map((edit) => ({ ...edit, version: this.rows.get(edit.picture).version }))))) return;
-    this.past.pop();
-    this.put(step.edits ? step.edits.map(({ picture, caption }) => [picture, caption]) : step.captions);
-    this.said.textContent = text(step.edits ? "undoneSaved" : "undone");
+    this.past = this.past.filter((one) => one !== step);
+    if (!step.undo) this.put(step.edits ? step.edits.map(({ picture, caption }) => [picture, caption]) : step.captions);
+    dropEmpty(this.past, this.rows);
+    this.said.textContent = text(step.captions ? "undone" : "undoneSaved");
   }
 
   async save() {
     const edits = this.edited().map(([picture, { words, version }]) => ({ picture, caption: words.value, version }));
+    if (!edits.length) return;
     const undo = await this.write(edits);
     if (!undo) return;
     this.past.push({ edits: undo });
@@ -181,7 +203,7 @@ class Captions extends Dialog {
       this.said.textContent = unclear;
       return window.confirm(text("asUtf8", { reason: unclear })) ? this.write(edits, true) : undefined;
     }
-    for (const { picture, caption, version } of now) Object.assign(this.rows.get(picture), { caption, version });
+    for (const { picture, caption, version } of now) Object.assign(this.rows.get(picture) ?? {}, { caption, version });
     return undo;
   }
 }

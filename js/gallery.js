@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { Dialog } from "./lib/dialog.js";
 import { make, root } from "./lib/dom.js";
-import { allNodes } from "./lib/graph.js";
+import { allNodes, outputOf } from "./lib/graph.js";
 import { ask, pictureOf } from "./lib/server.js";
 import { text } from "./lib/text.js";
 
@@ -34,7 +34,7 @@ class Gallery extends Dialog {
     this.loader = make("select", { "aria-label": text("intoLoader"), title: text("intoLoader") });
     this.use = this.button("useThis", () => this.keep());
     const only = make("label", {}, this.only, text("onlyFavourites"));
-    const body = make("div", { class: "atelier-gallery" }, make("div", { class: "atelier-scroll", tabindex: 0, "aria-label": text("cells") }, this.table), this.large);
+    const body = make("div", { class: "atelier-gallery atelier-grid" }, make("div", { class: "atelier-scroll", tabindex: 0, "aria-label": text("cells") }, this.table), this.large);
     this.scale();
     this.open(text("openGrid"), [this.pages, this.zoom, only], body, [this.star, this.name, this.loader, this.use]);
   }
@@ -221,7 +221,7 @@ class Gallery extends Dialog {
 
 /** The page that a node has shown last: its pictures' folder and name. */
 function pageOf(node) {
-  const image = app.nodeOutputs?.[node.id]?.images?.[0];
+  const image = outputOf(node, app.nodeOutputs, root())?.images?.[0];
   const parts = image?.subfolder?.split("/") ?? [];
   const page = image?.filename?.match(/^grid-[0-9a-f]{12}/)?.[0];
   return page && parts.at(-1) === "grids" ? { run: parts.at(-2), page } : null;

@@ -2,15 +2,13 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addPanel, make, root } from "./lib/dom.js";
-import { allNodes, before, inputOf } from "./lib/graph.js";
+import { before, inputOf } from "./lib/graph.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
 import { account } from "./lib/told.js";
+import { nodeOf } from "./lib/waiting.js";
 
 const HEIGHT = 190; // pixels; what is longer scrolls
-
-/** The node that a run calls by this id, "3", or "5:3" inside a sub-graph. */
-const nodeOf = (id) => allNodes(root()).find((node) => node.comfyClass === "AutoCaption" && String(node.id) === id.split(":").at(-1));
 
 class Panel {
   constructor(node) {
@@ -56,13 +54,41 @@ class Panel {
   }
 }
 
+/** On the page itself, for runs whose workflow isn't the open one. */
+class Notice {
+  constructor() {
+    this.said = make("p", { class: "atelier-note" });
+    const button = (key, act) => make("button", { type: "button", title: text(`${key}Help`), click: () => this.tried(act) }, text(key));
+    const row = make("div", { class: "atelier-row" }, button("goOn", () => ask("captions/go_on", { node: this.id })), button("endRun", () => api.interrupt()));
+    this.element = make("div", { class: "atelier atelier-waits", role: "status" }, this.said, row);
+    document.body.append(this.element);
+  }
+
+  async tried(act) {
+    try {
+      await act();
+    } catch (error) {
+      this.said.textContent = error.message;
+    }
+  }
+
+  show(waits) {
+    this.id = waits?.node;
+    this.element.hidden = !waits;
+    if (waits) this.said.textContent = [text("waitsElsewhere"), ...(waits.told.counts ?? [])].join(" ");
+  }
+}
+
 const panels = new Map();
+let notice;
 
 async function look() {
   const { waiting } = await ask("captions/waiting").catch(() => ({ waiting: [] }));
-  const waits = new Map(waiting.map((one) => [nodeOf(one.node), one]));
+  const waits = new Map(waiting.map((one) => [nodeOf(one), one]));
   for (const node of waits.keys()) if (node && !panels.has(node)) panels.set(node, new Panel(node));
   for (const [node, panel] of panels) panel.show(waits.get(node));
+  if (waits.has(undefined)) notice ??= new Notice();
+  notice?.show(waits.get(undefined));
 }
 
 api.addEventListener("lora_atelier.review", look);

@@ -2,8 +2,9 @@
 // first, counts always show, and what is long is folded. The sentences are the server's.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { isAnswer } from "./lib/again.js";
 import { addPanel, make, root } from "./lib/dom.js";
-import { allNodes } from "./lib/graph.js";
+import { allNodes, nodeAt, outputOf } from "./lib/graph.js";
 import { kept, keep } from "./lib/kept.js";
 import { pictureOf } from "./lib/server.js";
 import { text } from "./lib/text.js";
@@ -102,25 +103,24 @@ function put(node, { told: [told] = [], images = [], thumbnails = images }) {
   panel.show(thumbnails.map((picture) => [pictureOf(picture, true), pictureOf(picture)]));
 }
 
-const outputOf = (node, outputs) => outputs?.[node.graph && node.graph !== root() ? `${node.graph.id}:${node.id}` : node.id];
-
 /** What the page still knows of a node from when it was executed, by the node's place in the graph. */
 function restore(node, outputs) {
   if (!NODES.includes(node.comfyClass)) return;
-  const output = outputOf(node, outputs) ?? kept(node);
-  if (output?.told) put(node, output);
+  const page = outputOf(node, outputs, root());
+  const output = page?.told ? page : kept(node);
+  if (output) put(node, output);
 }
 
-/** The node that an event of the server is about; ids of nodes in sub-graphs are paths such as 12:3. */
+/** The node of ours that an event of the server is about. */
 function nodeOf(id) {
-  const last = String(id).split(":").pop();
-  return allNodes(root()).find((node) => String(node.id) === last && [...NODES, "TrainLoRA"].includes(node.comfyClass));
+  const node = nodeAt(root(), id);
+  return [...NODES, "TrainLoRA"].includes(node?.comfyClass) ? node : null;
 }
 
 /** What a training is at is a line of its own panel. */
 function atTraining(node, line) {
   const place = node.widgets?.find((widget) => widget.name === "run")?.element;
-  if (!place) return;
+  if (!place || (!line && !place.querySelector(".atelier-at"))) return;
   const status = place.querySelector(".atelier-at") ?? make("p", { class: "atelier-note atelier-axis atelier-at", role: "status" });
   if (!status.isConnected) place.children[0].after(status);
   status.textContent = line;
@@ -130,6 +130,19 @@ api.addEventListener("lora_atelier.status", ({ detail: { node: id, line } }) => 
   const node = nodeOf(id);
   if (node?.comfyClass === "TrainLoRA") atTraining(node, line);
   else if (node) panelOf(node).at(line);
+});
+
+// Where a job ends before its nodes do, nobody takes back what they were at.
+for (const event of ["execution_start", "execution_error", "execution_interrupted"]) {
+  api.addEventListener(event, () => {
+    for (const panel of panels.values()) panel.at("");
+    for (const node of allNodes(root())) if (node.comfyClass === "TrainLoRA") atTraining(node, "");
+  });
+}
+
+// What the host keeps of a node stays what it said when all its pictures were captioned. This is heard before the host hears it.
+api.addEventListener("executed", ({ detail }) => {
+  if (isAnswer(detail)) delete detail.output.told;
 });
 
 // Pictures on the way are shown in the panels, which have a room of their own; drawn by the host they would cover other nodes.
@@ -163,7 +176,7 @@ app.registerExtension({
     const executed = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output, ...args) {
       const answer = executed?.apply(this, [output, ...args]);
-      if (output) put(this, output);
+      if (output?.told) put(this, output);
       keep(this, output);
       return answer;
     };

@@ -15,23 +15,28 @@ const NEW = "input/my-pictures";
 const isFolder = (value) => typeof value === "string" && /^\w+\/./.test(value);
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
-/** Chooses a folder in a Load Dataset node, also one that its list doesn't have yet. */
+/** Whether a Load Dataset node reads what is in `inner`, a path below its folder. */
+const reads = (node, inner) => Boolean(widgetOf(node, "nested")?.value) || /^(img\/)?\d+_[^/]*$/.test(inner);
+
+/** Chooses a folder in a Load Dataset node, also one that its list doesn't have yet. False if it is part of the node's and not read. */
 function choose(node, folder) {
   const widget = widgetOf(node, "folder");
   const now = widget.value;
-  if (now === folder || (isFolder(now) && folder.startsWith(`${now}/`))) return; // it is among its pictures as it is
+  if (now === folder) return true;
+  if (isFolder(now) && folder.startsWith(`${now}/`)) return reads(node, folder.slice(now.length + 1));
   const values = widget.options?.values;
   if (Array.isArray(values) && !values.includes(folder)) values.push(folder);
   widget.value = folder;
   widget.callback?.(folder);
   node.setDirtyCanvas?.(true, true);
+  return true;
 }
 
 export class Adding extends Dialog {
   /** `added(folder)` is called when pictures have come. */
   constructor(node, files = [], added = () => {}) {
     super();
-    [this.node, this.files, this.added] = [node, [], added];
+    [this.node, this.files, this.added, this.choices] = [node, [], added, 0];
     this.build();
     this.take(files);
   }
@@ -83,7 +88,8 @@ export class Adding extends Dialog {
     if (!files.length) return;
     const top = folderOf(files);
     if (!this.folder.value) this.folder.value = top ? `input/${top}` : NEW;
-    this.files.push(...below(files));
+    this.choices += 1; // two folders may have files of one name, each with its own caption
+    this.files.push(...below(files).map((one) => ({ ...one, batch: this.choices })));
     this.list();
   }
 
@@ -103,10 +109,11 @@ export class Adding extends Dialog {
 
   /** What ComfyUI has drawn, to be chosen by a click. */
   async offer() {
-    const { pictures, more } = await ask("pictures/made");
+    const { pictures, more, unseen } = await ask("pictures/made");
     this.made.hidden = false;
     this.made.replaceChildren(...pictures.map((held) => make("li", {}, this.choice(held))));
-    this.said.textContent = pictures.length ? text("madeCount", { count: pictures.length, more }) : text("noneMade");
+    const said = pictures.length ? text("madeCount", { count: pictures.length, more }) : text("noneMade");
+    this.said.textContent = unseen ? `${said} · ${text("madeUnseen")}` : said;
   }
 
   choice(held) {
@@ -137,7 +144,8 @@ export class Adding extends Dialog {
       this.forget(files); // what was dropped meanwhile waits
       this.tell(answer);
       if (!answer.new.length && !answer.there.length) return;
-      choose(this.node, answer.folder);
+      const isRead = choose(this.node, answer.folder);
+      if (!isRead) this.said.textContent += ` · ${text("notRead", { folder: widgetOf(this.node, "folder").value })}`;
       this.added(answer.folder);
     } catch (error) {
       this.said.textContent = this.stop.signal.aborted ? text("ended") : error.message;

@@ -24,6 +24,8 @@ LARGE = 16 * 1024 * 1024
 """Bytes of a request that may hold all captions of a folder."""
 _worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-routes")
 """One thread: what is asked twice waits, and a training is never crowded out."""
+copying = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-copying")
+"""Another one for what takes as long as a disk does, so that no panel waits for it."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 table = web.RouteTableDef()
 

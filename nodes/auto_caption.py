@@ -88,7 +88,7 @@ class AutoCaption(io.ComfyNode):
                 *_more_inputs(),
             ], RARE),
             outputs=[DATASET.Output(display_name="dataset", tooltip="The same pictures with their captions.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip
 
@@ -155,7 +155,9 @@ class AutoCaption(io.ComfyNode):
         notes: tuple[str, ...] = ()
         if pause and not dry_run:
             again = choice.asked(captioned, mode, work, node_id)
-            captioned, notes = review(captioned, report.told(captioned), node_id or "", again)
+            captioned, notes = review(
+                captioned, report.told(captioned), node_id or "", workflow_of(cls.hidden), again
+            )  # fmt: skip
         said = report.told(captioned)
         said = with_changes(said, warnings=(*notes, *said.warnings))
         logged("Auto Caption", said)
@@ -243,7 +245,17 @@ def _more_inputs() -> list[Any]:
     ]  # fmt: skip
 
 
-def review(dataset: Any, said: Any, node_id: str, again: Callable[[str], str]) -> tuple[Any, tuple[str, ...]]:
+def workflow_of(hidden: Any) -> dict[str, Any]:
+    """By what a page knows the workflow that the run came from: its ``id``, and its ``nodes`` as "id type"; empty without one."""
+    workflow = (getattr(hidden, "extra_pnginfo", None) or {}).get("workflow")
+    workflow = workflow if isinstance(workflow, dict) else {}
+    nodes = [one for one in workflow.get("nodes") or () if isinstance(one, dict)]
+    return {"id": str(workflow.get("id") or ""), "nodes": sorted(f"{one.get('id')} {one.get('type')}" for one in nodes)}
+
+
+def review(
+    dataset: Any, said: Any, node_id: str, workflow: dict[str, Any], again: Callable[[str], str]
+) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
     """Waits for the person; gives the dataset as it is then, and what there is to say of that. ``again`` asks for one caption."""
     from ..training import host
     from ..training.captioning.review import hold, reviewed
@@ -263,9 +275,11 @@ def review(dataset: Any, said: Any, node_id: str, again: Callable[[str], str]) -
 
     def wait() -> None:
         show(WAITS)
-        part = {"node": node_id, "told": said.shown()["told"][0]}
-        hold(node_id, part, lambda: host.send("lora_atelier.review", {}), host.check_interrupt, answer)
-        show("")
+        part = {"node": node_id, "workflow": workflow, "told": said.shown()["told"][0]}
+        try:
+            hold(node_id, part, lambda: host.send("lora_atelier.review", {}), host.check_interrupt, answer)
+        finally:
+            show("")
 
     return reviewed(dataset, wait)
 

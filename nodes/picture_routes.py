@@ -5,7 +5,9 @@ Every function takes plain JSON values and gives such back.
 
 from __future__ import annotations
 
+import heapq
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,6 +17,7 @@ from typing import Any
 from ..training import host
 from ..training.config import SubsetConfig
 from ..training.dataset import put_aside, turning
+from ..training.dataset.belonging import useless
 from ..training.dataset.folders import folder_to_fill
 from ..training.dataset.images import EXTENSIONS
 from ..training.dataset.incoming import MOST, Incoming, bring
@@ -24,27 +27,50 @@ from .caption_routes import config_of, is_plain, place_of, wrong
 
 STAGED = "lora-atelier-incoming"
 """Folder inside the host's temp folder, into which the page uploads through the host; each drop has a folder of its own there."""
+PLACE = re.compile(r"[0-9a-f]{16}")
+"""The name of such a folder."""
 LISTED = 500
 """Pictures of the output folder that are offered, the newest."""
-LOOKED_AT = 20_000
-"""Files of the output folder that are looked at for that."""
+LOOKED_AT = 100_000
+"""Files of the output folder after which no further folder is looked into for that."""
 
 
 def add(body: Mapping[str, Any]) -> dict[str, Any]:
     """Brings files that the host holds (uploaded, or drawn here) into a dataset's folder, which is made if it is new.
 
-    ``files``: objects with ``name``, as the person has it, and the host's ``filename``, ``subfolder`` and ``type``. Answers with
-    the folder's name, what is ``new``, what was ``there`` and what was ``left``, with its reason.
+    ``files``: objects with ``name``, as the person has it, the host's ``filename``, ``subfolder`` and ``type``, and ``batch``,
+    the number of the choice with which it came (none: all came with one). Answers with the folder's name, what is ``new``, what
+    was ``there`` and what was ``left``, with its reason. With ``names`` nothing is brought: ``left`` are those of them that need
+    not be sent.
     """
     files, extension = body.get("files"), body.get("extension", ".txt")
     if not isinstance(files, list) or len(files) > MOST or not all(isinstance(file, dict) for file in files):
         raise wrong("files", f"a list of at most {MOST} objects")
     name, folder = folder_to_fill(_text(body, "folder"), host.dataset_roots())
     config = config_of({"folder": name, "caption_extension": extension})
-    incoming = [Incoming(_held(file), _text(file, "name", 4000)) for file in files]
+    if "names" in body:
+        return {"folder": name, "new": [], "there": [], "left": _useless(body["names"], config.caption_extension)}
+    incoming = [Incoming(_held(file), _text(file, "name", 4000), _batch(file)) for file in files]
     with _cleared(incoming):
         done = bring(incoming, folder, config.caption_extension)
     return {"folder": name, "new": done.new, "there": done.there, "left": done.left}
+
+
+def _useless(named: Any, extension: str) -> list[tuple[str, str]]:
+    if not isinstance(named, list) or not all(isinstance(name, str) and 0 < len(name) <= 4000 for name in named):
+        raise wrong("names", "a list of names")
+    if len(named) > MOST:
+        raise AtelierError(f"pictures: {len(named)} files at once are too many; {MOST} is the most.")
+    return [(name, why) for name in dict.fromkeys(named) if (why := useless(name, extension))]
+
+
+def forget(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes what a drop has sent that was ended; ``place`` is the name of its folder."""
+    place = body.get("place")
+    if not isinstance(place, str) or not PLACE.fullmatch(place):
+        raise wrong("place", "16 digits of a number")
+    shutil.rmtree(host.temp_folder() / STAGED / place, ignore_errors=True)
+    return {}
 
 
 @contextmanager
@@ -59,25 +85,48 @@ def _cleared(files: list[Incoming]) -> Iterator[None]:
 
 
 def made() -> dict[str, Any]:
-    """The newest pictures in the host's output folder, as the host finds them; the runs' own pictures are left out."""
+    """The newest pictures in the host's output folder, as the host finds them; the runs' own pictures are left out.
+
+    ``more``: how many older ones there are; ``unseen`` says whether there were too many files to look into every folder.
+    """
     top = host.output_folder()
-    found: list[tuple[float, Path]] = []
-    looked = 0
-    for around, folders, files in os.walk(top):
-        folders[:] = [f for f in folders if not f.startswith(".") and Path(around, f) != host.runs_folder()]
-        looked += len(files)
-        if looked > LOOKED_AT:
-            break
-        for file in files:
-            path = Path(around, file)
-            if path.suffix.lower() in EXTENSIONS and not file.startswith("."):
-                with suppress(OSError):
-                    found.append((path.stat().st_mtime, path))
-    newest = sorted(found, reverse=True)[:LISTED]
+    pictures = _Drawn()
+    newest = heapq.nlargest(LISTED, pictures.below(top))
     return {
         "pictures": [host.shown_picture(path) for _, path in newest if is_inside(path, top)],
-        "more": len(found) - len(newest),
-    }
+        "more": pictures.count - len(newest), "unseen": bool(pictures.waiting),
+    }  # fmt: skip
+
+
+class _Drawn:
+    """A look through the output folder."""
+
+    def __init__(self) -> None:
+        self.looked = 0
+        """Files that were come across; beyond ``LOOKED_AT`` no further folder is opened."""
+        self.count = 0
+        self.waiting: list[str] = []
+        """Folders that were not looked into."""
+
+    def below(self, top: Path) -> Iterator[tuple[float, Path]]:
+        """(time of its last change, path) of every picture, folder by folder."""
+        runs, self.waiting = str(host.runs_folder()), [str(top)]
+        while self.waiting and self.looked <= LOOKED_AT:
+            try:
+                with os.scandir(self.waiting.pop()) as entries:
+                    for entry in entries:
+                        if entry.name.startswith("."):
+                            continue
+                        if entry.is_dir(follow_symlinks=False):
+                            self.waiting += [entry.path] if entry.path != runs else []
+                            continue
+                        self.looked += 1
+                        if os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                            with suppress(OSError):
+                                yield entry.stat().st_mtime, Path(entry.path)
+                                self.count += 1
+            except OSError:  # it cannot be read, or has gone
+                continue
 
 
 def remove(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +152,8 @@ def turn(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 POSTS = {
-    "pictures/add": (add, ("folder", "extension", "files")),
+    "pictures/add": (add, ("folder", "extension", "files", "names")),
+    "pictures/forget": (forget, ("place",)),
     "pictures/remove": (remove, ("folder", "extension", "nested", "pictures")),
     "pictures/restore": (restore, ("folder", "extension", "nested", "entry")),
     "pictures/turn": (turn, ("folder", "extension", "nested", "pictures", "quarters")),
@@ -130,6 +180,13 @@ def _text(values: Mapping[str, Any], field: str, longest: int = 1000) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= longest or "\0" in value:
         raise wrong(field, f"a text of at most {longest} letters")
     return value
+
+
+def _batch(file: Mapping[str, Any]) -> int:
+    number = file.get("batch", 0)
+    if type(number) is not int or not 0 <= number <= MOST:
+        raise wrong("files", f"objects whose batch is a number from 0 to {MOST}")
+    return number
 
 
 def _held(file: Mapping[str, Any]) -> Path:

@@ -33,7 +33,7 @@ from ..training.performance.thrift import Thrift
 from ..training.tensors.precision import compute_dtype
 from ..training.tensors.safetensors_header import read_header
 from . import caption_routes, grid_routes, picture_routes, preset_routes, run_routes
-from .asked import LARGE, PREFIX, Handler, Refused, answered, apart, body_of, table, text_of
+from .asked import LARGE, PREFIX, Handler, Refused, answered, apart, body_of, copying, table, text_of
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build
 from .folders import index_of, named
@@ -309,16 +309,17 @@ async def post_change(request: web.Request) -> Any:
     return await apart(caption_routes.change, await body_of(request, LARGE))
 
 
-def _of_pictures(work: Callable[[dict[str, Any]], Any], fields: tuple[str, ...]) -> Handler:
+def _of_pictures(path: str, work: Callable[[dict[str, Any]], Any], fields: tuple[str, ...]) -> Handler:
     @answered
     async def handler(request: web.Request) -> Any:
-        return await apart(work, await body_of(request, LARGE, fields))
+        values = await body_of(request, LARGE, fields)
+        return await (apart(work, values, worker=copying) if path == "pictures/add" else apart(work, values))
 
     return handler
 
 
 for _path, (_work, _fields) in picture_routes.POSTS.items():
-    table.post(f"{PREFIX}/{_path}")(_of_pictures(_work, _fields))
+    table.post(f"{PREFIX}/{_path}")(_of_pictures(_path, _work, _fields))
 
 
 @table.get(f"{PREFIX}/pictures/made")

@@ -5,7 +5,31 @@ import { text } from "./text.js";
 
 const MOST = 300; // tags in the list; the rest is found by typing
 
-export const tagsOf = (caption) => [...new Set(caption.split(/[,\n]/).map((tag) => tag.trim()).filter(Boolean))];
+const COMMAS = ",，、､،";
+const SMILES = ":;=8"; // a round bracket behind one of these may be a mouth
+
+/** What stands between the commas, as the training parts captions (parts() in training/dataset/words.py): a comma within a pair of
+ * round brackets parts nothing, and a pair of two mouths holds nothing together. */
+export function parts(caption) {
+  const isMouth = (at) => at > 0 && SMILES.includes(caption[at - 1]);
+  const [opened, commas, inside, cuts] = [[], [], new Set(), []];
+  for (let at = 0; at < caption.length; at++) {
+    if (COMMAS.includes(caption[at])) {
+      commas.push(at);
+      cuts.push(at);
+    } else if (caption[at] === "(") {
+      opened.push(at);
+    } else if (caption[at] === ")" && opened.length) {
+      const start = opened.pop();
+      if (!(isMouth(start) && isMouth(at))) while (commas.at(-1) > start) inside.add(commas.pop());
+    }
+  }
+  const ends = [...cuts.filter((at) => !inside.has(at)), caption.length];
+  return ends.map((end, i) => caption.slice(i ? ends[i - 1] + 1 : 0, end).trim()).filter(Boolean);
+}
+
+/** The tags of a caption, each once; its lines are captions of their own. */
+export const tagsOf = (caption) => [...new Set(caption.split("\n").flatMap(parts))];
 
 /** [tag, pictures], the most frequent first. */
 export function counted(captions) {
@@ -33,6 +57,7 @@ export class CaptionFilter {
   constructor(rows, say) {
     this.rows = rows;
     this.say = say;
+    this.entries = new Map(); // tag -> its button
     this.exact = null; // the tag of the list that is chosen; "" for those without caption
     this.field = make("input", { type: "search", placeholder: text("onlyTag"), "aria-label": text("onlyTag"), input: () => this.narrow() });
     this.list = make("div", { class: "atelier-tags", role: "group", "aria-label": text("tagList") });
@@ -59,14 +84,25 @@ export class CaptionFilter {
   draw() {
     const captions = [...this.rows().values()].map((row) => row.words.value);
     const without = captions.filter((caption) => !caption.trim()).length;
-    const tags = counted(captions);
-    const now = JSON.stringify([without, tags, this.exact]);
-    if (now === this.drawn) return;
+    const all = counted(captions);
+    const tags = all.slice(0, MOST);
+    const chosen = this.exact && !tags.some(([tag]) => tag === this.exact) ? [[this.exact, new Map(all).get(this.exact) ?? 0]] : [];
+    const entries = [...(without || this.exact === "" ? [["", without]] : []), ...chosen, ...tags]; // what is chosen can be released
+    const now = JSON.stringify([entries, all.length]);
+    if (now !== this.drawn) this.fill(entries, all.length - tags.length);
     this.drawn = now;
-    const entry = (tag, label, count) => make("button", { type: "button", "aria-pressed": String(this.exact === tag), click: () => this.choose(tag) }, `${label} (${count})`);
-    const more = tags.length > MOST ? [make("p", { class: "atelier-note atelier-axis" }, text("moreTags", { count: tags.length - MOST }))] : [];
-    this.list.replaceChildren(
-      ...(without || this.exact === "" ? [entry("", text("withoutCaption"), without)] : []), ...tags.slice(0, MOST).map(([tag, count]) => entry(tag, tag, count)), ...more,
-    );
+    for (const [tag, button] of this.entries) button.setAttribute("aria-pressed", String(this.exact === tag));
+  }
+
+  /** Draws the list anew; the keyboard and the scrolling stay where they are. */
+  fill(entries, more) {
+    const [at] = [...this.entries].find(([, button]) => button === document.activeElement) ?? [];
+    const down = this.list.scrollTop;
+    const entry = ([tag, count]) => make("button", { type: "button", click: () => this.choose(tag) }, `${tag || text("withoutCaption")} (${count})`);
+    this.entries = new Map(entries.map((one) => [one[0], entry(one)]));
+    const note = more > 0 ? [make("p", { class: "atelier-note atelier-axis" }, text("moreTags", { count: more }))] : [];
+    this.list.replaceChildren(...this.entries.values(), ...note);
+    this.list.scrollTop = down;
+    if (at !== undefined) (this.entries.get(at) ?? this.field).focus();
   }
 }

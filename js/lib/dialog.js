@@ -2,6 +2,18 @@
 import { make } from "./dom.js";
 import { text } from "./text.js";
 
+const opened = []; // the topmost last
+
+// Escape is answered here and not by the browser, which asks only once before it closes; also where nothing has the focus.
+document.addEventListener("keydown", (event) => {
+  const dialog = opened.at(-1);
+  if (event.key !== "Escape" || event.isComposing || !dialog) return;
+  if (event.target.type === "search" && event.target.value) return; // which it empties
+  event.preventDefault();
+  event.stopPropagation();
+  if (!event.repeat) dialog.close();
+}, true);
+
 export class Dialog {
   said = make("output", { role: "status" });
 
@@ -12,7 +24,7 @@ export class Dialog {
 
   open(title, controls, body, buttons) {
     this.dialog = make(
-      "dialog", { class: "atelier atelier-dialog", "aria-label": title, cancel: (event) => this.close(event) },
+      "dialog", { class: "atelier atelier-dialog", "aria-label": title, cancel: (event) => this.close(event), close: () => this.closed() },
       make("div", { class: "atelier-row" }, make("h2", {}, title), ...controls), body,
       make("div", { class: "atelier-row" }, this.said, ...buttons, this.button("close", () => this.close())),
     );
@@ -24,6 +36,7 @@ export class Dialog {
     this.ready();
     document.body.append(this.dialog);
     this.dialog.showModal();
+    opened.push(this);
   }
 
   /** Runs an action; a refusal is said. */
@@ -36,6 +49,12 @@ export class Dialog {
     this.ready();
   }
 
+  /** The same for what changes what others build on: it waits for those that were asked for before. */
+  inTurn(act) {
+    this.turns = (this.turns ?? Promise.resolve()).then(() => this.tried(act));
+    return this.turns;
+  }
+
   /** Whether it may be closed now. */
   mayClose() {
     return true;
@@ -43,9 +62,17 @@ export class Dialog {
 
   close(event) {
     event?.preventDefault();
-    if (!this.mayClose()) return;
+    if (!opened.includes(this) || !this.mayClose()) return;
+    opened.splice(opened.indexOf(this), 1);
     this.dialog.close();
     this.dialog.remove();
+  }
+
+  /** The browser has closed it by itself: what may not be closed is opened again. */
+  closed() {
+    if (!opened.includes(this)) return;
+    this.close();
+    if (opened.includes(this)) this.dialog.showModal();
   }
 
   /** Sets which controls can be used; after every action. */

@@ -17,7 +17,10 @@ export function heldAt(address) {
 /** Whether something is dragged that may be pictures. */
 export const mayBring = (event) => ["Files", "text/uri-list"].some((type) => event.dataTransfer?.types?.includes(type));
 
-/** What was dropped, [{name, file} or {name, held}], with the folders that files were in. To be called while the event lasts. */
+/**
+ * What was dropped, [{name, file} or {name, held}], with the folders that files were in, and {name, why} of what cannot be read. To be
+ * called while the event lasts.
+ */
 export async function dropped(event) {
   const items = [...event.dataTransfer.items].filter((item) => item.kind === "file");
   const entries = items.map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile()).filter(Boolean);
@@ -28,21 +31,28 @@ export async function dropped(event) {
 
 async function inside(entry) {
   const got = (work) => new Promise((resolve, reject) => work(resolve, reject));
-  if (entry.isFile) return [{ name: entry.fullPath.slice(1), file: await got((done, failed) => entry.file(done, failed)) }];
-  const reader = entry.createReader();
-  const found = [];
-  for (let some; (some = await got((done, failed) => reader.readEntries(done, failed))).length; ) found.push(...some); // a hundred at a time
-  return (await Promise.all(found.map(inside))).flat();
+  const [name, found] = [entry.fullPath.slice(1), []];
+  try {
+    if (entry.isFile) return [{ name, file: await got((done, failed) => entry.file(done, failed)) }];
+    const reader = entry.createReader();
+    for (let some; (some = await got((done, failed) => reader.readEntries(done, failed))).length; ) found.push(...some); // a hundred at a time
+    return (await Promise.all(found.map(inside))).flat();
+  } catch (error) {
+    const why = { name, why: text(entry.isFile ? "notReadFile" : "notReadFolder", { why: error.message }) };
+    return [why, ...(await Promise.all(found.map(inside))).flat()];
+  }
 }
 
 /** What was chosen in an <input type="file">. */
 export const chosen = (input) => [...input.files].map((file) => ({ name: file.webkitRelativePath || file.name, file }));
 
-/** The one folder that all files are in, unless its name means repeats; "" if there is none. */
+const OWN_MEANING = /^(\d+_.*|masks?|_?(control|conditioning)s?(_images|_data)?([-_ ]?\d{1,2})?)$/i; // see training/dataset/names.py
+
+/** The one folder that all files are in, unless its name says more: repeats, masks, control pictures; "" if there is none. */
 export function folderOf(files) {
   const tops = new Set(files.map(({ name }) => (name.includes("/") ? name.split("/")[0] : "")));
   const [top] = tops;
-  return tops.size === 1 && !/^\d+_/.test(top) ? top : "";
+  return tops.size === 1 && !OWN_MEANING.test(top) ? top : "";
 }
 
 /** Names without the one folder that all files are in. */
@@ -55,25 +65,36 @@ export function below(files) {
  * Brings files into a folder of the server; gives its answer, {folder, new, there, left}. What cannot be sent is among what is left.
  * `said(done, count)` hears how many were sent; `signal` ends it, and then nothing is brought.
  */
-export async function bring(files, folder, extension, said, signal) {
-  await ask("pictures/add", { folder, extension, files: [] }); // a name that cannot be is said before anything is sent
-  const place = `${STAGED}/${[...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
-  const [sent, left] = [[], []];
+export async function bring(all, folder, extension, said, signal) {
+  // Names that cannot be, and what is of no use, are said before anything is sent.
+  const { left: useless = [] } = await ask("pictures/add", { folder, extension, files: [], names: all.map(({ name }) => name) });
+  const passed = new Set(useless.map(([name]) => name));
+  const files = all.filter(({ name, why }) => !why && !passed.has(name));
+  const left = [...useless, ...all.filter(({ name, why }) => why && !passed.has(name)).map(({ name, why }) => [name, why])];
+  const key = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const sent = [];
   const waiting = files.map((one, number) => ({ ...one, number }));
   let done = 0;
   const worker = async () => {
     for (let one; (one = waiting.shift()); said(++done, files.length)) {
       try {
-        sent.push({ name: one.name, ...(one.held ?? (await upload(one, place, signal))) });
+        sent.push({ name: one.name, batch: one.batch ?? 0, ...(one.held ?? (await upload(one, `${STAGED}/${key}`, signal))) });
       } catch (error) {
         if (signal?.aborted) throw error;
         left.push([one.name, error.message]);
       }
     }
   };
-  await Promise.all(Array.from({ length: AT_ONCE }, worker));
-  const answer = await ask("pictures/add", { folder, extension, files: sent });
-  return { ...answer, left: [...left, ...answer.left] };
+  try {
+    const ended = await Promise.allSettled(Array.from({ length: AT_ONCE }, worker));
+    signal?.throwIfAborted();
+    for (const { reason } of ended) if (reason) throw reason;
+    const answer = await ask("pictures/add", { folder, extension, files: sent });
+    return { ...answer, left: [...left, ...answer.left] };
+  } catch (error) {
+    await ask("pictures/forget", { place: key }).catch(() => {}); // nothing is left lying about
+    throw error;
+  }
 }
 
 async function upload({ file, number }, place, signal) {

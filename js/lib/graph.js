@@ -16,6 +16,19 @@ export function allNodes(graph, seen = new Set()) {
   return nodes.flatMap((node) => [node, ...allNodes(node.subgraph, seen)]);
 }
 
+/** The node that a run calls by this id: "3", or "12:5:3" for what lies in sub-graphs; null if there is none. */
+export function nodeAt(root, id) {
+  let [graph, found] = [root, null];
+  for (const part of String(id).split(":")) {
+    found = (graph?.nodes ?? graph?._nodes ?? []).find((node) => String(node.id) === part) ?? null;
+    graph = found?.subgraph;
+  }
+  return found;
+}
+
+/** What the page's `outputs` hold of a node, under the name that they have for its place. */
+export const outputOf = (node, outputs, root) => outputs?.[node.graph && node.graph !== root ? `${node.graph.id}:${node.id}` : node.id];
+
 function resolve(graph, link, root) {
   if (!link) return null;
   if (link.origin_id === OUTSIDE) {

@@ -1,12 +1,21 @@
 // What nodes have said, kept for this tab of the browser, so that it is there again when the page is loaded anew.
+import { before } from "./graph.js";
+
 const NAME = "lora-atelier.told";
 const MOST = 40; // nodes that are remembered
 const LONGEST = 200_000; // letters of what one of them said
 
+const ABOUT = { LoadDataset: "folder", ConfigureLoRA: "name" }; // the widgets that say what a run is about
+
 const rootOf = (node) => node.graph.rootGraph ?? node.graph;
 const placeOf = (node) => [node.graph === rootOf(node) ? "" : node.graph.id, node.id, node.comfyClass].join("/");
 
-const valuesOf = (node) => JSON.stringify((node.widgets ?? []).filter((widget) => widget.serialize !== false).map(({ name, value }) => [name, value]));
+/** What a node is set to, and which folders and runs it is about by the nodes in front of it. */
+function valuesOf(node) {
+  const values = (one, wanted) => (one.widgets ?? []).filter((widget) => widget.serialize !== false && wanted(widget)).map(({ name, value }) => [name, value]);
+  const front = [...before(node, node.inputs ?? [], rootOf(node))];
+  return JSON.stringify([values(node, () => true), front.flatMap((one) => values(one, ({ name }) => ABOUT[one.comfyClass] === name))]);
+}
 
 function all() {
   try {
@@ -24,18 +33,21 @@ export function keep(node, output) {
   const others = all().filter((one) => one.graph !== graph || one.place !== place);
   const entry = JSON.stringify({ graph, place, values: valuesOf(node), output: { told, images, thumbnails } });
   const entries = entry.length > LONGEST ? others : [...others, JSON.parse(entry)].slice(-MOST);
-  try {
-    sessionStorage.setItem(NAME, JSON.stringify(entries));
-  } catch {
-    // without room nothing is remembered
-  }
+  do {
+    try {
+      sessionStorage.setItem(NAME, JSON.stringify(entries));
+      return;
+    } catch {
+      // there is no room: the oldest goes
+    }
+  } while (entries.shift());
 }
 
-/** What a node has put out before, or nothing. A graph that was never saved may get another name when the page is loaded anew: there
- * the node is known by its place and its values. */
+/** What a node with these values has put out before, or nothing. A graph that was never saved may get another name when the page is
+ * loaded anew, and all graphs that were made from one template have its name: a node is known by its place and its values. */
 export function kept(node) {
   if (!node.graph) return undefined;
   const [graph, place, values] = [rootOf(node).id, placeOf(node), valuesOf(node)];
-  const there = all().filter((one) => one.place === place).reverse();
-  return (there.find((one) => one.graph === graph) ?? there.find((one) => one.values === values))?.output;
+  const there = all().filter((one) => one.place === place && one.values === values).reverse();
+  return (there.find((one) => one.graph === graph) ?? there[0])?.output;
 }

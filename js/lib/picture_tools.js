@@ -8,29 +8,36 @@ const QUARTERS = 4;
 
 const place = ({ folder, caption_extension: extension, nested }) => ({ folder, extension, nested: Boolean(nested) });
 
-async function turn(desk, picture, quarters) {
-  await ask("pictures/turn", { ...place(desk.settings), pictures: [picture], quarters });
-  await desk.load();
-}
-
-/** The buttons of a picture. `desk`: the window, with its settings, past, load() and said. */
+/** The buttons of a picture. `desk`: the window, with its settings, rows, past, load(), keep() and said. */
 export function tools(desk, picture) {
+  const where = place(desk.settings); // also when a step is taken back after the window has turned to another folder
   const button = (key, sign, act, quarters) =>
     make("button", {
-      type: "button", title: text(`${key}Help`), "aria-label": text(key, { picture }), "data-quarters": quarters, click: () => desk.tried(act),
+      type: "button", title: text(`${key}Help`), "aria-label": text(key, { picture }), "data-quarters": quarters, click: act,
     }, sign);
+  const inTurn = (act) => () => desk.inTurn(async () => desk.rows.has(picture) && act()); // it may have been taken out since the click
+  const turn = async (quarters) => {
+    await ask("pictures/turn", { ...where, pictures: [picture], quarters });
+    await desk.load();
+  };
   const turned = async (quarters) => {
-    await turn(desk, picture, quarters);
+    await ask("pictures/turn", { ...where, pictures: [picture], quarters });
+    desk.past.push({ undo: () => turn(QUARTERS - quarters) });
+    await desk.load();
     desk.rows.get(picture)?.item.querySelector(`[data-quarters="${quarters}"]`)?.focus(); // which is another button now
-    desk.past.push({ undo: () => turn(desk, picture, QUARTERS - quarters) });
     desk.said.textContent = text("turned", { picture });
   };
   const out = async () => {
-    const { entry } = await ask("pictures/remove", { ...place(desk.settings), pictures: [picture] });
+    const row = desk.rows.get(picture);
+    const { entry } = await ask("pictures/remove", { ...where, pictures: [picture] });
+    const unsaved = desk.edited().filter(([one]) => one === picture);
+    desk.rows.delete(picture);
+    row.item.remove(); // also where nothing is left to be loaded
     desk.past.push({
       undo: async () => {
-        await ask("pictures/restore", { ...place(desk.settings), entry });
+        await ask("pictures/restore", { ...where, entry });
         await desk.load();
+        desk.keep(unsaved);
       },
     });
     await desk.load();
@@ -47,7 +54,7 @@ export function tools(desk, picture) {
     desk.said.textContent = text(before === caption ? "askedSame" : "askedAgain", { picture });
   };
   return make(
-    "div", { class: "atelier-tools" }, button("askAgain", "✎", asked), button("turnLeft", "⟲", () => turned(3), 3), button("turnRight", "⟳", () => turned(1), 1),
-    button("takeOut", "✕", out),
+    "div", { class: "atelier-tools" }, button("askAgain", "✎", () => desk.tried(asked)), button("turnLeft", "⟲", inTurn(() => turned(3)), 3),
+    button("turnRight", "⟳", inTurn(() => turned(1)), 1), button("takeOut", "✕", inTurn(out)),
   );
 }

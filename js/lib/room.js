@@ -14,7 +14,7 @@ const isIn = (group, node) =>
 function clear(graph, node) {
   const holding = new Map([[node, groupsOf(graph, node)]]); // of what covers others: the node and those that were moved
   const heads = new Map([[node, node.pos[1]]]); // where they began before
-  const others = (graph.nodes ?? graph._nodes ?? []).filter((other) => other !== node).sort((a, b) => top(a) - top(b));
+  const others = (graph.nodes ?? graph._nodes ?? []).filter((other) => other !== node && !other.flags?.pinned).sort((a, b) => top(a) - top(b));
   for (const other of others) {
     const covering = [...holding.keys()].filter((one) => !isBeside(one, other) && top(other) >= heads.get(one) && top(other) < bottom(one));
     if (!covering.length) continue;

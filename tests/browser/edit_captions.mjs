@@ -38,7 +38,7 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   const tags = () => page.evaluate(() => [...document.querySelectorAll(".atelier-tags button")].map((one) => one.innerText));
   seen.tags = await tags();
   await page.getByLabel("Only captions with this in a tag").fill("by ha");
-  await said("pictures shown");
+  await said("Pictures shown");
   seen.filtered = await state();
   await page.getByLabel("Only captions with this in a tag").fill("");
   await page.locator(".atelier-tags button", { hasText: "without caption" }).click();
@@ -145,10 +145,11 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);
   await listen(page);
   await page.getByTestId("queue-button").click();
+  // The canvas is drawn at half its size.
   const panel = () => page.evaluate(() => {
     const element = window.app.graph._nodes.find((one) => one.type === "AutoCaption").widgets.find((one) => one.name === "review")?.element;
     const box = element?.getBoundingClientRect();
-    return element && { text: element.innerText, hidden: element.hidden, visible: box.width > 100 && box.height > 100, ended: window.ended };
+    return element && { text: element.innerText, hidden: element.hidden, visible: box.width > 100 && box.height > 80, ended: window.ended };
   });
   const waits = (hidden) => page.waitForFunction((wanted) => {
     const node = window.app.graph._nodes.find((one) => one.type === "AutoCaption");

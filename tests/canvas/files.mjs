@@ -11,7 +11,7 @@ seen.held = [
 ].map(heldAt);
 
 const named = (...names) => names.map((name) => ({ name }));
-seen.folders = [named("cats/a.png", "cats/b/c.png"), named("25_cats/a.png"), named("a.png", "cats/b.png"), named("a.png")].map(folderOf);
+seen.folders = [named("cats/a.png", "cats/b/c.png"), named("25_cats/a.png"), named("a.png", "cats/b.png"), named("a.png"), named("masks/a.png"), named("control_2/a.png")].map(folderOf);
 seen.below = below(named("cats/a.png", "cats/b/c.png")).map(({ name }) => name);
 
 // A folder as browsers hand it out: some entries at a time.
@@ -20,6 +20,10 @@ const folder = (fullPath, parts) => ({ fullPath, createReader: () => ({ readEntr
 const entries = [folder("/cats", [[file("/cats/1.png"), folder("/cats/in", [[file("/cats/in/2.png")]])], [file("/cats/3.txt")]]), file("/4.jpg")];
 const dataTransfer = { types: ["Files"], items: entries.map((entry) => ({ kind: "file", webkitGetAsEntry: () => entry })), getData: () => "" };
 seen.dropped = (await dropped({ dataTransfer })).map(({ name, file: one }) => [name, one.name]);
+const locked = (path) => ({ isFile: true, fullPath: path, file: (_done, failed) => failed(new Error("locked")) });
+const half = { fullPath: "/half", createReader: () => ({ left: [[file("/half/1.png"), locked("/half/2.png")]], readEntries(done, failed) { this.left.length ? done(this.left.shift()) : failed(new Error("gone")); } }) };
+const broken = { types: ["Files"], items: [half].map((entry) => ({ kind: "file", webkitGetAsEntry: () => entry })), getData: () => "" };
+seen.broken = (await dropped({ dataTransfer: broken })).map(({ name, file: one, why }) => [name, Boolean(one), Boolean(why)]);
 const link = { types: ["text/uri-list"], items: [], getData: () => "http://here:8188/view?filename=p.png&type=temp\r\nhttp://else.where/x.png" };
 seen.linked = await dropped({ dataTransfer: link });
 seen.may = [{ dataTransfer }, { dataTransfer: link }, { dataTransfer: { types: ["text/plain"] } }, {}].map(mayBring);
@@ -29,7 +33,11 @@ let [now, most, asked] = [0, 0, null];
 const answers = (status, values = {}) => ({ ok: status < 400, status, statusText: "no", json: async () => values });
 api.fetchApi = async (path, sent) => {
   if (path !== "/upload/image") {
-    if (!JSON.parse(sent.body).files.length) return answers(200);
+    if (path.endsWith("/forget")) {
+      seen.forgotten = JSON.parse(sent.body).place;
+      return answers(200);
+    }
+    if (JSON.parse(sent.body).names) return answers(200, { left: [["cats/film.mp4", "films"]] });
     asked = JSON.parse(sent.body);
     return answers(200, { folder: asked.folder, new: asked.files.map(({ name }) => [name, name]), there: [], left: [["x", "why"]] });
   }
@@ -45,8 +53,9 @@ api.fetchApi = async (path, sent) => {
 };
 const files = Array.from({ length: 10 }, (_, i) => ({ name: `cats/${i} ü.png`, file: new File(["x"], `${i} ü.png`) }));
 const steps = [];
+const useless = [{ name: "cats/film.mp4", file: new File(["x"], "film.mp4") }, { name: "locked.png", why: "locked" }];
 const held = { name: "drawn.png", held: { filename: "drawn.png", subfolder: "", type: "output" } };
-seen.answer = await bring([...files, held], "input/cats", ".txt", (done, count) => steps.push([done, count]));
+seen.answer = await bring([...files, ...useless, held], "input/cats", ".txt", (done, count) => steps.push([done, count]));
 seen.asked = asked;
 seen.most = most;
 seen.steps = steps;

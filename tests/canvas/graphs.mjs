@@ -1,6 +1,6 @@
 // Graphs in the shape that the frontend's have, walked by js/lib/graph.js; prints what was found as JSON.
 //   node graphs.mjs <address of graph.js as a module>
-const { datasetsOf, loaderOf, partsOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
+const { datasetsOf, loaderOf, nodeAt, outputOf, partsOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
 
 class Graph {
   constructor() { Object.assign(this, { nodes: [], links: new Map() }); }
@@ -75,6 +75,11 @@ const found = {};
   const train = trainer.add("TrainLoRA", {}, TRAIN);
   trainer.link(-10, train, "model");
   found.subgraph = loaderOf(train, root);
+  const innermost = Object.assign(trainer.add("deep"), { subgraph: Object.assign(new Graph(), { id: "g" }) });
+  const deep = innermost.subgraph.add("EpochWeightGrid");
+  const ids = [`${box.id}:1`, `${host.id}:1`, `${host.id}:${innermost.id}:1`, `${host.id}`, "1:1:1", "9", "9:1"];
+  found.at = ids.map((id) => [loader, train, deep, host].indexOf(nodeAt(root, id)));
+  found.outputs = [outputOf(deep, { 1: "other", "g:1": "its" }, root), outputOf(host, { 2: "its" }, root), outputOf(host, undefined, root) ?? null];
   found.none = recipeOf(train, root);
   const ring = root.add("Reroute", {}, [["", "*"]]);
   root.link(ring, ring, "");

@@ -29,6 +29,19 @@ globalThis.setInterval = (look) => looks.push(look);
 
 const { app } = await import(`${top}/scripts/app.js`);
 const { api } = await import(`${top}/scripts/api.js`);
+const listeners = new EventTarget(); // what the server sends
+api.addEventListener = (...given) => listeners.addEventListener(...given);
+api.removeEventListener = (...given) => listeners.removeEventListener(...given);
+const send = (type, detail) => listeners.dispatchEvent(Object.assign(new Event(type), { detail }));
+let room = 1e6; // letters that the browser keeps
+const stored = new Map();
+globalThis.sessionStorage = {
+  getItem: (name) => stored.get(name) ?? null,
+  setItem: (name, value) => {
+    if (value.length > room) throw new Error("full");
+    stored.set(name, value);
+  },
+};
 await import(`${top}/extensions/lora-atelier/recipe.js`);
 const [told, recipe] = ["told", "recipe"].map((name) => app.extensions.find((one) => one.name === `lora-atelier.${name}`));
 const zoomed = [];
@@ -124,13 +137,66 @@ seen.loaded = again.widgets.find((widget) => widget.name === "told")?.element.te
 const { makeRoom } = await import(`${top}/extensions/lora-atelier/lib/room.js`);
 const place = (x, y, height) => ({ pos: [x, y], size: [100, height] });
 const [grown, below, further, beside, above] = [place(0, 100, 300), place(50, 250, 100), place(0, 400, 50), place(200, 250, 50), place(0, 0, 60)];
-const small = { nodes: [grown, below, further, beside, above], groups: [{ pos: [-10, 60], size: [400, 480] }, { pos: [-10, 600], size: [400, 50] }] };
+const fixed = { ...place(0, 300, 20), flags: { pinned: true } };
+const small = { nodes: [grown, below, further, beside, above, fixed], groups: [{ pos: [-10, 60], size: [400, 480] }, { pos: [-10, 600], size: [400, 50] }] };
 for (const node of small.nodes) node.graph = small;
 makeRoom(grown);
 seen.placed = [below, further, beside, above].map((node) => node.pos[1]);
+seen.fixed = fixed.pos[1];
 seen.around = small.groups.map((group) => group.size[1]);
 makeRoom(grown);
 seen.twice = [below, further, beside, above].map((node) => node.pos[1]);
+
+// What a job was at goes with it, however it ends.
+const at = () => folder.widgets.find((widget) => widget.name === "told").element.children[0].children[0].textContent;
+seen.at = ["execution_error", "execution_interrupted", "execution_start"].map((event) => {
+  send("lora_atelier.status", { node: "7", line: "reading" });
+  const before = at();
+  send(event, { prompt_id: "1" });
+  return [before, at()];
+});
+
+// What is kept of a node is shown again where the node, and what it is about, are set as they were then.
+const { keep, kept } = await import(`${top}/extensions/lora-atelier/lib/kept.js`);
+const telling = (count) => ({ told: [{ counts: [count] }] });
+const captioner = new Node(20, "AutoCaption", { mode: "append" }, { dataset: 21 });
+const front = new Node(21, "LoadDataset", { folder: "input/a" });
+keep(captioner, telling("3 captions"));
+const shown = () => kept(captioner)?.told[0].counts[0] ?? "";
+seen.kept = [shown()];
+front.widgets[0].value = "input/b";
+seen.kept.push(shown());
+front.widgets[0].value = "input/a";
+captioner.widgets[0].value = "overwrite";
+seen.kept.push(shown());
+captioner.widgets[0].value = "append";
+graph.id = "another name";
+seen.kept.push(shown());
+room = stored.get("lora-atelier.told").length + 10; // for as many as there are
+keep(front, telling("9 pictures"));
+seen.full = [shown(), kept(front).told[0].counts[0]];
+
+// The answer to a question about one picture is no news of the node.
+const { again: askAgain } = await import(`${top}/extensions/lora-atelier/lib/again.js`);
+const looking = api.answer;
+api.answer = async () => ({ waiting: [] });
+app.graphToPrompt = async () => ({ workflow: {}, output: { 20: { class_type: "AutoCaption", inputs: {} } } });
+let queued;
+api.queuePrompt = () => new Promise((done) => { queued = () => done({ prompt_id: "2" }); });
+const asking = askAgain(front, "input/a", "1.png");
+await pause();
+const done = (job) => {
+  const output = { ...telling("1 caption"), asked: [["1.png", "a cat"]] };
+  send("executed", { prompt_id: job, node: "20", output });
+  return Boolean(output.told);
+};
+seen.news = [done("2")];
+queued();
+await pause();
+seen.news.push(done("2"), done("3"));
+send("execution_success", { prompt_id: "2" });
+seen.news.push(await asking);
+api.answer = looking;
 
 // A chart whose storage holds what is not ours, or gives and takes nothing, is as usual.
 const { Chart } = await import(`${top}/extensions/lora-atelier/lib/chart.js`);

@@ -40,8 +40,8 @@ def test_a_preview_of_this_server_is_taken_and_no_other_address(seen: dict[str, 
 
 
 def test_the_one_folder_around_a_drop_is_not_part_of_the_names(seen: dict[str, Any]) -> None:
-    """One whose name means repeats is."""
-    assert seen["folders"] == ["cats", "", "", ""] and seen["below"] == ["a.png", "b/c.png"]
+    """One whose name means repeats, masks or control pictures is."""
+    assert seen["folders"] == ["cats", "", "", "", "", ""] and seen["below"] == ["a.png", "b/c.png"]
 
 
 def test_a_folder_is_read_to_its_end(seen: dict[str, Any]) -> None:
@@ -53,9 +53,9 @@ def test_a_folder_is_read_to_its_end(seen: dict[str, Any]) -> None:
 def test_several_are_sent_at_a_time_and_what_fails_is_named(seen: dict[str, Any]) -> None:
     assert seen["most"] == 3 and seen["steps"][-1] == [11, 11] and len(seen["steps"]) == 11
     left = dict(seen["answer"]["left"])
-    assert set(left) == {"cats/3 ü.png", "cats/4 ü.png", "x"} and len(seen["answer"]["new"]) == 9
+    assert set(left) == {"cats/3 ü.png", "cats/4 ü.png", "x", "cats/film.mp4", "locked.png"} and len(seen["answer"]["new"]) == 9
     asked = seen["asked"]
-    drawn = {"name": "drawn.png", "filename": "drawn.png", "subfolder": "", "type": "output"}
+    drawn = {"name": "drawn.png", "batch": 0, "filename": "drawn.png", "subfolder": "", "type": "output"}
     assert asked["folder"] == "input/cats" and drawn in asked["files"]
     staged = [one for one in asked["files"] if one["type"] == "temp"]
     assert len(staged) == 8 and all(re.fullmatch(r"lora-atelier-incoming/[0-9a-f]{16}", one["subfolder"]) for one in staged)
@@ -64,3 +64,8 @@ def test_several_are_sent_at_a_time_and_what_fails_is_named(seen: dict[str, Any]
 
 def test_a_drop_that_is_cancelled_brings_nothing(seen: dict[str, Any]) -> None:
     assert seen["aborted"] == "ended" and seen["askedAfter"] is None
+    assert re.fullmatch(r"[0-9a-f]{16}", seen["forgotten"]), "what was sent is taken away"
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_comes(seen: dict[str, Any]) -> None:
+    assert sorted(seen["broken"]) == [["half", False, True], ["half/1.png", True, False], ["half/2.png", False, True]]

@@ -32,6 +32,11 @@ def test_the_loader_is_found_across_sub_graphs(found):
     assert found["subgraph"] == {"widget": "unet_name", "file": "flux.safetensors"}
 
 
+def test_an_id_is_followed_through_all_sub_graphs(found):
+    """Nodes of several graphs have the number 1."""
+    assert found["at"] == [0, 1, 2, 3, -1, -1, -1] and found["outputs"] == ["its", "its", None]
+
+
 def test_what_is_not_there_is_not_found(found):
     assert found["none"] is None and found["ring"] is None and found["trainers"] == [1, 0]
 

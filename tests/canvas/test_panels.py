@@ -61,6 +61,25 @@ def test_what_a_panel_would_cover_goes_down(seen):
     """The grown node ends at 400: what lies below begins, with its title of 30, 20 further down, and what is below that too."""
     assert seen["placed"] == [450, 600, 250, 0] == seen["twice"]
     assert seen["around"] == [610, 50], "the group holds what was in it"
+    assert seen["fixed"] == 300, "what is pinned stays"
+
+
+def test_what_a_job_was_at_goes_with_it(seen):
+    assert seen["at"] == [["reading", ""]] * 3
+
+
+def test_what_is_kept_is_of_the_same_settings_and_folders(seen):
+    """Every graph that is made from a template has the template's name, and its nodes the same places."""
+    assert seen["kept"] == ["3 captions", "", "", "3 captions"]
+
+
+def test_where_the_browser_has_no_room_the_oldest_goes(seen):
+    assert seen["full"] == ["", "9 pictures"]
+
+
+def test_a_question_about_one_picture_is_no_news_of_the_node(seen):
+    """Neither before the queue has said which job it is nor after; other jobs are."""
+    assert seen["news"] == [False, False, True, "a cat"]
 
 
 def test_the_wheel_is_the_canvass_until_something_scrolls(seen):

@@ -269,9 +269,10 @@ def test_a_threshold_that_no_tag_reaches_is_said(node, models, dataset):
     assert "no words were found for cat-face.png, crab.png, hot-dog.png" in text and "lower general_threshold" in text
 
 
-def test_a_run_waits_for_the_captions_to_be_read(node, models, dataset):
-    """What is edited meanwhile is what the next node gets, and a cancel ends the waiting."""
+def test_a_run_waits_for_the_captions_to_be_read(node, models, dataset, monkeypatch):
+    """What is edited meanwhile is what the next node gets, and a cancel ends the waiting and takes its line back."""
     from comfy import model_management
+    from lora_atelier.training import host
     from lora_atelier.training.captioning import review
 
     found = []
@@ -290,9 +291,11 @@ def test_a_run_waits_for_the_captions_to_be_read(node, models, dataset):
     work.join(20)
     assert next(iter(found[0].result[0].samples)).caption == "by hand"
     model_management.interrupt_current_processing(True)
+    lines = []
+    monkeypatch.setattr(host, "status_of", lambda node: lines.append)
     with pytest.raises(model_management.InterruptProcessingException):
         node.execute(dataset, **WIDGETS, pause=True)
-    assert not review.waiting()
+    assert not review.waiting() and lines[0].startswith("waits for you") and lines[-1] == ""
 
 
 def test_a_dry_run_waits_for_nobody(node, models, dataset):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +197,32 @@ def test_numbers_are_taken_as_a_page_sends_them(routes: Any, folder: Path, margi
     else:
         with pytest.raises(AtelierError, match=r"head.margin: "):
             routes.pictures(settings)
+
+
+def test_page_and_server_know_every_setting_that_decides_how_a_picture_is_cut(routes: Any, root: Path, tmp_path: Path) -> None:
+    from lora_atelier.training.config import SubsetConfig
+    from lora_atelier.training.dataset.plan import size_of
+    from lora_atelier.training.dataset.samples import Sample
+    from lora_atelier.training.dataset.views import view
+
+    fields, read = {field.name for field in dataclasses.fields(SubsetConfig)}, set[str]()
+    decides = set[str]()
+
+    class Watched(SubsetConfig):
+        def __getattribute__(self, name: str) -> Any:
+            if name in fields:
+                read.add(name)
+            return super().__getattribute__(name)
+
+    for crop in ("center", "random", "focus", "head"):
+        for buckets in (True, False):
+            config = Watched("input/set", crop=crop, buckets=buckets)
+            sample = Sample(tmp_path / "a.png", 900, 600, None, "", focus=(0.2, 0.5), head=(0.1, 0.1, 0.3, 0.4))
+            read.clear()  # the settings look at themselves when they are made
+            view(sample, config, size_of(sample, config))
+            decides |= read
+    page = re.search(r"const SETTINGS = \[(.*?)\]", (root / "js" / "captions.js").read_text(), re.DOTALL)
+    assert page and tuple(re.findall(r'"(\w+)"', page[1])) == routes.LOOKS
+    assert {"resolution", "crop", "head_margin"} <= decides
+    by_chance = {"flip", "variants"}  # what differs from sighting to sighting, of which the window shows one
+    assert decides - by_chance <= set(routes.LOOKS)

@@ -128,3 +128,33 @@ def test_thumbnails_of_what_was_drawn_are_of_the_output_folder_only(routes: Any,
     for name in ("../input/shapes/wide.png", "", "sub", "none.png", "/etc/passwd", "a" * 999 + ".png", "a\0.png"):
         with pytest.raises(AtelierError, match="made: "):
             caption_routes.thumbnail({"made": name})
+
+
+def test_what_need_not_be_sent_is_said_before(routes: Any, base: Path) -> None:
+    names = ["a.png", "a.txt", "b/metadata.jsonl", "film.mp4", ".hidden.png", "x.safetensors", "film.mp4", "a.CAPTION"]
+    answer = routes.add({"folder": "input/shapes", "extension": ".txt", "files": [], "names": names})
+    assert [name for name, _ in answer["left"]] == ["film.mp4", ".hidden.png", "x.safetensors"] and not answer["new"]
+    with pytest.raises(AtelierError, match="too many"):
+        routes.add({"folder": "input/shapes", "extension": ".txt", "files": [], "names": ["a.png"] * 20_001})
+
+
+def test_what_was_sent_in_vain_is_taken_away_and_nothing_else(routes: Any, base: Path) -> None:
+    mine = base / "temp/lora-atelier-incoming/0123456789abcdef"
+    mine.mkdir(parents=True)
+    (mine / "0.png").write_bytes(b"x")
+    for place in ("..", "../..", "", None, "0123456789abcdeg", "0123456789ABCDEF"):
+        with pytest.raises(AtelierError, match="place: "):
+            routes.forget({"place": place})
+    assert (mine / "0.png").exists()
+    assert routes.forget({"place": mine.name}) == {} and not mine.exists() and mine.parent.exists()
+
+
+def test_the_newest_are_offered_however_many_there_are(routes: Any, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "LISTED", 2)
+    monkeypatch.setattr(routes, "LOOKED_AT", 3)
+    for number in range(6):
+        Image.new("RGB", (8, 8)).save(base / "output" / f"many_{number}.png")
+        os.utime(base / "output" / f"many_{number}.png", (10 + number, 10 + number))
+    listed = routes.made()
+    assert [one["filename"] for one in listed["pictures"]] == ["many_5.png", "many_4.png"]
+    assert listed["more"] == 5 and listed["unseen"], "the sub-folder was not looked into"

@@ -15,6 +15,7 @@ from lora_atelier.training import host
 
 from .texts import READERS, Reader
 
+pytestmark = pytest.mark.cpu_only("a text's tokens are the same on every device")
 BITS = (
     "(", ")", "((", "))", ":", "1.2", ":9", "(16:9)", "\\", "\\(", "\\)", "\\\\(", "embedding:", " embedding:x",
     "embedding:../x", "<lora:a:1>", "BREAK", "<", ">", "[", "]", "{", "}", "{}", "{0}", "<|im_start|>", "<|im_end|>",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+pytestmark = pytest.mark.cpu_only("a text's tokens are the same on every device")
 NODES = {  # the encoder's tokenizer: (its module, the host's node, what the node is called with)
     "QwenImageTokenizer": (
         "qwen_image", "nodes_qwen.TextEncodeQwenImageEditPlus", lambda one, two: {"image1": one, "image2": two},

@@ -77,7 +77,8 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False, only: S
     caption file that several pictures or subsets share is written once. An empty file is a caption that somebody left empty,
     and is kept unless the mode is "overwrite". A picture whose caption seems to lie in a file that is not read is passed over.
     Latents are passed over, and so are regularisation sets unless ``regularisation`` is set: their class is their caption.
-    ``only``: ends of the paths of those pictures that are meant, with ``/``; AtelierError for one that fits none.
+    ``only``: whole names (``input/cats/1.png``) or ends of the paths of those pictures that are meant; AtelierError for one that
+    fits none.
     """
     if dataset.subsets and all(subset.ready for subset in dataset.subsets):
         raise AtelierError(
@@ -123,12 +124,24 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False, only: S
 
 def _meant(dataset: Dataset, only: Sequence[str]) -> set[Path]:
     found: set[Path] = set()
-    for end in only:
-        those = {s.path for s in dataset.samples if f"/{s.path.as_posix().lstrip('/')}".endswith(f"/{end.strip('/')}")}
+    for name in only:
+        those = _whole(dataset, name.strip("/")) or {s.path for s in dataset.samples if _ends(s.path, name)}
         if not those:
-            raise AtelierError(f"only: {end!r} is no picture of this dataset. Write names such as cat.png, one a line.")
+            raise AtelierError(f"only: {name!r} is no picture of this dataset. Write names such as cat.png, one a line.")
         found |= those
     return found
+
+
+def _ends(path: Path, name: str) -> bool:
+    return f"/{path.as_posix().lstrip('/')}".endswith(f"/{name.strip('/')}")
+
+
+def _whole(dataset: Dataset, name: str) -> set[Path]:
+    """The picture whose name begins with that of its dataset's folder, as ``input/cats/1.png`` does."""
+    subsets = [s for s in dataset.subsets if s.config.folder and name.startswith(f"{s.config.folder}/")]
+    below = name.partition("/")[2]  # where the root lies on this computer is not known here
+    those = {s.path for subset in subsets for s in subset.samples if _ends(s.path, below)}
+    return set(sorted(those, key=lambda path: len(path.parts))[:1])  # not input/cats/cats/1.png
 
 
 def _notes(kept: Sequence[Task], shared: Sequence[str]) -> Iterable[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import AtelierError
-from .heads import cascade
+from .heads import cascade, detected
 
 SIDE = 384
 """Longer side in pixels to which a picture is shrunk before it is looked at."""
@@ -70,5 +70,5 @@ def _faces(grey: np.ndarray) -> list[tuple[float, float, float, float]]:
     detector = cascade(FACES)
     if detector is None:
         return []
-    found = detector.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=6, minSize=(max(24, grey.shape[1] // 12),) * 2)
+    found = detected(detector, grey, 6, max(24, grey.shape[1] // 12))
     return [(float(x), float(y), float(x + w), float(y + h)) for x, y, w, h in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ NOT_INSTALLED = (
     "crop: head needs the Python package opencv-python-headless in a version below 5, which is not installed here. Install it "
     "with 'pip install \"opencv-python-headless<5\"', or choose focus or center."
 )
+
+_looking = threading.Lock()
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in shares of the picture's sides."""
@@ -64,10 +67,11 @@ def largest_face(image: Image.Image) -> Face | None:
     small = image.copy()
     small.thumbnail((SIDE, SIDE), reducing_gap=2.0)
     grey = np.asarray(small.convert("L"))
-    found = _found(frontal, grey)
+    found = detected(frontal, grey, SURE, SMALLEST)
     if not found:  # the cascade knows faces that look to the left
-        mirrored = [(small.width - x - w, y, w, h) for x, y, w, h in _found(profile, np.ascontiguousarray(grey[:, ::-1]))]
-        found = [*_found(profile, grey), *mirrored]
+        turned = detected(profile, np.ascontiguousarray(grey[:, ::-1]), SURE, SMALLEST)
+        mirrored = [(small.width - x - w, y, w, h) for x, y, w, h in turned]
+        found = [*detected(profile, grey, SURE, SMALLEST), *mirrored]
         found = [max(found, key=lambda one: one[2])] if found else []
     if not found:
         return None
@@ -77,8 +81,13 @@ def largest_face(image: Image.Image) -> Face | None:
     return Face((round(box[0], 4), round(box[1], 4), round(box[2], 4), round(box[3], 4)), len(found) - 1)
 
 
-def _found(detector: Any, grey: np.ndarray) -> list[tuple[int, int, int, int]]:
-    found = detector.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=SURE, minSize=(SMALLEST, SMALLEST))
+def detected(detector: Any, grey: np.ndarray, neighbours: int, smallest: int) -> list[tuple[int, int, int, int]]:
+    """(left, top, width, height) of what a cascade finds in an (H, W) uint8 picture; by one thread at a time.
+
+    A cascade keeps what it works on in itself, and the canvas may ask for a folder while a run reads another.
+    """
+    with _looking:
+        found = detector.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=neighbours, minSize=(smallest, smallest))
     return [(int(x), int(y), int(w), int(h)) for x, y, w, h in found]
 
 

@@ -44,8 +44,10 @@ READ = (
 MAX_PIXELS = 178_956_970
 EXIF_ORIENTATION = 0x0112
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257
-HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-AVIF_BRANDS = (b"avif", b"avis")
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
+BOX = 256
+"""Bytes at a file's beginning, in which an ftyp box is looked at."""
 # What a picture that cannot be read was meant to be.
 MARKS = ((b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"BM", "BMP"), (b"GIF8", "GIF"))
 # Formats in which several pictures are frames or pages; in an MPO the others are depth or brightness of the first.
@@ -96,9 +98,9 @@ def _source(path: Path, file: BinaryIO | None) -> AbstractContextManager[BinaryI
 
 def _identified(path: Path, stream: BinaryIO) -> Image.Image:
     stream.seek(0)
-    head = stream.read(16)
+    head = stream.read(BOX)
     try:
-        if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS and ".heic" in EXTENSIONS:
+        if _boxed(head) == "HEIC" and ".heic" in EXTENSIONS:
             return _heif(path, stream)
         # The plugin for TGA has no mark to go by and takes many files for one.
         return Image.open(stream, formats=(*READ, "TGA") if path.suffix.lower() == ".tga" else READ)
@@ -118,20 +120,30 @@ def _identified(path: Path, stream: BinaryIO) -> Image.Image:
         raise _broken(path, error) from error
 
 
+def _boxed(head: bytes) -> str:
+    """Which kind of picture in boxes begins so, "HEIC" or "AVIF"; empty for none of them."""
+    if head[4:8] != b"ftyp":
+        return ""
+    size = min(int.from_bytes(head[:4], "big"), len(head))
+    major, compatible = head[8:12], {head[at : at + 4] for at in range(16, size - 3, 4)}
+    if major in AVIF_BRANDS or (major in (b"mif1", b"msf1") and compatible & AVIF_BRANDS):  # which both kinds may call themselves
+        return "AVIF"
+    return "HEIC" if major in HEIF_BRANDS else ""
+
+
 def _needs(head: bytes) -> str | None:
     """What is missing here for a picture of this kind, whatever its name: phones call HEIC pictures .jpg, too."""
-    if head[4:8] != b"ftyp":
-        return None
-    if head[8:12] in HEIF_BRANDS and ".heic" not in EXTENSIONS:
+    kind = _boxed(head)
+    if kind == "HEIC" and ".heic" not in EXTENSIONS:
         return "it is a HEIC picture, which needs the Python package pillow-heif; install it, or save the picture as PNG or JPEG"
-    if head[8:12] in AVIF_BRANDS and ".avif" not in EXTENSIONS:
+    if kind == "AVIF" and ".avif" not in EXTENSIONS:
         return "it is an AVIF picture, which needs Pillow 11.3 or newer; update it, or save the picture as PNG or JPEG"
     return None
 
 
 def _heif(path: Path, stream: BinaryIO) -> Image.Image:
     """Through pillow-heif, without making it known to Pillow for the whole process."""
-    import pillow_heif  # type: ignore[import-not-found,unused-ignore]  # only where it is installed
+    import pillow_heif  # type: ignore[import-not-found,import-untyped,unused-ignore]  # only where it is installed
 
     stream.seek(0)
     found = pillow_heif.open_heif(stream, convert_hdr_to_8bit=True)

@@ -1,44 +1,32 @@
-"""Pictures that are brought into a folder, with their captions and masks: none takes another's place, and none comes in silence.
+"""Pictures that are brought into a folder, with all that belongs to them: none takes another's place, and none comes in silence.
 
-What a picture brings along follows it: where ``cat.jpg`` has to be called ``cat (2).jpg``, its caption becomes ``cat (2).txt``.
+What a picture brings along follows it: where ``cat.jpg`` has to be called ``cat (2).jpg``, its caption becomes ``cat (2).txt``,
+and so do its masks, its control pictures, and its line in a table of captions.
 """
 
 from __future__ import annotations
 
 import filecmp
+import json
 import os
-import re
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from ..config import CAPTION_ENDINGS, RESERVED
 from ..errors import AtelierError
-from ..files import full_disk_named, is_inside, settle, shortened, temporary_beside
-from . import names, unused
+from ..files import full_disk_named, is_inside, parse_json, read_limited, settle, temporary_beside
+from . import jsonl, unused
+from .belonging import Around, Companion, Group, Incoming, Pictures, Sorting, apart, safe
 from .images import EXTENSIONS, check_picture
-from .names import MASK_FOLDERS, key
+from .names import key
+from .words import composed
 
+__all__ = ["MOST", "Brought", "Incoming", "bring"]
 MOST = 20_000
 """Files at once."""
-LONGEST_NAME = 180
-"""Bytes of a file's name without its ending, so that there is room for a number and for the ending of a caption."""
-FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f\ud800-\udfff]')
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """A file that is to be brought in."""
-
-    source: Path
-    name: str
-    """Its path below the folder as the person has it, with ``/``."""
-
-    @property
-    def own_name(self) -> str:
-        return _safe(self.name.replace("\\", "/").rpartition("/")[2])
 
 
 @dataclass
@@ -53,19 +41,6 @@ class Brought:
     """(name, why it was left out)."""
 
 
-@dataclass
-class _Group:
-    """A picture's name, and all that is called after it."""
-
-    folder: str
-    stem: str
-    pictures: list[Incoming] = field(default_factory=list)
-    captions: list[tuple[str, Incoming]] = field(default_factory=list)
-    """(the whole name of its picture where the file is called ``cat.jpg.txt``, file)."""
-    masks: list[tuple[str, Incoming]] = field(default_factory=list)
-    """(path below the folder, with ``{}`` where the picture's stem stands, file)."""
-
-
 def bring(files: Sequence[Incoming], folder: Path, extension: str = ".txt") -> Brought:
     """Copies the files into the folder; ``extension`` is the ending of its caption files.
 
@@ -74,9 +49,13 @@ def bring(files: Sequence[Incoming], folder: Path, extension: str = ".txt") -> B
     """
     if len(files) > MOST:
         raise AtelierError(f"pictures: {len(files)} files at once are too many; {MOST} is the most.")
-    bringing = _Bringing(folder, extension)
-    for group in bringing.groups(files):
+    bringing = _Bringing(folder)
+    sorting = Sorting(files, Around(bringing.pictures, bringing.folders), extension)
+    bringing.done.left += sorting.left
+    for group in sorting.groups.values():
         bringing.bring(group)
+    for table in sorting.tables:
+        bringing.table(table)
     settle([folder / path for _, path in bringing.done.new])
     return bringing.done
 
@@ -84,96 +63,92 @@ def bring(files: Sequence[Incoming], folder: Path, extension: str = ".txt") -> B
 class _Bringing:
     """One drop of files into one folder."""
 
-    def __init__(self, folder: Path, extension: str) -> None:
-        self.folder, self.extension = folder, extension
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.done = Brought()
         self.seen: set[tuple[Incoming, Path]] = set()
         """What lies beside pictures, with its place; two pictures of one stem have one such place."""
+        self.became: dict[tuple[int, str], str] = {}
+        """(choice, path as the person has it) -> path below the folder, of every picture."""
+        self._pictures: dict[str, Pictures] = {}
 
-    def groups(self, files: Iterable[Incoming]) -> list[_Group]:
-        """What belongs together by its names; what is not used is left out."""
-        groups: dict[tuple[str, str], _Group] = {}
-        tables: list[_Group] = []
-        kept = [(file, path) for file in files if (path := self._path(file))]
-        stems = {(_apart(path)[0], key(_apart(path)[1])) for _, path in kept if _apart(path)[2] in EXTENSIONS}
-        for file, path in kept:
-            around, stem, ending = _apart(path)
-            if ending in EXTENSIONS:
-                place, owner, pattern = _as_mask(around, stem, ending, stems)
-                group = groups.setdefault((place, key(owner)), _Group(place, owner))
-                if why := _unreadable(file):
-                    self.done.left.append((file.name, why))
-                elif pattern:
-                    group.masks.append((pattern, file))
-                else:
-                    group.pictures.append(file)
-            elif ending in (self.extension.lower(), *CAPTION_ENDINGS):
-                bare, inner = os.path.splitext(stem)
-                whole = inner.lower() in EXTENSIONS
-                group = groups.setdefault((around, key(bare if whole else stem)), _Group(around, bare if whole else stem))
-                group.captions.append((key(stem) if whole else "", file))
-            elif ending == ".jsonl":
-                tables.append(_Group(around, stem, [file]))
-            else:
-                reason = names.left_over(ending)
-                self.done.left.append((file.name, f"{reason.what}. {reason.remedy}".strip()))
-        return [*groups.values(), *tables]
+    def pictures(self, below: str) -> Pictures:
+        """What lies in a folder below, looked at once."""
+        if below not in self._pictures:
+            found = [name for name in _names_in(self._place(below)) if os.path.splitext(name)[1].lower() in EXTENSIONS]
+            self._pictures[below] = Pictures(found)
+        return self._pictures[below]
 
-    def _path(self, file: Incoming) -> str | None:
-        """Where the file belongs below the folder; None if its name says that it is not used."""
-        parts = [part for part in file.name.replace("\\", "/").split("/") if part not in ("", ".")]
-        why = unused.HIDDEN if not parts or ".." in parts else next(filter(None, map(names.passed_over, parts)), None)
-        if why is not None and why is not unused.NOT_UTF8:
-            self.done.left.append((file.name, why.what))
-            return None
-        return "/".join(map(_safe, parts))
+    def folders(self, below: str) -> list[str]:
+        place = self._place(below)
+        return [name for name in _names_in(place) if place is not None and (place / name).is_dir()]
 
-    def bring(self, group: _Group) -> None:
+    def _place(self, below: str) -> Path | None:
+        """None for one that a link leads out of the folder."""
+        place = self.folder / below
+        return place if is_inside(place, self.folder) else None
+
+    def bring(self, group: Group) -> None:
         """Puts a picture, or several of one stem, into the folder, and beside each what belongs to it."""
-        place = self.folder.joinpath(*group.folder.split("/")) if group.folder else self.folder
-        if not is_inside(place, self.folder):
-            files = [*group.pictures, *(file for _, file in group.captions), *(file for _, file in group.masks)]
+        if self._place(group.folder) is None:
+            files = [*group.pictures, *(one.file for one in group.companions)]
             self.done.left += [(file.name, unused.LINK_OUT.what) for file in files]
             return
-        stems = [(key(file.own_name), self._picture(group, file, place)) for file in group.pictures]
-        if not stems:  # what came without a picture belongs to one that is there
-            stems = [(key(path.name), path.stem) for path in _pictures_in(place) if key(path.stem) == key(group.stem)]
-        owned = {"", *(name for name, _ in stems)} if stems else set()
-        self.done.left += [(file.name, unused.CAPTION_ALONE.what) for whole, file in group.captions if whole not in owned]
-        self.done.left += [(file.name, unused.MASK_ALONE.what) for _, file in group.masks if not stems]
-        for name, stem in stems:
-            captions = [(whole, file) for whole, file in group.captions if whole in ("", name)]
-            for _, file in sorted(captions, key=lambda one: one[0] == ""):
-                ending = os.path.splitext(file.own_name)[1]
-                own = self.extension if ending.lower() == self.extension.lower() else ending
-                self._beside(file, place / f"{stem}{own}")
-            for pattern, file in group.masks:
-                self._beside(file, self.folder / pattern.format(stem))
+        came = [(key(_name(file)), self._picture(group, file)) for file in group.pictures if self._is_readable(file)]
+        if not group.pictures:  # what came without a picture belongs to one that is there
+            came = [(key(name), name) for name in self.pictures(group.folder).by_stem.get(key(group.stem), ())]
+        owned = {"", *(name for name, _ in came)} if came else set()
+        for one in group.companions:
+            if one.whole not in owned:
+                why = OF_UNUSED[one.alone] if group.pictures else one.alone
+                self.done.left.append((one.file.name, why.what))
+        for name, picture in came:
+            for one in _of(group, name):
+                self._beside(one.file, self.folder / one.beside(picture))
 
-    def _picture(self, group: _Group, file: Incoming, place: Path) -> str:
-        """Puts one picture under the first name that is free, or is its own; gives the stem of that name."""
-        stem, ending = os.path.splitext(file.own_name)
-        taken = {key(path.stem) for path in _pictures_in(place)} if ending.lower() in EXTENSIONS else set()
+    def _is_readable(self, file: Incoming) -> bool:
+        try:
+            check_picture(file.source)
+        except AtelierError as error:
+            self.done.left.append((file.name, str(error).removeprefix(f"{file.source}: ")))
+            return False
+        return True
+
+    def _picture(self, group: Group, file: Incoming) -> str:
+        """Puts one picture under the first name that is free, or is its own; gives that name."""
+        taken, mine = self.pictures(group.folder), _of(group, key(_name(file)))
+        name = self._put(
+            file, file.source, group.folder,
+            lambda stem, name: key(stem) not in taken.by_stem and not self._meets_others(mine, name),
+        )  # fmt: skip
+        if key(name) not in taken.whole:
+            taken.add(name)
+        self.became[file.batch, composed("/".join(file.steps))] = f"{group.folder}/{name}".lstrip("/")
+        return name
+
+    def _meets_others(self, companions: Sequence[Companion], name: str) -> bool:
+        """Whether, for a picture of this name, captions or masks lie there that are not those which come along."""
+        places: dict[Path, list[Path]] = {}
+        for one in companions:
+            places.setdefault(self.folder / one.beside(name), []).append(one.file.source)
+        return any(
+            os.path.lexists(place) and not any(_same(source, place) for source in sources) for place, sources in places.items()
+        )
+
+    def _put(self, file: Incoming, source: Path, below: str, is_free: Callable[[str, str], bool]) -> str:
+        """Puts a file into a folder under the first name that is free, or is its own; gives that name."""
+        stem, ending = os.path.splitext(_name(file))
         for number in count(1):
-            name = stem if number == 1 else f"{stem} ({number})"
-            target = place / f"{name}{ending}"
+            own = stem if number == 1 else f"{stem} ({number})"
+            target = self.folder / below / f"{own}{ending}"
             if os.path.lexists(target):
-                if _same(file.source, target):
+                if _same(source, target):
                     self.done.there.append(file.name)
-                    return name
-            elif key(name) not in taken and not self._has_another_caption(group, file, place / name) and _put(file, target):
+                    return target.name
+            elif is_free(own, target.name) and _copy(source, target):
                 self.done.new.append((file.name, target.relative_to(self.folder).as_posix()))
-                return name
+                return target.name
         raise AssertionError("there is always a higher number")
-
-    def _has_another_caption(self, group: _Group, picture: Incoming, bare: Path) -> bool:
-        """Whether a caption lies there that is not the one which comes along."""
-        there = bare.with_name(bare.name + self.extension)
-        mine = [
-            file for whole, file in group.captions
-            if whole in ("", key(picture.own_name)) and _apart(file.name)[2] == self.extension.lower()
-        ]  # fmt: skip
-        return bool(mine) and os.path.lexists(there) and not _same(mine[0].source, there)
 
     def _beside(self, file: Incoming, target: Path) -> None:
         """A caption or mask of a picture that is there; what lies there is never written over."""
@@ -183,61 +158,82 @@ class _Bringing:
         self.seen.add((file, target))
         if not is_inside(target.parent, self.folder):
             self.done.left.append((file.name, unused.LINK_OUT.what))
-        elif not os.path.lexists(target) and _put(file, target):
+        elif not os.path.lexists(target) and _copy(file.source, target):
             self.done.new.append((file.name, path))
         elif _same(file.source, target):
             self.done.there.append(file.name)
         else:
             self.done.left.append((file.name, f"{path} is there with other contents, and was kept"))
 
+    def table(self, file: Incoming) -> None:
+        """A table of captions, whose lines name the pictures as they are called now; to be called when these are there."""
+        below = apart(file.path)[0]
+        if self._place(below) is None:
+            self.done.left.append((file.name, unused.LINK_OUT.what))
+            return
+        try:
+            data = self._renamed(file, below)
+        except ValueError as error:
+            self.done.left.append((file.name, f"it names pictures that have other names here, and cannot be changed: {error}"))
+            return
+        with tempfile.TemporaryDirectory() as place:
+            source = file.source
+            if data is not None:
+                source = Path(place) / "table.jsonl"
+                source.write_bytes(data)
+            self._put(file, source, below, lambda stem, name: True)
 
-def _safe(part: str) -> str:
-    """A name that every system can have, as near to ``part`` as that goes."""
-    stem, ending = os.path.splitext(FORBIDDEN.sub("_", part))
-    stem, ending = shortened(stem, LONGEST_NAME).strip(" "), shortened(ending, 20).rstrip(" .")
-    stem = stem if ending else stem.rstrip(" .")
-    return (f"{stem}_" if not stem or stem.split(".")[0].lower() in RESERVED else stem) + ending
+    def _renamed(self, file: Incoming, below: str) -> bytes | None:
+        """The table with the new names of pictures that came along; None where none of them has one. ValueError: unreadable."""
+        own = "/".join(file.steps[:-1])
+        now = {
+            os.path.relpath(was, own or "."): os.path.relpath(path, below or ".")
+            for (batch, was), path in self.became.items() if batch == file.batch
+        }  # fmt: skip
+        now = {
+            was.replace(os.sep, "/"): path.replace(os.sep, "/") for was, path in now.items() if was.replace(os.sep, "/") != path
+        }
+        if not now:
+            return None
+        try:
+            lines = read_limited(file.source, jsonl.MAX_BYTES).decode("utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError("this is no UTF-8") from error
+        changed = [_row(line, now) for line in lines]
+        return None if changed == lines else "\n".join(changed).encode()
 
 
-def _apart(path: str) -> tuple[str, str, str]:
-    """(folder, stem, ending in lower case)."""
-    around, _, name = path.rpartition("/")
-    stem, ending = os.path.splitext(name)
-    return around, stem, ending.lower()
+OF_UNUSED = {
+    unused.CAPTION_ALONE: unused.CAPTION_OF_UNUSED, unused.MASK_ALONE: unused.MASK_OF_UNUSED,
+    unused.CONTROL_ALONE: unused.CONTROL_OF_UNUSED,
+}  # fmt: skip
 
 
-def _as_mask(around: str, stem: str, ending: str, stems: Collection[tuple[str, str]]) -> tuple[str, str, str]:
-    """(folder of the picture, its stem, pattern of the mask's path); the pattern is empty for a picture of its own."""
-    above, _, last = around.rpartition("/")
-    kind, owner, sure = names.mark(stem)
-    if last.casefold() in MASK_FOLDERS:
-        owner = owner if kind == "mask" else stem
-        return above, owner, f"{_literal(around)}/{_pattern(stem, owner)}{ending}"
-    if kind == "mask" and (sure or (around, key(owner)) in stems):
-        return around, owner, f"{_literal(around)}/{_pattern(stem, owner)}{ending}".lstrip("/")
-    return around, stem, ""
+def _row(line: str, now: Mapping[str, str]) -> str:
+    """A line of a table with its picture's new name."""
+    if not line.strip():
+        return line
+    row = parse_json(line.encode())
+    name = row.get("file_name") if isinstance(row, dict) else None
+    if not isinstance(name, str):
+        return line
+    path = now.get(composed("/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))))
+    return line if path is None else json.dumps({**row, "file_name": path}, ensure_ascii=False)
 
 
-def _pattern(stem: str, owner: str) -> str:
-    before, _, behind = stem.partition(owner)
-    return f"{_literal(before)}{{}}{_literal(behind)}"
+def _of(group: Group, name: str) -> list[Companion]:
+    """What belongs to the picture of this ``key``; what has its whole name comes first."""
+    mine = [one for one in group.companions if one.whole in ("", name)]
+    return sorted(mine, key=lambda one: one.whole == "")
 
 
-def _literal(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+def _name(file: Incoming) -> str:
+    return safe(file.steps[-1])
 
 
-def _unreadable(file: Incoming) -> str:
+def _names_in(place: Path | None) -> list[str]:
     try:
-        check_picture(file.source)
-    except AtelierError as error:
-        return str(error).removeprefix(f"{file.source}: ")
-    return ""
-
-
-def _pictures_in(place: Path) -> list[Path]:
-    try:
-        return [path for path in place.iterdir() if path.suffix.lower() in EXTENSIONS]
+        return [] if place is None else os.listdir(place)
     except OSError:
         return []
 
@@ -249,14 +245,14 @@ def _same(one: Path, other: Path) -> bool:
         return False
 
 
-def _put(file: Incoming, target: Path) -> bool:
+def _copy(source: Path, target: Path) -> bool:
     """Copies the file, whole or not at all; False if something has taken the name meanwhile."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(target)
         try:
             with full_disk_named(target):
-                shutil.copyfile(file.source, temporary)
+                shutil.copyfile(source, temporary)
             try:
                 os.link(temporary, target)  # unlike a renaming it takes no other file's place
             except FileExistsError:

@@ -10,7 +10,8 @@ from pathlib import Path
 from ..errors import AtelierError
 from ..files import is_inside
 from . import names, unused
-from .captions import caption_path
+from .caption_names import captions_by_picture, has_whole_name, shared_stems
+from .captions import caption_file_of
 from .images import EXTENSIONS
 from .names import key, natural_key
 from .samples import some
@@ -35,10 +36,23 @@ class FoundFolder:
     """Mask files by picture."""
     controls: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
     """Control pictures by picture, in their order."""
+    seconds: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
+    """Further captions, masks and control pictures by picture, which would count if the first were not there."""
     guessed: tuple[Path, ...] = ()
     """Those masks whose names other pictures may have as well (``cat_mask.png``)."""
     warnings: tuple[str, ...] = ()
     unused: Unused = ()
+
+    def drawn_for(self, picture: Path) -> tuple[Path, ...]:
+        """Every mask and control picture of a picture, also those that are not used."""
+        mask = self.masks.get(picture)
+        found = [*([mask] if mask else []), *self.controls.get(picture, ()), *self.seconds.get(picture, ())]
+        return tuple(path for path in found if path.suffix.lower() in EXTENSIONS)
+
+    def of(self, picture: Path, extension: str) -> tuple[Path, ...]:
+        """A picture and everything that belongs to it and is there; another picture may have some of it as well."""
+        captions = [caption_file_of(picture, extension, self.captions.get(picture)), *self.seconds.get(picture, ())]
+        return tuple(dict.fromkeys(p for p in (picture, *captions, *self.drawn_for(picture)) if os.path.lexists(p)))
 
 
 def leads_outside(path: Path, root: Path) -> bool:
@@ -107,24 +121,26 @@ def look(folder: Path, root: Path, extension: str, elsewhere: Companions = NOBOD
     pictures, masks, controls, lookalikes = _by_mark(images)
     folders, beside = _companions(folders, pictures, root, passed)
     inside = [one for folder in (*beside.masks, *elsewhere.masks) for one in _in_masks(folder, passed)]
-    pairs, guessed = _masks_of(pictures, [*masks, *inside], passed)
+    seconds: dict[Path, list[Path]] = {}
+    pairs, guessed = _masks_of(pictures, [*masks, *inside], passed, seconds)
     numbered = [((0, names.control_number(file.stem)), names.mark(file.stem)[1], file) for file in controls]
     for number, one in (*beside.controls, *elsewhere.controls):
         numbered += _in_controls(one, number, pictures, passed)
-    shown = _controls_of(pictures, numbered, passed)
-    captions = _captions(pictures, files, extension, passed)
+    shown = _controls_of(pictures, numbered, passed, seconds)
+    captions = captions_by_picture(pictures, files, extension, passed, seconds)
     tables = tuple(file for file in files if file.suffix.lower() == ".jsonl")
     match = names.NUMBERED.fullmatch(folder.name)
     repeats, caption = (int(match[1]), match[2].strip() or None) if match else (None, None)
     warnings = [
-        *_shared_stems([p for p in pictures if p in pairs or p not in captions or not _has_whole_name(captions[p], p)]),
+        *shared_stems([p for p in pictures if p in pairs or p not in captions or not has_whole_name(captions[p], p)]),
         *(
             [f"named like masks, but trained on, as no picture has the rest of the name: {some(lookalikes)}."]
             if lookalikes else []
         ),
     ]  # fmt: skip
     return FoundFolder(
-        folder, tuple(pictures), repeats, caption, tables, captions, pairs, shown, guessed, tuple(warnings), tuple(passed)
+        folder, tuple(pictures), repeats, caption, tables, captions, pairs, shown,
+        {picture: tuple(others) for picture, others in seconds.items()}, guessed, tuple(warnings), tuple(passed),
     ), folders  # fmt: skip
 
 
@@ -216,21 +232,28 @@ def _in_controls(
 
 
 def _controls_of(
-    pictures: Sequence[Path], controls: Iterable[tuple[tuple[int, int], str, Path]], passed: list[tuple[Reason, Path]]
+    pictures: Sequence[Path], controls: Iterable[tuple[tuple[int, int], str, Path]], passed: list[tuple[Reason, Path]],
+    seconds: dict[Path, list[Path]],
 ) -> dict[Path, tuple[Path, ...]]:  # fmt: skip
     """Control pictures by picture, those of folders after those beside it, each in the order of its number."""
     by_stem: dict[str, dict[tuple[int, int], Path]] = {}
+    others: dict[str, list[Path]] = {}
     known = _known(pictures)
     for place, stem, path in controls:
         if key(stem) not in known:
             passed.append((unused.CONTROL_ALONE, path))
         elif by_stem.setdefault(key(stem), {}).setdefault(place, path) != path:
             passed.append((unused.CONTROL_TWICE, path))
+            others.setdefault(key(stem), []).append(path)
     found = {}
     for picture in pictures:
+        every = [path for part in (picture.stem, picture.name) for path in by_stem.get(key(part), {}).values()]
+        more = [path for part in (picture.stem, picture.name) for path in others.get(key(part), ())]
         own = {**by_stem.get(key(picture.stem), {}), **by_stem.get(key(picture.name), {})}
         if own:
             found[picture] = tuple(own[place] for place in sorted(own))
+        if hidden := [*(path for path in every if path not in own.values()), *more]:
+            seconds.setdefault(picture, []).extend(hidden)
     return found
 
 
@@ -249,8 +272,9 @@ def _in_masks(folder: Path, passed: list[tuple[Reason, Path]]) -> list[tuple[str
 
 
 def _masks_of(
-    pictures: Sequence[Path], masks: Sequence[tuple[str, Path, bool]], passed: list[tuple[Reason, Path]]
-) -> tuple[dict[Path, Path], tuple[Path, ...]]:
+    pictures: Sequence[Path], masks: Sequence[tuple[str, Path, bool]], passed: list[tuple[Reason, Path]],
+    seconds: dict[Path, list[Path]],
+) -> tuple[dict[Path, Path], tuple[Path, ...]]:  # fmt: skip
     """(mask by picture, masks that were told by a name which a picture may have as well); the first in order counts."""
     by_stem: dict[str, list[tuple[str, Path, bool]]] = {}
     for one in masks:
@@ -262,65 +286,10 @@ def _masks_of(
         belonging |= {path for _, path, _ in candidates}
         if candidates:
             pairs[picture] = min(candidates, key=lambda one: one[0] not in (picture.stem, picture.name))[1]
+        if len(candidates) > 1:
+            seconds.setdefault(picture, []).extend(path for _, path, _ in candidates if path != pairs[picture])
     chosen = set(pairs.values())
     for _, path, _ in masks:
         if path not in chosen:
             passed.append((unused.MASK_TWICE if path in belonging else unused.MASK_ALONE, path))
     return pairs, tuple(path for _, path, sure in masks if path in chosen and not sure)
-
-
-def _captions(
-    pictures: Sequence[Path], files: Sequence[Path], extension: str, passed: list[tuple[Reason, Path]]
-) -> dict[Path, Path]:  # fmt: skip
-    """Caption files under other names, by picture; what is neither caption, picture nor table is passed over."""
-    ending = extension.lower()
-    texts = [file for file in files if file.name.lower().endswith(ending) and len(file.name) > len(ending)]
-    exact = {caption_path(picture, extension) for picture in pictures}.intersection(texts)
-    spare: dict[str, Path] = {}
-    for file in texts:
-        if file not in exact:
-            spare.setdefault(key(file.name[: -len(ending)]), file)
-    others = {}
-    for picture in pictures:
-        if found := spare.get(key(picture.stem)) or spare.get(key(picture.name)):
-            others[picture] = found
-    without = {picture for picture in pictures if caption_path(picture, extension) not in exact}
-    taken = exact | {file for picture, file in others.items() if picture in without}
-    complete = without <= others.keys()
-    known = {key(part) for picture in pictures for part in (picture.stem, picture.name)}
-    unread = {key(n) for f in files if f.suffix.lower() in names.PICTURE_LIKE for n in (f.stem, f.name)} - known
-    for file in files:
-        suffix, stem = file.suffix.lower(), key(file.stem)
-        if file in taken or suffix in EXTENSIONS or suffix == ".jsonl":
-            continue
-        if file in texts:
-            twice = key(file.name[: -len(ending)]) in known
-            reason = unused.CAPTION_TWICE if twice else unused.CAPTION_OF_UNUSED if stem in unread else unused.CAPTION_ALONE
-        elif suffix in names.CAPTION_ENDINGS and stem in known:
-            reason = unused.other_captions(file.suffix, complete)
-        elif suffix in names.TABLE_ENDINGS:
-            reason = unused.tables(suffix, complete)
-        else:
-            reason = names.left_over(suffix)
-        passed.append((reason, file))
-    apart = {key(picture.stem) for picture in without & others.keys() if _has_whole_name(others[picture], picture)}
-    for picture in without - others.keys():
-        if key(picture.stem) in apart:
-            others[picture] = picture.with_name(picture.name + extension)
-    return others
-
-
-def _has_whole_name(caption: Path, picture: Path) -> bool:
-    """Whether the caption file is ``cat.jpg.txt`` rather than ``cat.TXT``."""
-    return key(caption.name).startswith(f"{key(picture.name)}.")
-
-
-def _shared_stems(pictures: Sequence[Path]) -> list[str]:
-    """The sentence that names pictures whose caption and mask are one file, here or on systems that ignore case."""
-    groups: dict[str, list[str]] = {}
-    for picture in pictures:
-        groups.setdefault(key(picture.stem), []).append(picture.name)
-    pairs = [" and ".join(group) for group in groups.values() if len(group) > 1]
-    if not pairs:
-        return []
-    return [f"pictures with one name share one caption file and one mask: {some(pairs)}. Rename one of each to tell them apart."]

@@ -123,6 +123,11 @@ def mark(stem: str) -> tuple[Mark | None, str, bool]:
     return ("mask", match[1], False) if match else (None, stem, True)
 
 
+def is_marked_in_front(stem: str) -> bool:
+    """Whether a stem's mark stands in front of that of its picture: ``mask_cat``."""
+    return bool(IN_FRONT.fullmatch(stem)) and not (SURE.fullmatch(stem) or LIKELY.fullmatch(stem))
+
+
 def control_number(stem: str) -> int:
     """Which of a picture's control pictures one is whose name says that it is one; 0 where it has no number."""
     match = SURE.fullmatch(stem) or LIKELY.fullmatch(stem)

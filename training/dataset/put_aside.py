@@ -1,4 +1,4 @@
-"""Pictures that a person takes out of a folder: they are put aside with their captions and masks, and can be put back."""
+"""Pictures that a person takes out of a folder: they are put aside with all that belongs to them, and can be put back."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
-from .captions import caption_file_of
 from .listing import FoundFolder, leads_outside
 from .samples import some
 from .walk import find
@@ -45,8 +44,9 @@ def remove(folder: Path, names: Sequence[str], config: SubsetConfig, root: Path)
     """
     known = pictures_of(folder, config, root)
     leaving = chosen(names, known, folder)
-    staying = {file for name, one in known.items() if name not in leaving for file in _with(*one, config)}
-    files = dict.fromkeys(file for one in leaving.values() for file in _with(*one, config) if file not in staying)
+    every = {name: found.of(path, config.caption_extension) for name, (path, found) in known.items()}
+    staying = {file for name, files in every.items() if name not in leaving for file in files}
+    files = dict.fromkeys(file for name in leaving for file in every[name] if file not in staying)
     entry = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     _move([(file, _place(folder, root) / entry / file.relative_to(folder)) for file in files])
     return entry
@@ -64,16 +64,13 @@ def restore(folder: Path, entry: str, root: Path) -> list[str]:
     below = [path.relative_to(aside) for path in files]
     taken = [path.as_posix() for path in below if os.path.lexists(folder / path)]
     if taken:
-        raise AtelierError(f"pictures: {some(taken)}: another file has this name now. Rename it, then put the picture back.")
+        raise AtelierError(
+            f"pictures: {some(taken)}: another file has this name now. What was taken out lies in "
+            f"{folder.name}/{FOLDER}/{entry}; move it from there by hand."
+        )
     _move([(file, folder / path) for file, path in zip(files, below, strict=True)])
     _drop_empty(aside)
     return [path.as_posix() for path in below]
-
-
-def _with(picture: Path, found: FoundFolder, config: SubsetConfig) -> Iterable[Path]:
-    """The picture's file, its caption and its mask, as far as they are there."""
-    caption = caption_file_of(picture, config.caption_extension, found.captions.get(picture))
-    return [path for path in (picture, caption, found.masks.get(picture)) if path is not None and os.path.lexists(path)]
 
 
 def _place(folder: Path, root: Path) -> Path:

@@ -13,7 +13,7 @@ from .samples import Dataset, Sample, Subset, some
 
 
 def renewed(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
-    """(the dataset with its pictures and masks as they are on the disk now, what the person should know of that).
+    """(the dataset with its files as they are on the disk now, what the person should know of that).
 
     Pictures that came meanwhile are not looked for. AtelierError naming one that cannot be read any more, and if none is left.
     """
@@ -39,13 +39,14 @@ def renewed(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
 
 def _now(sample: Sample, subset: Subset, index: Index) -> Sample:
     facts = index.facts(sample.path)
+    controls = tuple(_control(control, index) for control in sample.controls if is_file(control.path))
     mask, mask_key = sample.mask, sample.mask_key
     if mask == sample.path:
         mask_key = facts.key
     elif mask is not None:
         mask, mask_key = (mask, file_digest(mask)) if is_file(mask) else (None, "")
     if (facts.key, mask, mask_key) == (sample.key, sample.mask, sample.mask_key):
-        return sample
+        return sample if controls == sample.controls else dataclasses.replace(sample, controls=controls)
     if mask is not None and mask != sample.path:
         check_mask(mask, sample.path, (facts.width, facts.height))
     shape = bucket_of(facts.width, facts.height, subset.config)
@@ -53,5 +54,12 @@ def _now(sample: Sample, subset: Subset, index: Index) -> Sample:
     face = index.head(sample.path) if subset.config.crop == "head" else None
     return dataclasses.replace(
         sample, width=facts.width, height=facts.height, key=facts.key, look=facts.look, focus=focus, mask=mask,
-        mask_key=mask_key, head=face.box if face else None,
+        mask_key=mask_key, head=face.box if face else None, controls=controls,
     )  # fmt: skip
+
+
+def _control(control: Sample, index: Index) -> Sample:
+    facts = index.facts(control.path)
+    if facts.key == control.key:
+        return control
+    return dataclasses.replace(control, width=facts.width, height=facts.height, key=facts.key, look=facts.look)

@@ -5,9 +5,10 @@ encoded anew, and else by their pixels in formats that lose nothing. What was tu
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..errors import AtelierError
 from ..files import open_plain, write_all
 from .captions import some
 from .images import EXIF_ORIENTATION, SERIES, decoded, naming, opened, orientation_of
+from .listing import FoundFolder, refuse_outside
 from .put_aside import chosen, pictures_of
 
 CLOCKWISE = {1: 6, 6: 3, 3: 8, 8: 1, 2: 7, 7: 4, 4: 5, 5: 2}
@@ -34,19 +36,54 @@ BY_PIXELS = ("BMP", "DIB", "GIF", "PPM", "TGA")
 
 
 def turn(folder: Path, names: Sequence[str], quarters: int, config: SubsetConfig, root: Path) -> None:
-    """Turns pictures clockwise, and their masks with them; all, or none.
+    """Turns pictures clockwise, and their masks and control pictures with them; all, or none. A link's own file is turned.
 
-    AtelierError naming a picture that is not there, one that cannot be turned without loss, or one whose mask another shares.
+    AtelierError naming a picture that is not there, one that cannot be turned without loss or written, or one that shares a mask
+    or a control picture with another.
     """
     known = pictures_of(folder, config, root)
     leaving = chosen(names, known, folder)
-    masks = {name: found.masks.get(path) for name, (path, found) in known.items()}
-    turned = {mask for name in leaving if (mask := masks[name])}
-    shared = [name for name, mask in masks.items() if name not in leaving and mask in turned]
+    files = {name: _files(path, found, root) for name, (path, found) in known.items()}
+    turned = {file: turned_file(file, quarters) for name in leaving for file in dict.fromkeys(files[name])}
+    shared = [name for name, own in files.items() if name not in leaving and not turned.keys().isdisjoint(own)]
     if shared:
-        raise AtelierError(f"pictures: {some(shared)} has the same mask, which would be turned as well. Rename one of the two.")
-    files = dict.fromkeys([*(path for path, _ in leaving.values()), *(m for name in leaving if (m := masks[name]))])
-    write_all({path: turned_file(path, quarters) for path in files}, lambda _: None)
+        raise AtelierError(
+            f"pictures: {some(shared)} has the same mask or control picture, which would be turned as well. Rename one "
+            "of the two."
+        )
+    _write(turned)
+
+
+def _files(picture: Path, found: FoundFolder, root: Path) -> list[Path]:
+    """The files that turn with a picture, its own first, where links to them lead."""
+    every = (picture, *found.drawn_for(picture))
+    for path in every:
+        refuse_outside(path, root.resolve())
+    return [Path(os.path.realpath(path)) for path in every]
+
+
+def _write(turned: Mapping[Path, bytes]) -> None:
+    """All files are written, or none: what was written before one failed is put back."""
+    before, done = {path: path.read_bytes() for path in turned}, list[Path]()
+    try:
+        write_all(turned, done.append)
+    except (OSError, AtelierError) as error:
+        kept = []
+        for path in done:
+            try:
+                write_all({path: before[path]}, lambda _: None)
+            except (OSError, AtelierError):
+                kept.append(path.name)
+        if kept:
+            raise AtelierError(
+                f"pictures: turning broke off ({error}). {some(kept)} had been turned by then, the others not."
+            ) from error
+        if isinstance(error, OSError):
+            raise AtelierError(
+                f"{error.filename or 'pictures'}: this cannot be written ({error.strerror}), so nothing was turned. Close it "
+                "elsewhere, or allow writing in this folder."
+            ) from error
+        raise
 
 
 def turned_file(path: Path, quarters: int) -> bytes:

@@ -22,12 +22,14 @@ PACKAGE = "cvttf-notosanscjk-regular"
 """A package that is a font with the letters of most languages, Chinese, Japanese and Korean among them."""
 MODULE = "cvttf_NotoSansCJK_Regular"
 NAMES = (
-    "DejaVuSans", "NotoSans-Regular", "LiberationSans-Regular", "segoeui", "arial", "Arial", "Helvetica", "NotoSansCJK-Regular",
-    "NotoSansCJKsc-Regular", "NotoSansCJKjp-Regular", "NotoSansCJKtc-Regular", "NotoSansSC-Regular", "NotoSansJP-Regular",
-    "NotoSansKR-Regular", "SourceHanSans-Regular", "msyh", "YuGothM", "meiryo", "msgothic", "malgun", "simsun", "PingFang",
-    "Hiragino Sans GB", "ヒラギノ角ゴシック W3", "AppleSDGothicNeo", "Arial Unicode", "wqy-microhei", "wqy-zenhei",
-    "DroidSansFallbackFull", "DroidSansFallback", "ipag", "ipagp", "TakaoGothic", "NanumGothic", "NotoSansArabic-Regular",
-    "NotoSansHebrew-Regular", "NotoSansDevanagari-Regular", "NotoSansThai-Regular", "leelawui", "Nirmala", "unifont",
+    "DejaVuSans", "NotoSans-Regular", "LiberationSans-Regular", "segoeui", "arial", "Helvetica", "NotoSansCJK-Regular",
+    "NotoSansCJK-VF", "NotoSansCJKsc-Regular", "NotoSansCJKsc-VF", "NotoSansCJKjp-Regular", "NotoSansCJKjp-VF",
+    "NotoSansCJKtc-Regular", "NotoSansCJKtc-VF", "NotoSansCJKkr-Regular", "NotoSansCJKkr-VF", "NotoSansSC-Regular",
+    "NotoSansJP-Regular", "NotoSansKR-Regular", "SourceHanSans-Regular", "msyh", "YuGothM", "meiryo", "msgothic", "malgun",
+    "simsun", "PingFang", "Hiragino Sans GB", "ヒラギノ角ゴシック W3", "AppleSDGothicNeo", "Arial Unicode", "wqy-microhei",
+    "wqy-zenhei", "DroidSansFallbackFull", "DroidSansFallback", "ipag", "ipagp", "TakaoGothic", "NanumGothic",
+    "NotoSansArabic-Regular", "NotoSansHebrew-Regular", "NotoSansDevanagari-Regular", "NotoSansThai-Regular", "leelawui",
+    "Nirmala", "unifont",
 )  # fmt: skip
 """Upright fonts of the usual systems by their files' names, the first that has a letter draws it."""
 SUFFIXES = (".ttf", ".otf", ".ttc")
@@ -39,27 +41,44 @@ NAMED = 20
 
 
 def folders() -> list[Path]:
-    """Where this system has its fonts."""
-    home = Path.home()
+    """Where this system has its fonts; without the person's own where nobody says whose they are, as in some containers."""
     if sys.platform == "win32":
-        local = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-        return [Path(os.environ.get("WINDIR", r"C:\Windows")) / "Fonts", local / "Microsoft" / "Windows" / "Fonts"]
-    if sys.platform == "darwin":
-        return [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library" / "Fonts"]
-    return [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".local" / "share" / "fonts", home / ".fonts"]
+        system = [Path(os.environ.get("WINDIR", r"C:\Windows")) / "Fonts"]
+        local = os.environ.get("LOCALAPPDATA")
+        own = [Path(local) / "Microsoft" / "Windows" / "Fonts"] if local else _in_home("AppData/Local/Microsoft/Windows/Fonts")
+    elif sys.platform == "darwin":
+        system, own = [Path("/System/Library/Fonts"), Path("/Library/Fonts")], _in_home("Library/Fonts")
+    else:
+        system = [Path("/usr/share/fonts"), Path("/usr/local/share/fonts")]
+        own = _in_home(".local/share/fonts", ".fonts")
+    return system + own
+
+
+def _in_home(*names: str) -> list[Path]:
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither HOME nor an entry of the user
+        return []
+    return [home / name for name in names]
+
+
+def _alike(stem: str) -> str:
+    """A font file's name without what systems write in different ways: accents in two parts, upper and lower case."""
+    return unicodedata.normalize("NFC", stem).casefold()
 
 
 @lru_cache(maxsize=1)
 def files() -> tuple[Path, ...]:
     """Font files to look for letters in, in the order of ``NAMES``, behind the package's where it is installed."""
+    wanted = {_alike(name) for name in NAMES}
     found: dict[str, Path] = {}
     for folder in folders():
         for parent, _, names in os.walk(folder):
             for name in names:
                 stem, suffix = os.path.splitext(name)
-                if suffix.lower() in SUFFIXES and stem in NAMES:
-                    found.setdefault(stem, Path(parent) / name)
-    return (*_packaged(), *(found[name] for name in NAMES if name in found))
+                if suffix.lower() in SUFFIXES and _alike(stem) in wanted:
+                    found.setdefault(_alike(stem), Path(parent) / name)
+    return (*_packaged(), *(found[name] for name in map(_alike, NAMES) if name in found))
 
 
 def _packaged() -> list[Path]:

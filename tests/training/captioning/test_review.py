@@ -153,3 +153,21 @@ def test_only_the_pictures_that_are_meant_are_captioned_and_all_are_handed_on(fo
     for wrong in ("d.png", ".png", "/", "b.pn"):
         with pytest.raises(AtelierError, match="only: "):
             workload(dataset, "overwrite", only=[wrong])
+
+
+def test_a_whole_name_means_one_picture_although_other_folders_have_one_of_the_name(tmp_path):
+    def subsets(root, name, nested=False):
+        where = tmp_path / root / name
+        for path in (where / "1.png", *([where / "cats" / "1.png"] if nested else [])):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), "red").save(path)
+        return scan(where, SubsetConfig(f"{root}/{name}", nested=nested))
+
+    dataset = Dataset((*subsets("input", "cats", nested=True), *subsets("datasets", "cats"), *subsets("input", "5_cats")))
+
+    def meant(name):
+        return [task.picture.relative_to(tmp_path).as_posix() for task in workload(dataset, "overwrite", only=[name]).work]
+
+    for name in ("input/cats/1.png", "input/cats/cats/1.png", "datasets/cats/1.png", "input/5_cats/1.png"):
+        assert meant(name) == [name]
+    assert len(meant("1.png")) == 4

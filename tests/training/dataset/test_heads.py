@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -182,3 +184,24 @@ def test_without_opencv_a_sentence_says_what_to_do(folder, monkeypatch):
             scan(folder, CONFIG)
     finally:
         heads.cascade.cache_clear()
+
+
+def test_a_cascade_works_for_one_thread_at_a_time():
+    class Cascade:
+        busy, most = 0, 0
+
+        def detectMultiScale(self, grey, **_):
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+            time.sleep(0.005)
+            self.busy -= 1
+            return [(1, 2, 3, 4)]
+
+    cascade, found = Cascade(), []
+    grey = np.zeros((8, 8), np.uint8)
+    threads = [threading.Thread(target=lambda: found.extend(heads.detected(cascade, grey, 6, 2))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cascade.most == 1 and found == [(1, 2, 3, 4)] * 4

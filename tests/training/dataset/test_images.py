@@ -371,3 +371,15 @@ def test_heic_is_read_where_pillow_heif_is_and_pillow_itself_learns_nothing(tmp_
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(AtelierError, match=r"x\.heic: this picture cannot be read"):
         check_picture(path)
+
+
+@pytest.mark.skipif(".avif" not in EXTENSIONS, reason="this Pillow reads no AVIF")
+@pytest.mark.parametrize("major", [b"mif1", b"msf1"])
+def test_an_avif_picture_may_call_itself_by_the_name_of_the_container(tmp_path, monkeypatch, major):
+    path = tmp_path / "a.avif"
+    Image.new("RGB", (16, 8), "red").save(path)
+    data = path.read_bytes()
+    assert b"avif" in data[16:64]
+    path.write_bytes(data[:8] + major + data[12:])
+    monkeypatch.setattr(images, "EXTENSIONS", EXTENSIONS | HEIF)  # also where HEIC is read
+    assert open_picture(path).size == (16, 8)

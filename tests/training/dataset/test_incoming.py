@@ -31,19 +31,26 @@ def folder(tmp_path):
 
 
 def drop(folder, files, extension=".txt"):
-    """Brings ``files`` (contents by name) from a place of their own."""
+    """Brings ``files`` (contents by name, or by (choice, name)) from a place of their own."""
     staged = folder.parent / "staged"
     staged.mkdir(exist_ok=True)
     incoming = []
-    for number, (name, data) in enumerate(files.items()):
+    for number, (named, data) in enumerate(files.items()):
+        batch, name = named if isinstance(named, tuple) else (0, named)
         source = staged / f"{number}{name[-5:].replace('/', '_')}"
         source.write_bytes(data)
-        incoming.append(Incoming(source, name))
+        incoming.append(Incoming(source, name, batch))
     return bring(incoming, folder, extension)
 
 
 def tree(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def samples_of(folder):
+    """Those that were renamed come last."""
+    found = [sample for one in scan(folder, SubsetConfig("input/set", masks="files")) for sample in one.samples]
+    return sorted(found, key=lambda sample: len(sample.path.name))
 
 
 def captions(folder, **settings):
@@ -107,6 +114,96 @@ def test_a_caption_without_its_picture_finds_the_one_that_is_there(folder):
     assert [name for name, _ in done.left] == ["none.txt"]
 
 
+def test_two_choices_of_one_name_keep_their_own_captions_masks_and_tables(folder):
+    done = drop(folder, {
+        (1, "1.png"): RED, (2, "1.png"): BLUE, (2, "1.txt"): b"blue", (1, "1.txt"): b"red", (2, "1.mask.png"): png("white"),
+        (1, "2.png"): png("pink"), (2, "2.png"): png("grey"), (2, "metadata.jsonl"): b'{"file_name": "2.png", "text": "grey"}',
+        (1, "metadata.jsonl"): b'{"file_name": "2.png", "text": "pink"}', (3, "1.txt"): b"whose?",
+    })  # fmt: skip
+    found = {s.path.name: s for s in samples_of(folder)}
+    assert {name: one.caption for name, one in found.items()} == {
+        "1.png": "red", "1 (2).png": "blue", "2.png": "pink", "2 (2).png": "grey",
+    }  # fmt: skip
+    assert found["1.png"].mask is None and found["1 (2).png"].mask == folder / "1 (2).mask.png"
+    assert [name for name, why in done.left] == ["1.txt"] and "several pictures" in done.left[0][1]
+
+
+def test_a_caption_that_is_chosen_afterwards_belongs_to_the_picture_that_was_chosen_before(folder):
+    drop(folder, {"1.png": RED})
+    drop(folder, {(1, "1.png"): BLUE, (2, "1.txt"): b"blue"})
+    assert captions(folder) == {"1.png": None, "1 (2).png": "blue"}
+
+
+CONTROLS = [
+    "cat_control.jpg",
+    "cat.control.png",
+    "control/cat.png",
+    "control/cat_1.png",
+    "control_2/cat.png",
+    "control/cat.jpg.png",
+]
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_control_pictures_follow_their_picture(folder, name):
+    drop(folder, {"cat.jpg": RED, name: png("white")})
+    old = {s.path.name: [c.path for c in s.controls] for s in samples_of(folder)}
+    assert old == {"cat.jpg": [folder / name]}
+    done = drop(folder, {"cat.jpg": BLUE, name: png("black")})
+    samples = samples_of(folder)
+    assert not done.left and [s.path.name for s in samples] == ["cat.jpg", "cat (2).jpg"]
+    assert [[c.path.read_bytes() for c in s.controls] for s in samples] == [[png("white")], [png("black")]]
+    again = drop(folder, {"cat.jpg": BLUE, name: png("black")})
+    assert not again.new and not again.left
+
+
+@pytest.mark.parametrize("name", ["8_cat_mask/1.png", "8_cat_control/1.png", "8_cat_controls/1.jpg.png", "8_cat/masks/1.jpg.png"])
+def test_folders_beside_and_whole_names_follow_too(folder, name):
+    for colour, own in ((RED, "white"), (BLUE, "black")):
+        assert not drop(folder, {"8_cat/1.jpg": colour, name: png(own)}).left
+    samples = samples_of(folder)
+    belonging = [[s.mask] if s.mask else [c.path for c in s.controls] for s in samples]
+    assert [[path.read_bytes() for path in paths] for paths in belonging] == [[png("white")], [png("black")]]
+    assert [s.path.name for s in samples] == ["1.jpg", "1 (2).jpg"]
+
+
+@pytest.mark.parametrize("name", ["cat.jpg.mask.png", "masks/cat.jpg.png", "mask_cat.png"])
+def test_masks_of_whole_names_and_marks_in_front_follow(folder, name):
+    drop(folder, {"cat.jpg": RED})
+    assert not drop(folder, {"cat.jpg": BLUE, name: png("white")}).left
+    masks = {s.path.name: s.mask for s in samples_of(folder)}
+    assert masks["cat.jpg"] is None and masks["cat (2).jpg"] is not None and len(masks) == 2
+
+
+def test_a_new_picture_does_not_get_what_was_somebody_elses(folder):
+    drop(folder, {"cat.png": RED, "cat.mask.png": png("black")})
+    (folder / "cat.png").unlink()
+    drop(folder, {"cat.png": BLUE, "cat.mask.png": png("white")})
+    (sample,) = samples_of(folder)
+    assert sample.path.name == "cat (2).png" and sample.mask.read_bytes() == png("white")
+
+
+def test_a_control_folder_that_belongs_to_nothing_is_pictures(folder):
+    assert sorted(drop(folder, {"control/a.png": RED, "b.png": BLUE}).new) == [("b.png", "b.png"), ("control/a.png",) * 2]
+
+
+def test_tables_name_pictures_as_they_are_called_here(folder):
+    line = '{"file_name": "sub/1.png", "text": "%s"}\n{"file_name": "other.png", "text": "x"}\n'
+    drop(folder, {"sub/1.png": RED, "metadata.jsonl": (line % "red").encode()})
+    files = {"sub/1.png": BLUE, "metadata.jsonl": (line % "blue ü").encode()}
+    assert dict(drop(folder, files).new) == {"sub/1.png": "sub/1 (2).png", "metadata.jsonl": "metadata (2).jsonl"}
+    assert captions(folder, nested=True) == {"1.png": "red", "1 (2).png": "blue ü"}
+    assert not drop(folder, files).new, "the changed table is known again"
+    done = drop(folder, {"sub/1.png": GREEN, "metadata.jsonl": b'{"file_name": "sub/1.png", "text": "gr\xfcn"}'})
+    assert "cannot be changed: this is no UTF-8" in dict(done.left)["metadata.jsonl"]
+
+
+def test_what_belongs_to_a_broken_picture_goes_to_no_other(folder):
+    drop(folder, {"a.png": RED})
+    done = drop(folder, {"a.png": RED[:45], "a.txt": b"of the broken one"})
+    assert captions(folder) == {"a.png": None} and {name for name, _ in done.left} == {"a.png", "a.txt"}
+
+
 def test_what_is_no_picture_is_named_with_its_reason(folder):
     done = drop(folder, {
         "a.png": RED[:45], "b.png": b"no picture", "c.mp4": b"film", "d": b"", "e.zip": b"x", ".DS_Store": b"x", "f.exe": b"MZ",
@@ -147,10 +244,14 @@ def test_too_many_at_once_are_refused(folder):
 NAMES = st.sampled_from([
     "a.png", "A.png", "a.jpg", "a.txt", "a.caption", "a.png.txt", "a.mask.png", "mask_a.png", "masks/a.png", "sub/a.png",
     "sub/a.txt", "m.jsonl", "b{}.png", "b{}.mask.png", "masks/masks/a.png", "a (2).png",
+    "a_control.png", "a.control.png", "control/a.png", "control/a_1.png", "control_2/a.png", "control/a.png.png",
+    "sub_control/a.png", "sub_mask/a.png", "a.png.mask.png", "masks/a.png.png",
 ])  # fmt: skip
 
 
-@given(st.lists(st.dictionaries(NAMES, st.sampled_from([RED, BLUE, GREEN])), min_size=1, max_size=3))
+@given(
+    st.lists(st.dictionaries(st.tuples(st.integers(0, 1), NAMES), st.sampled_from([RED, BLUE, GREEN])), min_size=1, max_size=3)
+)
 def test_whatever_comes_nothing_that_was_there_changes_and_each_file_is_accounted_for(tmp_path_factory, drops):
     folder = tmp_path_factory.mktemp("any") / "set"
     folder.mkdir()
@@ -160,7 +261,38 @@ def test_whatever_comes_nothing_that_was_there_changes_and_each_file_is_accounte
         after = tree(folder)
         assert before.items() <= after.items()
         named = {name for name, _ in done.new} | set(done.there) | {name for name, _ in done.left}
-        assert named == set(files)
+        assert named == {name for _, name in files}
         assert {path for _, path in done.new} == after.keys() - before.keys()
         for name, path in done.new:
-            assert after[path] == files[name]
+            assert after[path] in [data for (_, one), data in files.items() if one == name]
+
+
+BESIDE = st.sampled_from([
+    "cat.txt", "cat.jpg.txt", "cat.TXT", "cat.mask.png", "cat_mask.png", "mask_cat.png", "masks/cat.png", "masks/cat.jpg.png",
+    *CONTROLS,
+])  # fmt: skip
+
+
+@given(st.lists(BESIDE, min_size=1, max_size=4, unique=True))
+def test_a_renamed_picture_is_read_as_it_would_be_read_alone(tmp_path_factory, names):
+    """The reference is the scan itself, of a folder that was empty before."""
+    files = {
+        "cat.jpg": BLUE,
+        **{
+            name: png((200, 200, 10 * i)) if name[-3:] != "txt" and name[-3:] != "TXT" else name.encode()
+            for i, name in enumerate(names)
+        },
+    }
+    top = tmp_path_factory.mktemp("any")
+    read = []
+    for place, there in (
+        ("alone", {}),
+        ("filled", {"cat.jpg": RED, "cat.txt": b"red", "cat.mask.png": png("red"), "cat.control.png": RED}),
+    ):
+        folder = top / place
+        folder.mkdir()
+        drop(folder, there)
+        drop(folder, files)
+        (new,) = [s for s in samples_of(folder) if s.path.read_bytes() == BLUE]
+        read.append((new.caption, new.mask_key, [c.key for c in new.controls]))
+    assert read[0] == read[1]

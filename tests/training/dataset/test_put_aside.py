@@ -12,6 +12,15 @@ from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
+DRAWN = (
+    "a_mask.png",
+    "a_control.png",
+    "a.control.png",
+    "control/b.png",
+    "control/b_1.png",
+    "control/b.jpg.png",
+    "10_cat_control/c.png",
+)
 CONFIG = SubsetConfig("input/set", nested=True)
 
 
@@ -20,10 +29,11 @@ def tree(folder):
 
 
 def filled(folder):
-    (folder / "10_cat" / "masks").mkdir(parents=True)
-    for number, name in enumerate(("a.png", "b.jpg", "10_cat/c.png", "a.mask.png", "10_cat/masks/c.png")):
+    for name in ("10_cat/masks", "control", "10_cat_control"):
+        (folder / name).mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.jpg", "10_cat/c.png", "a.mask.png", "10_cat/masks/c.png", *DRAWN)):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / name)
-    for name in ("a.txt", "10_cat/c.TXT", "b.jpg.txt"):
+    for name in ("a.txt", "10_cat/c.TXT", "b.jpg.txt", "a.png.txt"):
         (folder / name).write_text(name)
     return folder
 
@@ -36,9 +46,9 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("picture", "gone"),
     [
-        ("a.png", {"a.png", "a.txt", "a.mask.png"}),
-        ("b.jpg", {"b.jpg", "b.jpg.txt"}),
-        ("10_cat/c.png", {"10_cat/c.png", "10_cat/c.TXT", "10_cat/masks/c.png"}),
+        ("a.png", {"a.png", "a.txt", "a.png.txt", "a.mask.png", "a_mask.png", "a_control.png", "a.control.png"}),
+        ("b.jpg", {"b.jpg", "b.jpg.txt", "control/b.png", "control/b_1.png", "control/b.jpg.png"}),
+        ("10_cat/c.png", {"10_cat/c.png", "10_cat/c.TXT", "10_cat/masks/c.png", "10_cat_control/c.png"}),
     ],
 )
 def test_a_picture_goes_with_all_that_is_its_own_and_comes_back(folder, picture, gone):
@@ -55,7 +65,7 @@ def test_a_picture_goes_with_all_that_is_its_own_and_comes_back(folder, picture,
 def test_what_another_picture_needs_stays(folder):
     Image.new("RGB", (8, 8), "blue").save(folder / "a.jpg")
     remove(folder, ["a.png"], CONFIG, folder)
-    assert {"a.jpg", "a.txt", "a.mask.png"} <= tree(folder).keys()
+    assert {"a.jpg", "a.txt", "a.mask.png", "a_control.png"} <= tree(folder).keys()
 
 
 def test_nothing_takes_the_place_of_what_came_meanwhile(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 
 import numpy as np
@@ -114,6 +115,46 @@ def test_masks_turn_with_their_pictures_and_captions_stay(tmp_path):
     assert np.array_equal(shown(tmp_path / "cat.mask.png"), np.rot90(before, -1))
     assert open_picture(tmp_path / "cat.jpg").size == (7, 13) and (tmp_path / "cat.txt").read_text() == "a cat"
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_control_pictures_and_second_masks_turn_too(tmp_path):
+    (tmp_path / "control_2").mkdir()
+    picture().save(tmp_path / "cat.jpg")
+    others = ["cat.mask.png", "cat_mask.png", "cat_control.png", "control_2/cat.png", "cat.control.png"]
+    for name in others:
+        picture().save(tmp_path / name)
+    before = {name: shown(tmp_path / name) for name in others}
+    turn(tmp_path, ["cat.jpg"], 1, CONFIG, tmp_path)
+    for name in others:
+        assert np.array_equal(shown(tmp_path / name), np.rot90(before[name], -1)), name
+
+
+def test_a_link_stays_one_and_its_file_is_turned(tmp_path):
+    (tmp_path / "set").mkdir()
+    picture().save(tmp_path / "elsewhere.png")
+    (tmp_path / "set" / "cat.png").symlink_to(tmp_path / "elsewhere.png")
+    turn(tmp_path / "set", ["cat.png"], 1, CONFIG, tmp_path)
+    assert (tmp_path / "set" / "cat.png").is_symlink() and open_picture(tmp_path / "elsewhere.png").size == (7, 13)
+
+
+@pytest.mark.parametrize("fails", [2, 3])
+def test_what_was_written_before_one_failed_is_put_back(tmp_path, monkeypatch, fails):
+    names = ["cat.jpg", "cat.mask.png", "cat_control.png"]
+    for name in names:
+        picture().save(tmp_path / name)
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    replace, calls = os.replace, []
+
+    def locked(start, end):
+        calls.append(end)
+        if len(calls) == fails:
+            raise PermissionError(13, "in use by another program")
+        replace(start, end)
+
+    monkeypatch.setattr(os, "replace", locked)
+    with pytest.raises(AtelierError, match="in use by another program"):
+        turn(tmp_path, ["cat.jpg"], 1, CONFIG, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before and len(calls) > fails
 
 
 def test_all_are_turned_or_none(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,26 @@ def test_the_package_is_found_without_running_it(tmp_path: Path, monkeypatch: py
     (folder / "NotoSansCJKtc-Regular.otf").write_bytes(b"")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert lettering._packaged() == [folder / "NotoSansCJKtc-Regular.otf"]
+
+
+def test_fonts_are_found_however_a_system_writes_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Mac's disk gives the accents of kana apart, and nobody's case is sure."""
+    monkeypatch.setattr(lettering, "folders", lambda: [tmp_path])
+    monkeypatch.setattr(lettering, "_packaged", lambda: [])
+    names = ["ARIAL.TTF", unicodedata.normalize("NFD", "ヒラギノ角ゴシック W3.ttc"), "NotoSansCJK-VF.ttc", "other.ttf"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert {path.name for path in lettering.files.__wrapped__()} == set(names[:3])
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_without_a_home_the_systems_fonts_are_left(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(lettering.sys, "platform", system)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    own = lettering.folders()
+    monkeypatch.setattr(Path, "home", nobody)
+    assert lettering.folders() == [folder for folder in own if "me" not in folder.parts] != []
