@@ -160,8 +160,8 @@ def test_a_full_disk_at_the_last_file_does_not_end_the_run_without_it(tiny, data
 
 @pytest.mark.parametrize("picture", [0, 1, 5], ids=["before the first step", "on the way", "at the end"])
 def test_a_cancel_while_a_sample_is_drawn_keeps_the_file_that_it_shows(tiny, dataset, monkeypatch, picture):  # noqa: F811
-    """Seven steps, samples before the first and after 2, 3, 4, 6 and 7: the file of the step stays one of the grid, and a finished
-    run finished."""
+    """Seven steps, samples before the first and after 2, 3, 4, 6 and 7: the file of the step stays one of the grid, and a
+    finished run finished."""
     import comfy.model_management as management
 
     t = tiny("sd3")
