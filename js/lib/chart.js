@@ -48,9 +48,9 @@ export class Chart {
     this.slider = make("input", { type: "range", min: 0, max: LEVELS.length - 1, step: 1, input: () => this.set() });
     this.log = make("input", { type: "checkbox", change: () => this.set() });
     this.level = make("span");
-    // What is dragged here is not meant for the canvas, which would take the node along.
-    for (const type of ["pointerdown", "mousedown"]) this.slider.addEventListener(type, (event) => event.stopPropagation());
     this.controls = make("div", { class: "atelier-row atelier-axis atelier-scales" }, make("label", {}, this.level, this.slider), make("label", {}, this.log, text("logScale")));
+    // What is pressed and dragged here is not meant for the canvas, which would take the node along.
+    for (const type of ["pointerdown", "mousedown"]) this.controls.addEventListener(type, (event) => event.stopPropagation());
   }
 
   recall() {

@@ -123,7 +123,7 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   for (let i = 0; i < 5; i++) await page.keyboard.press("ArrowLeft");
   seen.curves.rough = await curve();
   seen.level = await page.locator("[data-run] .atelier-scales").innerText();
-  await scales.nth(1).check({ force: true });
+  await scales.nth(1).press("Space");
   seen.curves.log = await curve();
   seen.logAxes = await axes();
 
