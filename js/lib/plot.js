@@ -51,9 +51,14 @@ export function ticks(low, high, count, log = false) {
   }
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((digit) => digit * power).find((one) => one >= rough);
+  const steps = [10, 5, 2, 1, 0.5, 0.2, 0.1].map((digit) => digit * power);
+  const found = steps.slice(steps.findLastIndex((one) => one >= rough)).map((step) => multiples(low, high, step));
+  return found.find((values) => values.length > 1) ?? found[0]; // one value alone tells nobody how far it is to the next
+}
+
+function multiples(low, high, step) {
   const first = Math.ceil(low / step - 1e-9);
-  return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+  return Array.from({ length: Math.max(0, Math.floor(high / step + 1e-9) - first + 1) }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
 /** Running mean of rows' losses, of which each step leaves `share`; it begins as the mean of all. Rows may be thinned out. */

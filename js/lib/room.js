@@ -1,7 +1,7 @@
 // Room on the canvas: a node whose panel grows by itself covers nothing; what lies below its head goes down.
 const GAP = 20; // pixels between a node and what had to go down
 const TITLE = 30; // pixels of a node's title, which lies above its place
-const SETTLED = 300; // ms after which the Vue renderer has measured a node
+const SETTLED = 300; // ms after which a renderer has measured a node
 
 const top = (node) => node.pos[1] - TITLE;
 const bottom = (node) => node.pos[1] + (node.flags?.collapsed ? 0 : node.size[1]);
@@ -39,6 +39,6 @@ export function makeRoom(node) {
     clear(node.graph, node);
     node.setDirtyCanvas?.(true, true);
   };
-  if (window.LiteGraph?.vueNodesMode) setTimeout(act, SETTLED);
-  else act();
+  if (!window.LiteGraph?.vueNodesMode) act();
+  setTimeout(act, SETTLED); // the classic canvas may lay a node out anew as well
 }
