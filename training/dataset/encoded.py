@@ -66,8 +66,10 @@ class Work:
         return len(self.pictures) + len(self.texts)
 
     def reading(self, also: Sequence[str], captions: bool = True) -> Work:
-        """The same with further texts; ``captions``: whether those of the pictures are read ahead."""
-        return Work(self.pictures, (*(self.texts if captions else ()), *map(Reading, also)))
+        """The same with further texts, which stay also where the pictures' ``captions`` are not read ahead."""
+        texts = self.texts if captions else tuple(one for one in self.texts if one.text in also)
+        every = {one.parts: one for one in (*texts, *map(Reading, also))}
+        return Work(self.pictures, tuple(every.values()))
 
 
 def work_of(plan: Plan, epochs: int, controls: Controls = NONE, held: Sequence[str] = ()) -> Work:

@@ -147,6 +147,20 @@ def test_while_the_encoder_learns_it_sees_them_in_every_step(folder, tmp_path):
     assert sorted(len(references.listed(text)) for text in texts) == [0, 1, 2]
 
 
+def test_what_a_model_is_held_to_is_read_ahead_beside_each_picture_even_where_captions_are_not(folder, tmp_path):
+    """A text encoder that learns would read it otherwise in every step."""
+    shows = Controls(shown=True, seen=True)
+    plan, encoded, _, texts = prepared(folder, tmp_path, shows)
+    work = work_of(plan, 4, shows, ["a house"]).reading(["a house"], captions=False)
+    assert {one.text for one in work.texts} == {"a house"} and sorted(len(one.seen) for one in work.texts) == [0, 1, 2]
+    encoded.prepare(work, lambda done: None)
+    before = texts.calls
+    (batch,) = plan.epoch_batches(0)
+    held = encoded.held("a house", batch)
+    assert texts.calls == before and sorted(text["cond"].numel() for text in held) == [1, 2, 3]
+    assert sorted(len(references.listed(text)) for text in held) == [0, 1, 2]
+
+
 @given(st.integers(1, 9000), st.integers(1, 9000), st.booleans())
 def test_the_size_of_a_control_picture(width, height, flipped):
     shown = whole(Sample(None, width, height, None, "key"), flipped)
