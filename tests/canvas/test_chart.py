@@ -31,7 +31,17 @@ def asked(root: Path) -> Any:
 
 
 def test_values_on_an_axis_are_round_and_within(asked) -> None:
-    cases = [(0, 1, 4), (0, 0.00105, 3), (5.9, 14.2, 5), (0, 211, 3), (0.2, 0.21, 4), (-1, 1, 5), (0, 12345678, 6), (0.91, 1.12, 2), (0.6, 1.9, 1)]
+    cases = [
+        (0, 1, 4),
+        (0, 0.00105, 3),
+        (5.9, 14.2, 5),
+        (0, 211, 3),
+        (0.2, 0.21, 4),
+        (-1, 1, 5),
+        (0, 12345678, 6),
+        (0.91, 1.12, 2),
+        (0.6, 1.9, 1),
+    ]
     for (low, high, count), found in zip(cases, asked(f"{json.dumps(cases)}.map((one) => ticks(...one))"), strict=True):
         assert all(low - 1e-9 <= value <= high + 1e-9 for value in found) and found == sorted(found)
         assert 2 <= len(found) <= 2 * count + 2, (low, high, found)
