@@ -392,7 +392,7 @@ def test_pictures_on_the_way_are_drawn_with_the_persons_own_weights(tiny, datase
 
     monkeypatch.setattr(host.Model, "sample", looked_at)
     go(t, dataset, recipe("drawn", base_weights=kind), with_previews())
-    assert len(drawn) == 3
+    assert len(drawn) == 4, "before the first step, and after each epoch"
 
 
 def test_a_cancelled_run_goes_on_to_the_very_same_lora(tiny, dataset, monkeypatch, interrupt):  # noqa: F811
