@@ -18,7 +18,7 @@ class Trained:
     def __init__(self, host: support.Host, family: str):
         self.host, self.family, self.name = host, family, f"whole-{family}"
         self.graph = host.graph()
-        self.nodes = support.build_atelier(self.graph, family, self.name)
+        self.nodes = support.build_atelier(self.graph, family, self.name, TrainLoRA={"keep_state": "keep"})
         loss = self.graph.add("LossGraphNode", loss=self.graph.out(self.nodes.train, 2), filename_prefix=f"loss-{family}")
         model, clip = self.graph.out(self.nodes.train, 3), self.graph.out(self.nodes.train, 4)
         self.direct = support.add_sampling(self.graph, model, clip, self.nodes.vae, family, prefix=f"direct-{family}")
@@ -156,7 +156,7 @@ def test_a_second_queue_trains_and_draws_nothing_anew(host: support.Host) -> Non
 
 
 def test_what_was_deleted_comes_back_although_nothing_else_has_changed(host: support.Host) -> None:
-    """ComfyUI's own cache would say success with nothing there."""
+    """ComfyUI's own cache would say success with nothing there. The file is written again from the state, which is kept here."""
     trained = trained_once(host, "sd3")
     host.run(trained.graph)  # whatever other tests have made the server forget
     (page,) = trained.pictures(trained.nodes.grid)[:1]
