@@ -195,8 +195,8 @@ def test_a_broken_picture_is_drawn_anew(tiny, folder, damage):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"steps": 3}, r"other settings \(steps 2 in place of 3\), and so are 1 more"),
-        ({"seed": 41}, r"other settings \(seed 40 in place of 41\), and so are 1 more"),
+        ({"steps": 3}, r"other settings \(steps 2 in place of 3\), and so is 1 more"),
+        ({"seed": 41}, r"other settings \(seed 40 in place of 41\), and so is 1 more"),
         ({"cfg": 4.5, "sampler": "heun"}, r"\(sampler_name 'euler' in place of 'heun', cfg 3\.0 in place of 4\.5\), and so"),
         ({"prompts": ("a man", "a cat")}, r"reg-00001\.png: .* \(prompts 'a tall man' in place of 'a cat'\)\. Nothing"),
         ({"negative": "x" * 99}, r"negative 'blurry' in place of 'x{56}\.\.\.\)"),
