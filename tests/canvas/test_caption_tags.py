@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_atelier.tests.canvas.test_panels import API, APP
+from lora_atelier.tests.canvas.pretended import seen_by
 from lora_atelier.training.dataset import words
 
 CAPTIONS = [
@@ -28,22 +25,7 @@ def captions() -> list[str]:
 
 @pytest.fixture(scope="module")
 def seen(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("Node.js is not installed")
-    page = tmp_path_factory.mktemp("page")
-    shutil.copytree(root / "js", page / "extensions" / "lora-atelier")
-    (page / "scripts").mkdir()
-    (page / "scripts" / "app.js").write_text(APP)
-    (page / "scripts" / "api.js").write_text(API)
-    (page / "package.json").write_text('{"type": "module"}')
-    (page / "captions.json").write_text(json.dumps(captions()))
-    script = Path(__file__).parent / "caption_tags.mjs"
-    arguments = [node, str(script), page.as_uri(), str(page / "captions.json")]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return seen_by("caption_tags.mjs", root, tmp_path_factory.mktemp("page"), captions())
 
 
 def test_the_page_parts_captions_as_the_training_does(seen: dict[str, Any]) -> None:

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_atelier.tests.canvas.test_panels import API, APP
+from lora_atelier.tests.canvas.pretended import seen_by
 
 
 @pytest.fixture(scope="module")
 def seen(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("Node.js is not installed")
-    page = tmp_path_factory.mktemp("page")
-    shutil.copytree(root / "js", page / "extensions" / "lora-atelier")
-    (page / "scripts").mkdir()
-    (page / "scripts" / "app.js").write_text(APP)
-    (page / "scripts" / "api.js").write_text(API)
-    (page / "package.json").write_text('{"type": "module"}')
-    script = Path(__file__).parent / "files.mjs"
-    done = subprocess.run([node, str(script), page.as_uri()], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return seen_by("files.mjs", root, tmp_path_factory.mktemp("page"))
 
 
 def test_a_preview_of_this_server_is_taken_and_no_other_address(seen: dict[str, Any]) -> None:
