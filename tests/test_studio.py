@@ -235,7 +235,8 @@ def test_the_tools_are_within_what_the_pack_s_extras_allow(root: Path) -> None:
     extras = {found.name: found.specifier for found in map(Requirement, re.findall(r'"([^"]+)"', listed))}
     pins = [Requirement(line) for line in studio.Studio(root).requirement_lines("requirements-dev.txt")]
     shared = [pin for pin in pins if pin.name in extras]
-    assert {pin.name for pin in shared} == extras.keys() - {"bitsandbytes"}
+    tried_where_it_is = {"bitsandbytes", "cvttf-notosanscjk-regular"}  # one needs a GPU, the other is 10 MB of letters
+    assert {pin.name for pin in shared} == extras.keys() - tried_where_it_is
     assert [str(pin) for pin in shared if str(pin.specifier).removeprefix("==") not in extras[pin.name]] == []
 
 

@@ -19,6 +19,8 @@ NEVER_ONE = (
     "files would be saved",  # a caution about far too many
     "pictures would be drawn on the way",
     "steps/s",
+    "files at once are too many",
+    "pictures would have to be encoded anew",  # a kind of pictures
     "batches are outside 1 to",
     "steps is below 0",
     "layers is outside 0 to",

@@ -7,7 +7,7 @@ import torch
 from lora_atelier.training import host
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.cache import TensorCache
-from lora_atelier.training.dataset.encoded import EncodedDataset, Work
+from lora_atelier.training.dataset.encoded import EncodedDataset, Reading, Work
 from lora_atelier.training.dataset.samples import Dataset, Subset
 from lora_atelier.training.errors import AtelierError
 
@@ -103,7 +103,7 @@ def test_what_was_encoded_in_another_syntax_is_not_taken(tiny, tmp_path):
 
     def encoded(syntax) -> EncodedDataset:
         made = EncodedDataset(nothing, 0, t.codec, t.text.reading(syntax), cache)
-        made.prepare(Work((), (TOWER, "a cat")), lambda done: None)
+        made.prepare(Work((), (Reading(TOWER), Reading("a cat"))), lambda done: None)
         return made
 
     strong, even = encoded("ComfyUI"), encoded("plain")

@@ -163,8 +163,9 @@ def test_a_step_that_does_not_fit_is_done_again_with_less(tiny, dataset, monkeyp
         device = Small(patch, t, step)
         said = told(t, dataset, recipe("less", **settings))
     half, count = -(-len(t.model.blocks()) // 2), len(t.model.blocks())
+    are = "is" if half == 1 else "are"
     lines = [
-        f"The run goes on, slower: {half} of {count} blocks are computed twice (gradient_checkpointing).",
+        f"The run goes on, slower: {half} of {count} blocks {are} computed twice (gradient_checkpointing).",
         "The run goes on, slower: gradient_checkpointing is on.",
     ]
     if t.model.device.type == "cuda":  # only there can anything be put aside
