@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { Chart } from "./lib/chart.js";
 import { addPanel, make, root } from "./lib/dom.js";
-import { recipeOf } from "./lib/graph.js";
+import { nodeAt, recipeOf } from "./lib/graph.js";
 import { rateText, sizeText, timeText } from "./lib/plot.js";
 import { ask, onReconnect, onRun, pictureOf } from "./lib/server.js";
 import { sampleKey, strips } from "./lib/strips.js";
@@ -108,7 +108,7 @@ class Monitor {
   }
 
   heard(status) {
-    const mine = status.recipe === this.recipe && this.isMyNode(status.node);
+    const mine = status.recipe === this.recipe && nodeAt(root(), status.node) === this.node;
     if (mine) this.own = { recipe: status.recipe, name: status.name };
     if (this.chosen ? status.name !== this.chosen : !mine && status.name !== this.shown) return;
     const ended = ["finished", "cancelled", "failed"].includes(status.phase);
@@ -118,11 +118,6 @@ class Monitor {
       this.draw();
     }
     this.soon(ended ? 0 : OFTEN);
-  }
-
-  /** Ids of nodes in sub-graphs are paths such as 12:3. */
-  isMyNode(id) {
-    return String(id).split(":").pop() === String(this.node.id);
   }
 
   async refresh() {

@@ -18,6 +18,7 @@ LONG = {
 
 
 PROMPTS = "a fox\na boat"
+LETTERS = "Füchse é ß, лиса"
 
 
 def earlier_run(host: support.Host, name: str) -> str:
@@ -42,7 +43,7 @@ def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pyte
     widgets = {
         "LoadDataset": {"repeats": 1}, "ConfigureLoRA": {**LONG, "name": name},
         "TrainLoRA": {"preview_steps": 1, "preview_prompt": PROMPTS},
-        "EpochWeightGrid": {"steps": 1, "prompts": "a fox", "strengths": "1.0", "which_epochs": "all"}, "KSampler": {"steps": 1},
+        "EpochWeightGrid": {"steps": 1, "prompts": LETTERS, "strengths": "1.0", "which_epochs": "all"}, "KSampler": {"steps": 1},
     }  # fmt: skip
     old = earlier_run(host, f"{name}-old")
     try:
@@ -111,6 +112,19 @@ def test_stop_and_keep_goes_on_with_the_workflow(seen: dict[str, Any]) -> None:
     assert all(disabled for _, _, disabled in seen["finished"]["buttons"])
     files = sorted(path.name for path in (seen["host"].loras / "lora-atelier" / seen["name"]).iterdir())
     assert files[-1] == f"{seen['name']}.safetensors" and "-step" in files[0]
+
+
+def test_pictures_on_the_way_stay_in_their_node_and_cover_no_other(seen: dict[str, Any]) -> None:
+    """Samples while the LoRA is trained, cells while the grid is drawn; the host would draw them over panels, yet does not."""
+    for part, kind in (("trained", "TrainLoRA"), ("drawn", "EpochWeightGrid")):
+        found = seen[part]
+        assert found["count"].get(kind, 0) >= 3, (part, found)
+        assert (found["outside"], found["host"], found["covered"]) == ([], [], []), (part, found)
+
+
+def test_the_grid_draws_letters_of_other_languages(seen: dict[str, Any]) -> None:
+    """The page is looked at as well; no letter of the prompt became a question mark, which would be said."""
+    assert "Hint:" in seen["told"] and "Letters:" not in seen["told"], seen["told"]
 
 
 def numbers(labels: list[str]) -> list[float]:

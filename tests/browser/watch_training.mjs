@@ -35,6 +35,51 @@ const panel = (page) =>
       buttons: [...(place?.querySelectorAll("button") ?? [])].map((b) => [b.innerText, b.getAttribute("aria-label"), b.disabled]),
     };
   });
+/** From here on `window.pictures` tells how nodes stood whenever pictures on the way were shown in them: `count` of looks at each
+ * kind of node, `outside`: panels that stuck out of their node, `host`: pictures that the host drew in a node of ours as well,
+ * `covered`: pairs of nodes that lay over each other. */
+const watchPictures = (page) =>
+  page.evaluate(() => {
+    const told = (window.pictures = { count: {}, outside: [], host: [], covered: [] });
+    const over = {}; // for how many looks
+    const LONG = 10; // looks, a second: a node that grows is measured before what lies below it goes down
+    const once = (list, value) => list.includes(value) || list.push(value);
+    const box = (node) => {
+      const element = document.querySelector(`[data-node-id="${node.id}"]`);
+      if (element) return element.getBoundingClientRect();
+      const { canvas, ds } = window.app.canvas;
+      const [frame, { scale, offset }] = [canvas.getBoundingClientRect(), ds];
+      const [left, top] = [0, 1].map((i) => (node.pos[i] + offset[i]) * scale);
+      return new DOMRect(frame.left + left, frame.top + top - 30 * scale, node.size[0] * scale, (node.size[1] + 30) * scale);
+    };
+    setInterval(() => {
+      const nodes = window.app.graph._nodes;
+      for (const node of nodes.filter((one) => ["TrainLoRA", "EpochWeightGrid"].includes(one.type))) {
+        const around = box(node);
+        for (const { name, element } of (node.widgets ?? []).filter((widget) => widget.element?.querySelector?.("img"))) {
+          if (!element.offsetHeight) continue;
+          told.count[node.type] = (told.count[node.type] ?? 0) + 1;
+          const panel = element.getBoundingClientRect();
+          if (panel.bottom > around.bottom + 2 || panel.right > around.right + 2) once(told.outside, `${node.type}.${name}`);
+          const free = [...element.querySelectorAll("img")].find((image) => {
+            let place = image.parentElement;
+            while (place !== element && getComputedStyle(place).overflowY === "visible") place = place.parentElement;
+            return getComputedStyle(place).overflowY === "visible" && image.getBoundingClientRect().bottom > panel.bottom + 2;
+          });
+          if (free) once(told.outside, `${node.type}.${name}: picture`);
+        }
+        const beside = [...(document.querySelector(`[data-node-id="${node.id}"]`)?.querySelectorAll("img") ?? [])];
+        if (node.imgs?.length || beside.some((image) => !image.closest(".atelier"))) once(told.host, node.type);
+        for (const other of nodes.filter((one) => one !== node)) {
+          const its = box(other);
+          const apart = its.left >= around.right || its.right <= around.left || its.top >= around.bottom - 2 || its.bottom <= around.top + 2;
+          const pair = `${node.type} and ${other.type}`;
+          over[pair] = apart ? 0 : (over[pair] ?? 0) + 1;
+          if (over[pair] > LONG) once(told.covered, pair);
+        }
+      }
+    }, 100);
+  });
 /** Waits until a question to the server is answered with yes. */
 async function answers(page, question, { timeout }) {
   for (const end = Date.now() + timeout; !(await page.evaluate(question)); await page.waitForTimeout(200)) {
@@ -84,6 +129,7 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   seen.unset.push(...await set(page, task.widgets));
   await lookAt(page, "TrainLoRA");
   await listen(page);
+  await watchPictures(page);
   await page.getByTestId("queue-button").click();
   await page.waitForFunction(`(${points})() > 5`, null, limit);
   seen.first = await panel(page);
@@ -127,6 +173,7 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   seen.curves.log = await curve();
   seen.logAxes = await axes();
 
+  seen.trained = await page.evaluate(() => window.pictures);
   await page.reload();
   await ready();
   await page.waitForTimeout(1500);
@@ -136,6 +183,7 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   await page.waitForFunction(`(${points})() > 30`, null, limit);
   seen.reloaded = await panel(page);
   await listen(page);
+  await watchPictures(page);
 
   // By the keyboard alone.
   await page.locator("[data-run] select").focus();
@@ -154,6 +202,13 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   seen.strips = await page.evaluate(() => [...document.querySelectorAll("[data-run] .atelier-film")].map((film) =>
     [film.previousElementSibling?.textContent, [...film.querySelectorAll("li")].map((one) => one.innerText.trim())]));
   await shot("finished");
+  seen.drawn = await page.evaluate(() => window.pictures);
+  seen.told = await page.evaluate(() =>
+    window.app.graph._nodes.find((n) => n.type === "EpochWeightGrid").widgets.find((w) => w.name === "told").element.innerText);
+  await lookAt(page, "EpochWeightGrid");
+  await shot("drawn");
+  await lookAt(page, "PreviewImage");
+  await shot("letters");
 
   // The window of runs: two curves, a download, a folder, a run that is deleted.
   await page.setViewportSize({ width: 1366, height: 768 });
