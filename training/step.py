@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import seeding
+from .config import LossConfig
 from .dataset.encoded import size_conditioning
 from .dataset.plan import Batch
 from .network.dropout import Drops
@@ -59,6 +60,8 @@ class StepInputs:
     """Whether the pictures are shown to hold the model to what it was."""
     held: list[Together] | None
     """What the model is given for the prompt at which it is held; None without one."""
+    untrained: list[Together] | None
+    """What it is given for its answer before training, where a text encoder that learns has changed the rest; else None."""
 
     @property
     def parts(self) -> Tensor:
@@ -127,9 +130,20 @@ def prepare(session: Session, batch: Batch, step: int) -> StepInputs:
     if config.loss.preservation and prompt:
         held = model.merged(conditions_of(model, asked.x, session.encoded.held(prompt, batch), sizes))
     regularises = subset.role == "regularisation"
+    untrained = None
+    if session.text is not None and (
+        (config.loss.preservation and regularises and not prompt) or _holds_outside(mask, config.loss)
+    ):
+        with torch.no_grad(), session.adapter.disabled():
+            untrained = model.merged(conditions_of(model, asked.x, session.encoded.conditionings(batch), sizes))
     strength = config.loss.preservation if regularises and config.loss.preservation and not prompt else 1.0
     numbers = torch.tensor([subset.mask_floor, subset.loss_weight * strength, averaged(session, step)])
-    return StepInputs(asked, mask, to_device(numbers, model.device), drops, regularises, held)
+    return StepInputs(asked, mask, to_device(numbers, model.device), drops, regularises, held, untrained)
+
+
+def _holds_outside(mask: Tensor | None, config: LossConfig) -> bool:
+    """Whether the model's answer before training is wanted outside the mask."""
+    return mask is not None and config.mask_preservation > 0
 
 
 def loss_of(session: Session, inputs: StepInputs) -> Tensor:
@@ -143,10 +157,13 @@ def loss_of(session: Session, inputs: StepInputs) -> Tensor:
     prediction = answer(model, asked)
     strength = config.preservation
     floor, weight, _ = inputs.numbers.unbind()
+    given, before = inputs.untrained or asked.given, None
     if strength and inputs.held is None and inputs.regularises:
-        before = base_prediction(model, adapter, asked.x, asked.sigma, asked.given)
+        before = base_prediction(model, adapter, asked.x, asked.sigma, given)
         return weight * preservation_loss(prediction, before)
-    loss = losses.batch_loss(prediction, asked.target, inputs.mask, floor, weight, model.prediction, asked.sigma, config)
+    if _holds_outside(inputs.mask, config):
+        before = base_prediction(model, adapter, asked.x, asked.sigma, given)
+    loss = losses.batch_loss(prediction, asked.target, inputs.mask, floor, weight, model.prediction, asked.sigma, config, before)
     if strength and inputs.held is not None:
         before = base_prediction(model, adapter, asked.x, asked.sigma, inputs.held)
         after = model.answer(asked.x, asked.sigma, inputs.held)

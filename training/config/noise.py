@@ -87,6 +87,8 @@ class LossConfig:
     """Output preservation: how strongly the model is held to what it answered before training; 0 is off, 1 is usual."""
     preservation_prompt: str = ""
     """What it is held at: a class such as ``a woman``; empty: the captions of the regularisation pictures."""
+    mask_preservation: float = 0.0
+    """How strongly the model is held, outside the pictures' masks, to what it answered before training; 0 is off, 1 is usual."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -99,3 +101,7 @@ class LossConfig:
         )
         refuse(not 0.01 <= self.snr_gamma <= 1000, f"min-SNR gamma: {self.snr_gamma} is outside 0.01 to 1000; 5 is usual.")
         refuse(not 0 <= self.preservation <= 100, f"output preservation: {self.preservation} is outside 0 to 100; 1 is usual.")
+        refuse(
+            not 0 <= self.mask_preservation <= 100,
+            f"mask preservation: {self.mask_preservation} is outside 0 to 100; 1 is usual.",
+        )

@@ -17,6 +17,11 @@ def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
             "dataset: no picture has a caption. Put an Auto Caption node between Load Dataset and Train LoRA, or write a "
             f"{trained[0].config.caption_extension} file beside each picture."
         )
+    if config.loss.mask_preservation and all(sample.mask is None for sample in dataset.samples):
+        raise AtelierError(
+            "mask preservation: no picture has a mask outside of which the model could be held. Set masks of Load Dataset to "
+            "files or alpha, connect masks to Dataset From Nodes, or set mask_preservation to 0."
+        )
     if config.text.encoders != "none" and any(subset.ready for subset in dataset.subsets):
         raise AtelierError(
             "text encoder: conditioning that another node has made cannot train it. Set it to none, or give captions as text."

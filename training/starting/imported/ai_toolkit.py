@@ -181,6 +181,10 @@ def _train(found: Collector, width: int) -> None:
     if truth(held):
         found.set(RECIPE, "preservation", number_of(amount) or 1.0)
         found.set(RECIPE, "preservation_prompt", kind)
+    outside, strength = (found.take(f"train.inverted_mask_prior{end}") for end in ("", "_multiplier"))
+    if truth(outside):
+        multiplier = number_of(strength)
+        found.set(RECIPE, "mask_preservation", 0.5 if multiplier is None else multiplier)
     style = found.take("train.content_or_style")
     if style not in (None, "balanced"):
         found.lose("train.content_or_style", style, "leans to high or low noise, as noise_levels and its range do here")
