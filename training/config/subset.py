@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .refusal import check_kinds, choice, refuse
+from .slider import SliderConfig
 
 Crop = Literal["center", "random", "none", "focus", "head"]
 Role = Literal["training", "regularisation", "validation"]
@@ -90,6 +91,8 @@ class SubsetConfig:
 
     head_margin: float = 0.75
     """Room around the face, in shares of its size on every side; only for the crop ``head``."""
+    slider: SliderConfig | None = None
+    """What a slider is learnt from on these pictures; None: the pictures themselves are learnt."""
 
     def __post_init__(self) -> None:
         check_kinds(self)

@@ -127,6 +127,8 @@ class Job:
         """The trigger phrase: the person's, or else what every caption begins with."""
         if self.card.trigger is not None:
             return self.card.trigger
+        if any(subset.config.slider for subset in self.dataset.subsets):
+            return ""  # it works without a word
         found = common_front(trained_captions(self.dataset))
         return found if len(found) <= LONGEST_TRIGGER else ""
 
