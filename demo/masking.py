@@ -66,16 +66,16 @@ def _what() -> str:
         f"## {TITLE}",
         "| what | where in ComfyUI |", "| --- | --- |",
         f"| pictures of one person or thing, and a `.txt` beside each | `input/{FOLDER}` |", *rows, "",
-        "*SAM3 Detect* finds what the word names and masks it: white is learnt. Outside of the masks `mask_preservation` holds the "
-        "model to what it drew before, so that the LoRA takes no background along.",
+        "*SAM3 Detect* finds what the word names and masks it: white is learnt. Outside of the masks `mask_preservation` holds "
+        "the model to what it drew before, so that the LoRA takes no background along.",
         "",
-        f"1. Write the word for what is learnt (`{WORD}`, `dog`, `dress`), and a word of your own in place of `{TRIGGER}`, with which "
-        "the captions begin.",
+        f"1. Write the word for what is learnt (`{WORD}`, `dog`, `dress`), and a word of your own in place of `{TRIGGER}`, with "
+        "which the captions begin.",
         "2. Queue, and look at the masks before the run is long. One that is black all over is named by **Dataset From Nodes**: "
         "leave that picture out, lower the `threshold`, or take another word.",
         "3. *Remove Background* with `birefnet.safetensors` takes whatever stands in front, without a word. Any other node that "
         "gives a MASK will do.",
         "",
-        "*SAM3 Detect* and *Remove Background* are in ComfyUI since 0.30. On an older one save the masks as `name.mask.png` beside the "
-        "pictures and set `masks` of **Load Dataset** to *files*.",
+        "*SAM3 Detect* and *Remove Background* are in ComfyUI since 0.30. On an older one save the masks as `name.mask.png` "
+        "beside the pictures and set `masks` of **Load Dataset** to *files*.",
     ])  # fmt: skip

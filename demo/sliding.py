@@ -46,7 +46,8 @@ def build(info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> d
         "ConfigureLoRA", 1780, 80, 360, 890,
         {
             **values["ConfigureLoRA"], "preset": DESCRIPTION.model, "name": "my-slider", "rank": 8, "alpha": 8.0,
-            "targets": "attention", "text_encoder": "none", "epochs": 0, "max_steps": 800, "save_every": 0, "save_every_steps": 200,
+            "targets": "attention", "text_encoder": "none", "epochs": 0, "max_steps": 800, "save_every": 0,
+            "save_every_steps": 200,
         },
     )  # fmt: skip
     train = graph.node(
@@ -67,14 +68,14 @@ def _what() -> str:
     return "\n".join([
         f"## {TITLE}",
         "| what | where in ComfyUI |", "| --- | --- |", *rows, "",
-        "No pictures are needed. The LoRA learns to go from what the model draws for the negative prompt to what it draws for the "
-        "positive one: more at strength 1, less at -1.",
+        "No pictures are needed. The LoRA learns to go from what the model draws for the negative prompt to what it draws for "
+        "the positive one: more at strength 1, less at -1.",
         "",
         "1. Write into **Slider Dataset** what it works on, and its two ends. They should differ in one thing alone.",
-        f"2. **Render Regularisation** draws {DRAWN} pictures of the target, on which the slider is practised; write the same target "
-        "there. They stay in the folder and are not drawn again. For another target choose another folder.",
-        "3. Queue. The grid shows the slider from -2 to 2. Where too little happens raise `guidance`; where something else changes "
-        "along, write it into `preserve` (`male, female`).",
+        f"2. **Render Regularisation** draws {DRAWN} pictures of the target, on which the slider is practised; write the same "
+        "target there. They stay in the folder and are not drawn again. For another target choose another folder.",
+        "3. Queue. The grid shows the slider from -2 to 2. Where too little happens raise `guidance`; where something else "
+        "changes along, write it into `preserve` (`male, female`).",
         "",
         "From pairs of pictures instead: a **Load Dataset** in front, with the pictures from before in its folder `control`, and "
         "`source` on *pairs of pictures*.",

@@ -31,6 +31,7 @@ from .test_job import Stop, fresh_folders, go, interrupt, recipe  # noqa: F401
 
 AGE = SliderConfig(target="a person", positive="an old person", negative="a young person", guidance=2.0)
 TWO = SliderConfig(target="a man\na dog", positive="an old man\nan old dog", negative="a child\na puppy", preserve="sad, glad")
+FOUR = SliderConfig(target="a man\na dog", positive="an old man\nan old dog", negative="a child\na puppy")
 PAIRS = SliderConfig("pairs of pictures")
 SMALL = {"network": NetworkConfig(rank=4, alpha=4.0, targets="attention"), "precision": "fp32"}
 
@@ -53,7 +54,8 @@ def folder(tmp_path):
 
 
 def read(folder, slider=AGE, **settings):
-    return slider_of(Dataset(scan.scan(folder, SubsetConfig("input/x", resolution=64, bucket_step=32, **settings))), slider)
+    config = SubsetConfig("input/x", **{"resolution": 64, "bucket_step": 32, **settings})
+    return slider_of(Dataset(scan.scan(folder, config)), slider)
 
 
 def of(name="tiny", steps=6, **changes):
@@ -77,10 +79,9 @@ def asked(monkeypatch):
 # The objective -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd3"])
-def test_each_direction_is_asked_for_what_the_paper_says(tiny, folder, asked, monkeypatch, name):
+def test_each_direction_is_asked_for_what_the_paper_says(tiny, folder, asked, monkeypatch):
     """Targets from the bare model's answers to the three prompts, each alone; the loss of a step is the mean of both."""
-    t, answers = tiny(name), []
+    t, answers = tiny("sd3"), []
     inner = loop.loss_of
 
     def bare(session, inputs):
@@ -102,8 +103,6 @@ def test_each_direction_is_asked_for_what_the_paper_says(tiny, folder, asked, mo
         wanted = said["a person"] + one.at * push
         a = one.inputs.noised
         assert push.abs().max() > 1e-4 and torch.allclose(a.target, wanted, atol=2e-5 * float(wanted.abs().max()) + 2e-5)
-        with torch.no_grad(), one.session.adapter.at(one.at):
-            pass
     for i, loss in enumerate(trained.losses):
         assert loss == pytest.approx(asked[2 * i].loss + asked[2 * i + 1].loss, rel=1e-5)
     # Before anything is learnt, both ends are equally far: the mean square of the push, halved for each.
@@ -114,7 +113,7 @@ def test_each_direction_is_asked_for_what_the_paper_says(tiny, folder, asked, mo
 
 
 def test_the_strengths_lead_into_opposite_directions(tiny, folder, asked):
-    go(tiny("sd3"), read(folder), of(steps=40, optimizer=OptimizerConfig(learning_rate=5e-3, schedule="constant")))
+    go(tiny("sd3"), read(folder), of(steps=16, optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant")))
     session, a = asked[-1].session, asked[-1].inputs.noised
     slider = asked[-1].inputs.slider
     with torch.no_grad(), session.model.hold(), session.adapter.attached(session.layers):
@@ -131,7 +130,7 @@ def test_the_strengths_lead_into_opposite_directions(tiny, folder, asked):
 
     assert along(1.0) > 0.5 and along(-1.0) < -0.5
     first, last = (sum(one.loss for one in some) for some in (asked[:6], asked[-6:]))
-    assert last < 0.7 * first
+    assert last < 0.9 * first
 
 
 # The promises --------------------------------------------------------------------------------------------------------
@@ -142,9 +141,9 @@ def same(one, other):
 
 
 SETTINGS = {
-    "prompts": (TWO, {}),
+    "prompts": (FOUR, {}),
     "prompts, accumulated, with dropout": (
-        TWO, {"optimizer": OptimizerConfig(learning_rate=1e-2, accumulate=2),
+        AGE, {"optimizer": OptimizerConfig(learning_rate=1e-2, accumulate=2),
               "network": NetworkConfig(rank=4, targets="attention", dropout=0.2, rank_dropout=0.2)},
     ),
     "pairs": (PAIRS, {"loss": LossConfig("huber")}),
@@ -155,14 +154,14 @@ SETTINGS = {
 def test_it_resumes_and_is_recorded_to_the_same_lora(tiny, folder, recorder, monkeypatch, interrupt, setting):  # noqa: F811
     t, (slider, changes) = tiny("sd3"), SETTINGS[setting]
     monkeypatch.setattr("lora_atelier.training.step_context.AT_LEAST", 1)
-    data = read(folder, slider, flip=True)
+    data, changes = read(folder, slider), {"steps": 4, **changes}
     whole = go(t, data, of("whole", speed="eager", **changes))
     assert not recorder.replays
     recorded = go(t, data, of("recorded", **changes))
     assert recorder.replays and same(whole.tensors, recorded.tensors) and recorded.losses == whole.losses
     only_training_checks(monkeypatch)
     with monkeypatch.context() as patch:
-        Stop(patch, 4, interrupt)
+        Stop(patch, 3, interrupt)
         with pytest.raises(type(interrupt)):
             go(t, data, of("cut", speed="eager", **changes))
     assert same(go(t, data, of("cut", speed="eager", **changes)).tensors, whole.tensors)
@@ -170,7 +169,7 @@ def test_it_resumes_and_is_recorded_to_the_same_lora(tiny, folder, recorder, mon
 
 def test_a_block_that_is_computed_twice_has_the_same_strength_both_times(tiny, folder):
     t, data = tiny("sd3"), read(folder)
-    plain, twice = (go(t, data, of(name, gradient_checkpointing=on)) for name, on in (("plain", False), ("twice", True)))
+    plain, twice = (go(t, data, of(name, 3, gradient_checkpointing=on)) for name, on in (("plain", False), ("twice", True)))
     for key, tensor in plain.tensors.items():
         assert torch.allclose(tensor, twice.tensors[key], atol=1e-5, rtol=1e-3), key
 
@@ -196,7 +195,8 @@ def test_an_error_leaves_the_adapter_at_full_strength(tiny, folder, monkeypatch)
 
 def test_a_pair_is_noised_alike_and_each_end_is_its_own_picture(tiny, folder, asked):
     t = tiny("sd3")
-    go(t, read(folder, PAIRS, crop="random", flip=True), of(steps=6))
+    data = read(folder, PAIRS, resolution=96, fixed_height=64, buckets=False, flip=True)
+    go(t, data, of(steps=6))
     for plus, minus in zip(asked[::2], asked[1::2], strict=True):
         assert (plus.at, minus.at) == (1.0, -1.0)
         a, b = plus.inputs.noised, minus.inputs.noised
@@ -296,6 +296,7 @@ def test_what_is_not_used_of_a_dataset_is_said(folder):
 
 
 def test_pictures_that_are_no_pairs_are_named(folder):
+    assert not read(folder, PAIRS, crop="random").warnings, "the pictures from before are cut with theirs"
     noise(5, (64, 96)).save(folder / "control" / "2.png")
     with pytest.raises(AtelierError, match=r"2\.png: it has 64 x 96 pixels and another shape than 2\.png"):
         read(folder, PAIRS)

@@ -10,6 +10,7 @@ from .refusal import check_kinds, choice, refuse
 Levels = Literal["auto", "uniform", "logit-normal", "shifted", "sigmoid"]
 LossKind = Literal["mse", "huber", "smooth-l1"]
 HuberSchedule = Literal["snr", "constant"]
+LevelDraw = Literal["random", "stratified"]
 Weighting = Literal["none", "min-SNR", "debiased", "sigma-sqrt", "cosmap"]
 
 
@@ -43,10 +44,13 @@ class NoiseConfig:
     """Each coarser layer counts this much of the one before."""
     perturbation: float = 0.0
     """Input perturbation: share of noise that the model sees but is not asked for; 0 is off, 0.1 is usual."""
+    level_draw: LevelDraw = "random"
+    """``stratified`` covers the distribution of the levels evenly, within a batch and from step to step, instead of by chance."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
         choice("noise levels", self.levels, Levels)
+        choice("level draw", self.level_draw, LevelDraw)
         refuse(not -10 <= self.logit_mean <= 10, f"logit mean: {self.logit_mean} is outside -10 to 10; 0 is usual.")
         refuse(not 0.01 <= self.logit_std <= 10, f"logit std: {self.logit_std} is outside 0.01 to 10; 1 is usual.")
         refuse(not 0.01 <= self.sigmoid_scale <= 10, f"sigmoid scale: {self.sigmoid_scale} is outside 0.01 to 10; 1 is usual.")

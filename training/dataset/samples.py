@@ -111,7 +111,10 @@ class Subset:
         with_controls = sum(bool(sample.controls) for sample in self.samples)
         if with_controls:
             captions += f", {'all' if with_controls == len(self.samples) else with_controls} with control pictures"
-        shape = f"buckets around {self.config.resolution}" if self.config.buckets else f"square {self.config.resolution}"
+        width, height = self.config.fixed_size
+        shape = (
+            f"buckets around {width}" if self.config.buckets else f"square {width}" if width == height else f"{width} x {height}"
+        )
         return (
             f"{self.config.folder}: {counted(len(self.samples), 'picture')} x {self.repeats}, {shape} px, "
             f"batch {self.config.batch_size}, {captions}"
@@ -149,8 +152,9 @@ class Dataset:
         for subset in self.subsets:
             settings = {**to_dict(subset.config), "repeats": subset.repeats}
             settings["slider"] = subset.config.slider.identity if subset.config.slider else None
-            if settings["slider"] is None:
-                del settings["slider"]
+            for late in ("slider", "fixed_height", "bucket_no_upscale"):  # without which a dataset stays what it was
+                if not settings[late]:
+                    del settings[late]
             if subset.config.crop != "head":  # which alone it means something for
                 del settings["head_margin"]
             digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))

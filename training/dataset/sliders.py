@@ -9,6 +9,7 @@ from ..config import SliderConfig, SubsetConfig
 from ..errors import AtelierError
 from .masks import same_shape
 from .samples import Dataset, Sample, Subset, counted, some
+from .scan import control_notes
 
 OF_CAPTIONS = ("caption_prefix", "caption_suffix", "shuffle_captions", "caption_dropout", "tag_dropout")
 """Settings of captions, which have no part in a slider from prompts."""
@@ -52,6 +53,8 @@ def _subset(subset: Subset, slider: SliderConfig) -> Subset:
             )
         return replace(subset, config=config, samples=samples, warnings=tuple(said), notes=notes)
     samples = tuple(_pairs(subset))
+    # Which is said of control pictures, and these are cut with their picture.
+    said = [sentence for sentence in said if sentence not in control_notes(subset.config, subset.samples)]
     several = [sample.path.name for sample in subset.samples if len(sample.controls) > 1]
     if several:
         said.append(f"{name}: of several control pictures only the first is the one from before: {some(several)}.")
