@@ -251,6 +251,7 @@ def test_prompts_decide_the_run_and_stand_in_its_file(tiny, folder):
         metadata = file.metadata()
     assert metadata["lora_atelier.slider"] == "'a person': 'a young person' to 'an old person', 2"
     assert "modelspec.trigger_phrase" not in metadata and first.epochs.captions == ("a person",) * 3
+    assert first.epochs.pictures == (), "a grid is not judged by what the slider is practised on"
 
 
 @pytest.mark.parametrize(
@@ -273,8 +274,8 @@ def test_prompts_that_say_nothing_are_refused(values, message):
 def test_every_target_has_its_ends_once_for_all_that_is_preserved():
     rows = [(row.target, row.positive, row.negative) for row in TWO.ends]
     assert rows == [
-        ("sad a man", "sad an old man", "sad a child"), ("glad a man", "glad an old man", "glad a child"),
-        ("sad a dog", "sad an old dog", "sad a puppy"), ("glad a dog", "glad an old dog", "glad a puppy"),
+        ("sad, a man", "sad, an old man", "sad, a child"), ("glad, a man", "glad, an old man", "glad, a child"),
+        ("sad, a dog", "sad, an old dog", "sad, a puppy"), ("glad, a dog", "glad, an old dog", "glad, a puppy"),
     ]  # fmt: skip
     (anything,) = SliderConfig(positive="bright", negative="dark").ends
     assert anything.target == ""

@@ -114,6 +114,7 @@ def trained_captions(dataset: Dataset) -> tuple[str, ...]:
 
 
 def trained_pictures(dataset: Dataset) -> tuple[Path, ...]:
-    """The files of the training pictures, each once; latents have none."""
+    """The files of the training pictures, each once; latents have none, and what a slider is practised on is not learnt."""
     training = (subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready)
+    training = (subset for subset in training if not (subset.config.slider and subset.config.slider.prompts))
     return tuple(dict.fromkeys(sample.path for subset in training for sample in subset.samples))
