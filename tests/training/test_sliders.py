@@ -242,6 +242,9 @@ def test_a_slider_is_alone_in_its_run(tiny, folder):
 
 
 def test_prompts_decide_the_run_and_stand_in_its_file(tiny, folder):
+    data = read(folder)
+    (folder / "1.txt").write_text("another caption", encoding="utf-8")
+    assert [sample.caption for sample in scan.refresh_captions(data).samples] == ["a person"] * 3
     first = go(tiny("sd3"), read(folder), of(steps=2))
     other = go(
         tiny("sd3"), read(folder, SliderConfig(target="a person", positive="a tall person", negative="a person")), of(steps=2)

@@ -63,7 +63,9 @@ class SliderConfig:
         sides = [(side * len(targets) if len(side) == 1 else side) for side in map(self._lines, (self.positive, self.negative))]
         kept = [word for part in re.split(r"[,\n]", self.preserve) if (word := part.strip())] or [""]
         return tuple(
-            Ends(*(", ".join(filter(None, (word, prompt))) for prompt in row)) for row in zip(targets, *sides, strict=True) for word in kept
+            Ends(*(", ".join(filter(None, (word, prompt))) for prompt in row))
+            for row in zip(targets, *sides, strict=True)
+            for word in kept
         )
 
     @property

@@ -286,6 +286,8 @@ def refresh_captions(dataset: Dataset) -> Dataset:
     """
 
     def now(subset: Subset) -> Subset:
+        if subset.config.slider and subset.config.slider.prompts:
+            return subset  # its prompts stand in their place
         reader = CaptionReader(subset.config)
 
         def text(s: Sample) -> str | None:

@@ -77,6 +77,7 @@ config:
         lr: 1e-4
         ema_config: {use_ema: true, ema_decay: 0.99}
         inverted_mask_prior: true
+      slider: {guidance_strength: 3.0, positive_prompt: "an old person", negative_prompt: "a young person"}
         dtype: bf16
       model: {name_or_path: black-forest-labs/FLUX.1-dev, is_flux: true, quantize: true}
       sample:
@@ -182,6 +183,7 @@ def test_an_ai_toolkit_job() -> None:
         "model.name_or_path",
         "datasets.folder_path",
     } <= lost.keys()
+    assert lost["slider.positive_prompt"] == "goes into positive of a Slider Dataset node, in front of Train LoRA"
 
 
 def test_a_one_trainer_configuration() -> None:
