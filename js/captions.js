@@ -13,7 +13,7 @@ import { Adding, account, came, receive } from "./upload.js";
 
 const SETTINGS = [
   "folder", "resolution", "repeats", "buckets", "bucket_step", "crop", "caption_extension", "nested", "captions", "class_caption",
-  "caption_encoding", "caption_lines", "head_margin",
+  "caption_encoding", "caption_lines", "head_margin", "fixed_height", "bucket_no_upscale",
 ]; // widgets that decide which pictures there are and how they are cut
 const OPERATIONS = ["add", "addFirst", "remove", "replace"];
 const share = (part, whole) => `${(100 * part) / whole}%`;

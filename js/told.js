@@ -10,7 +10,7 @@ import { pictureOf } from "./lib/server.js";
 import { text } from "./lib/text.js";
 import { account } from "./lib/told.js";
 
-const NODES = ["LoadDataset", "DatasetFromNodes", "AutoCaption", "RenderRegularisation", "EpochWeightGrid"];
+const NODES = ["LoadDataset", "DatasetFromNodes", "AutoCaption", "RenderRegularisation", "SliderDataset", "EpochWeightGrid"];
 const LARGE = ["EpochWeightGrid"]; // their picture is a page that wants to be read
 const [LEAST, MOST] = [40, 300]; // heights in pixels; what is longer scrolls
 

@@ -12,6 +12,7 @@ from .dataset_from_nodes import DatasetFromNodes
 from .epoch_weight_grid import EpochWeightGrid
 from .load_dataset import LoadDataset
 from .render_regularisation import RenderRegularisation
+from .slider_dataset import SliderDataset
 from .train_lora import TrainLoRA
 
 
@@ -19,7 +20,10 @@ class Atelier(ComfyExtension):
     """The pack's nodes in the order in which they are wired."""
 
     async def get_node_list(self) -> list[type]:
-        return [LoadDataset, DatasetFromNodes, AutoCaption, RenderRegularisation, ConfigureLoRA, TrainLoRA, EpochWeightGrid]
+        return [
+            LoadDataset, DatasetFromNodes, AutoCaption, RenderRegularisation, SliderDataset, ConfigureLoRA, TrainLoRA,
+            EpochWeightGrid,
+        ]  # fmt: skip
 
 
 if "server" in sys.modules:  # graphs may be run without one

@@ -35,11 +35,13 @@ WIDGETS: dict[str, tuple[str, str]] = {
     ),
     **_under(
         "noise", "logit_mean", "logit_std", "sigmoid_scale", "shift", "offset_each_channel", "offset_random",
-        "pyramid_iterations", "pyramid_discount", noise_levels="levels", lowest_level="lowest", highest_level="highest",
+        "pyramid_iterations", "pyramid_discount", "level_draw",
+        noise_levels="levels", lowest_level="lowest", highest_level="highest",
         noise_offset="offset", input_perturbation="perturbation",
     ),
     **_under(
-        "loss", "huber_schedule", "huber_threshold", "weighting", "snr_gamma", "preservation", "preservation_prompt", loss="kind",
+        "loss", "huber_schedule", "huber_threshold", "weighting", "snr_gamma", "preservation", "preservation_prompt",
+        "mask_preservation", loss="kind",
     ),
     **_under(
         "length", "epochs", "max_steps", "save_every", "save_every_steps", "keep_last", "sample_every", "sample_every_steps",
@@ -167,6 +169,14 @@ class ConfigureLoRA(io.ComfyNode):
                 _choice(
                     "speed", settings.Speed,
                     "auto: an NVIDIA GPU repeats recorded steps and need not wait for Python. eager: every operation anew.",
+                ),
+                _number(
+                    "mask_preservation", 0.0, 0.0, 100.0, 0.1,
+                    "How strongly the model is held, outside of masks, to what it drew there; 1 is usual, 0: off.",
+                ),
+                _choice(
+                    "level_draw", settings.LevelDraw,
+                    "stratified: levels lie evenly over a batch and from step to step, instead of by chance. A steadier loss.",
                 ),
             ], ADVANCED, GROUPS),
             outputs=[CONFIG.Output(display_name="config", tooltip="Connect to Train LoRA.")],

@@ -82,6 +82,12 @@ class DatasetFromNodes(io.ComfyNode):
                     "largest face, enlarged where it is small (needs opencv-python-headless below 5).",
                 ),
                 *(entry for entry in more_inputs() if entry.id not in ABSENT),
+                io.Mask.Input(
+                    "masks", optional=True,
+                    tooltip="What of each of the images is learnt: what is white. One for all, or one for each. The mask of "
+                    "Load Image is white where a picture is transparent: put Invert Mask behind it.",
+                ),
+                *(entry for entry in more_inputs() if entry.id == "mask_floor"),
             ], RARE),
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Auto Caption, Load Dataset, or Train LoRA.")],
             is_output_node=True,
@@ -105,17 +111,20 @@ class DatasetFromNodes(io.ComfyNode):
         **others: list[Any],
     ) -> io.NodeOutput:
         controls = {name: others[name] for name in CONTROLS if others.get(name) is not None}
-        settings = {name: values[0] for name, values in others.items() if name not in CONTROLS}
+        masks = others.get("masks")
+        settings = {name: values[0] for name, values in others.items() if name not in (*CONTROLS, "masks")}
         encoded = latents is not None or conditioning is not None
         if encoded and controls:
             raise AtelierError(
                 f"{next(iter(controls))}: control pictures of latents are part of their conditioning. Disconnect it, or connect "
                 "images with texts."
             )
+        if encoded and masks is not None:
+            raise AtelierError("masks: they belong to images, and latents are connected. Disconnect it, or connect images.")
         if encoded:
             subset = _encoded(images, texts, latents, conditioning, settings)
         elif images is not None:
-            subset = _pictures(images, texts, controls, settings)
+            subset = _pictures(images, texts, controls, masks, settings)
         else:
             raise AtelierError("images: nothing is connected. Connect images, or latents with conditioning.")
         own = Dataset((subset,))
@@ -123,13 +132,15 @@ class DatasetFromNodes(io.ComfyNode):
         return io.NodeOutput(chained, ui=shown(own, chained, "Dataset From Nodes", thumbnails=not encoded))
 
 
-def _pictures(images: list[Any], texts: list[str] | None, controls: dict[str, list[Any]], settings: dict[str, Any]) -> Any:
+def _pictures(
+    images: list[Any], texts: list[str] | None, controls: dict[str, list[Any]], masks: list[Any] | None, settings: dict[str, Any]
+) -> Any:
     from ..training import host
     from ..training.dataset.from_nodes import subset_of
 
     folder = host.cache_folder() / "from-nodes"
     config = SubsetConfig("nodes/images", **settings)
-    return subset_of(images, texts, config, folder, folder / "index.json", host.progress, controls)
+    return subset_of(images, texts, config, folder, folder / "index.json", host.progress, controls, masks)
 
 
 def _encoded(

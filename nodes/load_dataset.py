@@ -21,7 +21,7 @@ NO_FOLDER = "(no folder with pictures yet)"
 RARE = frozenset({
     "bucket_step", "caption_extension", "nested", "class_caption", "caption_prefix", "caption_suffix", "shuffle_captions",
     "keep_tokens", "caption_dropout", "tag_dropout", "loss_weight", "validation_share", "validation_seed", "mask_floor", "broken",
-    "variants", "caption_encoding", "caption_lines", "head_margin",
+    "variants", "caption_encoding", "caption_lines", "head_margin", "fixed_height", "bucket_no_upscale",
 })  # fmt: skip
 """Widgets that most folders need no change of."""
 
@@ -214,6 +214,15 @@ def more_inputs() -> list[Any]:
             "head_margin", default=0.75, min=0.0, max=5.0, step=0.05, optional=True,
             tooltip="For the crop head: room on every side of the face, in shares of its size. 0.75 has hair and neck, 1 some "
             "shoulder.",
+        ),
+        io.Int.Input(
+            "fixed_height", default=0, min=0, max=4096, step=8, optional=True,
+            tooltip="With buckets off: height of the one size to which all pictures are cut; resolution is its width. 0: square.",
+        ),
+        io.Boolean.Input(
+            "bucket_no_upscale", default=False, optional=True,
+            tooltip="On: a picture that would have to be enlarged for its bucket gets a smaller one of its own. Many sizes make "
+            "steps slower.",
         ),
     ]  # fmt: skip
 

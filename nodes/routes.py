@@ -230,8 +230,9 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | Non
     thrift = Thrift.asked(config, blocks, blocks, host.torch_device())
     if sources and not learns_text:  # what an encoder keeps is not known before it reads a caption
         # A bucket's area is at most that of the square.
-        largest = max((source.config for source in sources), key=lambda subset: subset.resolution**2 * subset.batch_size)
-        kept = _activations(path, changed, config.network, dtype, largest.resolution)
+        largest = max((source.config for source in sources), key=lambda subset: math.prod(subset.fixed_size) * subset.batch_size)
+        side = round(math.sqrt(math.prod(largest.fixed_size)) / 64) * 64 if largest.fixed_height else largest.resolution
+        kept = _activations(path, changed, config.network, dtype, side)
         activations = None if kept is None else kept.needed(thrift, config, largest.batch_size)
     return Sizes(size, outline.stored.needed(thrift) + text_bytes + adapter, activations, state)
 

@@ -31,5 +31,8 @@ def test_the_pack_opens_without_heavy_imports(comfyui: Path, root: Path) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     nodes, loaded = done.stdout.strip().splitlines()
-    assert nodes == "LoadDataset,DatasetFromNodes,AutoCaption,RenderRegularisation,ConfigureLoRA,TrainLoRA,EpochWeightGrid"
+    assert (
+        nodes
+        == "LoadDataset,DatasetFromNodes,AutoCaption,RenderRegularisation,SliderDataset,ConfigureLoRA,TrainLoRA,EpochWeightGrid"
+    )
     assert not [name for name in loaded.split(",") if name.split(".")[0] in HEAVY]

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_atelier.demo import enlarging, templates, workflow
+from lora_atelier.demo import enlarging, masking, sliding, templates, workflow
 from lora_atelier.tests.host import support
+from lora_atelier.training.config import SliderConfig
+from lora_atelier.training.grid.axes import parse_strengths
 from lora_atelier.training.starting import points
 from PIL import Image
 
-from .write_templates import FOLDER, enlarging_text, texts
+from .write_templates import FOLDER, OTHERS, other_text, texts
 
 SHIPPED = sorted(FOLDER.glob("*.json"))
 OURS = [path for path in SHIPPED if path.stem.split(" ")[0].isdecimal()]
@@ -35,12 +37,31 @@ def test_what_is_stored_is_what_would_be_written(comfyui: object) -> None:
         assert path.read_text(encoding="utf-8") == written[path.stem], "python -m pytest tests/write_templates.py"
 
 
-def test_the_template_that_enlarges_is_what_would_be_written(comfyui: object) -> None:
-    path = FOLDER / f"{enlarging.TITLE}.json"
-    assert path.read_text(encoding="utf-8") == enlarging_text(support.host("new").info), (
-        "python -m pytest tests/write_templates.py"
-    )
+@pytest.mark.parametrize("title", OTHERS)
+def test_those_that_show_one_thing_are_what_would_be_written(comfyui: object, title: str) -> None:
+    path = FOLDER / f"{title}.json"
+    written = other_text(title, support.host("new").info)
+    assert path.read_text(encoding="utf-8") == written, "python -m pytest tests/write_templates.py"
     told = read(path)["nodes"][0]["widgets_values"][0]
+    assert all(file.page in told and f"`models/{file.folder}`" in told for file in OTHERS[title].DESCRIPTION.files)
+
+
+def test_the_slider_is_looked_at_on_both_sides(comfyui: object) -> None:
+    graph = read(FOLDER / f"{sliding.TITLE}.json")
+    assert parse_strengths(values_in(graph, "EpochWeightGrid")["strengths"]) == (-2, -1, 0, 1, 2)
+    slider, drawn = values_in(graph, "SliderDataset"), values_in(graph, "RenderRegularisation")
+    assert slider["target"] == drawn["prompts"] and SliderConfig(**slider).source == "prompts"
+
+
+def test_the_masks_of_the_template_are_held_to(comfyui: object) -> None:
+    graph = read(FOLDER / f"{masking.TITLE}.json")
+    told = graph["nodes"][0]["widgets_values"][0]
+    assert masking.SEGMENTER.page in told and f"`input/{masking.FOLDER}`" in told and "since 0.30" in told
+    assert values_in(graph, "ConfigureLoRA")["mask_preservation"] == 1 and values_in(graph, "DatasetFromNodes")["mask_floor"] == 0
+
+
+def test_the_template_that_enlarges_names_its_upscale_model(comfyui: object) -> None:
+    told = read(FOLDER / f"{enlarging.TITLE}.json")["nodes"][0]["widgets_values"][0]
     assert enlarging.UPSCALER.page in told and "`models/upscale_models`" in told and f"`input/{enlarging.FOLDER}`" in told
 
 

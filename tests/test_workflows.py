@@ -24,6 +24,8 @@ PERSONAL = {
 }  # fmt: skip
 NEWER = {"krea2"}
 """Types of text encoders that the oldest host does not know; its loader says so when the template is queued."""
+NEWER_NODES = {"SAM3_Detect"}
+"""Nodes that the oldest host does not have; the template's note says so."""
 # Only there to shorten the training: what is run is the workflow as it is shipped.
 SHORT = {
     ("ConfigureLoRA", "epochs"): 1,
@@ -67,13 +69,13 @@ def test_there_is_a_workflow() -> None:
 
 def test_every_node_is_known(workflow: dict[str, Any], host: support.Host) -> None:
     unknown = {n["type"] for n in workflow["nodes"]} - host.info.keys() - canvas.NOT_EXECUTED
-    assert not unknown
+    assert unknown <= (NEWER_NODES if host.name == "old" else set())
 
 
 def test_widgets_match_the_nodes(workflow: dict[str, Any], host: support.Host) -> None:
     """As many stored values as the node has widgets (seeds have one more), and each of a fitting type."""
     for node in workflow["nodes"]:
-        if node["type"] in canvas.NOT_EXECUTED:
+        if node["type"] in canvas.NOT_EXECUTED or node["type"] not in host.info:
             continue
         expected = []
         for name, kind, options, _ in canvas.input_specs(host.info[node["type"]]):
@@ -121,6 +123,8 @@ def test_links_join_what_exists(workflow: dict[str, Any], host: support.Host) ->
         source, sink = nodes[origin]["outputs"][output], nodes[target]["inputs"][place]
         assert link in source["links"] and sink["link"] == link
         assert source["type"] == sink["type"] == kind
+        if not {nodes[origin]["type"], nodes[target]["type"]} <= host.info.keys():
+            continue  # nodes that are newer than this host
         info = host.info[nodes[origin]["type"]]
         assert info["output"][output] == kind, f"{nodes[origin]['type']} gives {info['output']}"
         known = {

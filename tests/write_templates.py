@@ -8,9 +8,10 @@ from __future__ import annotations
 import colorsys
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from lora_atelier.demo import enlarging, templates, workflow
+from lora_atelier.demo import enlarging, masking, sliding, templates, workflow
 from lora_atelier.tests.host import support
 from lora_atelier.training.starting import points
 from PIL import Image, ImageDraw, ImageFont
@@ -33,16 +34,20 @@ def texts(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield templates.file_name(description), workflow.to_text(templates.build(description, info, values_of(description)))
 
 
-def enlarging_text(info: dict[str, Any]) -> str:
-    """The text of the template that enlarges small pictures."""
-    return workflow.to_text(enlarging.build(info, values_of(enlarging.DESCRIPTION)))
+OTHERS = {module.TITLE: module for module in (enlarging, masking, sliding)}
+"""Templates that show one thing, by their titles, in the order in which they came."""
+
+
+def other_text(title: str, info: dict[str, Any]) -> str:
+    """The text of one of ``OTHERS``."""
+    return workflow.to_text(OTHERS[title].build(info, values_of(OTHERS[title].DESCRIPTION)))
 
 
 CARD = (512, 288)
 SHORT_TITLES = {
     "train_then_test": "Train, then test: the demo", "recipe_1_ink_and_lore": "Recipe 1: Ink & Lore", "recipe_2_style_guide":
     "Recipe 2: Style guide", "recipe_3_hosted_trainer": "Recipe 3: Hosted trainer", "recipe_4_real_life_face":
-    "Recipe 4: Real-life face", "recipe_5_sdxl_subject": "Recipe 5: SDXL subject", enlarging.TITLE: enlarging.TITLE,
+    "Recipe 4: Real-life face", "recipe_5_sdxl_subject": "Recipe 5: SDXL subject", **{title: title for title in OTHERS},
 }  # fmt: skip
 
 
@@ -69,6 +74,11 @@ def card(title: str, seed: int) -> Image.Image:
     return picture
 
 
+def _place(path: Path) -> tuple[int, Path]:
+    titles = list(OTHERS)
+    return titles.index(path.stem) + 1 if path.stem in titles else 0, path
+
+
 def _colour(hue: float, saturation: float, value: float) -> tuple[int, ...]:
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
@@ -76,7 +86,8 @@ def _colour(hue: float, saturation: float, value: float) -> tuple[int, ...]:
 def test_write(comfyui: object) -> None:
     for name, text in texts(support.host("new").info):
         (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
-    (FOLDER / f"{enlarging.TITLE}.json").write_text(enlarging_text(support.host("new").info), encoding="utf-8")
+    for title in OTHERS:
+        (FOLDER / f"{title}.json").write_text(other_text(title, support.host("new").info), encoding="utf-8")
     # The colours go by the order, in which those that came later are the last.
-    for seed, path in enumerate(sorted(FOLDER.glob("*.json"), key=lambda path: (path.stem == enlarging.TITLE, path))):
+    for seed, path in enumerate(sorted(FOLDER.glob("*.json"), key=_place)):
         card(SHORT_TITLES.get(path.stem, path.stem[3:]), seed).save(path.with_suffix(".jpg"), quality=80)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from .runs.record import SaveKind
 from .runs.run import Run
 from .runs.state import State
 from .session import Session
-from .step import StepInputs, computes_in_half, loss_of
+from .step import StepInputs, computes_in_half, directions, loss_of
 from .step_context import StepContext
 
 
@@ -66,13 +68,18 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
             yield
 
     def learn_from(inputs: StepInputs) -> Tensor:
-        """The loss of a batch, whose gradient is added to those before it. Nothing of the graph outlives this call."""
+        """The loss of a batch, of a slider in each direction, whose gradient is added to those before it. Nothing of the graph
+        outlives this call."""
         if session.text is None:  # else its answer is an input, and has begun the step
             flat.begin()
-        loss = loss_of(session, inputs)
-        scaler.scale(loss / inputs.parts).backward()
+        found = []
+        with closing(directions(session, inputs)) as ways:
+            for way in ways:
+                loss = loss_of(session, way)
+                scaler.scale(loss / inputs.parts).backward()
+                found.append(loss.detach())
         flat.collect()
-        return loss.detach()
+        return reduce(operator.add, found)
 
     steps = StepContext(session, learn_from, callbacks.warn, callbacks.cancelled)
     drawing = False

@@ -12,6 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+EVEN = 0x6576656E
+"""Keeps the place where even numbers begin apart from other draws of the first step."""
+GOLDEN = (5**0.5 - 1) / 2
+
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     """A CPU generator that depends on nothing but its arguments, so that step k draws the same numbers after a resume.
@@ -23,6 +27,16 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return torch.Generator().manual_seed((z ^ (z >> 31)) & (2**63 - 1))
+
+
+def even_place(seed: int, step: int) -> float:
+    """A number in [0, 1) for a step; those of consecutive steps lie evenly, wherever one begins to count.
+
+    A Kronecker sequence with the golden ratio, whose discrepancy is the least of its kind (Niederreiter 1992, section 3.1), from
+    a place that the seed decides.
+    """
+    start = float(torch.rand((), generator=step_generator(seed, 0, EVEN), dtype=torch.float64))
+    return (start + step * GOLDEN) % 1.0
 
 
 def first_weights(seed: int) -> torch.Generator:

@@ -9,19 +9,21 @@ Loop, validation and memory estimates ask a model in the same way, ``noised``, s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from . import seeding
+from .config import LossConfig, SliderConfig
 from .dataset.encoded import size_conditioning
 from .dataset.plan import Batch
 from .network.dropout import Drops
 from .objective import loss as losses
 from .objective import noise as noises
 from .objective.preservation import base_prediction, preservation_loss
+from .objective.slider import WAYS, slider_target
 from .protocols import Conditions, Denoiser, EncodedText, Predictor, Together
 from .session import Session
 from .tensors.transfer import to_device, with_one_way_back
@@ -45,6 +47,18 @@ class Noised:
 
 
 @dataclass(frozen=True)
+class SliderInputs:
+    """What a slider is asked beside its target at strength 1."""
+
+    positive: list[Together] | None
+    """What the model is given for the positive prompts; None where pictures are the ends."""
+    negative: list[Together] | None
+    before: Noised | None
+    """The pictures at the other end, and what is asked of them; None where prompts are the ends."""
+    guidance: float
+
+
+@dataclass(frozen=True)
 class StepInputs:
     """All that a step's loss and gradient depend on but for the weights; tensors are on the model's device."""
 
@@ -59,6 +73,9 @@ class StepInputs:
     """Whether the pictures are shown to hold the model to what it was."""
     held: list[Together] | None
     """What the model is given for the prompt at which it is held; None without one."""
+    untrained: list[Together] | None
+    """What it is given for its answer before training, where a text encoder that learns has changed the rest; else None."""
+    slider: SliderInputs | None = None
 
     @property
     def parts(self) -> Tensor:
@@ -117,7 +134,8 @@ def prepare(session: Session, batch: Batch, step: int) -> StepInputs:
     session.adapter.drop(drops)  # a text encoder that is trained answers here
     x0, sizes, mask = loaded(session, batch)
     draw = seeding.step_generator(config.seed, step)
-    sigma = to_device(session.levels.draw(len(x0), (x0.shape[-2], x0.shape[-1]), draw), model.device)
+    place = seeding.even_place(config.seed, step) if config.noise.level_draw == "stratified" else None
+    sigma = to_device(session.levels.draw(len(x0), (x0.shape[-2], x0.shape[-1]), draw, place), model.device)
     drawn = noises.make_noise(x0.shape, config.noise, draw)
     noise = to_device(drawn, model.device)
     mixed_in = to_device(noises.perturbed(drawn, config.noise, draw), model.device)
@@ -127,9 +145,63 @@ def prepare(session: Session, batch: Batch, step: int) -> StepInputs:
     if config.loss.preservation and prompt:
         held = model.merged(conditions_of(model, asked.x, session.encoded.held(prompt, batch), sizes))
     regularises = subset.role == "regularisation"
+    untrained = None
+    if session.text is not None and (
+        (config.loss.preservation and regularises and not prompt) or _holds_outside(mask, config.loss)
+    ):
+        with torch.no_grad(), session.adapter.disabled():
+            untrained = model.merged(conditions_of(model, asked.x, session.encoded.conditionings(batch), sizes))
     strength = config.loss.preservation if regularises and config.loss.preservation and not prompt else 1.0
-    numbers = torch.tensor([subset.mask_floor, subset.loss_weight * strength, averaged(session, step)])
-    return StepInputs(asked, mask, to_device(numbers, model.device), drops, regularises, held)
+    slider = None
+    if subset.slider is not None:
+        slider = _slider(session, batch, subset.slider, asked, (sigma, noise, mixed_in), texts, sizes)
+    each = strength / len(WAYS) if slider else strength  # the two directions are added up to their mean
+    numbers = torch.tensor([subset.mask_floor, subset.loss_weight * each, averaged(session, step)])
+    return StepInputs(asked, mask, to_device(numbers, model.device), drops, regularises, held, untrained, slider)
+
+
+def _slider(
+    session: Session, batch: Batch, slider: SliderConfig, asked: Noised, drawn: tuple[Tensor, Tensor, Tensor],
+    texts: Sequence[EncodedText], sizes: Sizes,
+) -> SliderInputs:  # fmt: skip
+    """``drawn``: level, noise, and the noise that is mixed in; both ends of a pair have the same."""
+    model = session.model
+    if slider.source == "prompts":
+        positive, negative = (model.merged(conditions_of(model, asked.x, side, sizes)) for side in session.encoded.ends(batch))
+        return SliderInputs(positive, negative, None, slider.guidance)
+    latents, views = session.encoded.befores(batch)
+    x0 = model.latents_in(to_device(latents, model.device))
+    sigma, noise, mixed_in = drawn
+    before = noised(model, x0, sigma, noise, texts, [size_conditioning(one) for one in views], mixed_in)
+    return SliderInputs(None, None, before, slider.guidance)
+
+
+def directions(session: Session, inputs: StepInputs) -> Generator[StepInputs, None, None]:
+    """The inputs of each loss of a step, one at a time: of a slider one for each direction, of all else the inputs themselves.
+
+    The adapter keeps the strength of a direction until the next is asked for, since a backward pass may compute blocks anew; it
+    is to be closed, so that none ever stays.
+    """
+    slider, asked = inputs.slider, inputs.noised
+    if slider is None:
+        yield inputs
+    elif slider.before is not None:
+        for way, own in zip(WAYS, (asked, slider.before), strict=True):
+            with session.adapter.at(way):
+                yield replace(inputs, noised=own)
+    else:
+        model, adapter = session.model, session.adapter
+        sides = (asked.given, slider.positive or [], slider.negative or [])
+        before, positive, negative = (base_prediction(model, adapter, asked.x, asked.sigma, side) for side in sides)
+        for way in WAYS:
+            target = slider_target(way, before, positive, negative, slider.guidance)
+            with adapter.at(way):
+                yield replace(inputs, noised=replace(asked, target=target))
+
+
+def _holds_outside(mask: Tensor | None, config: LossConfig) -> bool:
+    """Whether the model's answer before training is wanted outside the mask."""
+    return mask is not None and config.mask_preservation > 0
 
 
 def loss_of(session: Session, inputs: StepInputs) -> Tensor:
@@ -143,10 +215,13 @@ def loss_of(session: Session, inputs: StepInputs) -> Tensor:
     prediction = answer(model, asked)
     strength = config.preservation
     floor, weight, _ = inputs.numbers.unbind()
+    given, before = inputs.untrained or asked.given, None
     if strength and inputs.held is None and inputs.regularises:
-        before = base_prediction(model, adapter, asked.x, asked.sigma, asked.given)
+        before = base_prediction(model, adapter, asked.x, asked.sigma, given)
         return weight * preservation_loss(prediction, before)
-    loss = losses.batch_loss(prediction, asked.target, inputs.mask, floor, weight, model.prediction, asked.sigma, config)
+    if _holds_outside(inputs.mask, config):
+        before = base_prediction(model, adapter, asked.x, asked.sigma, given)
+    loss = losses.batch_loss(prediction, asked.target, inputs.mask, floor, weight, model.prediction, asked.sigma, config, before)
     if strength and inputs.held is not None:
         before = base_prediction(model, adapter, asked.x, asked.sigma, inputs.held)
         after = model.answer(asked.x, asked.sigma, inputs.held)

@@ -11,7 +11,16 @@ import pytest
 from lora_atelier.tests.canvas.test_words import node_kinds
 
 LANGUAGES = ("zh", "ja")
-HELP = ("LoadDataset", "DatasetFromNodes", "AutoCaption", "RenderRegularisation", "ConfigureLoRA", "TrainLoRA", "EpochWeightGrid")
+HELP = (
+    "LoadDataset",
+    "DatasetFromNodes",
+    "AutoCaption",
+    "RenderRegularisation",
+    "SliderDataset",
+    "ConfigureLoRA",
+    "TrainLoRA",
+    "EpochWeightGrid",
+)
 SCRIPTS = {"zh": r"[\u4e00-\u9fff]", "ja": r"[\u3040-\u30ff\u4e00-\u9fff]"}
 SAME_EVERYWHERE = re.compile(r"^[\s\d\W]*(\[\w+\][\s\d\W]*)*$|^(LoRA|Load Image|ComfyUI|OK)$")
 """What is numbers, signs and names in every language."""

@@ -59,13 +59,14 @@ def node_kinds() -> list[type]:
         epoch_weight_grid,
         load_dataset,
         render_regularisation,
+        slider_dataset,
         train_lora,
     )
 
     return [
         load_dataset.LoadDataset, dataset_from_nodes.DatasetFromNodes, auto_caption.AutoCaption,
-        render_regularisation.RenderRegularisation, configure_lora.ConfigureLoRA, train_lora.TrainLoRA,
-        epoch_weight_grid.EpochWeightGrid,
+        render_regularisation.RenderRegularisation, slider_dataset.SliderDataset, configure_lora.ConfigureLoRA,
+        train_lora.TrainLoRA, epoch_weight_grid.EpochWeightGrid,
     ]  # fmt: skip
 
 

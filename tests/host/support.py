@@ -32,7 +32,8 @@ CHECKPOINTS = {"sd15": "tiny-sd15.safetensors", "sd3": "tiny-sd3.safetensors", "
 SOURCES = {"sd15": "sd15", "sd3": "sd3", "demo": "sd3"}
 PICTURES = {"red square": "red", "blue circle": "blue", "green square": "green", "black circle": "black"}
 NODES = (
-    "LoadDataset", "DatasetFromNodes", "AutoCaption", "RenderRegularisation", "ConfigureLoRA", "TrainLoRA", "EpochWeightGrid",
+    "LoadDataset", "DatasetFromNodes", "AutoCaption", "RenderRegularisation", "SliderDataset", "ConfigureLoRA", "TrainLoRA",
+    "EpochWeightGrid",
 )  # fmt: skip
 # A first line of these starts something that a person must not see in the log of a good run.
 TROUBLE = re.compile(r"Traceback|lora key not loaded|clip missing|unet missing|unet unexpected|Missing VAE|Cannot import", re.I)

@@ -192,6 +192,7 @@ def test_a_latents_own_scale_and_mask_are_heard(node, folder):
 
 NAN = torch.full((1, 64, 64, 3), float("nan"))
 PICTURE = torch.zeros(1, 64, 64, 3)
+MASK = torch.ones(1, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,15 @@ PICTURE = torch.zeros(1, 64, 64, 3)
         ({"texts": ["a"]}, "images: nothing is connected"),
         ({"images": [PICTURE] * 3, "control": [PICTURE] * 2}, "control: there are 2 for 3 pictures"),
         ({"images": [PICTURE], "control": [NAN]}, "control: number 1 holds NaN"),
+        ({"images": [PICTURE] * 3, "masks": [MASK] * 2}, "masks: there are 2 for 3 pictures"),
+        ({"images": [PICTURE], "masks": [MASK] * 2}, "masks: there are 2 for 1 picture.*individual_masks"),
+        ({"images": [PICTURE], "masks": []}, "masks: the list is empty"),
+        ({"images": [PICTURE], "masks": ["a"]}, "masks: number 1 is no mask"),
+        ({"images": [PICTURE], "masks": [torch.zeros(2, 3, 64, 64)]}, "masks: number 1 is no mask"),
+        ({"images": [PICTURE], "masks": [MASK * NAN[..., 0]]}, "masks: number 1 holds NaN"),
+        ({"images": [PICTURE] * 2, "masks": [MASK, MASK[:, :40]]}, "masks: number 2 has 64 x 40 pixels and another shape"),
+        ({"images": [PICTURE[:, :40]], "masks": [MASK * 0]}, "number 1 has 64 x 64.*Load Image gives an empty mask"),
+        ({"latents": [latent()], "conditioning": [[text()]], "masks": [MASK]}, "masks: they belong to images"),
         ({"images": [PICTURE], "control_2": ["a"]}, "control_2: number 1 is no picture"),
         ({"latents": [latent()], "conditioning": [[text()]], "control": [PICTURE]}, "control: control pictures of latents are"),
         ({"latents": [latent()]}, "conditioning: they belong to the latents"),
@@ -251,6 +261,49 @@ def test_control_pictures_by_wire_belong_to_each_picture(node, folder):
     assert np.abs(stored - others[1][0].numpy() * 255).max() <= 0.51
     (alone,) = node.execute(images=images, texts=texts, **widgets(node)).result
     assert alone.fingerprint != dataset.fingerprint and not alone.subsets[0].samples[0].controls
+
+
+def test_masks_by_wire_are_what_mask_files_are(node, folder):
+    """The very same latents and masks as a folder's with these masks beside the pictures."""
+    from lora_atelier.training.config import SubsetConfig
+    from lora_atelier.training.dataset import scan
+    from lora_atelier.training.dataset.plan import FIXED, size_of
+    from lora_atelier.training.dataset.views import view
+
+    images, texts = stock(folder)
+    stream = np.random.default_rng(1)
+    masks = [stream.integers(0, 256, (height // 2, width // 2), np.uint8) for width, height in SIZES]
+    for i, mask in enumerate(masks):
+        Image.fromarray(mask).save(folder / f"{i}.mask.png")
+    given = [torch.from_numpy(mask).float()[None] / 255 for mask in masks]
+    wired = node.execute(images=images, texts=texts, masks=given, **widgets(node, crop="random", mask_floor=0.3)).result[0]
+    config = SubsetConfig("input/shapes", resolution=64, bucket_step=32, crop="random", masks="files", mask_floor=0.3)
+    (filed,) = scan.scan(folder, config)
+    (subset,) = wired.subsets
+    assert (subset.config.masks, subset.config.mask_floor) == ("files", 0.3)
+    for one, other in zip(subset.samples, filed.samples, strict=True):
+        shown = [view(s, config, size_of(s, config), 0, FIXED).mask_levels(s) for s in (one, other)]
+        assert torch.equal(*shown)
+    plain = node.execute(images=images, texts=texts, **widgets(node)).result[0]
+    assert plain.subsets[0].config.masks == "off" and plain.fingerprint != wired.fingerprint
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (1, 64, 64), (1, 1, 64, 64), (1, 64, 64, 1)])
+def test_one_mask_serves_all_in_any_of_its_forms(node, folder, shape):
+    half = torch.zeros(64, 64)
+    half[:, :32] = 1
+    pictures = [torch.rand(2, 64, 64, 3), torch.rand(1, 128, 128, 3)]
+    (subset,) = node.execute(images=pictures, masks=[half.view(shape)], **widgets(node)).result[0].subsets
+    assert len({sample.mask for sample in subset.samples}) == 1 and not subset.warnings
+    with Image.open(subset.samples[0].mask) as stored:
+        assert np.array_equal(np.asarray(stored), half.numpy() * 255)
+
+
+@pytest.mark.parametrize(("floor", "said"), [(0.1, "all of such a picture is learnt"), (0.0, "nothing of such a picture")])
+def test_masks_with_which_nothing_was_found_are_named(node, folder, floor, said):
+    given = [torch.zeros(1, 64, 64), torch.ones(1, 64, 64), torch.zeros(1, 64, 64)]
+    output = node.execute(images=[PICTURE] * 3, texts=["a"], masks=given, **widgets(node, mask_floor=floor))
+    assert f"masks: 2 of 3 are black all over (1, 3), and {said}" in output.ui["text"][0]
 
 
 def test_the_latents_of_an_edit_models_conditioning_come_along(node, folder):

@@ -10,6 +10,7 @@ from .refusal import check_kinds, choice, refuse
 Levels = Literal["auto", "uniform", "logit-normal", "shifted", "sigmoid"]
 LossKind = Literal["mse", "huber", "smooth-l1"]
 HuberSchedule = Literal["snr", "constant"]
+LevelDraw = Literal["random", "stratified"]
 Weighting = Literal["none", "min-SNR", "debiased", "sigma-sqrt", "cosmap"]
 
 
@@ -43,10 +44,13 @@ class NoiseConfig:
     """Each coarser layer counts this much of the one before."""
     perturbation: float = 0.0
     """Input perturbation: share of noise that the model sees but is not asked for; 0 is off, 0.1 is usual."""
+    level_draw: LevelDraw = "random"
+    """``stratified`` covers the distribution of the levels evenly, within a batch and from step to step, instead of by chance."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
         choice("noise levels", self.levels, Levels)
+        choice("level draw", self.level_draw, LevelDraw)
         refuse(not -10 <= self.logit_mean <= 10, f"logit mean: {self.logit_mean} is outside -10 to 10; 0 is usual.")
         refuse(not 0.01 <= self.logit_std <= 10, f"logit std: {self.logit_std} is outside 0.01 to 10; 1 is usual.")
         refuse(not 0.01 <= self.sigmoid_scale <= 10, f"sigmoid scale: {self.sigmoid_scale} is outside 0.01 to 10; 1 is usual.")
@@ -87,6 +91,8 @@ class LossConfig:
     """Output preservation: how strongly the model is held to what it answered before training; 0 is off, 1 is usual."""
     preservation_prompt: str = ""
     """What it is held at: a class such as ``a woman``; empty: the captions of the regularisation pictures."""
+    mask_preservation: float = 0.0
+    """How strongly the model is held, outside the pictures' masks, to what it answered before training; 0 is off, 1 is usual."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -99,3 +105,7 @@ class LossConfig:
         )
         refuse(not 0.01 <= self.snr_gamma <= 1000, f"min-SNR gamma: {self.snr_gamma} is outside 0.01 to 1000; 5 is usual.")
         refuse(not 0 <= self.preservation <= 100, f"output preservation: {self.preservation} is outside 0 to 100; 1 is usual.")
+        refuse(
+            not 0 <= self.mask_preservation <= 100,
+            f"mask preservation: {self.mask_preservation} is outside 0 to 100; 1 is usual.",
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .refusal import check_kinds, choice, refuse
+from .slider import SliderConfig
 
 Crop = Literal["center", "random", "none", "focus", "head"]
 Role = Literal["training", "regularisation", "validation"]
@@ -90,6 +91,12 @@ class SubsetConfig:
 
     head_margin: float = 0.75
     """Room around the face, in shares of its size on every side; only for the crop ``head``."""
+    fixed_height: int = 0
+    """Without buckets: height of the one size, whose width is ``resolution``, in pixels; 0 is the square."""
+    bucket_no_upscale: bool = False
+    """A picture that would have to be enlarged for its bucket gets a smaller one of its own."""
+    slider: SliderConfig | None = None
+    """What a slider is learnt from on these pictures; None: the pictures themselves are learnt."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -106,6 +113,19 @@ class SubsetConfig:
             f"resolution: {self.resolution} is not a multiple of the bucket step {self.bucket_step}; "
             f"try {max(1, round(self.resolution / self.bucket_step)) * self.bucket_step}.",
         )
+        height = self.fixed_height
+        refuse(
+            height != 0 and (not 64 <= height <= 4096 or height % self.bucket_step != 0),
+            f"fixed height: {height} is no multiple of the bucket step {self.bucket_step} between 64 and 4096; 0 is the square.",
+        )
+        refuse(
+            height != 0 and self.buckets, "fixed height: buckets choose the sizes themselves. Switch buckets off, or set it to 0."
+        )
+        refuse(height not in (0, self.resolution) and self.crop == "head", "fixed height: heads are cut out square. Set it to 0.")
+        refuse(
+            self.bucket_no_upscale and not self.buckets,
+            "bucket no upscale: without buckets all pictures are brought to one size. Switch one of the two.",
+        )
         choice("crop", self.crop, Crop)
         ending = self.caption_extension.lower()
         refuse(
@@ -121,6 +141,11 @@ class SubsetConfig:
             choice(widget, value, allowed)
         self._check_captions()
         self._check_use()
+
+    @property
+    def fixed_size(self) -> tuple[int, int]:
+        """(width, height) of all pictures where there are no buckets, and the area that no bucket exceeds."""
+        return self.resolution, self.fixed_height or self.resolution
 
     def _check_captions(self) -> None:
         choice("caption lines", self.caption_lines, CaptionLines)

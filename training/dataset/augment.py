@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import SubsetConfig
+from ..config import Ends, SliderConfig, SubsetConfig
 from ..seeding import picture_random
 from .samples import Dataset
 from .words import joined, parts
@@ -20,8 +20,22 @@ encoding on the disk (0.2 MB for CLIP-L, 4 MB for a T5 of 256 tokens); 16 orders
 
 
 def plain_caption(caption: str | None, config: SubsetConfig) -> str:
-    """The caption, the first of several alternatives, with prefix and suffix: as it stands before anything is left to chance."""
+    """The caption, the first of several alternatives, with prefix and suffix: as it stands before anything is left to chance.
+
+    For a slider from prompts it is its first target, whatever the picture's own caption is.
+    """
+    if config.slider and config.slider.prompts:
+        return config.slider.ends[0].target
     return f"{config.caption_prefix}{alternatives(caption)[0]}{config.caption_suffix}".strip()
+
+
+def sighted_ends(slider: SliderConfig, seed: int, key: str, sighting: int) -> Ends:
+    """The prompts of a slider whose turn it is for this picture: all of them in a drawn order, again and again."""
+    rows = list(slider.ends)
+    if sighting == FIXED:
+        return rows[0]
+    picture_random("slider", seed, key).shuffle(rows)
+    return rows[sighting % len(rows)]
 
 
 def alternatives(caption: str | None) -> list[str]:
@@ -69,6 +83,8 @@ def caption_variant(caption: str | None, config: SubsetConfig, seed: int, key: s
 
 def sighted_caption(caption: str | None, config: SubsetConfig, seed: int, key: str, sighting: int) -> str:
     """The caption of the ``sighting``-th time that the picture with this ``key`` is seen; "" when it is dropped as a whole."""
+    if config.slider and config.slider.prompts:
+        return sighted_ends(config.slider, seed, key, sighting).target
     if sighting == FIXED:
         return plain_caption(caption, config)
     if config.caption_dropout > 0 and picture_random("dropout", seed, key, sighting).random() < config.caption_dropout:
@@ -77,7 +93,10 @@ def sighted_caption(caption: str | None, config: SubsetConfig, seed: int, key: s
 
 
 def caption_variants(caption: str | None, config: SubsetConfig, seed: int, key: str, sightings: int) -> list[str]:
-    """Every caption that ``sighted_caption`` can give within the first ``sightings`` sightings, each once."""
+    """Every caption that ``sighted_caption`` can give within the first ``sightings`` sightings, each once; of a slider both ends
+    as well."""
+    if config.slider and config.slider.prompts:
+        return list(config.slider.prompts)
     count = max(1, min(sightings, variants_of(caption, config)))
     texts = [caption_variant(caption, config, seed, key, variant) for variant in range(count)]
     return list(dict.fromkeys(texts + ([""] if config.caption_dropout > 0 else [])))
@@ -95,6 +114,7 @@ def trained_captions(dataset: Dataset) -> tuple[str, ...]:
 
 
 def trained_pictures(dataset: Dataset) -> tuple[Path, ...]:
-    """The files of the training pictures, each once; latents have none."""
+    """The files of the training pictures, each once; latents have none, and what a slider is practised on is not learnt."""
     training = (subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready)
+    training = (subset for subset in training if not (subset.config.slider and subset.config.slider.prompts))
     return tuple(dict.fromkeys(sample.path for subset in training for sample in subset.samples))

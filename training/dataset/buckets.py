@@ -51,6 +51,16 @@ def assign(width: int, height: int, sizes: tuple[Size, ...]) -> Size:
     return min(sizes, key=lambda size: (round(aspect_error((width, height), size), 12), -size[0] * size[1], size))
 
 
+def own_bucket(width: int, height: int, resolution: int, step: int) -> Size:
+    """The largest bucket for which a picture need not be enlarged, with at most ``resolution``^2 pixels.
+
+    As kohya's trainer has it under ``bucket_no_upscale``: the picture is made smaller where it is above that area, never larger,
+    and its sides are cut to multiples of ``step``. A side below one step is enlarged to it all the same.
+    """
+    scale = min(1.0, resolution / math.sqrt(width * height))
+    return tuple(max(step, int(side * scale + 1e-9) // step * step) for side in (width, height))  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Placement:
     """How a picture is laid into its bucket."""

@@ -16,14 +16,14 @@ from ..tensors import references
 from ..tensors.finite import first_lost, is_finite
 from ..tensors.transfer import to_device
 from . import masks, precomputed, stream
-from .augment import FIXED, caption_variants, plain_caption, sighted_caption
+from .augment import FIXED, caption_variants, plain_caption, sighted_caption, sighted_ends
 from .buckets import Size
 from .cache import TensorCache, cache_key
 from .controls import NONE, Controls, Shown
 from .images import to_unit
 from .plan import Batch, Plan
 from .samples import Dataset, Sample
-from .views import View, view, views
+from .views import View, view, view_of_before, views
 from .workers import Behind
 
 PIXELS_AT_ONCE, PIXELS_ON_CPU = 32 * 1024 * 1024, 256 * 256
@@ -83,6 +83,9 @@ def work_of(plan: Plan, epochs: int, controls: Controls = NONE, held: Sequence[s
     def needs(sample: Sample, shown: Sequence[View], captions: Sequence[str], cached: bool) -> None:
         for one in shown if cached else ():
             pictures.setdefault((*one.parts, sample.mask_key), (sample, one))
+            if sample.before:
+                other = view_of_before(one, sample.before)
+                pictures.setdefault((*other.parts, ""), (sample.before, other))
         for one in {one.flipped: one for one in shown}.values():
             for control, whole in controls.of(sample, one):
                 pictures.setdefault((*whole.parts, ""), (control, whole))
@@ -161,18 +164,35 @@ class EncodedDataset:
 
     def latents(self, batch: Batch) -> tuple[Tensor, list[View], Tensor | None]:
         """(B, C, H, W) as the VAE gave them, how each picture was cut, and loss masks (B, 1, h, w) in 0..1 or None."""
-        subset = self.dataset.subsets[batch.subset]
-        samples, shown = map(list, zip(*self._shown(batch), strict=True))
-        if subset.config.variants:
-            found = [self._picture(sample, one) for sample, one in zip(samples, shown, strict=True)]
-        else:
-            fresh = self._encode(list(zip(samples, shown, strict=True)))
-            found = [tensors for some in fresh for _, _, tensors in some]
+        pairs = self._shown(batch)
+        shown = [one for _, one in pairs]
+        found = self._found(pairs, batch)
         latents = torch.stack([tensors["latent"] for tensors in found])
         if all("mask" not in tensors for tensors in found):
             return latents, shown, None
         everything = torch.ones(1, *latents.shape[-2:])
         return latents, shown, torch.stack([tensors.get("mask", everything) for tensors in found])
+
+    def befores(self, batch: Batch) -> tuple[Tensor, list[View]]:
+        """The latents of the pictures at a slider's other end, (B, C, H, W), and how each was cut."""
+        pairs = [(s.before, view_of_before(one, s.before)) for s, one in self._shown(batch) if s.before]
+        return torch.stack([tensors["latent"] for tensors in self._found(pairs, batch)]), [one for _, one in pairs]
+
+    def _found(self, pairs: Sequence[Shown], batch: Batch) -> list[Tensors]:
+        """Latents and masks of a batch's pictures, from the cache or encoded now, as its subset asks for."""
+        if self.dataset.subsets[batch.subset].config.variants:
+            return [self._picture(sample, one) for sample, one in pairs]
+        return [tensors for some in self._encode(list(pairs)) for _, _, tensors in some]
+
+    def ends(self, batch: Batch) -> tuple[list[EncodedText], list[EncodedText]]:
+        """Conditionings of the positive and of the negative prompt of a slider, for each sample."""
+        subset = self.dataset.subsets[batch.subset]
+        assert subset.config.slider is not None
+        rows = [
+            sighted_ends(subset.config.slider, self.seed, subset.samples[i].key, n)
+            for i, n in zip(batch.samples, batch.sightings, strict=True)
+        ]
+        return self._told([row.positive for row in rows], batch), self._told([row.negative for row in rows], batch)
 
     def captions(self, batch: Batch) -> list[str]:
         """The caption of each sample, after shuffling and dropout."""
@@ -209,9 +229,13 @@ class EncodedDataset:
         if subset.ready:
             text = self.text(prompt)
             return [{**text, **references.beside(self.stored_text(subset.samples[i]))} for i in batch.samples]
+        return self._told([prompt] * len(batch.samples), batch)
+
+    def _told(self, prompts: Sequence[str], batch: Batch) -> list[EncodedText]:
+        """A prompt beside the control pictures of each sample, as the text encoder reads it without any training."""
         return [
             self._beside(self._read(Reading(prompt, self.shows.seen_with(sample, one))), self.shows.of(sample, one))
-            for sample, one in self._shown(batch)
+            for prompt, (sample, one) in zip(prompts, self._shown(batch), strict=True)
         ]
 
     def _shown(self, batch: Batch) -> list[tuple[Sample, View]]:

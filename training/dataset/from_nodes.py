@@ -22,8 +22,9 @@ from .caption_reader import CaptionReader
 from .captions import arranged
 from .heads import Face
 from .index import Facts, Index
+from .masks import same_shape
 from .plan import bucket_of
-from .samples import Sample, Subset, counted
+from .samples import Sample, Subset, counted, some
 from .scan import caption_now, head_notes
 from .workers import Advance, Steps, in_parallel
 
@@ -40,11 +41,12 @@ MADE = HandedOn()
 def subset_of(
     images: Sequence[Tensor], texts: Sequence[str] | None, config: SubsetConfig, folder: Path, index: Path | None = None,
     progress: Callable[[int], Advance] | None = None, controls: Mapping[str, Sequence[Tensor]] | None = None,
+    masks: Sequence[Tensor] | None = None,
 ) -> Subset:  # fmt: skip
     """The subset of a list of IMAGE (B, H, W, C) in 0..1, with one text for all, one for each picture, or None.
 
     ``controls``: lists of IMAGE by the name of their input, one picture for all or one for each: the control pictures of models
-    that edit.
+    that edit. ``masks``: a list of MASK (B, H, W) in 0..1, one for all or one for each: 1 is learnt.
 
     Every picture is written once into ``folder``, as a PNG of 8 bits under a name that stands for its pixels and its text: a
     caption file that Auto Caption puts beside it is not taken for a picture that comes with another text. A caption file wins
@@ -62,18 +64,27 @@ def subset_of(
     captions = (
         [None] * len(pictures) if texts is None else [arranged(texts[i % len(texts)], config) for i in range(len(pictures))]
     )
-    beside = [_controls(name, given, len(pictures)) for name, given in (controls or {}).items()]
+    beside = [_each(name, _flat(given, name), len(pictures)) for name, given in (controls or {}).items()]
+    laid = [] if masks is None else _masks_of(masks, pictures)
+    if laid:
+        config = replace(config, masks="files")
     memory = Index(index)
 
     def written(pixels: Tensor, text: str | None) -> tuple[Path, Facts]:
         path = write_picture(pixels, text, folder)
         return path, memory.facts(path)
 
-    steps = Steps(progress, (2 + len(beside)) * len(pictures))
+    steps = Steps(progress, (2 + len(beside)) * len(pictures) + len(laid))
     try:
         files = in_parallel(lambda one: written(*one), list(zip(pictures, captions, strict=True)), steps)
         shown = [in_parallel(lambda one: written(one, None), group, steps) for group in beside]
+        covers = in_parallel(lambda one: written(one, None), laid, steps)
         samples, warnings = _samples(files, captions, config, memory, steps)
+        if covers:
+            samples = [
+                replace(sample, mask=path, mask_key=facts.key) for sample, (path, facts) in zip(samples, covers, strict=True)
+            ]
+            warnings += _blank(laid, config.mask_floor)
         if shown:
             samples = [replace(sample, controls=tuple(map(_control, own))) for sample, *own in zip(samples, *shown, strict=True)]
     except BaseException:
@@ -84,14 +95,56 @@ def subset_of(
     return Subset(config, tuple(samples), config.repeats or 1, warnings=tuple(dict.fromkeys(warnings)))
 
 
-def _controls(name: str, given: Sequence[Tensor], count: int) -> list[Tensor]:
-    """A control picture for each of so many pictures."""
-    found = _flat(given, name)
+def _each(name: str, found: Sequence[Tensor], count: int, hint: str = "") -> list[Tensor]:
+    """One of ``found``, which came in by the input ``name``, for each of so many pictures."""
     if len(found) not in (1, count):
         raise AtelierError(
-            f"{name}: there are {len(found)} for {counted(count, 'picture')}. Connect one for all, or one for each picture."
+            f"{name}: there are {len(found)} for {counted(count, 'picture')}. Connect one for all, or one for each picture{hint}."
         )
     return [found[i % len(found)] for i in range(count)]
+
+
+def _masks_of(masks: Sequence[Tensor], pictures: Sequence[Tensor]) -> list[Tensor]:
+    """A mask (H, W, 1) for each picture, of its shape; AtelierError naming the one that isn't."""
+    found: list[Tensor] = []
+    for given in masks:
+        batch = given
+        if isinstance(batch, Tensor) and batch.ndim == 4 and 1 in (batch.shape[1], batch.shape[-1]):
+            batch = batch.squeeze(1 if batch.shape[1] == 1 else -1)
+        if not isinstance(batch, Tensor) or batch.ndim not in (2, 3):
+            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise AtelierError(f"masks: number {len(found) + 1} is no mask ({shape}). Connect what a node gives as MASK.")
+        found += batch[None] if batch.ndim == 2 else batch
+    if not found:
+        raise AtelierError("masks: the list is empty. Connect a node that gives at least one.")
+    for number, mask in enumerate(found, start=1):
+        if not mask.isfinite().all():
+            raise AtelierError(f"masks: number {number} holds NaN or infinite numbers. Look at it with a Preview Image node.")
+    hint = (
+        "; a node that cuts out objects one by one (individual_masks) must give one mask of all"
+        if len(found) > len(pictures)
+        else ""
+    )
+    each = _each("masks", found, len(pictures), hint)
+    for number, (mask, pixels) in enumerate(zip(each, pictures, strict=True), start=1):
+        (height, width), (own_height, own_width) = pixels.shape[:2], mask.shape
+        if not same_shape((own_width, own_height), (width, height)):
+            empty = "; Load Image gives an empty mask of 64 x 64 for a picture that has no transparency" if not mask.any() else ""
+            raise AtelierError(
+                f"masks: number {number} has {own_width} x {own_height} pixels and another shape than its picture ({width} x "
+                f"{height}){empty}. Make it from the picture as it is connected here."
+            )
+    return [mask.unsqueeze(-1) for mask in each]
+
+
+def _blank(masks: Sequence[Tensor], floor: float) -> list[str]:
+    """The sentence that names masks with which nothing is chosen, as where a detector has found nothing."""
+    # By the level that is written: what is darker than half a step is black.
+    black = [str(number) for number, mask in enumerate(masks, start=1) if mask.max() * 255 < 0.5]
+    if not black:
+        return []
+    what = "all of such a picture is learnt, as mask_floor is above 0" if floor else "nothing of such a picture is learnt"
+    return [f"masks: {len(black)} of {len(masks)} are black all over ({some(black)}), and {what}. Leave these pictures out."]
 
 
 def _control(written: tuple[Path, Facts]) -> Sample:

@@ -31,12 +31,17 @@ def open_mask(mask: Path, picture: Path, size: tuple[int, int]) -> Image.Image:
 
 
 def _same_shape(mask: Path, own: tuple[int, int], picture: Path, size: tuple[int, int]) -> None:
-    # One pixel of rounding on the shorter side is what tools that shrink pictures leave.
-    if abs(own[0] * size[1] - own[1] * size[0]) > max(*size, *own):
+    if not same_shape(own, size):
         raise AtelierError(
             f"{mask}: this mask has {own[0]} x {own[1]} pixels and another shape than {picture.name} "
             f"({size[0]} x {size[1]}). Draw it on a copy of the picture."
         )
+
+
+def same_shape(own: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a mask of these sides fits a picture of those; one pixel of rounding on the shorter side is what tools that shrink
+    pictures leave."""
+    return abs(own[0] * size[1] - own[1] * size[0]) <= max(*size, *own)
 
 
 def to_latent_size(mask: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:

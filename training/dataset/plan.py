@@ -13,7 +13,7 @@ from ..config import SubsetConfig
 from ..errors import AtelierError
 from ..seeding import epoch_order, rank
 from .augment import FIXED
-from .buckets import Size, assign, bucket_sizes
+from .buckets import Size, assign, bucket_sizes, own_bucket
 from .holdout import held_out
 from .samples import Dataset, Sample, counted
 
@@ -218,8 +218,12 @@ class Plan:
 
 def bucket_of(width: int, height: int, config: SubsetConfig) -> Size:
     """The size (width, height) at which a picture of these sides is shown."""
-    square = (config.resolution, config.resolution)
-    return assign(width, height, bucket_sizes(config.resolution, config.bucket_step)) if config.buckets else square
+    if not config.buckets:
+        return config.fixed_size
+    found = assign(width, height, bucket_sizes(config.resolution, config.bucket_step))
+    if config.bucket_no_upscale and (found[0] > width or found[1] > height):
+        return own_bucket(width, height, config.resolution, config.bucket_step)
+    return found
 
 
 def size_of(sample: Sample, config: SubsetConfig) -> Size:

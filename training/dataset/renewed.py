@@ -40,6 +40,8 @@ def renewed(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
 def _now(sample: Sample, subset: Subset, index: Index) -> Sample:
     facts = index.facts(sample.path)
     controls = tuple(_control(control, index) for control in sample.controls if is_file(control.path))
+    before = _control(sample.before, index) if sample.before and is_file(sample.before.path) else sample.before
+    sample = dataclasses.replace(sample, before=before)
     mask, mask_key = sample.mask, sample.mask_key
     if mask == sample.path:
         mask_key = facts.key

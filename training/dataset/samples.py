@@ -68,6 +68,8 @@ class Sample:
     """Caption file under another name than the usual one (``cat.TXT``, ``cat.jpg.txt``); it counts while there is no other."""
     controls: tuple[Sample, ...] = ()
     """The pictures out of which an edit model is to make this one, in their order; they have neither caption nor mask."""
+    before: Sample | None = None
+    """The picture that stands for a slider's strength -1, where this one stands for 1."""
     head: tuple[float, float, float, float] | None = None
     """(left, top, right, bottom) of the face in shares of width and height; only for the crop ``head``, None without a face."""
 
@@ -109,7 +111,10 @@ class Subset:
         with_controls = sum(bool(sample.controls) for sample in self.samples)
         if with_controls:
             captions += f", {'all' if with_controls == len(self.samples) else with_controls} with control pictures"
-        shape = f"buckets around {self.config.resolution}" if self.config.buckets else f"square {self.config.resolution}"
+        width, height = self.config.fixed_size
+        shape = (
+            f"buckets around {width}" if self.config.buckets else f"square {width}" if width == height else f"{width} x {height}"
+        )
         return (
             f"{self.config.folder}: {counted(len(self.samples), 'picture')} x {self.repeats}, {shape} px, "
             f"batch {self.config.batch_size}, {captions}"
@@ -146,6 +151,10 @@ class Dataset:
         digest = hashlib.sha256()
         for subset in self.subsets:
             settings = {**to_dict(subset.config), "repeats": subset.repeats}
+            settings["slider"] = subset.config.slider.identity if subset.config.slider else None
+            for late in ("slider", "fixed_height", "bucket_no_upscale"):  # without which a dataset stays what it was
+                if not settings[late]:
+                    del settings[late]
             if subset.config.crop != "head":  # which alone it means something for
                 del settings["head_margin"]
             digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
@@ -159,6 +168,7 @@ class Dataset:
                 ]
                 values += [sample.head] if sample.head else []
                 values += [control.key for control in sample.controls]
+                values += [f"before {sample.before.key}"] if sample.before else []
                 digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 

@@ -143,7 +143,7 @@ def _subset(
     said = [
         *([unusual] if unusual else []), *found.warnings, *broken.values(), *reader.notes(),
         *_mask_notes(found, config, samples), *unused.sentences(passed, base, quiet=False),
-        *_content_notes(facts, found, config, samples), *_control_notes(config, samples), *holdout.remarks(subset),
+        *_content_notes(facts, found, config, samples), *control_notes(config, samples), *holdout.remarks(subset),
         *(head_notes(faces) if config.crop == "head" else []),
     ]  # fmt: skip
     for warning in said:
@@ -204,7 +204,7 @@ def _mask_notes(found: FoundFolder, config: SubsetConfig, samples: Sequence[Samp
     return said
 
 
-def _control_notes(config: SubsetConfig, samples: Sequence[Sample]) -> list[str]:
+def control_notes(config: SubsetConfig, samples: Sequence[Sample]) -> list[str]:
     """What to know of pairs: pictures without a control picture among others, and cuts that these do not follow."""
     bare = [sample.path.name for sample in samples if not sample.controls]
     if len(bare) == len(samples):
@@ -286,6 +286,8 @@ def refresh_captions(dataset: Dataset) -> Dataset:
     """
 
     def now(subset: Subset) -> Subset:
+        if subset.config.slider and subset.config.slider.prompts:
+            return subset  # its prompts stand in their place
         reader = CaptionReader(subset.config)
 
         def text(s: Sample) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -74,6 +74,11 @@ class View:
     def _cut(self, image: Image.Image) -> torch.Tensor:
         left, top = self.crop
         return cut(image, self.scaled, (left, top, left + self.size[0], top + self.size[1]), self.flipped)
+
+
+def view_of_before(shown: View, before: Sample) -> View:
+    """How the picture at a slider's other end is shown beside ``shown``: cut at the same place, and turned with it."""
+    return replace(shown, sample_key=before.key, original=(before.width, before.height))
 
 
 def view(sample: Sample, config: SubsetConfig, size: Size, seed: int = 0, sighting: int = 0) -> View:

@@ -74,8 +74,25 @@ def circumstances(config: TrainingConfig, plan: Plan, model: str, device: str, s
         "less memory": f"{config.gradient_checkpointing} {config.offload_activations} {config.offload_blocks}",
         "faster": f"{config.compile} {config.speed}",
         "preservation": f"{config.loss.preservation} {bool(config.loss.preservation_prompt)}",
+        **({"slider": slider} if (slider := _slider(plan)) else {}),
+        **({"held outside masks": f"{_masked(plan):.2g}"} if config.loss.mask_preservation else {}),
         **({"pixels beside them": f"{_beside(plan, shows) / len(batches):.2g}"} if shows.shown else {}),
     }  # fmt: skip
+
+
+def _slider(plan: Plan) -> str:
+    """From what a slider is learnt; empty where none is."""
+    return next((subset.config.slider.source for subset in plan.dataset.subsets if subset.config.slider), "")
+
+
+def _masked(plan: Plan) -> float:
+    """Share of an epoch's pictures, by their pixels, in whose batch some picture has a mask."""
+    found = {True: 0, False: 0}
+    for batch in plan.epoch_batches(0):
+        samples = plan.dataset.subsets[batch.subset].samples
+        has_masks = any(samples[i].mask is not None for i in batch.samples)
+        found[has_masks] += batch.size[0] * batch.size[1] * len(batch.samples)
+    return found[True] / sum(found.values())
 
 
 def _beside(plan: Plan, shows: Controls) -> int:
@@ -133,16 +150,22 @@ def expected(runs: Path, wanted: Mapping[str, str], session: Session) -> StepTim
         width, height = session.plan.largest_batch().size  # the timed picture is one of these
         largest = width * height
         pictures = sum(batch.size[0] * batch.size[1] * len(batch.samples) for batch in batches) / (largest * len(batches))
-        found = from_passes(session.pass_seconds, session.thrift, session.config, pictures)
+        masked = _masked(session.plan) if session.config.loss.mask_preservation else 0.0
+        found = from_passes(session.pass_seconds, session.thrift, session.config, pictures, masked, _slider(session.plan))
     return found
 
 
-def from_passes(seconds: float, thrift: Thrift, config: TrainingConfig, pictures: float) -> StepTime:
-    """The pace by a forward pass of one picture that took ``seconds``; ``pictures``: such ones in
-    a batch, on average."""
+def from_passes(
+    seconds: float, thrift: Thrift, config: TrainingConfig, pictures: float, masked: float = 0.0, slider: str = ""
+) -> StepTime:
+    """The pace by a forward pass of one picture that took ``seconds``; ``pictures``: such ones in a batch, on average;
+    ``masked``: the share of them beside which the model answers as it was; ``slider``: from what one is learnt."""
     again = len(thrift.recomputed) / thrift.blocks if thrift.blocks else 0.0
     passes = 1 + BACKWARD + again
     if config.loss.preservation and config.loss.preservation_prompt:
         passes += 1 + passes  # of the model as it was, and of the one that is trained
+    passes += masked
+    if slider:  # two directions, and for prompts three answers of the model as it was
+        passes = 2 * passes + (3 if slider == "prompts" else 0)
     guess = "a guess from a timed pass of one picture, without saves, samples and the first step's preparations"
     return StepTime(seconds * passes * pictures, guess)

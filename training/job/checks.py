@@ -12,10 +12,17 @@ from .wanted import Job
 def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
     """Refuses what could not be learnt from."""
     trained = [subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready]
-    if trained and all(sample.caption is None for subset in trained for sample in subset.samples):
+    if any(subset.config.slider for subset in dataset.subsets):
+        _check_slider(dataset, config)
+    elif trained and all(sample.caption is None for subset in trained for sample in subset.samples):
         raise AtelierError(
             "dataset: no picture has a caption. Put an Auto Caption node between Load Dataset and Train LoRA, or write a "
             f"{trained[0].config.caption_extension} file beside each picture."
+        )
+    if config.loss.mask_preservation and all(sample.mask is None for sample in dataset.samples):
+        raise AtelierError(
+            "mask preservation: no picture has a mask outside of which the model could be held. Set masks of Load Dataset to "
+            "files or alpha, connect masks to Dataset From Nodes, or set mask_preservation to 0."
         )
     if config.text.encoders != "none" and any(subset.ready for subset in dataset.subsets):
         raise AtelierError(
@@ -27,6 +34,24 @@ def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
             "output preservation: there are no regularisation pictures at whose captions it could hold the model. Give it a "
             "prompt, or connect a Load Dataset whose role is regularisation."
         )
+
+
+def _check_slider(dataset: Dataset, config: TrainingConfig) -> None:
+    """Refuses what has no meaning, or another one, where two directions are learnt."""
+    if not all(subset.config.slider for subset in dataset.subsets):
+        raise AtelierError(
+            "dataset: some of its pictures are a slider's and some are not, and a LoRA is one or the other. Put Slider Dataset "
+            "behind all of them, or take it out."
+        )
+    if config.text.encoders != "none":
+        raise AtelierError("text encoder: a slider is learnt by the model alone. Set it to none.")
+    if config.loss.preservation or config.loss.mask_preservation:
+        raise AtelierError(
+            "output preservation: a slider is held by its target prompt and by what it preserves. Set preservation and "
+            "mask_preservation to 0."
+        )
+    if config.length.when_enough != "off":
+        raise AtelierError("when enough: a slider has no fixed losses by which that could be told. Set it to off.")
 
 
 def check_texts(job: Job) -> None:

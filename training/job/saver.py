@@ -56,6 +56,9 @@ class Saver:
         )  # fmt: skip
         if job.encoded.shows.shown:
             metadata[PAIRS] = str(sum(bool(sample.controls) for sample in job.dataset.samples))
+        sliders = dict.fromkeys(one.config.slider.identity for one in job.dataset.subsets if one.config.slider)
+        if sliders:
+            metadata["lora_atelier.slider"] = " | ".join(sliders)
         if changes := self.run.record().changes:
             metadata["lora_atelier.changes"] = json.dumps(changes)
         saved = self.run.save_lora(tensors, metadata, epoch=epoch, step=step, kind=kind)

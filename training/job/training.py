@@ -88,5 +88,6 @@ def _encode(job: Job, told: Prompter) -> None:
 def _work(job: Job) -> Work:
     """What is encoded before the first step: no captions if their encoder changes in every step."""
     held = [job.config.loss.preservation_prompt] if job.config.loss.preservation_prompt else []
+    # Both ends of a slider are among its pictures' captions.
     work = work_of(job.plan, job.plan.epochs_for(job.total), job.encoded.shows, held)
     return work.reading(held, captions=not job.learns_text)

@@ -127,6 +127,8 @@ class Job:
         """The trigger phrase: the person's, or else what every caption begins with."""
         if self.card.trigger is not None:
             return self.card.trigger
+        if any(subset.config.slider for subset in self.dataset.subsets):
+            return ""  # it works without a word
         found = common_front(trained_captions(self.dataset))
         return found if len(found) <= LONGEST_TRIGGER else ""
 
@@ -165,8 +167,9 @@ class Job:
 
     def _readings(self) -> list[str]:
         """How captions are read, where any of them has a character for which the syntax matters."""
-        told = (s for s in self.dataset.subsets if not s.ready)
+        told = [s for s in self.dataset.subsets if not s.ready]
         texts = [plain_caption(sample.caption, subset.config) for subset in told for sample in subset.samples]
+        texts += [text for s in told if s.config.slider for text in s.config.slider.prompts]
         texts.append(self.config.loss.preservation_prompt if self.config.loss.preservation else "")
         return sorted({reading for text in texts for reading in self.text.reading_of(text)})
 

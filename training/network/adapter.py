@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -124,13 +124,17 @@ class Adapter(nn.Module):
         return forward
 
     @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """The model predicts without the adapter while this lasts, although it stays attached."""
-        strength, self.strength = self.strength, 0.0
+    def at(self, strength: float) -> Iterator[None]:
+        """The model predicts with the adapter at this strength while this lasts, also where a backward pass computes anew."""
+        before, self.strength = self.strength, strength
         try:
             yield
         finally:
-            self.strength = strength
+            self.strength = before
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """The model predicts without the adapter while this lasts, although it stays attached."""
+        return self.at(0.0)
 
     def begin_step(self, seed: int, step: int) -> None:
         """Decides what dropout leaves out of the forward passes to come; depends on the arguments alone."""

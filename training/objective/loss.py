@@ -30,6 +30,15 @@ def mask_weights(mask: Tensor, floor: float | Tensor) -> Tensor:
     return raised / raised.mean(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
 
 
+def outside_weights(mask: Tensor, floor: float | Tensor) -> Tensor:
+    """What ``mask_weights`` leaves of every cell, 1 - max(mask, floor), divided by its mean over the picture in the same way.
+
+    A picture that is white all over has nothing outside, and weight 0.
+    """
+    rest = 1 - mask.float().clamp_min(floor)
+    return rest / rest.mean(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
+
+
 def snr(kind: Prediction, sigma: Tensor) -> Tensor:
     """Signal-to-noise ratio of every level, (B,): 1 / sigma^2 for eps and v, ((1 - sigma) / sigma)^2 for flow.
 
@@ -110,16 +119,26 @@ def per_sample_loss(
     floor: float | Tensor = 0.0,
     config: LossConfig = PLAIN,
     thresholds: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> Tensor:
     """Mean loss of every picture, (B,), in float32 and in the model's own prediction space, before any weight.
 
     ``prediction`` is (B, C, h, w), or (B, C, t, h, w) for models that know time; ``mask`` (B, 1, h, w) weighs the cells.
+    ``before``, what the model answered before training, is what is wanted outside the mask: each side is the mean over its own
+    cells, and the outside counts ``mask_preservation`` times (OneTrainer's masked prior preservation with normalised areas).
     """
     elements = element_loss(prediction.float() - wanted.float(), config, thresholds)
     if mask is not None:
-        weights = mask_weights(mask, floor)
-        elements = elements * weights.reshape(len(weights), *[1] * (elements.ndim - 3), *weights.shape[-2:])
+        elements = elements * _over(elements, mask_weights(mask, floor))
+    if mask is not None and before is not None:
+        held = element_loss(prediction.float() - before.float(), config, thresholds)
+        elements = elements + config.mask_preservation * held * _over(elements, outside_weights(mask, floor))
     return elements.flatten(1).mean(1)
+
+
+def _over(elements: Tensor, weights: Tensor) -> Tensor:
+    """Weights of cells, (B, 1, h, w), so that they multiply the elements of latents."""
+    return weights.reshape(len(weights), *[1] * (elements.ndim - 3), *weights.shape[-2:])
 
 
 def batch_loss(
@@ -131,11 +150,12 @@ def batch_loss(
     kind: Prediction = "eps",
     sigma: Tensor | None = None,
     config: LossConfig = PLAIN,
+    before: Tensor | None = None,
 ) -> Tensor:
     """The scalar that is minimised: the mean over the batch, so that a short batch weighs as much as a full one.
 
     ``weight`` is the subset's own, for regularisation the prior weight. ``sigma`` (B,) is each picture's noise level in a model
-    of this ``kind``; only Huber losses and level weights ask for it.
+    of this ``kind``; only Huber losses and level weights ask for it. ``before`` as in ``per_sample_loss``.
     """
     thresholds = None
     if sigma is None:
@@ -143,7 +163,7 @@ def batch_loss(
             raise ValueError("this loss depends on the noise levels")
     elif config.kind != "mse":
         thresholds = huber_thresholds(kind, sigma, config)
-    each = per_sample_loss(prediction, wanted, mask, floor, config, thresholds)
+    each = per_sample_loss(prediction, wanted, mask, floor, config, thresholds, before)
     if sigma is not None and config.weighting != "none":
         each = each * level_weights(kind, sigma, config)
     return weight * each.mean()

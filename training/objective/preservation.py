@@ -1,6 +1,7 @@
 """Output preservation: the model with the adapter is held to what it predicted without it.
 
-Two ways, both switched on by ``LossConfig.preservation`` (the weight w):
+Outside of masks ``LossConfig.mask_preservation`` makes the base model's own answer the target (``loss.per_sample_loss``). In two
+ways it is held everywhere, both switched on by ``LossConfig.preservation`` (the weight w):
 
 - With ``preservation_prompt`` (a class, such as "a woman"), every training step asks once more, at the same noised latents and
   levels but with the class prompt in place of the captions, and adds w x ``preservation_loss``. This is the differential output

@@ -228,13 +228,15 @@ def _used(config: SubsetConfig) -> dict[str, Any]:
         "head_margin": config.crop != "head",
         "keep_tokens": not config.shuffle_captions and config.tag_dropout == 0,
     }
-    return {key: None if unused.get(key) else value for key, value in to_dict(config).items() if key not in NOWHERE}
+    settings = {**to_dict(config), "slider": config.slider.identity if config.slider else "none"}
+    return {key: None if unused.get(key) else value for key, value in settings.items() if key not in NOWHERE}
 
 
 def _picture(sample: Sample, controls: bool) -> SampleInputs:
     rest = [sample.mask_key, sample.focus, sample.ready and sample.ready.text, *([sample.head] if sample.head else [])]
     if controls:
         rest += [control.key for control in sample.controls]
+    rest += [f"before {sample.before.key}"] if sample.before else []
     return SampleInputs(sample.path.name, sample.key[:16], _digest(sample.caption), _digest(rest))
 
 

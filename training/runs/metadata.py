@@ -203,12 +203,10 @@ def _schedule(config: TrainingConfig) -> str:
 
 
 def _resolution(plan: Plan) -> str:
-    """Of the trained pictures: the largest square asked for, or the largest size of latents that another node made."""
+    """Of the trained pictures: the largest size asked for, or the largest size of latents that another node made."""
     trained = [s for s in plan.dataset.subsets if s.config.role == "training" and s.samples]
-    sides = [s.config.resolution for s in trained if not s.ready]
-    if sides:
-        return f"{max(sides)}x{max(sides)}"
-    width, height = max((size for _, size, _ in plan.buckets), key=lambda size: size[0] * size[1])
+    asked = [s.config.fixed_size for s in trained if not s.ready]
+    width, height = max(asked or [size for _, size, _ in plan.buckets], key=lambda size: size[0] * size[1])
     return f"{width}x{height}"
 
 
@@ -241,7 +239,7 @@ def _subset_summary(plan: Plan, number: int) -> dict[str, Any]:
     rows = [row for row in plan.bucket_table() if row.subset == number]
     return {
         "is_dreambooth": True,
-        "resolution": [settings["resolution"]] * 2,
+        "resolution": list(subset.config.fixed_size),
         "batch_size_per_device": settings["batch_size"],
         "num_train_images": 0 if is_reg else count * subset.repeats,
         "num_reg_images": count * subset.repeats if is_reg else 0,

@@ -7,7 +7,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lora_atelier.training.dataset.buckets import aspect_error, assign, bucket_sizes, crop_box
+from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.dataset.buckets import aspect_error, assign, bucket_sizes, crop_box, own_bucket
+from lora_atelier.training.dataset.plan import bucket_of
 from lora_atelier.training.errors import AtelierError
 
 STEPS = st.sampled_from([8, 16, 32, 64, 128])
@@ -32,6 +34,39 @@ def test_sides_are_on_the_step_and_no_area_is_above_the_limit(grid):
         assert min(width, height) >= step
         assert max(width, height) <= 2 * resolution
         assert (height, width) in sizes
+
+
+@given(grids(), SIDES, SIDES)
+def test_a_picture_is_never_enlarged_for_a_bucket_of_its_own(grid, width, height):
+    resolution, step, _ = grid
+    bucket = own_bucket(width, height, resolution, step)
+    assert all(side % step == 0 and side >= step for side in bucket)
+    placed = crop_box(width, height, bucket)
+    scale = min(1.0, resolution / math.sqrt(width * height))
+    if step not in bucket:
+        assert bucket[0] * bucket[1] <= resolution**2 and placed.scaled[0] <= width and placed.scaled[1] <= height
+        assert all(side * scale - b < step + 1e-6 for side, b in zip((width, height), bucket, strict=True)), "and no more is cut"
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket"),
+    [
+        ((300, 500), (256, 448)),
+        ((512, 512), (512, 512)),
+        ((100, 90), (64, 64)),
+        ((1200, 1200), (512, 512)),
+        ((40, 700), (64, 640)),
+    ],
+)
+def test_small_pictures_keep_their_size_where_none_is_enlarged(size, bucket):
+    """The small ones as kohya's trainer has them; what is large enough goes where it always went."""
+    assert bucket_of(*size, SubsetConfig("x", resolution=512, bucket_no_upscale=True)) == bucket
+
+
+def test_without_buckets_there_is_one_size_of_any_shape():
+    config = SubsetConfig("x", resolution=768, fixed_height=1024, buckets=False)
+    assert bucket_of(3000, 2000, config) == (768, 1024) == config.fixed_size
+    assert bucket_of(3000, 2000, SubsetConfig("x", resolution=768, buckets=False)) == (768, 768)
 
 
 @given(grids())

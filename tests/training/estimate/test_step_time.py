@@ -89,5 +89,10 @@ def test_a_guess_counts_the_way_back_and_what_is_computed_twice() -> None:
     found = step_time.from_passes(2.0, half, TrainingConfig("a", loss=LossConfig(preservation=0.5)), 3)
     asked = TrainingConfig("a", loss=LossConfig(preservation=0.5, preservation_prompt="a woman"))
     assert step_time.from_passes(2.0, half, asked, 3).seconds == 36.0
+    assert step_time.from_passes(2.0, half, TrainingConfig("a"), 3, masked=0.5).seconds == 18.0
+    # A slider goes forward and back twice; one from prompts has three answers of the model as it was besides.
+    plain = TrainingConfig("a")
+    assert step_time.from_passes(2.0, half, plain, 3, slider="pairs of pictures").seconds == 30.0
+    assert step_time.from_passes(2.0, half, plain, 3, slider="prompts").seconds == 48.0
     assert found.seconds == 15.0 and "a guess from a timed pass of one picture" in found.sentence(1)
     assert step_time.from_passes(2.0, Thrift(4, 4), TrainingConfig("a"), 1).seconds == 4.0

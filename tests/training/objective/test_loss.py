@@ -55,6 +55,47 @@ def test_the_weight_of_a_subset_scales_its_loss():
     assert loss.batch_loss(PREDICTION, WANTED, LEFT, 0.0, 0.5).item() == 2.5
 
 
+def normalised_areas(prediction, wanted, before, mask, floor, weight):
+    """OneTrainer's masked losses with prior, areas normalised, picture by picture."""
+    clamped = mask.clamp(floor, 1)
+    own = (prediction - wanted) ** 2 * clamped / clamped.mean((1, 2, 3), keepdim=True)
+    rest = 1 - clamped
+    prior = (prediction - before) ** 2 * rest * weight / rest.mean((1, 2, 3), keepdim=True)
+    return (own + prior).mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_outside_the_mask_the_answer_before_training_is_wanted(floor):
+    g = torch.Generator().manual_seed(3)
+    prediction, wanted, before = (torch.randn(2, 4, 6, 5, generator=g) for _ in range(3))
+    mask = torch.rand(2, 1, 6, 5, generator=g).round(decimals=1)
+    config = LossConfig(mask_preservation=0.7)
+    found = loss.per_sample_loss(prediction, wanted, mask, floor, config, before=before)
+    assert torch.allclose(found, normalised_areas(prediction, wanted, before, mask, floor, 0.7), atol=1e-5)
+    film = loss.per_sample_loss(*(x.unsqueeze(2) for x in (prediction, wanted)), mask, floor, config, before=before.unsqueeze(2))
+    assert torch.allclose(film, found, atol=1e-6)
+    huber = LossConfig("huber", huber_schedule="constant", huber_threshold=0.5, weighting="min-SNR", mask_preservation=0.7)
+    sigma = torch.tensor([0.4, 3.0])
+    whole = loss.batch_loss(prediction, wanted, mask, floor, 0.5, "eps", sigma, huber, before)
+
+    def forgiving(error):
+        return 2 * 0.5 * ((error**2 + 0.25).sqrt() - 0.5)
+
+    clamped = mask.clamp(floor, 1)
+    own = forgiving(prediction - wanted) * clamped / clamped.mean((1, 2, 3), keepdim=True)
+    prior = forgiving(prediction - before) * (1 - clamped) * 0.7 / (1 - clamped).mean((1, 2, 3), keepdim=True)
+    by_level = (5 * sigma**2).clamp_max(1)
+    assert whole.item() == pytest.approx(0.5 * ((own + prior).mean((1, 2, 3)) * by_level).mean().item(), rel=1e-5)
+
+
+def test_a_white_mask_has_no_outside_and_a_black_one_is_nothing_else():
+    config, before = LossConfig(mask_preservation=2.0), torch.full((1, 1, 2, 2), 1.0)
+    white, black = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+    assert loss.batch_loss(PREDICTION, WANTED, white, 0.0, config=config, before=before).item() == 7.5
+    # Squares of the distance from 1: 0, 1, 4, 9.
+    assert loss.batch_loss(PREDICTION, WANTED, black, 0.0, config=config, before=before).item() == 2 * 3.5
+
+
 # Huber ---------------------------------------------------------------------------------------------------------------
 
 errors = st.floats(-50, 50)

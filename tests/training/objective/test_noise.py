@@ -265,3 +265,36 @@ def test_nothing_becomes_nan_at_the_last_level_of_a_zero_snr_table(comfyui, last
     assert torch.allclose(noise.target("v", x0, e, sigma), -x0, atol=1e-2)
     x = noise.noisy("v", x0, e, sigma)
     assert torch.allclose(x / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1), e, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "distribution"), [("flow", "uniform"), ("flow", "logit-normal"), ("flow", "shifted"), ("eps", "uniform")]
+)
+def test_stratified_levels_lie_evenly_in_a_batch_and_over_the_steps(kind, distribution):
+    """One level in each of the batch's parts; over 100 steps they follow their distribution more closely than by chance."""
+    table = torch.linspace(0.03, 14.6, 1000) if kind == "eps" else None
+    sampler = noise.NoiseLevelSampler(kind, distribution, table)
+    parts = sampler.quantiles(4000, (8, 8))
+    batches = [
+        sampler.draw(4, (8, 8), seeding.step_generator(5, step), seeding.even_place(5, step)).sort().values for step in range(100)
+    ]
+    for batch in batches:
+        for i, level in enumerate(batch):
+            assert parts[1000 * i] <= level * 1.01 and level * 0.99 <= parts[min(3999, 1000 * (i + 1))]
+    # The largest distance of the empirical distribution (Kolmogorov): by chance it would be about 0.87 / sqrt(400) = 0.043.
+    found = torch.searchsorted(parts, torch.cat(batches).sort().values).double() / 4000
+    assert (found - (torch.arange(400) + 0.5) / 400).abs().max() < 0.01
+    single = [sampler.draw(1, (8, 8), seeding.step_generator(5, s), seeding.even_place(5, s)) for s in range(50, 150)]
+    found = torch.searchsorted(parts, torch.cat(single).sort().values).double() / 4000
+    assert (found - (torch.arange(100) + 0.5) / 100).abs().max() < 0.04, "wherever one begins; by chance about 0.087"
+
+
+def test_which_picture_gets_which_level_is_drawn_and_depends_on_the_step_alone():
+    sampler = noise.NoiseLevelSampler("flow", "uniform")
+
+    def drawn(step):
+        return sampler.draw(4, (8, 8), seeding.step_generator(1, step), seeding.even_place(1, step))
+
+    assert torch.equal(drawn(7), drawn(7)) and len({int(drawn(step).argmax()) for step in range(30)}) == 4
+    places = {seeding.even_place(seed, step) for seed in range(3) for step in range(50)}
+    assert len(places) == 150 and all(0 <= place < 1 for place in places)

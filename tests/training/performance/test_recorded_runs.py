@@ -126,9 +126,9 @@ def with_masks_and_prior(tmp_path_factory, comfyui) -> Dataset:
     return Dataset(tuple(subsets))
 
 
-@pytest.mark.parametrize("preservation", [0.0, 0.7])
-def test_masks_and_regularisation_too(tiny, with_masks_and_prior, recorder, preservation):
-    t, loss = tiny("sd3"), LossConfig(preservation=preservation)
+@pytest.mark.parametrize(("preservation", "outside"), [(0.0, 0.0), (0.7, 0.0), (0.7, 0.5)])
+def test_masks_and_regularisation_too(tiny, with_masks_and_prior, recorder, preservation, outside):
+    t, loss = tiny("sd3"), LossConfig(preservation=preservation, mask_preservation=outside)
     found = go(t, with_masks_and_prior, recipe("recorded", loss=loss))
     assert recorder.captures == 2 and recorder.replays == 18
     wanted = go(t, with_masks_and_prior, recipe("ordinary", speed="eager", loss=loss))

@@ -76,6 +76,8 @@ config:
         optimizer_params: {weight_decay: 1e-4}
         lr: 1e-4
         ema_config: {use_ema: true, ema_decay: 0.99}
+        inverted_mask_prior: true
+      slider: {guidance_strength: 3.0, positive_prompt: "an old person", negative_prompt: "a young person"}
         dtype: bf16
       model: {name_or_path: black-forest-labs/FLUX.1-dev, is_flux: true, quantize: true}
       sample:
@@ -103,6 +105,7 @@ ONE_TRAINER = {
     "save_every": 5, "save_every_unit": "EPOCH", "sample_after": 10, "sample_after_unit": "MINUTE", "ema": "OFF",
     "ema_decay": 0.999,
     "gradient_checkpointing": "CPU_OFFLOADED", "masked_training": True,
+    "masked_prior_preservation_weight": 0.4,
 }  # fmt: skip
 METADATA = {
     "ss_network_module": "networks.lora_flux", "ss_network_dim": "16", "ss_network_alpha": "8.0", "ss_learning_rate": "0.0001",
@@ -167,7 +170,7 @@ def test_an_ai_toolkit_job() -> None:
         "keep_last": 4,
         "max_steps": 4000, "accumulate": 2, "text_encoder": "none", "gradient_checkpointing": True, "noise_levels": "sigmoid",
         "optimizer": "AdamW8bit", "weight_decay": 1e-4, "learning_rate": 1e-4, "ema_decay": 0.99, "precision": "bf16",
-        "base_weights": "fp8", "schedule": "constant", "sample_every_steps": 500,
+        "base_weights": "fp8", "schedule": "constant", "sample_every_steps": 500, "mask_preservation": 0.5,
     }  # fmt: skip
     assert {name: recipe[name] for name in expected} == expected
     assert nodes["LoadDataset"]["resolution"] == 1024 and nodes["LoadDataset"]["caption_extension"] == ".txt"
@@ -180,6 +183,7 @@ def test_an_ai_toolkit_job() -> None:
         "model.name_or_path",
         "datasets.folder_path",
     } <= lost.keys()
+    assert lost["slider.positive_prompt"] == "goes into positive of a Slider Dataset node, in front of Train LoRA"
 
 
 def test_a_one_trainer_configuration() -> None:
@@ -191,7 +195,7 @@ def test_a_one_trainer_configuration() -> None:
         "logit_mean": 0.0,
         "logit_std": 1.0, "base_weights": "fp8", "offload_blocks": 0.6, "gradient_checkpointing": True,
         "offload_activations": True,
-        "precision": "bf16", "save_precision": "bf16", "text_encoder": "none",
+        "precision": "bf16", "save_precision": "bf16", "text_encoder": "none", "mask_preservation": 0.4,
     }  # fmt: skip
     assert {name: recipe[name] for name in expected} == expected
     assert nodes["LoadDataset"] == {"resolution": 512, "batch_size": 2, "masks": "files"}

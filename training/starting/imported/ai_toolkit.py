@@ -119,6 +119,13 @@ def read(settings: Mapping[str, Any]) -> Imported:
     return found.finish()
 
 
+SLIDER = {
+    "target_class": "target", "positive_prompt": "positive", "negative_prompt": "negative", "guidance_strength": "guidance",
+    "anchor_class": "preserve",
+}  # fmt: skip
+"""Widgets of Slider Dataset by the settings of a concept slider."""
+
+
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in values.items():
@@ -181,6 +188,13 @@ def _train(found: Collector, width: int) -> None:
     if truth(held):
         found.set(RECIPE, "preservation", number_of(amount) or 1.0)
         found.set(RECIPE, "preservation_prompt", kind)
+    outside, strength = (found.take(f"train.inverted_mask_prior{end}") for end in ("", "_multiplier"))
+    if truth(outside):
+        multiplier = number_of(strength)
+        found.set(RECIPE, "mask_preservation", 0.5 if multiplier is None else multiplier)
+    for name, widget in SLIDER.items():
+        if (value := found.take(f"slider.{name}")) is not None:
+            found.lose(f"slider.{name}", value, f"goes into {widget} of a Slider Dataset node, in front of Train LoRA")
     style = found.take("train.content_or_style")
     if style not in (None, "balanced"):
         found.lose("train.content_or_style", style, "leans to high or low noise, as noise_levels and its range do here")

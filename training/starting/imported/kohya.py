@@ -315,6 +315,9 @@ def _data(found: Collector) -> None:
     found.number(DATA, "batch_size", "train_batch_size", "batch_size", whole=True)
     found.number(DATA, "repeats", "num_repeats", "dataset_repeats", whole=True)
     found.switch(DATA, "buckets", "enable_bucket")
+    if found.nodes[DATA].get("buckets"):
+        found.switch(DATA, "bucket_no_upscale", "bucket_no_upscale")
+    found.drop("buckets are off in this file", "bucket_no_upscale")
     found.number(DATA, "bucket_step", "bucket_reso_steps", whole=True)
     found.switch(DATA, "shuffle_captions", "shuffle_caption")
     found.number(DATA, "keep_tokens", "keep_tokens", whole=True)
@@ -334,7 +337,7 @@ def _data(found: Collector) -> None:
     if truth(found.take("masked_loss")):
         found.set(DATA, "masks", "files")
     found.drop("is the loss_weight of the Load Dataset node with regularisation pictures", "prior_loss_weight")
-    found.drop("buckets have their own limits here", "min_bucket_reso", "max_bucket_reso", "bucket_no_upscale")
+    found.drop("buckets have their own limits here", "min_bucket_reso", "max_bucket_reso")
     found.drop("is decided by the text encoder here", "clip_skip", "max_token_length", "t5xxl_max_token_length")
 
 

@@ -77,6 +77,8 @@ def read(settings: Mapping[str, Any]) -> Imported:
     found.switch(DATA, "buckets", "aspect_ratio_bucketing")
     if truth(found.take("masked_training")):
         found.set(DATA, "masks", "files")
+        found.number(RECIPE, "mask_preservation", "masked_prior_preservation_weight")
+    found.drop("masks are off in this file", "masked_prior_preservation_weight")
     found.number(DATA, "mask_floor", "unmasked_weight")
     found.choice(RECIPE, "precision", PRECISIONS, "train_dtype")
     found.choice(RECIPE, "save_precision", PRECISIONS, "output_dtype")
