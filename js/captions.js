@@ -13,7 +13,8 @@ import { Adding, account, came, receive } from "./upload.js";
 
 const SETTINGS = [
   "folder", "resolution", "repeats", "buckets", "bucket_step", "crop", "caption_extension", "nested", "captions", "class_caption",
-  "caption_encoding", "caption_lines", "head_margin", "fixed_height", "bucket_no_upscale",
+  "caption_encoding", "caption_lines", "head_margin", "fixed_height", "bucket_no_upscale", "caption_prefix", "caption_suffix",
+  "wildcards", "further_captions",
 ]; // widgets that decide which pictures there are and how they are cut
 const OPERATIONS = ["add", "addFirst", "remove", "replace"];
 const share = (part, whole) => `${(100 * part) / whole}%`;
@@ -99,7 +100,7 @@ class Captions extends Dialog {
     return elsewhere;
   }
 
-  row({ picture, caption, version, fallback, size, bucket, box, repeats }) {
+  row({ picture, caption, version, fallback, size, bucket, box, repeats, choices }) {
     const query = new URLSearchParams({ folder: this.settings.folder, picture, nested: this.settings.nested ? "1" : "0", load: this.loads });
     const kept = make("span", { title: text("kept") });
     Object.assign(kept.style, {
@@ -111,7 +112,8 @@ class Captions extends Dialog {
       input: () => this.ready(true), change: () => this.typed(picture),
     });
     words.value = caption ?? "";
-    const facts = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), count: repeats });
+    const shown = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), count: repeats });
+    const facts = choices > 1 ? `${shown} · ${text("choices", { count: choices })}` : shown;
     const image = make("img", { src: api.apiURL(`/lora_atelier/thumbnail?${query}`), alt: "", loading: "lazy" });
     const item = make(
       "li", {}, make("div", {}, make("div", { class: "atelier-shown" }, image, kept), tools(this, picture)),
@@ -124,7 +126,7 @@ class Captions extends Dialog {
   /** A caption was changed by hand, which can be taken back. It is one line, unless its lines mean something or were there. */
   typed(picture) {
     const row = this.rows.get(picture);
-    const lines = this.settings.caption_lines === "alternatives" || row.caption?.includes("\n");
+    const lines = this.settings.caption_lines !== "one text" || row.caption?.includes("\n");
     const now = row.words.value.split("\n").map((line) => line.trim()).filter(Boolean).join(lines ? "\n" : " ");
     if (now !== row.seen) this.past.push({ captions: new Map([[picture, row.seen]]) });
     row.words.value = row.seen = now;

@@ -32,6 +32,10 @@ LOOKS = (
     "caption_encoding",
     "caption_lines",
     "head_margin",
+    "caption_prefix",
+    "caption_suffix",
+    "wildcards",
+    "further_captions",
 )
 """Settings of Load Dataset that decide which pictures there are and how they are cut."""
 THUMBNAIL = 224
@@ -51,6 +55,7 @@ LONGEST = 1000
 
 def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     """Every picture of a folder with size, bucket, crop box, caption file and its version; ``notes`` are remarks on them."""
+    from ..training.dataset.augment import count_of
     from ..training.dataset.report import inspect, remarks
 
     settings = body.get("settings")
@@ -63,7 +68,13 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for picture in inspect(Dataset(subsets)):
         name = picture.path.relative_to(folder).as_posix()
-        said = {"fallback": picture.caption or "", "caption": files[name].caption, "version": files[name].version}
+        choices = count_of(picture.caption, config)
+        said = {
+            "choices": choices,
+            "fallback": picture.caption or "",
+            "caption": files[name].caption,
+            "version": files[name].version,
+        }
         rows.append({**picture.to_dict(), "picture": name, **said})
     return {"pictures": rows, "notes": [remark for subset in subsets for remark in (*subset.warnings, *remarks(subset))]}
 

@@ -15,7 +15,7 @@ from .io_types import CATEGORY, DATASET, folded, searched
 from .load_dataset import RARE, more_inputs
 from .shown import shown
 
-ABSENT = ("nested", "captions", "class_caption", "masks", "mask_floor", "broken", "caption_encoding")
+ABSENT = ("nested", "captions", "class_caption", "masks", "mask_floor", "broken", "caption_encoding", "further_captions")
 """Settings of Load Dataset that only mean something for a folder."""
 CONTROLS = ("control", "control_2", "control_3")
 FOR_BOTH = ("batch_size", "repeats", "role", "loss_weight", "validation_share", "validation_seed")

@@ -21,7 +21,8 @@ NO_FOLDER = "(no folder with pictures yet)"
 RARE = frozenset({
     "bucket_step", "caption_extension", "nested", "class_caption", "caption_prefix", "caption_suffix", "shuffle_captions",
     "keep_tokens", "caption_dropout", "tag_dropout", "loss_weight", "validation_share", "validation_seed", "mask_floor", "broken",
-    "variants", "caption_encoding", "caption_lines", "head_margin", "fixed_height", "bucket_no_upscale",
+    "variants", "caption_encoding", "caption_lines", "head_margin", "fixed_height", "bucket_no_upscale", "wildcards",
+    "further_captions", "trigger_words", "keep_separator", "dropped_caption",
 })  # fmt: skip
 """Widgets that most folders need no change of."""
 
@@ -206,9 +207,9 @@ def more_inputs() -> list[Any]:
             "asked about where not. gb18030 and big5 are Chinese, windows-1251 and koi8-r Cyrillic, windows-1252 Western.",
         ),
         io.Combo.Input(
-            "caption_lines", options=["one text", "alternatives"], default="one text", optional=True,
+            "caption_lines", options=["one text", "alternatives", "first line"], default="one text", optional=True,
             tooltip="What several lines in a caption file are. one text: they are joined. alternatives: every line is a caption, "
-            "and the sightings of the picture take them in turn.",
+            "and the sightings of the picture take them in turn. first line: the others are not read.",
         ),
         io.Float.Input(
             "head_margin", default=0.75, min=0.0, max=5.0, step=0.05, optional=True,
@@ -223,6 +224,29 @@ def more_inputs() -> list[Any]:
             "bucket_no_upscale", default=False, optional=True,
             tooltip="On: a picture that would have to be enlarged for its bucket gets a smaller one of its own. Many sizes make "
             "steps slower.",
+        ),
+        io.Boolean.Input(
+            "wildcards", default=False, optional=True,
+            tooltip="On: of {red|blue} in a caption every sighting takes one, as in ComfyUI's prompts. Off: braces are text.",
+        ),
+        io.String.Input(
+            "further_captions", default="", optional=True,
+            tooltip="Endings of further caption files beside the pictures, with commas between them: '.short.txt, .json'. Their "
+            "texts are alternatives to the caption, which the sightings take in turn.",
+        ),
+        io.String.Input(
+            "trigger_words", default="", optional=True,
+            tooltip="Words, with commas between them: the part of a caption in which one of them stands is neither moved by "
+            "shuffle_captions nor left out by tag_dropout, wherever it stands.",
+        ),
+        io.String.Input(
+            "keep_separator", default="", optional=True,
+            tooltip="A sign such as |||: the parts of a caption in front of it, and behind a second one, are neither moved nor "
+            "left out. The sign itself is not read.",
+        ),
+        io.Combo.Input(
+            "dropped_caption", options=["empty", "trigger words"], default="empty", optional=True,
+            tooltip="What caption_dropout leaves of a caption: nothing, as usual, or the trigger_words that stand in it.",
         ),
     ]  # fmt: skip
 

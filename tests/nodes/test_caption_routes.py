@@ -56,6 +56,11 @@ def test_pictures_come_with_bucket_box_and_caption(routes: Any, folder: Path) ->
         "10_tall tower/tall.png", None, "tall tower", 10,
     )  # fmt: skip
     assert tall["version"] == "" and len(wide["version"]) == 16
+    assert wide["choices"] == tall["choices"] == 1
+    (folder / "wide.txt").write_text("a {wide|flat} thing, {red|blue|}", encoding="utf-8")
+    (folder / "wide.short.txt").write_text("wide", encoding="utf-8")
+    chosen = {"wildcards": True, "further_captions": ".short.txt"}
+    assert routes.pictures({"settings": {**WIDGETS, **chosen}})["pictures"][0]["choices"] == 7
 
 
 def test_a_caption_goes_to_its_file_and_back(routes: Any, folder: Path) -> None:

@@ -49,6 +49,8 @@ class Task:
     """Files that look like its caption and are not read."""
     declared: str = "detect"
     """``SubsetConfig.caption_encoding``."""
+    below: str = ""
+    """Lines of the file that are no part of the caption, and stay as they are."""
 
     def fresh(self) -> Picture:
         """Without pixels, so that those of earlier batches are not kept."""
@@ -100,10 +102,13 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False, only: S
                 continue
             found = reader.file(file)
             said = reader.said(file, found)
-            others = () if found else tuple(reader.others(sample.path))
+            others = () if found else tuple(path for path in reader.others(sample.path) if path not in sample.further)
             before = said if said is not None else sample.fallback
+            if before is None and mode == "fill missing":  # nothing is missing then
+                before = "\n".join(text for path in sample.further for text in reader.further(path)) or None
+            below = found.text.partition("\n")[2] if found and subset.config.caption_lines == "first line" else ""
             tasks[file] = Task(
-                sample.path, subset.class_caption or "", file, found, before, others, subset.config.caption_encoding
+                sample.path, subset.class_caption or "", file, found, before, others, subset.config.caption_encoding, below
             )
         notes += reader.notes()
     work: list[Task] = []
@@ -118,7 +123,7 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False, only: S
     passed_over = everything - sum(len(subset.samples) for subset in captioned)
     notes += _notes(kept, shared)
     elsewhere = [task.picture.name for task in kept if task.before and not task.found]
-    remarks = (f"kept, because a table or another node describes them: {some(elsewhere)}.",) if elsewhere else ()
+    remarks = (f"kept, because a table, another file or another node describes them: {some(elsewhere)}.",) if elsewhere else ()
     return Workload(tuple(work), tuple(kept), passed_over, tuple(dict.fromkeys(notes)), remarks)
 
 
@@ -255,7 +260,8 @@ class Filling:
             self.bodies.pop(task, None)
             return
         own = found.encoding if found and not found.guessed else "utf-8"
-        data, encoding = writable(f"{final}\n", own, task.declared)
+        text = f"{final}\n{task.below}" if task.below else final
+        data, encoding = writable(f"{text}\n", own, task.declared)
         if found and task.file not in self.written:
             originals.keep(task.file, found.data)
             self.kept_originals += [task.file.name] if found.data.strip() else []

@@ -14,7 +14,9 @@ Role = Literal["training", "regularisation", "validation"]
 Masks = Literal["off", "alpha", "files"]
 Broken = Literal["stop", "leave out"]
 
-CaptionLines = Literal["one text", "alternatives"]
+CaptionLines = Literal["one text", "alternatives", "first line"]
+DroppedCaption = Literal["empty", "trigger words"]
+ENDING = re.compile(r"(\.[A-Za-z0-9_-]{1,20}){1,2}")
 
 # Auto Caption and the captions' dialog write to files with the caption's ending: to no picture, table or program.
 CAPTION_ENDINGS = (
@@ -87,7 +89,8 @@ class SubsetConfig:
     caption_encoding: str = "detect"
     """Encoding of the caption files that are not UTF-8, one of ``ENCODINGS``; ``detect`` guesses where letters tell enough."""
     caption_lines: CaptionLines = "one text"
-    """What the lines of a caption file are: joined to one text, or alternatives, of which every sighting takes one."""
+    """What the lines of a caption file are: joined to one text, or alternatives, of which every sighting takes one, or the
+    caption and remarks below it."""
 
     head_margin: float = 0.75
     """Room around the face, in shares of its size on every side; only for the crop ``head``."""
@@ -97,6 +100,17 @@ class SubsetConfig:
     """A picture that would have to be enlarged for its bucket gets a smaller one of its own."""
     slider: SliderConfig | None = None
     """What a slider is learnt from on these pictures; None: the pictures themselves are learnt."""
+    wildcards: bool = False
+    """Of ``{a|b}`` in a caption every sighting takes one; off: braces are text."""
+    further_captions: str = ""
+    """Endings of further caption files beside a picture, with commas between them (``.short.txt, .json``); their texts are
+    alternatives to the caption."""
+    trigger_words: str = ""
+    """Words, with commas between them; a part of a caption in which one of them stands is neither moved nor dropped."""
+    keep_separator: str = ""
+    """What parts a caption: the parts in front of it, and behind a second one, are neither moved nor dropped (``|||``)."""
+    dropped_caption: DroppedCaption = "empty"
+    """What ``caption_dropout`` leaves of a caption: nothing, or those of the trigger words that stand in it."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -129,7 +143,7 @@ class SubsetConfig:
         choice("crop", self.crop, Crop)
         ending = self.caption_extension.lower()
         refuse(
-            not re.fullmatch(r"(\.[A-Za-z0-9_-]{1,20}){1,2}", self.caption_extension),
+            not ENDING.fullmatch(self.caption_extension),
             f"caption extension: {self.caption_extension!r} is not a file suffix such as .txt.",
         )
         refuse(
@@ -147,8 +161,20 @@ class SubsetConfig:
         """(width, height) of all pictures where there are no buckets, and the area that no bucket exceeds."""
         return self.resolution, self.fixed_height or self.resolution
 
+    @property
+    def further_endings(self) -> tuple[str, ...]:
+        """Of further caption files, in their order."""
+        return listed(self.further_captions)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The trigger words."""
+        return listed(self.trigger_words)
+
     def _check_captions(self) -> None:
         choice("caption lines", self.caption_lines, CaptionLines)
+        choice("dropped caption", self.dropped_caption, DroppedCaption)
+        self._check_further()
         encodings = ("detect", *ENCODINGS)
         refuse(
             self.caption_encoding not in encodings,
@@ -171,6 +197,27 @@ class SubsetConfig:
             f"captions: they are off, so {' and '.join(moved)} would have nothing to do. Switch captions on, or that off.",
         )
 
+    def _check_further(self) -> None:
+        for ending in self.further_endings:
+            refuse(
+                not ENDING.fullmatch(ending) or not ending.lower().endswith((*CAPTION_ENDINGS, ".json")),
+                f"further captions: {ending!r} is no ending of caption files. Use such as .short.txt, .long.txt or .json, with "
+                "commas between them.",
+            )
+            refuse(
+                ending.lower() == self.caption_extension.lower(),
+                f"further captions: {ending} is caption_extension already. Name the endings of other files, or leave it empty.",
+            )
+        refuse(
+            bool(self.keep_separator) and (not self.keep_separator.strip() or "," in self.keep_separator),
+            f"keep separator: {self.keep_separator!r} would part every caption. Use a sign that no caption has otherwise, such "
+            "as |||.",
+        )
+        refuse(
+            self.dropped_caption == "trigger words" and self.caption_dropout > 0 and not self.triggers,
+            "dropped caption: trigger words are to stay, but trigger_words is empty. Write them there, or choose empty.",
+        )
+
     def _check_use(self) -> None:
         refuse(not 0 < self.loss_weight <= 100, f"loss weight: {self.loss_weight} is outside 0.001 to 100.")
         refuse(not 0 <= self.mask_floor < 1, f"mask floor: {self.mask_floor} is outside 0 to 0.99; switch masks off instead.")
@@ -182,3 +229,8 @@ class SubsetConfig:
             self.role != "training" and self.validation_share > 0,
             f"validation share: nothing can be held out of a subset whose role is {self.role}. Set it to 0.",
         )
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """What stands between the commas, each once."""
+    return tuple(dict.fromkeys(part for part in (piece.strip() for piece in re.split("[,，、､،]", text)) if part))

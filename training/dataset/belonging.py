@@ -137,6 +137,9 @@ class Sorting:
                 self._group(file.batch, folder, stem).pictures.append(file)
             elif ending in (self.extension.lower(), *CAPTION_ENDINGS):
                 own = self.extension if ending == self.extension.lower() else os.path.splitext(path)[1]
+                bare, word = os.path.splitext(stem)  # cat.short.txt is one of cat.jpg
+                if word and not self._known(file.batch, folder, stem) and self._known(file.batch, folder, bare):
+                    stem, own = bare, word + own
                 self._give(file, _Claim(folder, stem, f"{folder}/" if folder else "", own, unused.CAPTION_ALONE), caption=True)
             else:
                 self.tables.append(file)

@@ -13,6 +13,7 @@ from ..errors import AtelierError
 from ..files import Unreadable, read_limited
 from .captions import MAX_BYTES, arranged, caption_file_of, caption_path, clean, some
 from .encodings import SAMPLE, decoded, guess, text_of
+from .json_captions import json_captions
 from .names import key
 
 
@@ -47,6 +48,16 @@ class CaptionReader:
         """
         path = caption_file_of(picture, self.config.caption_extension, other)
         return self.said(path, self.file(path))
+
+    def further(self, path: Path) -> list[str]:
+        """The texts of a further caption file, none without one; AtelierError naming a file that holds none."""
+        found = self.file(path)
+        if found is None:
+            return []
+        if path.suffix.lower() != ".json":
+            text = self.said(path, found)
+            return [text] if text else []
+        return json_captions(path, found.data)
 
     def said(self, path: Path, found: CaptionFile | None) -> str | None:
         """The text of a file that was read, as the subset means it."""

@@ -46,8 +46,18 @@ def _visible(line: str) -> str:
 
 
 def arranged(text: str, config: SubsetConfig) -> str:
-    """A cleaned text as the subset means it: one text, its lines joined by a space, or alternatives, one a line."""
-    return clean(text) if config.caption_lines == "alternatives" else " ".join(clean(text).split("\n"))
+    """A cleaned text as the subset means it: one text, its lines joined by a space, or alternatives, one a line, or the first."""
+    lines = clean(text).split("\n")
+    if config.caption_lines == "first line":
+        return lines[0]
+    return "\n".join(lines) if config.caption_lines == "alternatives" else " ".join(lines)
+
+
+def several(texts: Sequence[str], config: SubsetConfig) -> str:
+    """Captions of one picture as alternatives, one a line, each once; an empty one counts only where there is no other."""
+    found = dict.fromkeys(line for text in texts for line in arranged(text, config).split("\n") if line)
+    first = list(found)[:1] if config.caption_lines == "first line" else found
+    return "\n".join(first)
 
 
 def write_caption(path: Path, text: str) -> None:

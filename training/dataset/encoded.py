@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -61,15 +61,17 @@ class Work:
     """Every picture in every way it will be shown, each once, bucket by bucket."""
     texts: tuple[Reading, ...]
     """Every caption that will be read, with the pictures beside which it is, each once."""
+    in_part: tuple[Reading, ...] = ()
+    """The same of an encoder that changes, for those of its towers that don't."""
 
     def __len__(self) -> int:
-        return len(self.pictures) + len(self.texts)
+        return len(self.pictures) + len(self.texts) + len(self.in_part)
 
-    def reading(self, also: Sequence[str], captions: bool = True) -> Work:
-        """The same with further texts, which stay also where the pictures' ``captions`` are not read ahead."""
+    def reading(self, also: Sequence[str], captions: bool = True, in_part: bool = False) -> Work:
+        """The same with further texts, which stay also where the pictures' ``captions`` are not read ahead or ``in_part``."""
         texts = self.texts if captions else tuple(one for one in self.texts if one.text in also)
         every = {one.parts: one for one in (*texts, *map(Reading, also))}
-        return Work(self.pictures, tuple(every.values()))
+        return Work(self.pictures, tuple(every.values()), self.texts if in_part else ())
 
 
 def work_of(plan: Plan, epochs: int, controls: Controls = NONE, held: Sequence[str] = ()) -> Work:
@@ -109,6 +111,28 @@ def work_of(plan: Plan, epochs: int, controls: Controls = NONE, held: Sequence[s
     empty = Reading("")
     texts.setdefault(empty.parts, empty)
     return Work(tuple(pictures.values()), tuple(texts.values()))
+
+
+class TowerAnswers:
+    """What towers of a text encoder that don't learn have said, in memory and on the disk."""
+
+    def __init__(self, cache: TensorCache, identity: str) -> None:
+        self._cache, self._identity, self._held = cache, identity, _Held(IN_MEMORY)
+
+    def get(self, key: str) -> Tensors | None:
+        own = self._key(key)
+        found = self._held.get(own)
+        if found is None and (found := self._cache.get(own)) is not None:
+            self._held.keep(own, found)
+        return found
+
+    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        own = self._key(key)
+        self._cache.put(own, tensors)
+        self._held.keep(own, dict(tensors))
+
+    def _key(self, key: str) -> str:
+        return cache_key("tower", self._identity, key)
 
 
 class EncodedDataset:
@@ -161,6 +185,12 @@ class EncodedDataset:
                 check_text(reading.text, said)
                 writing.do(partial(self._cache.put, self._text_key(reading), said))
                 advance(done := done + 1)
+        alone = [reading for reading in work.in_part if not reading.seen]
+        for _ in self._texts.read_all_ahead([one.text for one in alone]):
+            advance(done := done + 1)
+        for reading in (one for one in work.in_part if one.seen):
+            self._texts.read_ahead(reading.text, _pixels(reading))
+            advance(done := done + 1)
 
     def latents(self, batch: Batch) -> tuple[Tensor, list[View], Tensor | None]:
         """(B, C, H, W) as the VAE gave them, how each picture was cut, and loss masks (B, 1, h, w) in 0..1 or None."""

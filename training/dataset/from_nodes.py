@@ -20,6 +20,7 @@ from ..files import HandedOn, remove_longest_unused, replacing
 from .cache import cache_key
 from .caption_reader import CaptionReader
 from .captions import arranged
+from .choice_notes import choice_notes
 from .heads import Face
 from .index import Facts, Index
 from .masks import same_shape
@@ -166,7 +167,7 @@ def _samples(
         head = face.box if face else None
         samples.append(Sample(path, facts.width, facts.height, caption, facts.key, text, focus, look=facts.look, head=head))
         steps.step()
-    return samples, [*reader.notes(), *(head_notes(faces) if config.crop == "head" else [])]
+    return samples, [*reader.notes(), *choice_notes(samples, config), *(head_notes(faces) if config.crop == "head" else [])]
 
 
 def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:

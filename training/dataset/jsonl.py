@@ -1,4 +1,5 @@
-"""Captions in JSON Lines files: one line a picture, ``{"file_name": "a/1.png", "text": "a cat"}``."""
+"""Captions in JSON Lines files: one line a picture, ``{"file_name": "a/1.png", "text": "a cat"}``; a list of texts is
+alternatives."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 from ..config import SubsetConfig
 from ..errors import AtelierError
 from ..files import Unreadable, parse_json, read_limited
-from .captions import arranged, some
+from .captions import arranged, several, some
 from .encodings import SAMPLE, Decoded, guess, text_of
 from .words import composed
 
@@ -48,8 +49,9 @@ def read_jsonl(file: Path, config: SubsetConfig) -> tuple[dict[Path, str], Decod
         if caption is None:
             continue
         path = file.parent / name.replace("\\", "/")
-        twice += [path.name] if captions.get(path, caption) != caption else []
-        captions[path] = arranged(caption, config)
+        text = arranged(caption, config) if isinstance(caption, str) else several(caption, config)
+        twice += [path.name] if captions.get(path, text) != text else []
+        captions[path] = text
     if others and rows:
         raise _bad(file, others[0])
     return captions, found, twice
@@ -73,15 +75,17 @@ def _object(file: Path, number: int, line: str) -> Any:
         raise _bad(file, number) from error
 
 
-def _row(file: Path, number: int, row: Any) -> tuple[str, str | None]:
-    """(picture's name, caption) of one line."""
+def _row(file: Path, number: int, row: Any) -> tuple[str, str | list[str] | None]:
+    """(picture's name, its caption or captions) of one line."""
     try:
         name = row["file_name"]
         caption = next(row[field] for field in TEXT if field in row)
-        f"{name}{caption}".encode()  # half a pair of UTF-16, which JSON can hold, is no letter
+        said = "".join(caption) if isinstance(caption, list) else caption
+        f"{name}{said}".encode()  # half a pair of UTF-16, which JSON can hold, is no letter
     except (ValueError, KeyError, TypeError, StopIteration) as error:
         raise _bad(file, number) from error
-    if not isinstance(name, str) or "\0" in name or not (caption is None or isinstance(caption, str)):
+    texts = caption if isinstance(caption, list) else [caption or ""]
+    if not isinstance(name, str) or "\0" in name or not all(isinstance(text, str) for text in texts):
         raise _bad(file, number)
     return name, caption
 

@@ -36,8 +36,10 @@ class FoundFolder:
     """Mask files by picture."""
     controls: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
     """Control pictures by picture, in their order."""
+    further: Mapping[Path, Mapping[str, Path]] = field(default_factory=dict)
+    """What may be further captions, by picture and by ending in lower case (``.short.txt``, ``.json``)."""
     seconds: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
-    """Further captions, masks and control pictures by picture, which would count if the first were not there."""
+    """Second captions, masks and control pictures by picture, which would count if the first were not there."""
     guessed: tuple[Path, ...] = ()
     """Those masks whose names other pictures may have as well (``cat_mask.png``)."""
     warnings: tuple[str, ...] = ()
@@ -51,7 +53,10 @@ class FoundFolder:
 
     def of(self, picture: Path, extension: str) -> tuple[Path, ...]:
         """A picture and everything that belongs to it and is there; another picture may have some of it as well."""
-        captions = [caption_file_of(picture, extension, self.captions.get(picture)), *self.seconds.get(picture, ())]
+        captions = [
+            caption_file_of(picture, extension, self.captions.get(picture)), *self.further.get(picture, {}).values(),
+            *self.seconds.get(picture, ()),
+        ]  # fmt: skip
         return tuple(dict.fromkeys(p for p in (picture, *captions, *self.drawn_for(picture)) if os.path.lexists(p)))
 
 
@@ -127,7 +132,8 @@ def look(folder: Path, root: Path, extension: str, elsewhere: Companions = NOBOD
     for number, one in (*beside.controls, *elsewhere.controls):
         numbered += _in_controls(one, number, pictures, passed)
     shown = _controls_of(pictures, numbered, passed, seconds)
-    captions = captions_by_picture(pictures, files, extension, passed, seconds)
+    further: dict[Path, dict[str, Path]] = {}
+    captions = captions_by_picture(pictures, files, extension, passed, seconds, further)
     tables = tuple(file for file in files if file.suffix.lower() == ".jsonl")
     match = names.NUMBERED.fullmatch(folder.name)
     repeats, caption = (int(match[1]), match[2].strip() or None) if match else (None, None)
@@ -139,7 +145,7 @@ def look(folder: Path, root: Path, extension: str, elsewhere: Companions = NOBOD
         ),
     ]  # fmt: skip
     return FoundFolder(
-        folder, tuple(pictures), repeats, caption, tables, captions, pairs, shown,
+        folder, tuple(pictures), repeats, caption, tables, captions, pairs, shown, further,
         {picture: tuple(others) for picture, others in seconds.items()}, guessed, tuple(warnings), tuple(passed),
     ), folders  # fmt: skip
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from ..config import SubsetConfig, to_dict
 from ..errors import counted as counted
 
+LATER = {"wildcards": False, "further_captions": "", "trigger_words": "", "keep_separator": "", "dropped_caption": "empty"}
+"""Settings that came later, with what they were before: a dataset that does without them stays the same."""
+
 
 def some(names: Sequence[str], most: int = 3) -> str:
     """ "a, b, c and 2 more", on one line whatever the names hold."""
@@ -49,7 +52,8 @@ class Sample:
     height: int
     """Pixels, after EXIF rotation."""
     caption: str | None
-    """None: neither a caption file nor a class caption; an empty text is a caption that somebody left empty."""
+    """None: neither a caption file nor a class caption; an empty text is a caption that somebody left empty; of several lines
+    each is a caption."""
     key: str
     """SHA-256 (hex) of the file's bytes."""
     fallback: str | None = None
@@ -66,6 +70,8 @@ class Sample:
     """What stands for picture and caption where both came encoded; ``path`` is then the latent's file."""
     caption_file: Path | None = None
     """Caption file under another name than the usual one (``cat.TXT``, ``cat.jpg.txt``); it counts while there is no other."""
+    further: tuple[Path, ...] = ()
+    """Further caption files, whose texts are alternatives to the caption."""
     controls: tuple[Sample, ...] = ()
     """The pictures out of which an edit model is to make this one, in their order; they have neither caption nor mask."""
     before: Sample | None = None
@@ -157,6 +163,7 @@ class Dataset:
                     del settings[late]
             if subset.config.crop != "head":  # which alone it means something for
                 del settings["head_margin"]
+            settings = {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
             digest.update(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
             for sample in subset.samples:
                 values: list[object] = [

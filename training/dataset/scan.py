@@ -14,8 +14,9 @@ from ..config import SubsetConfig
 from ..errors import AtelierError
 from . import holdout, masks, unused
 from .caption_reader import CaptionReader
-from .captions import caption_file_of, caption_path
+from .captions import caption_file_of, caption_path, several
 from .change_stamps import files_stamp
+from .choice_notes import choice_notes
 from .heads import Face
 from .index import Facts, Index, file_digest
 from .jsonl import captions_of
@@ -68,15 +69,22 @@ def _facts(
 
 
 def caption_now(
-    path: Path, reader: CaptionReader, fallback: str | None, class_caption: str | None, other: Path | None = None
-) -> str | None:
-    """The caption file as it is on the disk now, else ``fallback``, else the class caption, else None.
+    path: Path, reader: CaptionReader, fallback: str | None, class_caption: str | None, other: Path | None = None,
+    further: Sequence[Path] = (),
+) -> str | None:  # fmt: skip
+    """The caption file as it is on the disk now, else ``fallback``; with the texts of ``further`` files as alternatives; else the
+    class caption, else None.
 
     ``other`` is a caption file under another name than the usual one, which counts while there is no usual one.
     """
     if not reader.config.captions:
         return class_caption or ""
-    return next((text for text in (reader.caption(path, other), fallback, class_caption) if text is not None), None)
+    own = reader.caption(path, other)
+    own = fallback if own is None else own
+    more = [text for file in further for text in reader.further(file)]
+    if more:
+        return several([own or "", *more], reader.config)
+    return class_caption if own is None else own
 
 
 def _mask(path: Path, config: SubsetConfig, one: Facts, found: FoundFolder, root: Path) -> tuple[Path | None, str]:
@@ -95,6 +103,12 @@ def _looked_at(index: Index, path: Path) -> None:
     """Several at a time, so that the index knows them; what is wrong with one is said where it is used."""
     with suppress(AtelierError):
         index.facts(path)
+
+
+def _further(found: FoundFolder, picture: Path, config: SubsetConfig) -> dict[str, Path]:
+    """The further caption files of a picture that are meant, by their endings."""
+    there = found.further.get(picture, {}) if config.captions else {}
+    return {ending: there[ending.lower()] for ending in config.further_endings if ending.lower() in there}
 
 
 def _control(path: Path, index: Index, root: Path) -> Sample:
@@ -116,7 +130,10 @@ def _subset(
         other = found.captions.get(path)
         for file in (caption_path(path, config.caption_extension), *([other] if other else [])):
             refuse_outside(file, root)
-        caption = caption_now(path, reader, texts.get(path), class_caption, other)
+        further = tuple(_further(found, path, config).values())
+        for file in further:
+            refuse_outside(file, root)
+        caption = caption_now(path, reader, texts.get(path), class_caption, other, further)
         focus = index.focus(path, bucket_of(one.width, one.height, config)) if config.crop == "focus" else None
         face = index.head(path) if config.crop == "head" else None
         faces[path] = face
@@ -131,7 +148,7 @@ def _subset(
         samples.append(
             Sample(
                 path, one.width, one.height, caption, one.key, texts.get(path), focus, mask, mask_key, one.look,
-                caption_file=other, head=face.box if face else None, controls=controls,
+                caption_file=other, head=face.box if face else None, further=further, controls=controls,
             )
         )  # fmt: skip
         steps.step()
@@ -139,11 +156,13 @@ def _subset(
         raise AtelierError(next(iter(broken.values())))
     repeats, unusual = repeats_of(found, config)
     subset = Subset(config, tuple(samples), repeats, class_caption)
-    passed = (*found.unused, *_not_used(found, config, broken))
+    read = {file for path in found.pictures for file in _further(found, path, config).values()}
+    passed = (*(one for one in found.unused if one[1] not in read), *_not_used(found, config, broken))
     said = [
         *([unusual] if unusual else []), *found.warnings, *broken.values(), *reader.notes(),
         *_mask_notes(found, config, samples), *unused.sentences(passed, base, quiet=False),
-        *_content_notes(facts, found, config, samples), *control_notes(config, samples), *holdout.remarks(subset),
+        *_content_notes(facts, found, config, samples), *choice_notes(samples, config), *control_notes(config, samples),
+        *holdout.remarks(subset),
         *(head_notes(faces) if config.crop == "head" else []),
     ]  # fmt: skip
     for warning in said:
@@ -272,7 +291,7 @@ def folder_stamp(folder: Path, caption_extension: str = ".txt", root: Path | Non
         file for path, found in pairs
         for file in (
             path, caption_path(path, caption_extension), found.captions.get(path), found.masks.get(path),
-            *found.controls.get(path, ()),
+            *found.further.get(path, {}).values(), *found.controls.get(path, ()),
         ) if file
     ]  # fmt: skip
     return files_stamp([*beside, *(table for found in every for table in found.tables)])
@@ -291,7 +310,7 @@ def refresh_captions(dataset: Dataset) -> Dataset:
         reader = CaptionReader(subset.config)
 
         def text(s: Sample) -> str | None:
-            return caption_now(s.path, reader, s.fallback, subset.class_caption, s.caption_file)
+            return caption_now(s.path, reader, s.fallback, subset.class_caption, s.caption_file, s.further)
 
         samples = (s if s.ready else dataclasses.replace(s, caption=text(s)) for s in subset.samples)
         return dataclasses.replace(subset, samples=tuple(samples))

@@ -78,6 +78,17 @@ def other_captions(ending: str, needless: bool) -> Reason:
     )
 
 
+def further_captions(ending: str, needless: bool = False) -> Reason:
+    """Files that are called after a picture, such as ``cat.short.txt``; JSON may hold other things as well, so that ``needless``
+    matters: every picture has a caption as it is."""
+    is_data = ending.endswith(".json")
+    look = "may hold" if is_data else "look like further"
+    return Reason(
+        f"{ending} files {look} captions and are not read", f"Name {ending} in further_captions to use them.",
+        quiet=is_data and needless,
+    )  # fmt: skip
+
+
 def tables(ending: str, needless: bool) -> Reason:
     """Data files that may hold captions; ``needless``: every picture has a caption as it is."""
     return Reason(

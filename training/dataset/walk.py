@@ -107,8 +107,8 @@ def _joined(own: FoundFolder, inner: FoundFolder) -> FoundFolder:
     return dataclasses.replace(
         own, pictures=own.pictures + inner.pictures, warnings=own.warnings + inner.warnings, tables=own.tables + inner.tables,
         captions={**own.captions, **inner.captions}, masks={**own.masks, **inner.masks},
-        controls={**own.controls, **inner.controls}, seconds={**own.seconds, **inner.seconds},
-        guessed=own.guessed + inner.guessed, unused=own.unused + inner.unused,
+        controls={**own.controls, **inner.controls}, further={**own.further, **inner.further},
+        seconds={**own.seconds, **inner.seconds}, guessed=own.guessed + inner.guessed, unused=own.unused + inner.unused,
     )  # fmt: skip
 
 

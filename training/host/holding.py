@@ -19,6 +19,7 @@ from ..performance.quantised_layers import unpacking
 from .answering import AnsweringModel
 from .attention import differentiable_attention
 from .text import TextEncoder
+from .towers import outside
 from .twins import put_twin_aside, resident
 from .weights import lay_aside, put_back, without_inference_tensors
 
@@ -82,6 +83,7 @@ class HeldModel(AnsweringModel):
         offloaded = [blocks[i] for i in traffic.away]
         management = comfy.model_management
         patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
+        resting = text.resting if text is not None else None
         rounded = self._base_weights if self._base_weights != "as loaded" else None
         with torch.inference_mode(False), torch.enable_grad():
             # Asking for all memory makes the host put every other model aside, and leave in main memory what need not be on the
@@ -91,7 +93,10 @@ class HeldModel(AnsweringModel):
             with torch.inference_mode():
                 if rounded and self.device.type != "cpu":
                     lay_aside(self.patcher)  # what is there already, the host would leave there
-                management.load_models_gpu(patchers, memory_required=room, force_full_load=not stays_home)
+                if text is not None and resting:
+                    lay_aside(text.clip.patcher)  # the host knows only all of it; what learns comes with what was left behind
+                brought = [self.patcher] if resting else patchers
+                management.load_models_gpu(brought, memory_required=room, force_full_load=not stays_home)
             with ExitStack() as stack:
                 # Each of these is undone even if what comes after it fails, as other nodes' callbacks may.
                 modules = [module for patcher in patchers for module in self._modules(patcher.model)]
@@ -111,7 +116,11 @@ class HeldModel(AnsweringModel):
                     # What the host has left in main memory it would bring for each operation, through a buffer that the next
                     # one overwrites: nothing that autograd could keep. So all comes now, but for the blocks that stay away.
                     away = offloaded if patcher is self.patcher else []
-                    stack.enter_context(kept_away(away, self._modules(patcher.model), patcher.load_device, traffic))
+                    of_patcher = self._modules(patcher.model)
+                    if resting and patcher is not self.patcher:
+                        of_patcher = outside(of_patcher, resting)
+                        stack.enter_context(resting.away(patcher.load_device))
+                    stack.enter_context(kept_away(away, of_patcher, patcher.load_device, traffic))
                 stack.enter_context(differentiable_attention())
                 stack.enter_context(unpacking(modules))
                 stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -18,12 +18,13 @@ from ..errors import AtelierError, NotFinite
 from ..network.base_layer import is_linear, refusal
 from ..performance.checkpointing import blocks_of
 from ..performance.out_of_place import OutOfPlace
-from ..protocols import CanvasText
+from ..protocols import Answers, CanvasText
 from ..tensors.finite import first_lost
 from . import alterations
 from .batched_text import BatchedEncoders, Versions, captions_of_a_pass, one_version
 from .plain_text import named, plain
 from .seeing import eyes_of
+from .towers import FrozenTowers, outside, weights_outside
 from .twins import put_twin_aside, resident
 from .weights import identity_of, mended, names_of_layers
 
@@ -40,6 +41,7 @@ class TextEncoder:
     def __init__(self, clip: Any, syntax: Syntax = "plain"):
         self.clip, self.syntax = clip, syntax
         self._origin = mended(getattr(clip, "patcher", None))
+        self._frozen: FrozenTowers | None = None
 
     @property
     def device(self) -> torch.device:
@@ -116,22 +118,57 @@ class TextEncoder:
                     found = self._encode(one)
                 yield found
 
+    def _kept(self) -> AbstractContextManager[None]:
+        """While it lasts, towers that don't learn read nothing twice."""
+        return self._frozen.in_place() if self._frozen else nullcontext()
+
     def _encode(self, tokens: Any) -> Conditioning:
-        with torch.inference_mode():
+        with torch.inference_mode(), self._kept():
             out = self.clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
         with torch.inference_mode(False), torch.no_grad():
             return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in out.items() if isinstance(v, Tensor)}
 
     def for_training(self) -> TextEncoder:
         """This encoder as the loop can hold it: see ``Model.for_training``."""
-        patcher = resident(self.clip.patcher, "clip")
-        if patcher is self.clip.patcher:
-            return self
-        clip = self.clip.clone()
-        clip.patcher, clip.cond_stage_model = patcher, patcher.model
+        patcher, clip = resident(self.clip.patcher, "clip"), self.clip
+        if patcher is not clip.patcher:
+            clip = clip.clone()
+            clip.patcher, clip.cond_stage_model = patcher, patcher.model
         encoder = TextEncoder(clip, self.syntax)
         encoder._origin = self.clip.patcher
         return encoder
+
+    def learns(self, layers: Collection[str], answers: Answers) -> tuple[str, ...]:
+        """From now on these of its ``layers`` learn: what towers without any have said is kept in ``answers``. Their names."""
+        self._frozen = FrozenTowers(self.clip, layers, answers)
+        return tuple(self._frozen.towers)
+
+    @property
+    def resting(self) -> FrozenTowers | None:
+        """Towers whose weights need not be on the device while others learn; None where there are none.
+
+        What other nodes have laid on the weights only counts where the host itself has brought them.
+        """
+        patcher = self.clip.patcher
+        plain = not (patcher.patches or patcher.object_patches) and patcher.load_device.type != "cpu"
+        return self._frozen if self._frozen and plain else None
+
+    def read_ahead(self, text: str, pictures: Sequence[Tensor] = ()) -> None:
+        """Has towers that don't learn read a text, so that they need not in a step."""
+        self.encode(text, pictures)
+
+    def read_all_ahead(self, texts: Sequence[str]) -> Iterator[None]:
+        """The same for each text, batched; what was read in an earlier run is not read again."""
+        marks = {text: self._mark(text) for text in texts}
+        unread = [text for text in texts if self._frozen and not self._frozen.known(marks[text])]
+        yield from (None for _ in range(len(texts) - len(unread)))
+        for text, _ in zip(unread, self.encode_all(unread), strict=True):
+            if self._frozen:
+                self._frozen.note(marks[text])
+            yield
+
+    def _mark(self, text: str) -> str:
+        return repr((text, *self.reading_of(text)))
 
     def retire(self) -> None:
         """After a run: see ``Model.retire``."""
@@ -153,10 +190,13 @@ class TextEncoder:
 
     def blocks(self) -> list[nn.Module]:
         """What gradient checkpointing may compute twice."""
-        return blocks_of(self.clip.cond_stage_model)
+        found = blocks_of(self.clip.cond_stage_model)
+        return outside(found, self._frozen) if self._frozen else found
 
     def weights(self) -> list[Tensor]:
-        """Everything that is stored of the encoder."""
+        """Everything that is stored of the encoder, but for towers that rest while others learn."""
+        if self.resting is not None:
+            return weights_outside(self.clip.cond_stage_model, self.resting)
         return [*self.clip.cond_stage_model.parameters(), *self.clip.cond_stage_model.buffers()]
 
     def encode_live(self, text: str, pictures: Sequence[Tensor] = ()) -> Conditioning:
@@ -164,13 +204,14 @@ class TextEncoder:
         # The host would look for room first, at every caption, and might make it of the very models that are held.
         held = copy.copy(self.clip)
         held.load_model = lambda *_: held.patcher
-        with OutOfPlace():
+        with OutOfPlace(), self._kept():
             out = held.encode_from_tokens(self.tokenize(text, pictures), return_pooled=True, return_dict=True)
         return {k: v for k, v in out.items() if isinstance(v, Tensor)}
 
     def for_sampling(self, text: str, pictures: Sequence[Tensor] = ()) -> CanvasText:
         """CONDITIONING as CLIPTextEncode, or the node of an edit model, makes it of ``text``, in its syntax."""
-        with torch.inference_mode():
+        hooked = getattr(self.clip, "use_clip_schedule", False) or getattr(self.clip.patcher, "forced_hooks", None) is not None
+        with torch.inference_mode(), nullcontext() if hooked else self._kept():
             return self._checked(text, self.clip.encode_from_tokens_scheduled(self.tokenize(text, pictures)))
 
     def for_sampling_all(

@@ -5,11 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 
 from .. import compatibility, host
-from ..dataset.encoded import Work, work_of
+from ..dataset.cache import CACHE_LIMIT, TensorCache
+from ..dataset.encoded import TowerAnswers, Work, work_of
 from ..dataset.samples import counted
 from ..errors import AtelierError
 from ..estimate import preflight, step_time
 from ..loop import train
+from ..network.adapter import Adapter
+from ..network.scope import TEXT
 from ..prompting import Prompter
 from ..recorder import Callbacks
 from ..runs import live
@@ -25,10 +28,13 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
     """Trains the run to its end."""
     encoded, told = job.encoded, job.prompter()
     warn_of_pairs(job, run.name, account)
-    _encode(job, told)
+    adapter = job.adapter()
+    kept = _rests(job, adapter) if job.learns_text else ()
+    _encode(job, told, bool(kept))
+    if kept:
+        job.show(f"text encoder: {' and '.join(kept)} at rest: every text has been read, and nothing of it learns")
     if job.learns_text:
         encoded.live = job.text.encode_live
-    adapter = job.adapter()
     layers = {name: job.layers[name] for name in adapter.branches}
     foretell(job, run.name, adapter, account)
     advance = host.progress(job.total)
@@ -65,9 +71,16 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
     job.show(f"{run.name}: {counted(len(saved), 'file')} saved{end}")
 
 
-def _encode(job: Job, told: Prompter) -> None:
+def _rests(job: Job, adapter: Adapter) -> tuple[str, ...]:
+    """The towers of the text encoder that don't learn, which read every text once."""
+    learning = [name.removeprefix(TEXT) for name in adapter.branches if name.startswith(TEXT)]
+    answers = TowerAnswers(TensorCache(host.cache_folder(), CACHE_LIMIT), job.encoded.text_identity)
+    return job.text.learns(learning, answers)
+
+
+def _encode(job: Job, told: Prompter, in_part: bool) -> None:
     """Pictures, captions, and what the samples are told: all while the encoders are at hand."""
-    work = _work(job)
+    work = _work(job, in_part)
     count = len(work)
     advance = host.progress(count)
 
@@ -79,15 +92,20 @@ def _encode(job: Job, told: Prompter) -> None:
     job.encoded.prepare(work, step)
     for number, prompt in enumerate(job.preview.prompts(job.dataset) if job.preview.steps else ()):
         if job.learns_text:
-            told.controls.latents(told.controls.place(number))  # while there is room for the VAE
+            place = told.controls.place(number)
+            told.controls.latents(place)  # while there is room for the VAE
+            if in_part:
+                job.text.read_ahead(prompt, told.controls.seen(place))
+                job.text.read_ahead(job.preview.negative, told.controls.seen(place))
         else:
             told(prompt, number)
             told(job.preview.negative, number)
 
 
-def _work(job: Job) -> Work:
-    """What is encoded before the first step: no captions if their encoder changes in every step."""
+def _work(job: Job, in_part: bool) -> Work:
+    """What is encoded before the first step: no captions if their encoder changes in every step, or ``in_part`` if some of it
+    doesn't."""
     held = [job.config.loss.preservation_prompt] if job.config.loss.preservation_prompt else []
     # Both ends of a slider are among its pictures' captions.
     work = work_of(job.plan, job.plan.epochs_for(job.total), job.encoded.shows, held)
-    return work.reading(held, captions=not job.learns_text)
+    return work.reading(held, captions=not job.learns_text, in_part=in_part)

@@ -12,7 +12,7 @@ from .. import host
 from ..config import TrainingConfig
 from ..config.refusal import text_of
 from ..config.sampling import SamplerSettings
-from ..dataset.augment import plain_caption, trained_captions
+from ..dataset.augment import letters_of, trained_captions
 from ..dataset.encoded import EncodedDataset
 from ..dataset.plan import Plan
 from ..dataset.samples import Dataset
@@ -129,6 +129,9 @@ class Job:
             return self.card.trigger
         if any(subset.config.slider for subset in self.dataset.subsets):
             return ""  # it works without a word
+        training = (subset.config for subset in self.dataset.subsets if subset.config.role == "training")
+        if words := dict.fromkeys(word for config in training for word in config.triggers):
+            return ", ".join(words)[:LONGEST_TRIGGER]
         found = common_front(trained_captions(self.dataset))
         return found if len(found) <= LONGEST_TRIGGER else ""
 
@@ -168,7 +171,7 @@ class Job:
     def _readings(self) -> list[str]:
         """How captions are read, where any of them has a character for which the syntax matters."""
         told = [s for s in self.dataset.subsets if not s.ready]
-        texts = [plain_caption(sample.caption, subset.config) for subset in told for sample in subset.samples]
+        texts = [letters_of(sample.caption, subset.config) for subset in told for sample in subset.samples]
         texts += [text for s in told if s.config.slider for text in s.config.slider.prompts]
         texts.append(self.config.loss.preservation_prompt if self.config.loss.preservation else "")
         return sorted({reading for text in texts for reading in self.text.reading_of(text)})

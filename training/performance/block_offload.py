@@ -12,17 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..tensors.method_patch import patched
+from .lent import as_at_home, lent, places_of
 from .side_stream import Copying, Point, Side, side_of
 
 log = logging.getLogger("lora-atelier")
-Place = tuple[dict[str, Any], str, Tensor]
-"""A parameter or buffer where a module keeps it: (registry, name, the tensor at home)."""
 ALIGNED = 512
 """Bytes at whose multiples a block's tensors begin, as a device's own allocator would have it."""
 NOBODY = 0.02
@@ -112,11 +110,11 @@ def kept_away(
     side = traffic.side or side_of(device)
     inside = {module for block in blocks for module in block.modules()}
     rest = [module for module in modules if module not in inside]
-    elsewhere = [place for place in _places(rest) if place[2].device != device]  # what the host has left in main memory
+    elsewhere = [place for place in places_of(rest) if place[2].device != device]  # what the host has left in main memory
     carrier = _Carrier(side, traffic, blocks)
     with torch.no_grad():
-        copies = [_as_at_home(place[2], place[2].detach().to(device)) for place in elsewhere]
-    with _lent(elsewhere, copies), _locked(carrier.homes(), side, traffic), patched(blocks, "forward", carrier.around):
+        copies = [as_at_home(place[2], place[2].detach().to(device)) for place in elsewhere]
+    with lent(elsewhere, copies), _locked(carrier.homes(), side, traffic), patched(blocks, "forward", carrier.around):
         del copies
         try:
             yield
@@ -136,7 +134,7 @@ class _Carrier:
 
     def __init__(self, side: Side, traffic: Traffic, blocks: Sequence[nn.Module]):
         self._side = side
-        self._homes = {block: _places(block.modules()) for block in blocks}
+        self._homes = {block: places_of(block.modules()) for block in blocks}
         self._order = _Order(len(blocks))
         self._coming: _Coming | None = None
         self._clock = _Clock(side, traffic, 2 * len(blocks))
@@ -150,7 +148,7 @@ class _Carrier:
 
         def run(*args: object, **kwargs: object) -> object:
             here = self._take(block)
-            with _lent(places, here):
+            with lent(places, here):
                 del here  # what autograd does not keep is gone when the block is done
                 return forward(*args, **kwargs)
 
@@ -195,7 +193,7 @@ class _Carrier:
         copying = self._side.begin(list(zip(targets, plain, strict=True)), packed, timed=self._clock.runs)
         copied, brought = iter(targets), iter(copying.brought)
         tensors = [
-            _as_at_home(place[2], next(copied if _is_plain(home) else brought)) if gone else place[2]
+            as_at_home(place[2], next(copied if _is_plain(home) else brought)) if gone else place[2]
             for place, home, gone in zip(self._homes[block], homes, away, strict=True)
         ]
         return _Coming(block, tensors, copying, sum(tensor.nbytes for tensor in (*plain, *packed)))
@@ -270,15 +268,6 @@ def _laid(room: Tensor, start: int, like: Tensor) -> Tensor:
     return room[start : start + order.nbytes].view(like.dtype).as_strided(order.shape, order.stride())
 
 
-def _as_at_home(home: Tensor, copy: Tensor) -> Tensor:
-    return nn.Parameter(copy, requires_grad=False) if isinstance(home, nn.Parameter) else copy
-
-
-def _places(modules: Iterable[nn.Module]) -> list[Place]:
-    registries = (registry for module in modules for registry in (module._parameters, module._buffers))
-    return [(registry, name, tensor) for registry in registries for name, tensor in registry.items() if tensor is not None]
-
-
 @contextmanager
 def _locked(homes: Iterable[Tensor], side: Side, traffic: Traffic) -> Iterator[None]:
     """Locks the pages of ``homes`` for now, but for those that are locked already, so that copies wait for nobody."""
@@ -303,16 +292,3 @@ def _parts(tensor: Tensor) -> list[Tensor]:
         return [tensor] if tensor.is_contiguous() else []
     flatten = getattr(tensor, "__tensor_flatten__", None)
     return [part for name in flatten()[0] for part in _parts(getattr(tensor, name))] if flatten is not None else []
-
-
-@contextmanager
-def _lent(places: Sequence[Place], here: Sequence[Tensor]) -> Iterator[None]:
-    """The tensors ``here`` in these places, for now."""
-    for (registry, name, _), tensor in zip(places, here, strict=True):
-        registry[name] = tensor
-    del here
-    try:
-        yield
-    finally:
-        for registry, name, home in places:
-            registry[name] = home

@@ -28,7 +28,7 @@ LENGTH = frozenset({"length.epochs", "length.max_steps", "length.when_enough", "
 """Fields that decide when it ends, which is compared in steps."""
 NOWHERE = frozenset({
     "folder", "caption_extension", "caption_encoding", "caption_lines", "broken", "nested", "repeats", "captions",
-    "class_caption",
+    "class_caption", "further_captions",
 })  # fmt: skip
 """Fields of a subset that only decide which pictures and captions there are, and these are compared themselves."""
 STRUCTURE = ("network.", "optimizer.name", "optimizer.optimizer_args", "optimizer.weight_decay", "text.encoders", "ema_decay")
@@ -221,12 +221,15 @@ def _subset(subset: Subset, controls: bool) -> SubsetInputs:
 
 def _used(config: SubsetConfig) -> dict[str, Any]:
     """A subset's settings that decide something."""
+    still = not config.shuffle_captions and config.tag_dropout == 0
     unused = {
         "validation_seed": config.validation_share == 0,
         "mask_floor": config.masks == "off",
         "variants": config.crop != "random",
         "head_margin": config.crop != "head",
-        "keep_tokens": not config.shuffle_captions and config.tag_dropout == 0,
+        "keep_tokens": still,
+        "trigger_words": still and (config.caption_dropout == 0 or config.dropped_caption == "empty"),
+        "dropped_caption": config.caption_dropout == 0,
     }
     settings = {**to_dict(config), "slider": config.slider.identity if config.slider else "none"}
     return {key: None if unused.get(key) else value for key, value in settings.items() if key not in NOWHERE}

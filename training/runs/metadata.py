@@ -253,6 +253,7 @@ def _subset_summary(plan: Plan, number: int) -> dict[str, Any]:
                 "shuffle_caption": settings["shuffle_captions"], "keep_tokens": settings["keep_tokens"],
                 "caption_dropout_rate": settings["caption_dropout"], "caption_tag_dropout_rate": settings["tag_dropout"],
                 "caption_prefix": settings["caption_prefix"], "caption_suffix": settings["caption_suffix"],
+                "enable_wildcard": settings["wildcards"], "keep_tokens_separator": settings["keep_separator"] or None,
                 "role": settings["role"], "loss_weight": settings["loss_weight"],
             }
         ],

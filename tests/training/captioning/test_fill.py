@@ -395,7 +395,7 @@ def test_captions_from_a_table_are_kept_and_worked_on(folder):
     captioned, report = fill(dataset(folder), NAMES)
     assert sorted(texts(folder)) == ["cat-face", "hot-dog"] and report.kept == 1
     assert [s.caption for s in captioned.samples][1] == "a crab in a table"
-    assert "a table or another node describes them: crab_01.png" in report.describe(captioned)
+    assert "a table, another file or another node describes them: crab_01.png" in report.describe(captioned)
     fill(dataset(folder), SAYS, "append")
     assert texts(folder)["crab_01"] == "a crab in a table, crab, solo"
     (folder / "crab_01.txt").unlink()

@@ -42,6 +42,8 @@ noise_offset = 0.05
 loss_type = "l2"
 enable_bucket = true
 shuffle_caption = true
+enable_wildcard = true
+keep_tokens_separator = "|||"
 keep_tokens = 1
 caption_extension = ".txt"
 cache_latents = true
@@ -138,7 +140,8 @@ def test_a_kohya_configuration() -> None:
     }  # fmt: skip
     assert {name: recipe[name] for name in expected} == expected
     assert data == {
-        "resolution": 1024, "batch_size": 4, "buckets": True, "shuffle_captions": True, "keep_tokens": 1,
+        "resolution": 1024, "batch_size": 4, "buckets": True, "shuffle_captions": True, "keep_tokens": 1, "wildcards": True,
+        "caption_lines": "alternatives", "keep_separator": "|||",
         "caption_extension": ".txt",
     }  # fmt: skip
     assert {

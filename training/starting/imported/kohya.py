@@ -321,6 +321,10 @@ def _data(found: Collector) -> None:
     found.number(DATA, "bucket_step", "bucket_reso_steps", whole=True)
     found.switch(DATA, "shuffle_captions", "shuffle_caption")
     found.number(DATA, "keep_tokens", "keep_tokens", whole=True)
+    if truth(found.take("enable_wildcard")):
+        found.set(DATA, "wildcards", True)
+        found.set(DATA, "caption_lines", "alternatives")
+    found.set(DATA, "keep_separator", found.take("keep_tokens_separator") or None)
     found.number(DATA, "caption_dropout", "caption_dropout_rate")
     found.number(DATA, "tag_dropout", "caption_tag_dropout_rate")
     found.switch(DATA, "flip", "flip_aug")
