@@ -25,6 +25,14 @@ OF_GUIDANCE = re.compile(
     re.IGNORECASE,
 )
 """Words of models that draw in as many steps as others."""
+ASSISTANT = re.compile(
+    r"(?<![a-z])(training[-_ ]?(?:assistant|adapter)|assistant[-_ ]?lora|(?:de|un)[-_ ]?(?:distill?(?:ed|ation)?|turbo))"
+    r"(?![a-z])",
+    re.IGNORECASE,
+)
+"""Words in a LoRA's name that stand for one which takes the few steps out of a model while another LoRA is trained on it."""
+NOT_SCHNELL = re.compile(r"(?<![a-z])(ovis|libre[-_ ]?flux|open[-_ ]?flux|flex)", re.IGNORECASE)
+"""Words in the names of models that have Flux.1 schnell's layers and draw in as many steps as others."""
 EDIT = re.compile(r"(?<![a-z])(kontext|edit(?:ing)?)(?![a-z])", re.IGNORECASE)
 """Words in a file's name that stand for a model that makes pictures out of others."""
 WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -36,6 +44,19 @@ def few_steps_word(file_name: str) -> str:
     name = WORDS.sub(" ", file_name)
     found = None if UNDONE.search(file_name) or UNDONE.search(name) else FEW_STEPS.search(OF_GUIDANCE.sub(" ", name))
     return found[0].lower() if found else ""
+
+
+def assistant_word(lora_name: str) -> str:
+    """What in a LoRA's name says, as far as names do, that it is laid on a distilled model only for training; empty if nothing
+    does."""
+    found = ASSISTANT.search(WORDS.sub(" ", lora_name))
+    return found[0].lower() if found else ""
+
+
+def seems_schnell(family: str, file_name: str) -> bool:
+    """Whether a model has Flux.1 schnell's layers, and no name of those others that have them."""
+    name = WORDS.sub(" ", file_name)
+    return family == "FluxSchnell" and not any(pattern.search(name) for pattern in (NOT_SCHNELL, UNDONE))
 
 
 def edit_word(file_name: str) -> str:

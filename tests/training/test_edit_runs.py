@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lora_atelier.training import host, prompting
+from lora_atelier.training import host, job, prompting
 from lora_atelier.training.config import LengthConfig, LossConfig, NetworkConfig, OptimizerConfig, SubsetConfig
 from lora_atelier.training.config.sampling import Sampling
 from lora_atelier.training.dataset.images import to_picture
@@ -130,13 +130,13 @@ def test_what_pairs_and_model_do_not_have_in_common_is_said(tiny, editor, folder
     short = {"length": LengthConfig(epochs=1)}
     go(tiny("sd15"), pairs(folder), of("sd15", **short))
     assert "3 pictures have control pictures, which a SD15 model does not read" in said("sd15")
-    go(editor, pairs(folder), of("edits", **short), model_name="flux1-dev-kontext_fp8_scaled.safetensors")
+    go(editor, pairs(folder), of("edits", **short), named=job.Named("flux1-dev-kontext_fp8_scaled.safetensors"))
     assert "control pictures" not in said("edits").replace("with control pictures", "")
-    go(editor, pairs(folder), of("unlikely", **short), model_name="flux1-dev.safetensors")
+    go(editor, pairs(folder), of("unlikely", **short), named=job.Named("flux1-dev.safetensors"))
     assert "nothing in the model's name (flux1-dev.safetensors) says that it edits" in said("unlikely")
     for path in (folder / "control").iterdir():
         path.unlink()
-    go(editor, pairs(folder), of("plain", **short), model_name="FluxKontextDev.safetensors")
+    go(editor, pairs(folder), of("plain", **short), named=job.Named("FluxKontextDev.safetensors"))
     assert "this model edits pictures, by its name (kontext), and the dataset has no control pictures" in said("plain")
 
 

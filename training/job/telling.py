@@ -117,6 +117,19 @@ def remark_on_numbers(job: Job, account: Account, teller: Teller) -> None:
         teller.say(remark_on_weights)
 
 
+def laid(job: Job) -> str:
+    """A sentence on what lies on the trained model; empty if nothing does."""
+    count = job.model.patched_weights
+    if not count:
+        return ""
+    named = f" ({', '.join(job.named.loras)})" if job.named.loras else ""
+    drawn = "Samples are drawn without it" if job.drawn is not None else "Samples are drawn with it"
+    return (
+        f"model: what other nodes have laid on {counted(count, 'weight')} of it{named} was there while the LoRA learnt, and is "
+        f"not in its files. {drawn}."
+    )
+
+
 def status_line(p: Progress) -> str:
     """``epoch 3/10 · step 45/150 · loss 0.1234 · rate 1.0e-04 · 9.2 steps/s · 0:12 left``; in the end without the last."""
     minutes, seconds = divmod(max(1, round(p.seconds_left)), 60)  # 0:00 would be the end

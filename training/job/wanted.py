@@ -73,6 +73,21 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Named:
+    """What the graph calls the models, as far as it tells."""
+
+    model: str = ""
+    """File of the trained one."""
+    loras: tuple[str, ...] = ()
+    """Those that lie on it."""
+    drawn: str = ""
+    """File of the model that samples are drawn with, where that is another one."""
+
+
+NOTHING_NAMED = Named()
+
+
+@dataclass(frozen=True)
 class Trained:
     """What a finished job hands on."""
 
@@ -102,24 +117,28 @@ class Job:
     graph: Mapping[str, str]
     show: Callable[[str], None]
     encoded: EncodedDataset
-    model_name: str = ""
-    """Of the file that the model was loaded from, if that is known."""
     card: Card = NO_CARD
     """What the files say of the LoRA."""
     thumbnail: int = 0
     """Pixels a side of the picture in the files; 0: none."""
     keep_state: bool = True
     """Whether what the run needs to go on stays after its last step."""
+    drawn: host.Model | None = None
+    """The model that samples are drawn with; None: the trained one."""
+    named: Named = NOTHING_NAMED
 
     def prospect(self, file_bytes: int, state_bytes: int) -> Prospect:
         """What there is to be cautious of before the first step."""
         training = [subset.config for subset in self.dataset.subsets if subset.config.role == "training" and not subset.ready]
         return Prospect(
             self.config, self.plan.steps_per_epoch, file_bytes, state_bytes, room_on_disk(host.loras_folder()),
-            self.model_name, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
+            self.named.model, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
             self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
             focus=any(subset.config.crop == "focus" for subset in self.dataset.subsets if not subset.ready),
             pairs=sum(bool(sample.controls) for sample in self.dataset.samples) if training else None,
+            few_steps=self.model.few_steps_mark, loras=self.named.loras, preview=self.named.drawn if self.drawn else None,
+            assisted=self.drawn is not None and self.model.has_more_patches(self.drawn),
+            drawn_at=(self.preview.steps, self.preview.cfg) if self.preview.steps else None,
         )  # fmt: skip
 
     @cached_property
