@@ -172,7 +172,7 @@ def test_while_a_run_learns_the_device_is_its_models_alone(loaded, dataset, monk
 
 
 def test_a_paged_model_is_on_the_device_once(loaded, dataset, monkeypatch):  # noqa: F811
-    """What a run trains on is the model's resident twin; what draws without the adapter is the same twin, not the model's pages."""
+    """A run trains on the model's resident twin; what draws without the adapter is the same twin, not the model's pages."""
     t = loaded("dynamic")
     with_it = assisted(t, assistant(t))
     seen = []
