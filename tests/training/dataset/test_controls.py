@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from lora_atelier.training.dataset.cache import TensorCache
 from lora_atelier.training.dataset.controls import PIXELS, STEP, Controls, whole
 from lora_atelier.training.dataset.encoded import EncodedDataset, work_of
 from lora_atelier.training.dataset.plan import Plan
-from lora_atelier.training.dataset.samples import Dataset, Sample
+from lora_atelier.training.dataset.report import remarks
+from lora_atelier.training.dataset.samples import Dataset, Sample, Subset
 from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.tensors import references
 from PIL import Image
@@ -171,3 +174,26 @@ def test_the_size_of_a_control_picture(width, height, flipped):
         assert abs(across - width) <= max(STEP / 2, STEP - width) and abs(down - height) <= max(STEP / 2, STEP - height)
     elif min(width, height) > 64:
         assert across * down <= PIXELS * 1.15
+
+
+@pytest.mark.parametrize(
+    ("picture", "controls", "told"),
+    [
+        ((512, 512), [(512, 512)], []),
+        ((512, 512), [(540, 512)], []),
+        ((512, 512), [(512, 512), (1024, 256)], []),  # a second one is something else, which has a shape of its own
+        ((512, 512), [(1024, 512)], ["another shape"]),
+        ((768, 512), [(512, 768)], ["another shape"]),
+        ((512, 512), [(1024, 1024)], ["much larger"]),
+        ((512, 512), [(5000, 5000)], ["much larger"]),
+        ((512, 512), [(256, 256)], ["much smaller"]),
+        ((512, 512), [], []),
+    ],
+)
+def test_a_pair_of_unlike_pictures_is_named(picture, controls, told):
+    shown = tuple(Sample(Path(f"control/{i}.png"), *size, None, f"c{i}") for i, size in enumerate(controls))
+    one = Sample(Path("cat.png"), *picture, "a cat", "key", controls=shown)
+    found = remarks(Subset(SubsetConfig("input/x", resolution=512), (one, one), 1))
+    assert len(found) == len(told) and all(what in said for what, said in zip(told, found, strict=True)), found
+    for said in found:
+        assert "(2): cat.png (" in said and f"{picture[0]} x {picture[1]}" in said
