@@ -26,7 +26,7 @@ from ..network.scope import adaptable_layers, trained_layers
 from ..objective.loss import check_weighting
 from ..optim import optimizers
 from ..performance import memory
-from ..prompting import controls_of, shows_of
+from ..prompting import controls_of, is_pair, shows_of
 from ..runs import live
 from ..runs.account import Account, settings_of
 from ..runs.card import NO_CARD, Card
@@ -88,7 +88,7 @@ def run_training(
         text = text.for_training()
     try:
         layers, names = adaptable_layers(model, text if learns_text else None)
-        pairs = any(sample.controls or (sample.ready and sample.ready.controls) for sample in dataset.samples)
+        pairs = any(map(is_pair, dataset.samples))
         shows = shows_of(family_named(model.family), text, pairs)
         # Refuses what the model lacks before anything is encoded.
         trained = trained_layers(layers, config, family_named(model.family), shows.shown)

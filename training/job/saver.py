@@ -15,7 +15,7 @@ from ..errors import AtelierError, NotFinite
 from ..network import lora_file
 from ..network.adapter import Adapter
 from ..network.scope import Layers
-from ..prompting import Prompter
+from ..prompting import Prompter, is_pair
 from ..runs import live
 from ..runs import preview as beside
 from ..runs.metadata import PAIRS, describe
@@ -57,7 +57,7 @@ class Saver:
             name=self.run.name, model=job.named.model, laid=job.named.loras, patched=job.model.patched_weights,
         )  # fmt: skip
         if job.encoded.shows.shown:
-            metadata[PAIRS] = str(sum(bool(sample.controls) for sample in job.dataset.samples))
+            metadata[PAIRS] = str(sum(map(is_pair, job.dataset.samples)))
         if changes := self.run.record().changes:
             metadata["lora_atelier.changes"] = json.dumps(changes)
         saved = self.run.save_lora(tensors, metadata, epoch=epoch, step=step, kind=kind)

@@ -65,6 +65,7 @@ class Teller:
 def warn_of_pairs(job: Job, name: str, account: Account) -> None:
     """What pairs of pictures and the model do not have in common, before anything is encoded."""
     said = [*pair_cautions(job.prospect(0, 0)), *unread(job.preview.controls, job.model.family, "preview_control")]
+    said += job.unlike_learnt
     for caution in said:
         account.add("warnings", caution)
         log.warning("%s: %s", name, caution)
