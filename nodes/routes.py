@@ -21,11 +21,12 @@ from ..training import host
 from ..training.captioning import review
 from ..training.captioning.editing import Changed
 from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
-from ..training.dataset.steps_ahead import SubsetSource, pairs, steps_per_epoch
+from ..training.dataset.steps_ahead import SubsetSource, controls, pairs, steps_per_epoch
 from ..training.errors import AtelierError
 from ..training.estimate import activations, disk
 from ..training.estimate.cautions import Prospect, cautions, expected_files
 from ..training.estimate.recipe import look_ahead, sizes
+from ..training.families import family_named
 from ..training.files import room_on_disk
 from ..training.grid.foreseen import AXES, grid_cautions
 from ..training.performance.memory import Activations
@@ -262,7 +263,8 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | Non
     if sources and not learns_text:  # what an encoder keeps is not known before it reads a caption
         # A bucket's area is at most that of the square.
         largest = max((source.config for source in sources), key=lambda subset: subset.resolution**2 * subset.batch_size)
-        kept = _activations(path, changed, config.network, dtype, largest.resolution)
+        beside = _controls(outline.family, sources, largest.resolution)
+        kept = _activations(path, changed, config.network, dtype, largest.resolution, beside)
         activations = None if kept is None else kept.needed(thrift, config, largest.batch_size)
     return Sizes(size, outline.stored.needed(thrift) + text_bytes + adapter, activations, state)
 
@@ -277,11 +279,28 @@ def _text_outline(paths: tuple[Path, ...], _changed: tuple[int, ...]) -> tuple[d
     return host.text_outline([read_header(path) for path in paths])
 
 
+def _controls(family: str, sources: list[SubsetSource], side: int) -> tuple[tuple[int, int], ...]:
+    """Sizes of what a model of this family is shown beside the picture that has most of it."""
+    known = family_named(family)
+    try:
+        found = controls(sources) if known.edits else ()
+    except AtelierError:  # told where their steps are asked for
+        return ()
+    return tuple((side, side) for _ in found) if known.controls_as_large else found
+
+
 @lru_cache(maxsize=64)
-def _activations(path: Path, changed: int, network: NetworkConfig, dtype: torch.dtype | None, side: int) -> Activations | None:
-    """Of one picture of so many pixels a side."""
+def _activations(
+    path: Path,
+    changed: int,
+    network: NetworkConfig,
+    dtype: torch.dtype | None,
+    side: int,
+    beside: tuple[tuple[int, int], ...],
+) -> Activations | None:
+    """Of one picture of so many pixels a side, beside control pictures."""
     outline = _outline(path, changed, dtype)
-    return None if outline is None else activations.activations(outline, network, (side, side))
+    return None if outline is None else activations.activations(outline, network, (side, side), beside)
 
 
 @table.post(f"{PREFIX}/outlook")

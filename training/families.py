@@ -93,6 +93,8 @@ class Text:
     """Of published models; the network's own settings are asked first."""
     pooled: int = 0
     """Width of the pooled vector; 0 where there is none."""
+    seen: int = 0
+    """Tokens of a control picture; 0 where the encoders see none."""
 
 
 Shift = float | BySize
@@ -191,7 +193,8 @@ def _table() -> dict[str, Family]:
         # Its text-to-video form reads a picture to begin with as well, empty where there is none.
         "HunyuanVideo15": Family("shifted", 2.0, guidance=1.0, untrainable=VISION, blank_beside=True),
         "QwenImage": Family(
-            "shifted", BySize(high=0.9, most=8192), untrainable=TEXT_ENDS, edits=True, text=Text(128, 3584)
+            "shifted", BySize(high=0.9, most=8192), untrainable=TEXT_ENDS, edits=True,
+            text=Text(128, 3584, seen=196),
         ),
         "MageFlow": Family("shifted", 6.0, untrainable=TEXT_ENDS, edits=True, controls_as_large=True),
         "JoyImage": Family("shifted", 1.5, untrainable=TEXT_ENDS, edits=True),

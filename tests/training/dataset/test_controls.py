@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.dataset import steps_ahead
 from lora_atelier.training.dataset.cache import TensorCache
 from lora_atelier.training.dataset.controls import PIXELS, STEP, Controls, whole
 from lora_atelier.training.dataset.encoded import EncodedDataset, work_of
@@ -17,6 +18,7 @@ from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.report import remarks
 from lora_atelier.training.dataset.samples import Dataset, Sample, Subset
 from lora_atelier.training.dataset.scan import scan
+from lora_atelier.training.dataset.steps_ahead import SubsetSource
 from lora_atelier.training.tensors import references
 from PIL import Image
 
@@ -197,3 +199,18 @@ def test_a_pair_of_unlike_pictures_is_named(picture, controls, told):
     assert len(found) == len(told) and all(what in said for what, said in zip(told, found, strict=True)), found
     for said in found:
         assert "(2): cat.png (" in said and f"{picture[0]} x {picture[1]}" in said
+
+
+def test_before_a_run_the_most_that_is_shown_beside_a_picture_is_known(tmp_path):
+    """As large as in training, by headers alone."""
+    sizes = {"control/1.png": (640, 320), "control/2.png": (96, 96), "control/2_2.png": (3000, 1500), "control/3.png": (200, 200)}
+    for name in ("1.png", "2.png", "3.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    (tmp_path / "control").mkdir()
+    for name, size in sizes.items():
+        Image.new("RGB", size).save(tmp_path / name)
+    source = SubsetSource(SubsetConfig("input/x", resolution=64), tmp_path, tmp_path, tmp_path / "index.json")
+    (subset,) = scan(tmp_path, SubsetConfig("input/x", resolution=64))
+    shown = [tuple(whole(one).size for one in sample.controls) for sample in subset.samples]
+    assert steps_ahead.controls([source]) == max(shown, key=lambda group: sum(w * h for w, h in group)) == ((96, 96), (1456, 720))
+    assert steps_ahead.controls([]) == ()
