@@ -21,6 +21,7 @@ from ..training import host
 from ..training.captioning import review
 from ..training.captioning.editing import Changed
 from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
+from ..training.dataset.controls import nearest
 from ..training.dataset.steps_ahead import SubsetSource, controls, pairs, steps_per_epoch
 from ..training.errors import AtelierError
 from ..training.estimate import activations, disk
@@ -286,6 +287,8 @@ def _controls(family: str, sources: list[SubsetSource], side: int) -> tuple[tupl
         found = controls(sources) if known.edits else ()
     except AtelierError:  # told where their steps are asked for
         return ()
+    if known.controls_in_shapes:
+        return tuple(nearest(*size) for size in found)
     return tuple((side, side) for _ in found) if known.controls_as_large else found
 
 

@@ -133,6 +133,8 @@ class Family:
     """All its models read control pictures, whatever they are called."""
     controls_as_large: bool = False
     """Control pictures are brought to the size of the picture that they are shown beside."""
+    controls_in_shapes: bool = False
+    """Control pictures are cut to the nearest of fixed shapes."""
     edit_method: str = ""
     """How a network tells control pictures from its own, where the host leaves that to a node."""
     of_controls: str = ""
@@ -197,7 +199,7 @@ def _table() -> dict[str, Family]:
             text=Text(128, 3584, seen=196),
         ),
         "MageFlow": Family("shifted", 6.0, untrainable=TEXT_ENDS, edits=True, controls_as_large=True),
-        "JoyImage": Family("shifted", 1.5, untrainable=TEXT_ENDS, edits=True),
+        "JoyImage": Family("shifted", 1.5, untrainable=TEXT_ENDS, edits=True, controls_in_shapes=True),
         "Lens": Family("shifted", BySize(patch=1), untrainable=TEXT_ENDS),
         "Krea2": Family("shifted", BySize(most=6400), edits=True, edit_method="index", text=Text(128, 30720)),
         "Lumina2": Family("shifted", BySize(), text=Text(128, 2304)),

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import host
-from .dataset.controls import NONE, Controls, whole_size
+from .dataset.controls import NONE, Controls, filled, nearest, whole_size
 from .dataset.images import cut, open_picture, to_picture, to_unit
 from .dataset.samples import Dataset, Sample
 from .errors import AtelierError
@@ -30,7 +30,7 @@ def shows_of(family: Family, text: host.TextEncoder, there: bool) -> Controls:
     """How control pictures, if any are ``there``, are shown to a model of this family, and to the text encoder beside it."""
     if not family.edits or not there:
         return NONE
-    return Controls(True, text.sees, family.edit_method, family.controls_as_large)
+    return Controls(True, text.sees, family.edit_method, family.controls_as_large, family.controls_in_shapes)
 
 
 def controls_of(dataset: Dataset, most: int) -> tuple[tuple[Path, ...], ...]:
@@ -72,6 +72,12 @@ def _as_shown(picture: Image.Image) -> Tensor:
 
 def _resized(picture: Image.Image, size: tuple[int, int]) -> Tensor:
     return to_unit(cut(picture, size, (0, 0, *size)))[None]
+
+
+def _in_shape(pixels: Tensor) -> Tensor:
+    """(1, H, W, 3) in the fixed shape that is nearest to its own."""
+    scaled, box = filled(pixels.shape[2], pixels.shape[1])
+    return to_unit(cut(to_picture(pixels[0]), scaled, box))[None]
 
 
 def unread(given: Sequence[Control], family: str, wire: str) -> list[str]:
@@ -120,7 +126,9 @@ class ControlPictures:
 
     def seen(self, place: int) -> Control:
         """What the text encoder sees there."""
-        return self.given[place] if place >= 0 and self.shows.seen and self.given else ()
+        if place < 0 or not self.shows.seen or not self.given:
+            return ()
+        return tuple(map(_in_shape, self.given[place])) if self.shows.in_shapes else self.given[place]
 
     def latents(self, place: int) -> list[Tensor]:
         """(1, C, h, w) each, or as a video VAE gives them; encoded once."""
@@ -133,12 +141,15 @@ class ControlPictures:
         return self._latents[place]
 
     def _sized(self, pixels: Tensor) -> Tensor:
-        """As large as what is drawn, where the model wants them so."""
+        """As large as what is drawn, or in a fixed shape, where the model wants them so."""
+        if self.shows.in_shapes:
+            return _in_shape(pixels)
         return _resized(to_picture(pixels[0]), self.drawn) if self.shows.as_large else pixels
 
     def cells(self) -> int:
         """Cells of the latents of the largest of them."""
         sizes = [self.drawn if self.shows.as_large else (one.shape[2], one.shape[1]) for group in self.given for one in group]
+        sizes = [nearest(*size) for size in sizes] if self.shows.in_shapes else sizes
         most = max((sum(1 for _ in group) for group in self.given), default=0)
         side = self.codec.downscale
         return most * max((width // side * (height // side) for width, height in sizes), default=0) if self.shows.shown else 0
