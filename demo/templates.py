@@ -47,6 +47,20 @@ class Description:
     """The starting point, where it is another's."""
     edits: bool = False
     """It learns to make pictures out of others."""
+    adapter: File | None = None
+    """Lies on the model for training alone."""
+    drawn: File | None = None
+    """The model that draws, where it is another."""
+
+    @property
+    def every(self) -> tuple[File, ...]:
+        """All files that a person has to have."""
+        return (*self.files, *(file for file in (self.adapter, self.drawn) if file))
+
+    @property
+    def draws(self) -> str:
+        """The file of the model that draws, for a starting point to know whether it is distilled."""
+        return (self.drawn or self.files[0]).name
 
     @property
     def title(self) -> str:
@@ -67,16 +81,17 @@ def _checkpoint(model: str, name: str, page: str, note: str = "") -> Description
 
 def _parts(
     model: str, text: str, page: str, network: str, encoders: Sequence[str], vae: str, note: str = "", start: str = "",
-    edits: bool = False, **pages: str,
+    edits: bool = False, adapter: File | None = None, drawn: File | None = None, **pages: str,
 ) -> Description:  # fmt: skip
     """``pages``: of the encoders and the VAE, where they are not on the same one."""
     files = [File(network, "diffusion_models", page)]
     files += [File(name, "text_encoders", pages.get("encoders_at", page)) for name in encoders]
-    return Description(model, (*files, File(vae, "vae", pages.get("vae_at", page))), text, note, start, edits)
+    return Description(model, (*files, File(vae, "vae", pages.get("vae_at", page))), text, note, start, edits, adapter, drawn)
 
 
 T5, FLUX_TEXT = "t5xxl_fp8_e4m3fn_scaled.safetensors", f"{HUB}/comfyanonymous/flux_text_encoders"
 FLUX_VAE = f"{HUB}/Comfy-Org/Lumina_Image_2.0_Repackaged"
+TURBO = File("z_image_turbo_bf16.safetensors", "diffusion_models", f"{HUB}/Comfy-Org/z_image_turbo")
 WAN = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged"
 DESCRIPTIONS = (
     _checkpoint("SDXL", "sd_xl_base_1.0.safetensors", f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0"),
@@ -158,6 +173,23 @@ DESCRIPTIONS = (
         "`control/1_2.png`, `control/1_3.png`.", start="Qwen-Image", edits=True,
         encoders_at=f"{HUB}/Comfy-Org/Qwen-Image_ComfyUI", vae_at=f"{HUB}/Comfy-Org/Qwen-Image_ComfyUI",
     ),
+    _parts(
+        "Z-Image-Turbo", "lumina2", TURBO.page, TURBO.name, ["qwen_3_4b.safetensors"], "ae.safetensors",
+        "Turbo is distilled: a LoRA that is trained on it plainly takes the few steps out of it again. So a training adapter "
+        "lies on it while the LoRA learns (*Load LoRA* in front of `model`), and is away wherever pictures are drawn: the model "
+        "as it comes from its loader goes to `preview_model` and to the grid. That holds for short runs; for long ones train on "
+        "Z-Image.",
+        start="Z-Image", adapter=File(
+            "zimage_turbo_training_adapter_v2.safetensors", "loras", f"{HUB}/ostris/zimage_turbo_training_adapter"
+        ),
+    ),
+    _parts(
+        "Z-Image, drawn by Turbo", "lumina2", f"{HUB}/Comfy-Org/Z-Image", "z_image_bf16.safetensors", ["qwen_3_4b.safetensors"],
+        "ae.safetensors",
+        "The LoRA learns on Z-Image, and Turbo draws with it: in the samples, for which it is at `preview_model`, in the grid, "
+        "and at Train LoRA's output `model`. While the LoRA learns Turbo is in main memory. Krea 2, Flux.2 klein, SDXL with a "
+        "LoRA for few steps and others are wired alike.", start="Z-Image", drawn=TURBO,
+    ),
 )  # fmt: skip
 
 
@@ -172,6 +204,14 @@ def build(description: Description, info: Mapping[str, Any], values: Mapping[str
     graph.note("What to put where", _what(description), 20, 80, 460, 520)
     graph.note("Where the values come from", _why(description, values), 20, 660, 460, 320)
     model, clip, vae = loaders(graph, description)
+    learns, draws = model, model
+    if description.adapter:
+        laid = {"lora_name": description.adapter.name, "strength_model": 1.0}
+        learns = graph.node("LoraLoaderModelOnly", 540, 560, 340, 90, laid, title="Only for training", model=model), 0
+    if description.drawn:
+        other = {"unet_name": description.drawn.name, "weight_dtype": "default"}
+        draws = graph.node("UNETLoader", 540, 560, 340, 90, other, title="The model that draws"), 0
+    wires: dict[str, Any] = {"preview_model": draws} if draws != learns else {}
     prompts = description.prompts
     data = graph.node("LoadDataset", 940, 80, 360, 400, {**values["LoadDataset"], "folder": FOLDER})
     captions = graph.node(
@@ -184,11 +224,12 @@ def build(description: Description, info: Mapping[str, Any], values: Mapping[str
     )  # fmt: skip
     train = graph.node(
         "TrainLoRA", 1760, 80, 380, 890, {**values["TrainLoRA"], "preview_prompt": prompts[0]},
-        model=model, clip=clip, vae=vae, dataset=(captions, 0), config=(config, 0),
+        model=learns, clip=clip, vae=vae, dataset=(captions, 0), config=(config, 0),
+        **wires,
     )  # fmt: skip
     grid = graph.node(
         "EpochWeightGrid", 2180, 80, 400, 890, {**values["EpochWeightGrid"], "prompts": "\n".join(prompts), "seed": 1},
-        model=model, clip=clip, vae=vae, epochs=(train, 0),
+        model=draws, clip=clip, vae=vae, epochs=(train, 0),
     )  # fmt: skip
     graph.node("PreviewImage", 2620, 80, 700, 890, {}, title="The grid", images=(grid, 0))
     return graph.stored(COLUMNS, COLOURS, str(uuid.uuid5(uuid.NAMESPACE_URL, f"lora-atelier/{description.model}")))
@@ -200,7 +241,7 @@ def _captions(description: Description) -> dict[str, Any]:
 
 
 def _what(description: Description) -> str:
-    rows = [f"| [{file.name}]({file.page}) | `models/{file.folder}` |" for file in description.files]
+    rows = [f"| [{file.name}]({file.page}) | `models/{file.folder}` |" for file in description.every]
     if description.edits:
         return "\n".join(_what_of_pairs(description, rows))
     lines = [

@@ -100,8 +100,22 @@ class Captions extends Dialog {
     return elsewhere;
   }
 
-  row({ picture, caption, version, fallback, size, bucket, box, repeats, choices }) {
-    const query = new URLSearchParams({ folder: this.settings.folder, picture, nested: this.settings.nested ? "1" : "0", load: this.loads });
+  /** A small picture of a folder, as it is now. */
+  image(folder, picture, alt = "") {
+    const query = new URLSearchParams({ folder, picture, nested: this.settings.nested ? "1" : "0", load: this.loads });
+    return make("img", { src: api.apiURL(`/lora_atelier/thumbnail?${query}`), alt, loading: "lazy" });
+  }
+
+  /** What a model that edits is shown beside the picture. */
+  controls(controls) {
+    const shown = controls.map(({ folder, picture }, i) => {
+      const label = i ? text("controlMore", { number: i + 1 }) : text("controlFirst");
+      return make("figure", { title: picture }, this.image(folder, picture, `${label}: ${picture}`), make("figcaption", {}, label));
+    });
+    return shown.length ? [make("div", { class: "atelier-controls" }, ...shown)] : [];
+  }
+
+  row({ picture, caption, version, fallback, size, bucket, box, repeats, choices, controls = [] }) {
     const kept = make("span", { title: text("kept") });
     Object.assign(kept.style, {
       left: share(box[0], size[0]), top: share(box[1], size[1]),
@@ -114,9 +128,9 @@ class Captions extends Dialog {
     words.value = caption ?? "";
     const shown = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), count: repeats });
     const facts = choices > 1 ? `${shown} · ${text("choices", { count: choices })}` : shown;
-    const image = make("img", { src: api.apiURL(`/lora_atelier/thumbnail?${query}`), alt: "", loading: "lazy" });
+    const image = this.image(this.settings.folder, picture);
     const item = make(
-      "li", {}, make("div", {}, make("div", { class: "atelier-shown" }, image, kept), tools(this, picture)),
+      "li", {}, make("div", {}, make("div", { class: "atelier-shown" }, image, kept), ...this.controls(controls), tools(this, picture)),
       make("div", { class: "atelier-words" }, make("b", {}, picture), make("span", { class: "atelier-axis" }, facts), words),
     );
     this.rows.set(picture, { item, words, caption, version, seen: words.value });

@@ -2,7 +2,7 @@
 // checkpoint is noticed, and its own starting point offered. All values are the server's; this file only puts them in.
 import { app } from "../../scripts/app.js";
 import { addPanel, make, root } from "./lib/dom.js";
-import { loaderOf, partsOf, trainersOf, valuesOf } from "./lib/graph.js";
+import { drawnWith, loaderOf, partsOf, trainersOf, valuesOf } from "./lib/graph.js";
 import { ask } from "./lib/server.js";
 import { setWidgets, summary } from "./lib/starting.js";
 import { text } from "./lib/text.js";
@@ -46,6 +46,12 @@ export class Starting {
   loader() {
     const loaders = trainersOf(this.node, root()).map((train) => loaderOf(train, root()));
     return loaders.find(Boolean) ?? null;
+  }
+
+  /** The loader of the model that samples are drawn with, where that is another one. */
+  drawn() {
+    const found = trainersOf(this.node, root()).map((train) => drawnWith(train, root())?.model);
+    return found.find(Boolean) ?? null;
   }
 
   /** Looks whether another model is loaded than the settings are for. */
@@ -98,7 +104,7 @@ export class Starting {
     this.say(text("asking"));
     try {
       const told = nodes.map((node) => ({ type: node.comfyClass, values: valuesOf(node) }));
-      const answer = await ask("start", { ...question, loader: this.loader(), nodes: told });
+      const answer = await ask("start", { ...question, loader: this.loader(), drawn: this.drawn(), nodes: told });
       const { changes, notes, model, subject, memory } = answer;
       this.set(nodes.map((node, i) => [node, changes[i]]), [text("startOf", { model, subject, memory }), ...notes].join(" "), preset);
       this.remember({ model, subject, memory });

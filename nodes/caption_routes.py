@@ -54,7 +54,8 @@ LONGEST = 1000
 
 
 def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Every picture of a folder with size, bucket, crop box, caption file and its version; ``notes`` are remarks on them."""
+    """Every picture of a folder with size, bucket, crop box, caption file and its version, and where its control pictures are;
+    ``notes`` are remarks on them."""
     from ..training.dataset.augment import count_of
     from ..training.dataset.report import inspect, remarks
 
@@ -68,15 +69,23 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for picture in inspect(Dataset(subsets)):
         name = picture.path.relative_to(folder).as_posix()
-        choices = count_of(picture.caption, config)
+        controls = [place for one in picture.controls if (place := _named(one.path, folder, config.folder))]
         said = {
-            "choices": choices,
-            "fallback": picture.caption or "",
-            "caption": files[name].caption,
-            "version": files[name].version,
-        }
+            "choices": count_of(picture.caption, config), "fallback": picture.caption or "", "caption": files[name].caption,
+            "version": files[name].version, "controls": controls,
+        }  # fmt: skip
         rows.append({**picture.to_dict(), "picture": name, **said})
     return {"pictures": rows, "notes": [remark for subset in subsets for remark in (*subset.warnings, *remarks(subset))]}
+
+
+def _named(path: Path, folder: Path, name: str) -> dict[str, str] | None:
+    """A control picture as ``thumbnail`` is asked for it: in the folder called ``name``, or in one beside that."""
+    if path.is_relative_to(folder):
+        return {"folder": name, "picture": path.relative_to(folder).as_posix()}
+    around = PurePosixPath(name).parent
+    if not path.is_relative_to(folder.parent) or str(around) == ".":
+        return None
+    return {"folder": (around / path.parent.relative_to(folder.parent)).as_posix(), "picture": path.name}
 
 
 def config_of(values: Mapping[str, Any]) -> SubsetConfig:

@@ -63,7 +63,8 @@ def starting(values: Mapping[str, Any]) -> dict[str, Any]:
     memory = wanted.get("memory") or points.memory_named(host.memory()[1] / GIB)
     choice = points.Choice(str(model), str(subject), str(memory))
     nodes = _nodes(values.get("nodes"))
-    made = start(choice, found, nodes, values.get("fresh") is True)
+    drawn = _object(values, "drawn")
+    made = start(choice, found, nodes, values.get("fresh") is True, _text(drawn, "file") if drawn else None)
     notes = list(made.notes) if named_model else [note, *made.notes]
     if named_model and found is not None and found.kind != choice.model:
         notes.insert(0, f"These are the values of {choice.model}, and the loader's model is {found.kind}.")

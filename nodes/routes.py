@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, get_type_hints
 
 import torch
@@ -21,11 +21,13 @@ from ..training import host
 from ..training.captioning import review
 from ..training.captioning.editing import Changed
 from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
-from ..training.dataset.steps_ahead import SubsetSource, pairs, steps_per_epoch
+from ..training.dataset.controls import nearest
+from ..training.dataset.steps_ahead import SubsetSource, controls, pairs, steps_per_epoch
 from ..training.errors import AtelierError
 from ..training.estimate import activations, disk
 from ..training.estimate.cautions import Prospect, cautions, expected_files
 from ..training.estimate.recipe import look_ahead, sizes
+from ..training.families import family_named
 from ..training.files import room_on_disk
 from ..training.grid.foreseen import AXES, grid_cautions
 from ..training.performance.memory import Activations
@@ -42,6 +44,8 @@ __all__ = ["run_routes", "table"]  # whose routes are in the table once it is im
 MOST_DATASETS = 64
 LONGEST = 10_000
 """Characters of a text."""
+MOST_LORAS = 32
+OUTLOOK = ("widgets", "datasets", "model", "loras", "texts", "grids", "samples", "steps", "guidance", "preview")
 
 
 @lru_cache
@@ -144,6 +148,7 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     if config:
         beside, full = disk.beside_loras(host.runs_folder(), host.loras_folder(), expected.state)
         prospect = _prospect(config, steps, dataclasses.replace(expected, state=beside), model, sources, samples)
+        prospect = dataclasses.replace(prospect, **pictures_of(values, model))
         files = expected_files(prospect)
         of_grids = [grid_cautions(grid, files) for grid in grids]
         warned = [*cautions(prospect), *full]
@@ -176,6 +181,34 @@ def samples_of(value: Any) -> int:
     return value
 
 
+def loras_of(values: Any) -> tuple[str, ...]:
+    """Names of the LoRAs that lie on a model."""
+    if values is None:
+        return ()
+    known = isinstance(values, list) and len(values) <= MOST_LORAS and all(isinstance(v, str) and len(v) <= 1000 for v in values)
+    if not known:
+        raise Refused(400, f"loras: a list of at most {MOST_LORAS} names is needed.")
+    return tuple(PureWindowsPath(file).stem for file in values)
+
+
+def pictures_of(values: Mapping[str, Any], model: Path | None) -> dict[str, Any]:
+    """What a prospect has of the LoRAs on the trained ``model``, and of how and with what its samples are drawn."""
+    loras, other = loras_of(values.get("loras")), values.get("preview")
+    found: dict[str, Any] = {"loras": loras}
+    if values.get("steps") is not None and values.get("guidance") is not None:
+        steps, guidance = samples_of(values["steps"]), checked(NetworkConfig, "alpha", values["guidance"])
+        found["drawn_at"] = (steps, guidance) if steps else None
+    if other is None:
+        return found
+    if not isinstance(other, dict):
+        raise Refused(400, "preview: an object is needed.")
+    drawn = None
+    with suppress(AtelierError):  # of another pack's loader, or gone; then there is no name to tell anything by
+        drawn = model_of(other.get("model"))
+    less = set(loras_of(other.get("loras"))) < set(loras)
+    return {**found, "preview": drawn.stem if drawn else "", "assisted": drawn is not None and drawn == model and less}
+
+
 def _prospect(
     config: TrainingConfig,
     steps: int | None,
@@ -196,7 +229,7 @@ def _prospect(
         model.stem if model else "", outline.family if outline else "",
         outline.stored.needed(Thrift(0, 0)) if outline else None,
         tuple(subset.resolution for subset in sets if subset.role == "training"), host.torch_device().type, samples,
-        any(subset.crop == "focus" for subset in sets), paired,
+        any(subset.crop == "focus" for subset in sets), paired, outline.few_steps_mark if outline else "",
     )  # fmt: skip
 
 
@@ -232,7 +265,7 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | Non
         # A bucket's area is at most that of the square.
         largest = max((source.config for source in sources), key=lambda subset: math.prod(subset.fixed_size) * subset.batch_size)
         side = round(math.sqrt(math.prod(largest.fixed_size)) / 64) * 64 if largest.fixed_height else largest.resolution
-        kept = _activations(path, changed, config.network, dtype, side)
+        kept = _activations(path, changed, config.network, dtype, side, _controls(outline.family, sources, side))
         activations = None if kept is None else kept.needed(thrift, config, largest.batch_size)
     return Sizes(size, outline.stored.needed(thrift) + text_bytes + adapter, activations, state)
 
@@ -247,17 +280,36 @@ def _text_outline(paths: tuple[Path, ...], _changed: tuple[int, ...]) -> tuple[d
     return host.text_outline([read_header(path) for path in paths])
 
 
+def _controls(family: str, sources: list[SubsetSource], side: int) -> tuple[tuple[int, int], ...]:
+    """Sizes of what a model of this family is shown beside the picture that has most of it."""
+    known = family_named(family)
+    try:
+        found = controls(sources) if known.edits else ()
+    except AtelierError:  # told where their steps are asked for
+        return ()
+    if known.controls_in_shapes:
+        return tuple(nearest(*size) for size in found)
+    return tuple((side, side) for _ in found) if known.controls_as_large else found
+
+
 @lru_cache(maxsize=64)
-def _activations(path: Path, changed: int, network: NetworkConfig, dtype: torch.dtype | None, side: int) -> Activations | None:
-    """Of one picture of so many pixels a side."""
+def _activations(
+    path: Path,
+    changed: int,
+    network: NetworkConfig,
+    dtype: torch.dtype | None,
+    side: int,
+    beside: tuple[tuple[int, int], ...],
+) -> Activations | None:
+    """Of one picture of so many pixels a side, beside control pictures."""
     outline = _outline(path, changed, dtype)
-    return None if outline is None else activations.activations(outline, network, (side, side))
+    return None if outline is None else activations.activations(outline, network, (side, side), beside)
 
 
 @table.post(f"{PREFIX}/outlook")
 @answered
 async def post_outlook(request: web.Request) -> Any:
-    return await apart(outlook, await body_of(request, fields=("widgets", "datasets", "model", "texts", "grids", "samples")))
+    return await apart(outlook, await body_of(request, fields=OUTLOOK))
 
 
 @table.post(f"{PREFIX}/family")
@@ -269,7 +321,7 @@ async def post_family(request: web.Request) -> Any:
 @table.post(f"{PREFIX}/start")
 @answered
 async def post_start(request: web.Request) -> Any:
-    values = await body_of(request, LARGE, ("preset", "choice", "loader", "nodes", "fresh"))
+    values = await body_of(request, LARGE, ("preset", "choice", "loader", "drawn", "nodes", "fresh"))
     return await apart(preset_routes.starting, values)
 
 

@@ -156,13 +156,20 @@ class Start:
     notes: tuple[str, ...]
 
 
-def start(choice: points.Choice, found: Found | None, nodes: Sequence[Node], untouched_only: bool = False) -> Start:
-    """What a starting point sets in these nodes. ``untouched_only``: nothing that is no longer as in a fresh node."""
+def start(
+    choice: points.Choice,
+    found: Found | None,
+    nodes: Sequence[Node],
+    untouched_only: bool = False,
+    drawn: str | None = None,
+) -> Start:
+    """What a starting point sets in these nodes. ``untouched_only``: nothing that is no longer as in a fresh node; ``drawn``: the
+    file of the model that samples are drawn with, where that is another one."""
     eight = eight_bit_optimizer()
     parts = points.catalogue()
     name = found.file_name if found is not None and found.kind == choice.model else ""
     billions = found.billions if found is not None else None
-    values = points.compose(choice, name, eight, billions)
+    values = points.compose(choice, name if drawn is None else drawn, eight, billions)
     notes = []
     # A precision, a rank, whatever was set before: nothing stays of another starting point.
     config = {**{k: v for k, v in defaults_of("ConfigureLoRA").items() if k not in KEPT}, **values["ConfigureLoRA"]}

@@ -80,6 +80,11 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="For models that edit: the picture beside each line of preview_prompt, as a batch. Without it the "
                     "samples stand beside the control pictures of the dataset's first pictures.",
                 ),
+                io.Model.Input(
+                    "preview_model", optional=True,
+                    tooltip="The model to draw the samples with, where it is another than the one to learn on: the distilled "
+                    "model that was made from it, or this model without a training adapter. It is handed on with the LoRA too.",
+                ),
             ], ("preview_negative", "preview_width", "preview_height", "about", "thumbnail")),
             outputs=[
                 EPOCHS.Output(display_name="epochs", tooltip="All saved LoRAs of the run, for Epoch Weight Grid."),
@@ -121,10 +126,11 @@ class TrainLoRA(io.ComfyNode):
         thumbnail: int = 256,
         keep_state: str = KEEP_STATE[0],
         preview_control: Any = None,
+        preview_model: Any = None,
     ) -> io.NodeOutput:
         from ..training import host, job, prompting
         from ..training.config.refusal import refuse
-        from ..training.grid.origin import model_name
+        from ..training.grid.origin import lora_names, model_name
         from ..training.runs.card import Card
 
         refuse(keep_state not in KEEP_STATE, f"keep_state: {keep_state!r} is none of {', '.join(KEEP_STATE)}.")
@@ -134,6 +140,8 @@ class TrainLoRA(io.ComfyNode):
             preview_seed, preview_width, preview_height, tuple(prompting.apart(preview_control, "preview_control")),
         )  # fmt: skip
         wrapped = host.Model(model)
+        drawn = None if preview_model is None else host.Model(preview_model)
+        names = cls.hidden.prompt, cls.hidden.unique_id
         trained = job.run_training(
             wrapped,
             host.TextEncoder(clip),
@@ -145,12 +153,13 @@ class TrainLoRA(io.ComfyNode):
             graph=graph_of(cls.hidden),
             show=host.status_of(cls.hidden.unique_id),
             node=str(cls.hidden.unique_id),
-            model_name=model_name(cls.hidden.prompt, cls.hidden.unique_id),
+            named=job.Named(model_name(*names), lora_names(*names), model_name(*names, "preview_model")),
+            preview_model=drawn,
             card=card,
             thumbnail=thumbnail,
             keep_state=keep_state == "keep",
         )
-        model_out, clip_out = wrapped.with_lora(clip, trained.tensors, 1.0)
+        model_out, clip_out = (drawn or wrapped).with_lora(clip, trained.tensors, 1.0)
         return io.NodeOutput(trained.epochs, trained.tensors, {"loss": trained.losses}, model_out, clip_out)
 
 

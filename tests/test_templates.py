@@ -80,7 +80,7 @@ def test_each_has_a_picture_for_the_list(path: Path) -> None:
 def test_the_note_names_each_file_its_folder_and_where_it_is_had(path: Path) -> None:
     graph = read(path)
     told = " ".join(node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote")
-    loaders = [node for node in graph["nodes"] if node["type"].endswith("Loader") or node["type"] == "CheckpointLoaderSimple"]
+    loaders = [node for node in graph["nodes"] if "Loader" in node["type"]]
     files = [value for node in loaders for value in node["widgets_values"] if str(value).endswith(".safetensors")]
     assert files
     for file in files:
@@ -96,6 +96,32 @@ def test_twenty_pictures_make_a_run_of_usual_length(path: Path) -> None:
     assert 1500 <= steps <= 2100 and data["resolution"] >= 512
     start = next(node for node in graph["nodes"] if node["type"] == "ConfigureLoRA")["properties"]["lora_atelier_start"]
     assert points.Choice(**start) and config["preset"] == start["model"]
+
+
+@pytest.mark.parametrize(("title", "learns", "draws"), [
+    ("Z-Image-Turbo", ["LoraLoaderModelOnly", "z_image_turbo_bf16.safetensors"], ["z_image_turbo_bf16.safetensors"]),
+    ("Z-Image, drawn by Turbo", ["z_image_bf16.safetensors"], ["z_image_turbo_bf16.safetensors"]),
+])  # fmt: skip
+def test_a_distilled_model_draws_in_few_steps_and_is_not_what_is_learnt_on(
+    title: str, learns: list[str], draws: list[str]
+) -> None:
+    graph = read(next(path for path in OURS if path.stem.endswith(f"on {title}")))
+    by_id = {node["id"]: node for node in graph["nodes"]}
+    links = {link[0]: by_id[link[1]] for link in graph["links"]}
+
+    def way(kind: str, wire: str) -> list[str]:
+        node, found = next(node for node in graph["nodes"] if node["type"] == kind), []
+        while link := next((entry.get("link") for entry in node["inputs"] if entry["name"] == wire), None):
+            node, wire = links[link], "model"
+            found.append(node["widgets_values"][0] if node["type"] == "UNETLoader" else node["type"])
+        return found
+
+    assert way("TrainLoRA", "model") == learns
+    assert way("TrainLoRA", "preview_model") == way("EpochWeightGrid", "model") == draws
+    sampling = [values_in(graph, "TrainLoRA"), values_in(graph, "EpochWeightGrid")]
+    assert [(sampling[0]["preview_steps"], sampling[0]["preview_cfg"]), (sampling[1]["steps"], sampling[1]["cfg"])] == [
+        (8, 1.0)
+    ] * 2
 
 
 def test_no_living_person_is_named() -> None:

@@ -90,13 +90,18 @@ def check_text(model: host.Model, text: EncodedText, wire: str = "clip") -> None
     found = misread(model, text)
     if found is None:
         return
-    whose = "the text" if wire == "clip" else "it"
+    whose = "it" if wire == "conditioning" else "the text"
     if found.part == "cond":
         made, read = f"{whose} is encoded in vectors of {found.given} numbers", f"vectors of {found.wanted}"
     elif found.given:
         made, read = f"the pooled vector has {found.given} numbers", f"one of {found.wanted}"
     else:
         made, read = "there is no pooled vector", "one"
+    if wire == "preview_model":
+        raise AtelierError(
+            f"preview_model: the text that the trained model learns from is not what this {model.family} model reads: {made}, "
+            f"and it reads {read}. Connect one that the LoRA can be used on, or none."
+        )
     mend = "Connect the CLIP that belongs to the model" if wire == "clip" else "Encode the captions with the CLIP of the model"
     raise AtelierError(
         f"{wire}: {made}, and this {model.family} model reads {read}. {mend}, from its Load Checkpoint, or from Load CLIP with "

@@ -25,6 +25,14 @@ OF_GUIDANCE = re.compile(
     re.IGNORECASE,
 )
 """Words of models that draw in as many steps as others."""
+ASSISTANT = re.compile(
+    r"(?<![a-z])(training[-_ ]?(?:assistant|adapter)|assistant[-_ ]?lora|(?:de|un)[-_ ]?(?:distill?(?:ed|ation)?|turbo))"
+    r"(?![a-z])",
+    re.IGNORECASE,
+)
+"""Words in a LoRA's name that stand for one which takes the few steps out of a model while another LoRA is trained on it."""
+NOT_SCHNELL = re.compile(r"(?<![a-z])(ovis|libre[-_ ]?flux|open[-_ ]?flux|flex)", re.IGNORECASE)
+"""Words in the names of models that have Flux.1 schnell's layers and draw in as many steps as others."""
 EDIT = re.compile(r"(?<![a-z])(kontext|edit(?:ing)?)(?![a-z])", re.IGNORECASE)
 """Words in a file's name that stand for a model that makes pictures out of others."""
 WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -36,6 +44,19 @@ def few_steps_word(file_name: str) -> str:
     name = WORDS.sub(" ", file_name)
     found = None if UNDONE.search(file_name) or UNDONE.search(name) else FEW_STEPS.search(OF_GUIDANCE.sub(" ", name))
     return found[0].lower() if found else ""
+
+
+def assistant_word(lora_name: str) -> str:
+    """What in a LoRA's name says, as far as names do, that it is laid on a distilled model only for training; empty if nothing
+    does."""
+    found = ASSISTANT.search(WORDS.sub(" ", lora_name))
+    return found[0].lower() if found else ""
+
+
+def seems_schnell(family: str, file_name: str) -> bool:
+    """Whether a model has Flux.1 schnell's layers, and no name of those others that have them."""
+    name = WORDS.sub(" ", file_name)
+    return family == "FluxSchnell" and not any(pattern.search(name) for pattern in (NOT_SCHNELL, UNDONE))
 
 
 def edit_word(file_name: str) -> str:
@@ -72,6 +93,8 @@ class Text:
     """Of published models; the network's own settings are asked first."""
     pooled: int = 0
     """Width of the pooled vector; 0 where there is none."""
+    seen: int = 0
+    """Tokens of a control picture; 0 where the encoders see none."""
 
 
 Shift = float | BySize
@@ -110,6 +133,8 @@ class Family:
     """All its models read control pictures, whatever they are called."""
     controls_as_large: bool = False
     """Control pictures are brought to the size of the picture that they are shown beside."""
+    controls_in_shapes: bool = False
+    """Control pictures are cut to the nearest of fixed shapes."""
     edit_method: str = ""
     """How a network tells control pictures from its own, where the host leaves that to a node."""
     of_controls: str = ""
@@ -170,10 +195,11 @@ def _table() -> dict[str, Family]:
         # Its text-to-video form reads a picture to begin with as well, empty where there is none.
         "HunyuanVideo15": Family("shifted", 2.0, guidance=1.0, untrainable=VISION, blank_beside=True),
         "QwenImage": Family(
-            "shifted", BySize(high=0.9, most=8192), untrainable=TEXT_ENDS, edits=True, text=Text(128, 3584)
+            "shifted", BySize(high=0.9, most=8192), untrainable=TEXT_ENDS, edits=True,
+            text=Text(128, 3584, seen=196),
         ),
         "MageFlow": Family("shifted", 6.0, untrainable=TEXT_ENDS, edits=True, controls_as_large=True),
-        "JoyImage": Family("shifted", 1.5, untrainable=TEXT_ENDS, edits=True),
+        "JoyImage": Family("shifted", 1.5, untrainable=TEXT_ENDS, edits=True, controls_in_shapes=True),
         "Lens": Family("shifted", BySize(patch=1), untrainable=TEXT_ENDS),
         "Krea2": Family("shifted", BySize(most=6400), edits=True, edit_method="index", text=Text(128, 30720)),
         "Lumina2": Family("shifted", BySize(), text=Text(128, 2304)),

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from . import host
-from .dataset.controls import NONE, Controls, whole_size
+from .dataset.controls import NONE, Controls, filled, nearest, whole_size
 from .dataset.images import cut, open_picture, to_picture, to_unit
-from .dataset.samples import Dataset
+from .dataset.samples import Dataset, Sample
 from .errors import AtelierError
 from .families import Family, family_named
-from .protocols import CanvasText
+from .protocols import CanvasText, EncodedText
 from .tensors import references
 from .tensors.finite import is_finite
 
@@ -30,7 +30,7 @@ def shows_of(family: Family, text: host.TextEncoder, there: bool) -> Controls:
     """How control pictures, if any are ``there``, are shown to a model of this family, and to the text encoder beside it."""
     if not family.edits or not there:
         return NONE
-    return Controls(True, text.sees, family.edit_method, family.controls_as_large)
+    return Controls(True, text.sees, family.edit_method, family.controls_as_large, family.controls_in_shapes)
 
 
 def controls_of(dataset: Dataset, most: int) -> tuple[tuple[Path, ...], ...]:
@@ -38,6 +38,17 @@ def controls_of(dataset: Dataset, most: int) -> tuple[tuple[Path, ...], ...]:
     training = (subset for subset in dataset.subsets if subset.config.role == "training")
     pairs = (sample.controls for subset in training for sample in subset.samples if sample.controls)
     return tuple(tuple(one.path for one in controls) for controls in islice(pairs, most))
+
+
+def is_pair(sample: Sample) -> bool:
+    """Whether a picture has control pictures, as files or as latents beside its conditioning."""
+    return bool(sample.controls or (sample.ready and sample.ready.controls))
+
+
+def ready_pairs(dataset: Dataset, most: int) -> tuple[Sample, ...]:
+    """The first ``most`` pictures to train on whose control pictures came as latents beside their conditioning."""
+    training = (subset for subset in dataset.subsets if subset.config.role == "training")
+    return tuple(islice((s for subset in training for s in subset.samples if s.ready and s.ready.controls), most))
 
 
 def opened(controls: Sequence[Sequence[Path]]) -> list[Control]:
@@ -61,6 +72,12 @@ def _as_shown(picture: Image.Image) -> Tensor:
 
 def _resized(picture: Image.Image, size: tuple[int, int]) -> Tensor:
     return to_unit(cut(picture, size, (0, 0, *size)))[None]
+
+
+def _in_shape(pixels: Tensor) -> Tensor:
+    """(1, H, W, 3) in the fixed shape that is nearest to its own."""
+    scaled, box = filled(pixels.shape[2], pixels.shape[1])
+    return to_unit(cut(to_picture(pixels[0]), scaled, box))[None]
 
 
 def unread(given: Sequence[Control], family: str, wire: str) -> list[str]:
@@ -98,32 +115,41 @@ class ControlPictures:
     given: Sequence[Control] = ()
     drawn: tuple[int, int] = (512, 512)
     """(width, height) in pixels of what is drawn beside them."""
+    ready: Sequence[EncodedText] = ()
+    """Conditionings from other nodes, whose control pictures' latents are used where no pictures are ``given``."""
     _latents: dict[int, list[Tensor]] = field(default_factory=dict)
     _digests: dict[int, str] = field(default_factory=dict)
 
     def place(self, number: int) -> int:
         """Which control pictures a prompt is beside; -1 for none."""
-        return min(number, len(self.given) - 1) if self.shows.shown else -1
+        return min(number, len(self.given or self.ready) - 1) if self.shows.shown else -1
 
     def seen(self, place: int) -> Control:
         """What the text encoder sees there."""
-        return self.given[place] if place >= 0 and self.shows.seen else ()
+        if place < 0 or not self.shows.seen or not self.given:
+            return ()
+        return tuple(map(_in_shape, self.given[place])) if self.shows.in_shapes else self.given[place]
 
     def latents(self, place: int) -> list[Tensor]:
         """(1, C, h, w) each, or as a video VAE gives them; encoded once."""
         if place < 0:
             return []
+        if not self.given:
+            return [latent for latent in references.listed(self.ready[place]) if isinstance(latent, Tensor)]
         if place not in self._latents:
             self._latents[place] = [self.codec.encode(self._sized(pixels)) for pixels in self.given[place]]
         return self._latents[place]
 
     def _sized(self, pixels: Tensor) -> Tensor:
-        """As large as what is drawn, where the model wants them so."""
+        """As large as what is drawn, or in a fixed shape, where the model wants them so."""
+        if self.shows.in_shapes:
+            return _in_shape(pixels)
         return _resized(to_picture(pixels[0]), self.drawn) if self.shows.as_large else pixels
 
     def cells(self) -> int:
         """Cells of the latents of the largest of them."""
         sizes = [self.drawn if self.shows.as_large else (one.shape[2], one.shape[1]) for group in self.given for one in group]
+        sizes = [nearest(*size) for size in sizes] if self.shows.in_shapes else sizes
         most = max((sum(1 for _ in group) for group in self.given), default=0)
         side = self.codec.downscale
         return most * max((width // side * (height // side) for width, height in sizes), default=0) if self.shows.shown else 0
@@ -133,7 +159,9 @@ class ControlPictures:
         latents = self.latents(place)
         if not latents:
             return text
-        told = {references.NAME: latents, **({references.METHOD: self.shows.method} if self.shows.method else {})}
+        ready = {} if self.given else self.ready[place]
+        method = ready.get(references.METHOD, self.shows.method)
+        told = {references.NAME: latents, **({references.METHOD: method} if method else {})}
         return [[cond, {**extras, **told}] for cond, extras in text]
 
     def digest(self, place: int) -> str:

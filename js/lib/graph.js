@@ -61,16 +61,43 @@ export function* before(node, inputs, root, seen = new Set([node])) {
   }
 }
 
-/** {widget, file} of the loader in front of a Train LoRA node; null if there is none. */
-export function loaderOf(train, root) {
-  for (const node of before(train, [inputOf(train, "model")].filter(Boolean), root)) {
-    for (const name of LOADERS) {
-      const value = node.widgets?.find((widget) => widget.name === name)?.value;
-      const file = typeof value === "string" ? value : value?.content; // some packs' lists hold objects
-      if (typeof file === "string" && file) return { widget: name, file };
-    }
+/** {widget, file} of the loader in front of a Train LoRA node, on its wire of this name; null if there is none. */
+export function loaderOf(train, root, wire = "model") {
+  for (const node of before(train, [inputOf(train, wire)].filter(Boolean), root)) {
+    const found = loaderIn(node);
+    if (found) return found;
   }
   return null;
+}
+
+function loaderIn(node) {
+  for (const name of LOADERS) {
+    const value = node.widgets?.find((widget) => widget.name === name)?.value;
+    const file = typeof value === "string" ? value : value?.content; // some packs' lists hold objects
+    if (typeof file === "string" && file) return { widget: name, file };
+  }
+  return null;
+}
+
+/** Files of the LoRAs that lie on the model on a wire of a Train LoRA node. */
+export function lorasOf(train, root, wire = "model") {
+  const files = [];
+  for (const node of before(train, [inputOf(train, wire)].filter(Boolean), root)) {
+    if (loaderIn(node)) break;
+    if (node.mode === BYPASSED) continue;
+    const { lora_name: file, strength_model: strength } = valuesOf(node);
+    if (typeof file === "string" && strength !== 0) files.push(file);
+    // Some packs' loaders hold several, each with a switch.
+    const several = (node.widgets ?? []).map((widget) => widget.value).filter((value) => typeof value?.lora === "string");
+    files.push(...several.filter((one) => one.on !== false && !["", "None"].includes(one.lora)).map((one) => one.lora));
+  }
+  return files;
+}
+
+/** The model that draws a Train LoRA node's samples where that is another one; null where it is the trained one. */
+export function drawnWith(train, root) {
+  if (inputOf(train, "preview_model")?.link == null) return null;
+  return { model: loaderOf(train, root, "preview_model"), loras: lorasOf(train, root, "preview_model") };
 }
 
 /** [{widget, file}] of the loader in front of a Train LoRA node's text encoder. */

@@ -1,6 +1,6 @@
 // Graphs in the shape that the frontend's have, walked by js/lib/graph.js; prints what was found as JSON.
 //   node graphs.mjs <address of graph.js as a module>
-const { datasetsOf, loaderOf, nodeAt, outputOf, partsOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
+const { datasetsOf, drawnWith, loaderOf, lorasOf, nodeAt, outputOf, partsOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
 
 class Graph {
   constructor() { Object.assign(this, { nodes: [], links: new Map() }); }
@@ -22,7 +22,7 @@ class Graph {
   getNodeById(id) { return this.nodes.find((node) => node.id === id); }
 }
 
-const TRAIN = [["model", "MODEL"], ["dataset", "ATELIER_DATASET"], ["config", "ATELIER_CONFIG"]];
+const TRAIN = [["model", "MODEL"], ["preview_model", "MODEL"], ["dataset", "ATELIER_DATASET"], ["config", "ATELIER_CONFIG"]];
 const found = {};
 
 { // CheckpointLoader -> LoraLoader -> Reroute -> TrainLoRA; two folders, captions, the recipe
@@ -46,6 +46,17 @@ const found = {};
   graph.link(second, caption, "dataset");
   graph.link(caption, train, "dataset");
   found.loader = loaderOf(train, graph);
+  found.drawn = [drawnWith(train, graph)];
+  const several = graph.add("Power Lora Loader", { one: { on: true, lora: "p.safetensors" }, two: { on: false, lora: "q" }, three: { lora: "None" } }, [["model", "MODEL"]]);
+  const shut = graph.add("LoraLoaderModelOnly", { lora_name: "shut", strength_model: 0 }, [["model", "MODEL"]]);
+  const away = graph.add("LoraLoaderModelOnly", { lora_name: "away", strength_model: 1 }, [["model", "MODEL"]]);
+  away.mode = 4;
+  graph.link(loader, several, "model");
+  graph.link(several, shut, "model");
+  graph.link(shut, away, "model");
+  graph.link(away, train, "preview_model");
+  found.drawn.push(drawnWith(train, graph));
+  found.loras = lorasOf(train, graph);
   found.datasets = datasetsOf(train, graph).map((row) => row.folder);
   found.trainers = [trainersOf(config, graph).length, trainersOf(other, graph).length];
   found.recipe = recipeOf(train, graph).widgets[0].value;

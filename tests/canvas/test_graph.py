@@ -28,6 +28,12 @@ def test_the_loader_is_found_through_other_nodes(found):
     assert found["loader"] == {"widget": "ckpt_name", "file": "a/b.safetensors"}
 
 
+def test_what_lies_on_a_model_and_what_draws_is_found(found):
+    """Only what counts: a LoRA that is bypassed, switched off or of no strength lies on nothing."""
+    assert found["loras"] == ["x"]
+    assert found["drawn"] == [None, {"model": {"widget": "ckpt_name", "file": "a/b.safetensors"}, "loras": ["p.safetensors"]}]
+
+
 def test_the_loader_is_found_across_sub_graphs(found):
     assert found["subgraph"] == {"widget": "unet_name", "file": "flux.safetensors"}
 

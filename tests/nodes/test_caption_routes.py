@@ -84,6 +84,21 @@ def test_thumbnails_are_small_and_only_of_the_folder(routes: Any, folder: Path) 
             routes.thumbnail({"folder": "input/shapes", "picture": picture})
 
 
+def test_control_pictures_are_shown_with_their_picture(routes: Any, folder: Path) -> None:
+    """From folders in and beside the chosen one, in their order; each can be asked for as it is named."""
+    beside = folder.with_name("shapes_control")
+    for place in (folder / "control" / "wide.png", beside / "wide_2.png"):
+        place.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64)).save(place)
+    rows = {row["picture"]: row["controls"] for row in routes.pictures({"settings": WIDGETS})["pictures"]}
+    assert rows["wide.png"] == [
+        {"folder": "input/shapes", "picture": "control/wide.png"}, {"folder": "input/shapes_control", "picture": "wide_2.png"},
+    ]  # fmt: skip
+    assert rows["10_tall tower/tall.png"] == []
+    for one in rows["wide.png"]:
+        assert routes.thumbnail(one)
+
+
 @pytest.mark.parametrize("name", ["../shapes", "/etc", "input/../..", "models/loras", "input", "", "input/none", "input\\shapes"])
 def test_only_allowed_folders_are_looked_at(routes: Any, folder: Path, name: str) -> None:
     for ask in (

@@ -140,6 +140,32 @@ def test_what_will_go_wrong_is_told_with_the_outlook(routes, folder):
     assert ahead["warnings"] == []
 
 
+def test_a_distilled_model_and_what_lies_on_it_are_told_with_the_outlook(routes):
+    import folder_paths
+
+    widget = "unet_name"
+    path = Path(folder_paths.get_folder_paths("diffusion_models")[0]) / "z_image_turbo.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    model = {"widget": widget, "file": path.name}
+    body = {"widgets": {"max_steps": 9}, "model": model, "steps": 20, "guidance": 4.0}
+    adapted = {**body, "loras": ["zimage_turbo_training_adapter_v2.safetensors"]}
+    plain = {"model": model, "loras": []}
+    try:
+        told = [
+            post(routes, "outlook", {**given, "steps": steps})[1]["warnings"]
+            for given, steps in (
+                (body, 20), (adapted, 8), ({**adapted, "preview": plain}, 8),
+                ({**body, "loras": ["pytorch"], "preview": plain}, 8),
+                ({**body, "preview": {"model": {"widget": widget, "file": "gone.gguf"}, "loras": []}}, 0),
+            )
+        ]  # fmt: skip
+    finally:
+        path.unlink()
+    said = [[one.split(":")[0] for one in warnings] for warnings in told]
+    assert said == [["model", "preview_cfg"], ["preview_model"], [], [], ["model"]]
+
+
 @pytest.mark.parametrize("name", ["half.safetensors", "old.ckpt"])
 def test_a_model_that_cannot_be_read_costs_nothing_but_its_sizes(routes, name):
     import folder_paths
@@ -179,6 +205,10 @@ def test_many_long_prompts_of_a_grid_are_no_mistake(routes):
         {"samples": "x"},
         {"texts": "x"},
         {"texts": [1]},
+        {"loras": "x"},
+        {"loras": [1]},
+        {"loras": ["x"] * 33},
+        {"preview": "x"},
     ],
 )
 def test_what_is_asked_besides_is_checked(routes, body):

@@ -8,17 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lora_atelier.training import host, prompting
+from lora_atelier.training import host, job, prompting
 from lora_atelier.training.config import LengthConfig, LossConfig, NetworkConfig, OptimizerConfig, SubsetConfig
 from lora_atelier.training.config.sampling import Sampling
+from lora_atelier.training.dataset import precomputed
+from lora_atelier.training.dataset.cache import CACHE_LIMIT, TensorCache
 from lora_atelier.training.dataset.images import to_picture
-from lora_atelier.training.dataset.samples import Dataset
+from lora_atelier.training.dataset.samples import Dataset, Subset
 from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.families import family_named
 from lora_atelier.training.grid import plan, render
 from lora_atelier.training.grid.axes import parse_epochs
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ..zoo.build import build
@@ -107,6 +110,33 @@ def test_samples_are_drawn_beside_control_pictures(editor, folder):
     assert np.array_equal(ours[0], ours[1]) and not np.array_equal(ours[0], shown[0])
 
 
+def test_samples_stand_beside_the_latents_that_came_with_conditionings(editor, tmp_path):
+    """What *Set Reference Latent* has put on a conditioning is beside the sample of a prompt too, as the stock sampler has it."""
+    stream = torch.Generator().manual_seed(5)
+    latents = [{"samples": torch.randn(1, 16, 8, 8, generator=stream)} for _ in range(2)]
+    with torch.inference_mode():
+        said = editor.text.for_sampling("make it so")
+    given = [torch.randn(1, 16, 8, 12, generator=stream) for _ in range(2)]
+    told = [[[said[0][0], {**said[0][1], "reference_latents": [one]}]] for one in given]
+    cache = TensorCache(host.cache_folder(), CACHE_LIMIT)
+    made = Subset(SubsetConfig("nodes/latents"), precomputed.store(latents, told, cache), 1)
+    preview = dataclasses.replace(NO_PREVIEW, prompt="make it so\nmake it so", steps=2, width=64, height=64)
+    trained = go(editor, Dataset((made,)), of("made", length=LengthConfig(max_steps=1)), preview)
+    start = [host.runs_folder() / "made" / "samples" / f"made-000000{number}.png" for number in ("", "-2")]
+    for path, conditioning in zip(start, told, strict=True):
+        with torch.inference_mode():
+            empty = editor.text.for_sampling("")
+            nothing = [[empty[0][0], {**empty[0][1], "reference_latents": conditioning[0][1]["reference_latents"]}]]
+            drawn = editor.model.sample(conditioning, nothing, preview.settings, latent_size=(8, 8), seed=0)
+            expected = to_picture(editor.codec.decode(drawn)[0])
+        assert np.abs(np.asarray(expected).astype(int) - np.asarray(Image.open(path)).astype(int)).max() <= 1
+    with safe_open(trained.epochs.files[-1].path, framework="pt") as file:
+        assert file.metadata()["lora_atelier.pairs"] == "2"
+    assert "preview_prompt: it is empty" not in said_of("made")
+    go(editor, Dataset((made,)), of("wordless", length=LengthConfig(max_steps=1)), dataclasses.replace(preview, prompt=" "))
+    assert "preview_prompt: it is empty" in said_of("wordless")
+
+
 def test_a_sample_is_what_the_hosts_own_nodes_draw(editor, folder):
     """Reference latents as *Set Reference Latent* puts them, on both conditionings."""
     nodes = pytest.importorskip("comfy_extras.nodes_edit_model")
@@ -122,22 +152,22 @@ def test_a_sample_is_what_the_hosts_own_nodes_draw(editor, folder):
     assert torch.equal(told[0][1]["reference_latents"][0], theirs[0][1]["reference_latents"][0].float().cpu())
 
 
-def said(run):
+def said_of(run):
     return (host.runs_folder() / run / "run.json").read_text(encoding="utf-8")
 
 
 def test_what_pairs_and_model_do_not_have_in_common_is_said(tiny, editor, folder):
     short = {"length": LengthConfig(epochs=1)}
     go(tiny("sd15"), pairs(folder), of("sd15", **short))
-    assert "3 pictures have control pictures, which a SD15 model does not read" in said("sd15")
-    go(editor, pairs(folder), of("edits", **short), model_name="flux1-dev-kontext_fp8_scaled.safetensors")
-    assert "control pictures" not in said("edits").replace("with control pictures", "")
-    go(editor, pairs(folder), of("unlikely", **short), model_name="flux1-dev.safetensors")
-    assert "nothing in the model's name (flux1-dev.safetensors) says that it edits" in said("unlikely")
+    assert "3 pictures have control pictures, which a SD15 model does not read" in said_of("sd15")
+    go(editor, pairs(folder), of("edits", **short), named=job.Named("flux1-dev-kontext_fp8_scaled.safetensors"))
+    assert "control pictures" not in said_of("edits").replace("with control pictures", "")
+    go(editor, pairs(folder), of("unlikely", **short), named=job.Named("flux1-dev.safetensors"))
+    assert "nothing in the model's name (flux1-dev.safetensors) says that it edits" in said_of("unlikely")
     for path in (folder / "control").iterdir():
         path.unlink()
-    go(editor, pairs(folder), of("plain", **short), model_name="FluxKontextDev.safetensors")
-    assert "this model edits pictures, by its name (kontext), and the dataset has no control pictures" in said("plain")
+    go(editor, pairs(folder), of("plain", **short), named=job.Named("FluxKontextDev.safetensors"))
+    assert "this model edits pictures, by its name (kontext), and the dataset has no control pictures" in said_of("plain")
 
 
 def grid_of(editor, epochs, folder, prompts, places, given, together=0):

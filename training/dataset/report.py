@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import AtelierError
+from .controls import whole_size
 from .focus import NO_FACES, finds_faces
 from .near_duplicates import duplicates
 from .plan import Plan, size_of
@@ -18,6 +20,10 @@ ENLARGED = 2.0
 """A picture that is enlarged more than this looks soft, and the softness is learnt."""
 CUT = 0.25
 """A picture that loses more than this share of its area has an unusual shape."""
+OTHER_SHAPE = 1.1
+"""Factor between the proportions of a picture and of what it is made from, from which on something is moved or stretched."""
+OTHER_SIZE = 3.0
+"""Factor between their areas, as they are shown, from which on one shows details that the other has no pixels for."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Inspected:
     repeats: int
     shown: View
     caption: str | None
+    controls: tuple[Sample, ...] = ()
 
     @property
     def enlarged(self) -> float:
@@ -62,7 +69,7 @@ class Inspected:
 def inspect(dataset: Dataset) -> list[Inspected]:
     """Every picture in the order of the folders."""
     return [
-        Inspected(sample.path, number, subset.repeats, _view(sample, subset), sample.caption)
+        Inspected(sample.path, number, subset.repeats, _view(sample, subset), sample.caption, sample.controls)
         for number, subset in enumerate(dataset.subsets)
         for sample in subset.samples
     ]
@@ -97,7 +104,46 @@ def remarks(subset: Subset) -> list[str]:
         said.append(f"no caption: {some([path.name for path in bare])}.")
     if subset.config.crop == "focus" and not finds_faces():
         said.append(NO_FACES)
+    return [*said, *_of_controls(pictures)]
+
+
+def _of_controls(pictures: Sequence[Inspected]) -> list[str]:
+    """Where a picture and what it is made from, its first control picture, differ in shape or size."""
+    pairs = [(picture, picture.controls[0]) for picture in pictures if picture.controls]
+    unlike = [(one, control) for one, control in pairs if _factor(*one.shown.original, control) > OTHER_SHAPE]
+    sizes = [(one, whole_size(control.width, control.height)) for one, control in pairs]
+    larger, smaller = (
+        [(one, size) for one, size in sizes if (math.prod(size) / math.prod(one.shown.size)) ** sign > OTHER_SIZE]
+        for sign in (1, -1)
+    )
+    said = []
+    if unlike:
+        details = [f"{p.path.name} ({_sides(p.shown.original)}, control {c.width} x {c.height})" for p, c in unlike]
+        said.append(
+            f"control pictures of another shape than their picture ({len(unlike)}): {some(details)}. What is at one place in the "
+            "one is at another in the other; a model that wants both of one size (Mage-Flow) sees it stretched."
+        )
+    for found, how, mend in (
+        (larger, "larger", "Raise the resolution, or make them smaller"),
+        (smaller, "smaller", "Lower the resolution, or bring larger ones"),
+    ):
+        if found:
+            details = [f"{p.path.name} ({_sides(p.shown.size)}, control {_sides(size)})" for p, size in found]
+            said.append(
+                f"control pictures much {how} than their picture is trained at ({len(found)}): {some(details)}. What is drawn "
+                f"beside them later is usually as large as they. {mend}."
+            )
     return said
+
+
+def _factor(width: int, height: int, control: Sample) -> float:
+    """How many times wider one is for its height than the other."""
+    factor = width * control.height / (height * control.width)
+    return max(factor, 1 / factor)
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def told(own: Dataset, chained: Dataset, done: Sequence[str] = (), amiss: Sequence[str] = ()) -> Statement:

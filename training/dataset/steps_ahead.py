@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from ..config import Crop, SubsetConfig
 from ..errors import AtelierError
+from .buckets import Size
+from .controls import whole_size
 from .heads import DETECTOR, Box
 from .images import picture_size
 from .index import Index
@@ -43,6 +46,18 @@ def pairs(sources: Sequence[SubsetSource]) -> int:
     """Pictures that have control pictures, by the names of files; AtelierError as the nodes would."""
     every = (find(one.folder, one.root, one.config.nested, one.config.caption_extension) for one in sources)
     return sum(len(found.controls) for folders in every for found in folders)
+
+
+def controls(sources: Sequence[SubsetSource]) -> tuple[Size, ...]:
+    """(width, height) of each control picture of one picture, the one beside which there are most pixels; as they are shown."""
+    found: list[tuple[Size, ...]] = [()]
+    for source in sources:
+        index = Index(source.index)
+        for folder in find(source.folder, source.root, source.config.nested, source.config.caption_extension):
+            for group in folder.controls.values():
+                with suppress(AtelierError):  # told where pictures are read
+                    found.append(tuple(whole_size(*_known(path, index)[:2]) for path in group))
+    return max(found, key=lambda group: sum(width * height for width, height in group))
 
 
 def _subsets(source: SubsetSource) -> list[Subset]:

@@ -20,26 +20,33 @@ from ..network.scope import adaptable_layers
 from ..network.targets import select
 from ..performance import memory
 from ..step import answer, noised
+from ..tensors import references
 from ..tensors.autograd_context import AutogradContext
 
 log = logging.getLogger("lora-atelier")
 
 
-def activations(outline: host.Outline, network: NetworkConfig, size: tuple[int, int]) -> memory.Activations | None:
-    """What one picture of ``size`` (width, height in pixels) leaves for the backward pass.
+def activations(
+    outline: host.Outline, network: NetworkConfig, size: tuple[int, int], controls: Sequence[tuple[int, int]] = ()
+) -> memory.Activations | None:  # fmt: skip
+    """What one picture of ``size`` (width, height in pixels) leaves for the backward pass, beside control pictures of such sizes.
 
     None for a family whose text encodings are not known, and for a network that cannot do without numbers.
     """
-    text = outline.text()
+    text, family = outline.text(len(controls)), family_named(outline.family)
     if text is None:
         return None
+    beside = references.numbered([outline.control(one) for one in controls])
+    told: dict[str, Tensor | float | str] = {**text, **beside}
+    if controls and family.edit_method:
+        told[references.METHOD] = family.edit_method
     layers, _ = adaptable_layers(outline, None)
-    chosen, learning = select(layers, network), family_named(outline.family).without_untrainable(layers)
+    chosen, learning = select(layers, network), family.without_untrainable(layers, bool(controls))
     chosen = {name: chosen[name] for name in learning if name in chosen}
 
     def forward() -> object:
         x0 = outline.latents_in(outline.latents(size))
-        asked = noised(outline, x0, torch.ones(1), torch.zeros_like(x0), [text], [{}])
+        asked = noised(outline, x0, torch.ones(1), torch.zeros_like(x0), [told], [{}])
         return answer(outline, asked).square().mean()
 
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..config import TrainingConfig
 from ..dataset.samples import counted
-from ..families import edit_word, family_named, few_steps_word
+from ..families import assistant_word, edit_word, family_named, few_steps_word, seems_schnell
 from ..optim.optimizers import SOURCES
 from ..optim.remarks import of_rates
 from ..performance.memory import size_text
@@ -46,14 +46,19 @@ SIDES = {
     "HunyuanImage21": Sides(512, 2048, 2560), "HiDream": Sides(512, 1024, 1536), "Lumina2": Sides(512, 1024, 1536),
 }  # fmt: skip
 """By the host's name of the family, as their makers publish it, with what trainers commonly use below it."""
-DISTILLED = "Flux.1 schnell"
-WHY_NOT = (
-    "A LoRA that is trained on such a model takes the few steps out of it again, and its pictures get soft. Train on the model "
-    "that it was made from, and use the LoRA on this one"
-)
+WHY_NOT = "A LoRA that is trained on such a model takes the few steps out of it again, and its pictures get soft. "
+BASE = "Train on the model that it was made from{}, with this one at preview_model of Train LoRA, and use the LoRA on this one"
+ADAPTED = "; or lay a training adapter on this one for training{}, and connect it without at preview_model"
 INSTEAD = {
     "schnell": "Flux.1 dev", "klein": "the klein model with base in its name", "turbo": "the one without Turbo in its name",
 }  # fmt: skip
+ADAPTERS = {
+    "ZImage": "ostris/zimage_turbo_training_adapter", "Krea2": "ostris/krea2_turbo_training_adapter",
+    "FluxSchnell": "ostris/FLUX.1-schnell-training-adapter",
+}  # fmt: skip
+"""Where training adapters are published, by the host's name of the family."""
+MOST_STEPS, LEAST_GUIDANCE = 16, 2.0
+"""Nobody asks a model that was distilled for few steps for more steps than that at a guidance from here on."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,16 @@ class Prospect:
     """Whether pictures are cropped around what stands out."""
     pairs: int | None = None
     """Pictures that have control pictures."""
+    few_steps: str = ""
+    """What of the model itself, beside its name, says that it was distilled for few steps."""
+    loras: tuple[str, ...] = ()
+    """Names of the LoRAs that lie on the model."""
+    preview: str | None = None
+    """Name of the model that samples are drawn with, if that is another one; empty if it has none that is known."""
+    assisted: bool = False
+    """Whether that one is the trained model without all that lies on it."""
+    drawn_at: tuple[int, float] | None = None
+    """(steps, guidance) of the samples, where some are drawn."""
 
     @property
     def total(self) -> int | None:
@@ -169,15 +184,49 @@ def _is_installed(module: str) -> bool:
 
 
 def _distilled(prospect: Prospect) -> Iterator[str]:
-    if prospect.family == "FluxSchnell":
-        yield f"model: it is {DISTILLED}, which is distilled for few steps. {WHY_NOT}: {INSTEAD['schnell']}."
+    yield from _trained_on_few_steps(prospect)
+    drawn = prospect.model if prospect.preview is None else prospect.preview
+    word, at = few_steps_word(drawn), prospect.drawn_at
+    if word and at is not None and at[0] > MOST_STEPS and at[1] >= LEAST_GUIDANCE:
+        yield (
+            f"preview_cfg: {drawn} seems by its name to be distilled for few steps ({word}), and samples are drawn in {at[0]} "
+            f"steps at guidance {at[1]:g}, which burns them. Models of that kind want 4 to 8 steps and guidance 1."
+        )
+
+
+def _trained_on_few_steps(prospect: Prospect) -> Iterator[str]:
+    laid = next((name for name in prospect.loras if assistant_word(name)), None)
+    if laid is not None and prospect.preview is None:
+        yield (
+            f"preview_model: {laid} lies on the model, by its name for training alone. So that samples, and the MODEL that is "
+            "handed on, are without it, connect the model as it comes from its loader to preview_model of Train LoRA."
+        )
+    if laid is not None or prospect.assisted:
         return
-    if word := few_steps_word(prospect.model):
-        instead = f": {INSTEAD[word]}" if word in INSTEAD else ""
+    ways = BASE + ADAPTED
+    page = _in_brackets(ADAPTERS.get(prospect.family, ""))
+    if speeding := next(((name, word) for name in prospect.loras if (word := few_steps_word(name))), None):
+        name, word = speeding
+        yield (
+            f"model: {name} lies on it, by its name a LoRA for few steps ({word}); that is a guess. {WHY_NOT}Connect the model "
+            "as it comes from its loader to model, and the one with that LoRA to preview_model."
+        )
+    elif seems_schnell(prospect.family, prospect.model):
+        yield (
+            "model: by its layers it is Flux.1 schnell, which is distilled for few steps, or was made from it. "
+            f"{WHY_NOT}{ways.format(_in_brackets(INSTEAD['schnell']), page)}."
+        )
+    elif word := few_steps_word(prospect.model):
         yield (
             f"model: by its name, {prospect.model}, it seems to be distilled for few steps ({word}); that is a guess. {WHY_NOT}"
-            f"{instead}."
+            f"{ways.format(_in_brackets(INSTEAD.get(word, '')), page)}."
         )
+    elif prospect.few_steps:
+        yield f"model: {prospect.few_steps}, so it was distilled for few steps. {WHY_NOT}{ways.format('', page)}."
+
+
+def _in_brackets(said: str) -> str:
+    return f" ({said})" if said else ""
 
 
 def _sizes(prospect: Prospect) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -14,23 +14,50 @@ NAMES = ("ckpt_name", "unet_name", "model_name", "base_ckpt_name", "model_path")
 """Widgets by which loaders name their file."""
 
 
-def model_name(prompt: Mapping[str, Any] | None, node_id: str | None) -> str:
-    """The file that the node's ``model`` was loaded from, without folder and ending; empty when the graph does not tell.
-
-    ``prompt`` is the API prompt. Followed upwards is each node's link called ``model``, else its first link called like a model.
-    """
-    key = str(node_id)
-    for _ in range(len(prompt or ())):
-        inputs = (prompt or {}).get(key, {}).get("inputs", {})
+def model_name(prompt: Mapping[str, Any] | None, node_id: str | None, wire: str = "model") -> str:
+    """The file that the model on the node's ``wire`` was loaded from, without folder and ending; empty when the graph does not
+    tell. ``prompt`` is the API prompt."""
+    for inputs in _upwards(prompt, node_id, wire):
         for name in NAMES:
             if isinstance(inputs.get(name), str):
-                return PureWindowsPath(inputs[name]).stem  # understands both kinds of slashes
-        links = [(name, value) for name, value in inputs.items() if isinstance(value, list) and len(value) == 2]
-        up = next((value for name, value in sorted(links, key=lambda link: link[0] != "model") if "model" in name), None)
-        if up is None:
-            return ""
-        key = str(up[0])
+                return _stem(inputs[name])
     return ""
+
+
+def lora_names(prompt: Mapping[str, Any] | None, node_id: str | None, wire: str = "model") -> tuple[str, ...]:
+    """Those that lie on the model on the node's ``wire``, without folder and ending, the last that was laid on it first."""
+    found: list[str] = []
+    for inputs in _upwards(prompt, node_id, wire):
+        if any(isinstance(inputs.get(name), str) for name in NAMES):
+            break
+        if isinstance(inputs.get("lora_name"), str) and inputs.get("strength_model", 1.0) != 0:
+            found.append(_stem(inputs["lora_name"]))
+        # Some packs' loaders hold several, each with a switch.
+        several = [value for value in inputs.values() if isinstance(value, Mapping) and isinstance(value.get("lora"), str)]
+        found += [_stem(one["lora"]) for one in several if one.get("on", True) and one["lora"] not in ("", "None")]
+    return tuple(found)
+
+
+def _upwards(prompt: Mapping[str, Any] | None, node_id: str | None, wire: str) -> Iterator[Mapping[str, Any]]:
+    """What the nodes in front of a wire are given, nearest first. Followed is each node's link called ``model``, else its first
+    link called like a model."""
+    nodes, key = prompt or {}, str(node_id)
+    for _ in range(len(nodes)):
+        inputs = nodes.get(key, {}).get("inputs", {})
+        if key != str(node_id):
+            yield inputs
+        links = {name: value for name, value in inputs.items() if isinstance(value, list) and len(value) == 2}
+        if key == str(node_id):
+            up = links.get(wire)
+        else:
+            up = next((links[name] for name in sorted(links, key=lambda name: name != "model") if "model" in name), None)
+        if up is None:
+            return
+        key = str(up[0])
+
+
+def _stem(file: str) -> str:
+    return PureWindowsPath(file).stem  # understands both kinds of slashes
 
 
 def prompt_syntax(files: Iterable[Mapping[str, str]]) -> Syntax:

@@ -86,8 +86,7 @@ class AnsweringModel(ModelFacts):
     def merged(self, conditions: Sequence[Conditions]) -> list[Together]:
         """The conditionings of a batch, a picture each, as they go through the model: those of one shape together."""
         # A mean-flow network is told one further level for all pictures of a batch, so each goes alone.
-        alone = getattr(self.base.diffusion_model, "time_r_in", None) is not None
-        groups = [[i] for i in range(len(conditions))] if alone else _alike(conditions)
+        groups = [[i] for i in range(len(conditions))] if self.is_mean_flow else _alike(conditions)
         return [Together(tuple(group), self._merged([conditions[i] for i in group])) for group in groups]
 
     def _merged(self, conditions: list[Conditions]) -> Conditions:

@@ -65,8 +65,9 @@ class Outline(AnsweringModel):
         self.stored = Weights(blocks, outside, tuple(map(spared, self.blocks())))
         """What its weights take where it works."""
 
-    def text(self) -> dict[str, Tensor] | None:
-        """What its text encoders give for a caption; None for families of which that is not known."""
+    def text(self, seen: int = 0) -> dict[str, Tensor] | None:
+        """What its text encoders give for a caption beside so many pictures that they see; None for families of which that is not
+        known."""
         usual = family_named(self.family).text
         if usual is None:
             return None
@@ -74,7 +75,12 @@ class Outline(AnsweringModel):
         (width, *_) = [settings[key] for key in WIDTHS if isinstance(settings.get(key), int)] or [usual.width]
         pooled = settings.get("vec_in_dim") or usual.pooled
         extras = {"pooled_output": torch.empty(1, pooled, device="meta")} if usual.pooled else {}
-        return {"cond": torch.empty(1, usual.tokens, width, device="meta"), **extras}
+        return {"cond": torch.empty(1, usual.tokens + seen * usual.seen, width, device="meta"), **extras}
+
+    def control(self, size: tuple[int, int]) -> Tensor:
+        """The latent of a control picture of so many pixels (width, height), as a VAE gives it."""
+        found = self.latents(size)
+        return found.unsqueeze(2) if self.frames else found
 
     def latents(self, size: tuple[int, int]) -> Tensor:
         """Those of a picture of so many pixels (width, height), as a VAE gives them."""

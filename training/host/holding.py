@@ -20,7 +20,7 @@ from .answering import AnsweringModel
 from .attention import differentiable_attention
 from .text import TextEncoder
 from .towers import outside
-from .twins import put_twin_aside, resident
+from .twins import beside_twin, put_twin_aside, resident
 from .weights import lay_aside, put_back, without_inference_tensors
 
 if TYPE_CHECKING:
@@ -62,6 +62,19 @@ class HeldModel(AnsweringModel):
     def retire(self) -> None:
         """After a run: a twin that was made for it goes back to main memory; the graph's own model stays where it is."""
         put_twin_aside(self.patcher, self._origin)
+
+    def for_pauses(self, other: HeldModel) -> Self:
+        """``other`` as it draws in the pauses of a run on this model, which is ``for_training``."""
+        return type(self)(beside_twin(other.patcher, self.patcher, self._origin))
+
+    def has_more_patches(self, other: HeldModel) -> bool:
+        """Whether this model, ``for_training``, is ``other`` with more patches on its weights."""
+        return self._origin.model is other.patcher.model and self.patched_weights > other.patched_weights
+
+    def make_way(self, other: HeldModel) -> None:
+        """After a pause this model goes back to main memory, unless its network is the one that ``other`` is trained on."""
+        if self.base is not other.base:
+            lay_aside(self.patcher)
 
     def leave_room(self, needed: int | None) -> None:
         """From the next ``hold`` on, so many bytes are to be free beside the weights; None: as many as there can be.

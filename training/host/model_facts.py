@@ -78,6 +78,25 @@ class ModelFacts:
         return isinstance(self.sampling, getattr(kinds, "COSMOS_RFLOW", ()))
 
     @property
+    def is_mean_flow(self) -> bool:
+        """Whether its network is told where a step ends too, as those are that were distilled into mean flows."""
+        return getattr(self.base.diffusion_model, "time_r_in", None) is not None
+
+    @property
+    def few_steps_mark(self) -> str:
+        """What of its layers, or of what other nodes have set, says that it was distilled for few steps; empty if nothing."""
+        if self.is_mean_flow:
+            return "its network is told where each step ends, which makes it a mean flow"
+        if any("Distilled" in kind.__name__ for kind in type(self.sampling).__mro__):
+            return "its sampling is set to that of a distilled model, such as LCM"
+        return ""
+
+    @property
+    def patched_weights(self) -> int:
+        """Weights on which other nodes have laid patches, such as LoRAs."""
+        return len(self.patcher.patches)
+
+    @property
     def frames(self) -> bool:
         """Whether its latents are (B, C, T, H, W), of which a picture is one frame."""
         return getattr(self.patcher.get_model_object("latent_format"), "latent_dimensions", 2) == 3

@@ -25,7 +25,7 @@ class Eyes:
     """What one kind of encoder is shown."""
 
     area: int = 384 * 384
-    """Pixels to which a picture is brought."""
+    """Pixels to which a picture is brought; 0 leaves it as it comes."""
     long_edge: int = 0
     """Where it is not 0: pixels of the longer side, above which a picture is made smaller, in place of ``area``."""
     template: str = ""
@@ -44,6 +44,8 @@ class Eyes:
 
     def _fitted(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[1:3]
+        if not self.area:
+            return pixels
         if self.long_edge:
             scale, how = min(1.0, self.long_edge / max(width, height)), "bicubic"
         else:
@@ -60,7 +62,7 @@ EYES = {
     "BooguTokenizer": Eyes(),
     "LongCatImageTokenizer": Eyes(area=512 * 512, most=1),
     "MageFlowTokenizer": Eyes(long_edge=384),
-    "JoyImageTokenizer": Eyes(area=1024 * 1024),
+    "JoyImageTokenizer": Eyes(area=0),
 }
 """By the name of the host's tokenizer. Others read the text alone, and the model is given the latents."""
 

@@ -46,6 +46,16 @@ def put_twin_aside(twin: Any, origin: Any) -> None:
         lay_aside(twin)
 
 
+def beside_twin(patcher: Any, twin: Any, origin: Any) -> Any:
+    """``patcher``, which draws in the pauses of a run on ``twin``; or the same copy of the twin where both come of one model.
+
+    ``origin`` is the patcher that the twin was made from. So the device never holds one model twice.
+    """
+    if patcher.model is not origin.model or twin.model is origin.model:
+        return patcher
+    return patcher.clone(disable_dynamic=True, model_override=twin.get_clone_model_override())
+
+
 @contextmanager
 def twin_for_sampling(patcher: Any, network: str, beside: int) -> Iterator[Any]:
     """The twin of a paged ``patcher``, which samples the very same pictures, where it fits its device with ``beside`` bytes.

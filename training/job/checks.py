@@ -59,5 +59,7 @@ def check_texts(job: Job) -> None:
     if any(not subset.ready for subset in job.dataset.subsets):
         job.show("reading a first caption")
         compatibility.check_text(job.model, job.encoded.text(""))
+        if job.drawn is not None:
+            compatibility.check_text(job.drawn, job.encoded.text(""), "preview_model")
     for subset in (subset for subset in job.dataset.subsets if subset.ready):
         compatibility.check_text(job.model, job.encoded.stored_text(subset.samples[0]), "conditioning")

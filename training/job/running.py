@@ -26,7 +26,7 @@ from ..network.scope import adaptable_layers, trained_layers
 from ..objective.loss import check_weighting
 from ..optim import optimizers
 from ..performance import memory
-from ..prompting import controls_of, shows_of
+from ..prompting import controls_of, is_pair, shows_of
 from ..runs import live
 from ..runs.account import Account, settings_of
 from ..runs.card import NO_CARD, Card
@@ -36,9 +36,11 @@ from ..runs.opening import Opened
 from ..runs.run import SAVED_LORAS, Epochs, Run
 from ..session import total_steps
 from ..tensors.precision import compute_dtype
+from . import drawing
 from .checks import check_dataset, check_texts
+from .telling import laid
 from .training import train_job
-from .wanted import Job, Preview, Trained
+from .wanted import NOTHING_NAMED, Job, Named, Preview, Trained
 
 log = logging.getLogger("lora-atelier")
 SAVING = ("save_every", "save_every_steps", "keep_last")
@@ -60,14 +62,14 @@ def run_training(
     graph: Mapping[str, str],
     show: Callable[[str], None] = lambda _: None,
     node: str = "",
-    model_name: str = "",
+    named: Named = NOTHING_NAMED,
+    preview_model: host.Model | None = None,
     card: Card = NO_CARD,
     thumbnail: int = 0,
     keep_state: bool = True,
 ) -> Trained:
     """Trains, or goes on with, the run that these inputs describe. ``show`` receives a line of status for the node ``node``;
-    ``model_name``: of the file that the model was loaded from, if that is known. ``card``, ``thumbnail``, ``keep_state``: as in
-    ``Job``.
+    ``named``, ``card``, ``thumbnail``, ``keep_state``: as in ``Job``. ``preview_model`` draws the samples; None: the trained.
 
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
@@ -86,26 +88,28 @@ def run_training(
         text = text.for_training()
     try:
         layers, names = adaptable_layers(model, text if learns_text else None)
-        pairs = any(sample.controls or (sample.ready and sample.ready.controls) for sample in dataset.samples)
+        pairs = any(map(is_pair, dataset.samples))
         shows = shows_of(family_named(model.family), text, pairs)
         # Refuses what the model lacks before anything is encoded.
-        trained_layers(layers, config, family_named(model.family), shows.shown)
+        trained = trained_layers(layers, config, family_named(model.family), shows.shown)
+        lacking = drawing.check(model, preview_model, trained) if preview_model is not None else ""
         plan = Plan(dataset, config.seed)
         encoded = EncodedDataset(dataset, config.seed, codec, text, TensorCache(host.cache_folder(), CACHE_LIMIT), shows)
         job = Job(
             model, text, codec, dataset, config, plan, total_steps(config, plan), layers, names, preview, graph, show, encoded,
-            model_name, card, thumbnail, keep_state,
+            card, thumbnail, keep_state, preview_model, named,
         )  # fmt: skip
         check_texts(job)
         with job.open(when) as opened:
-            return _trained(job, opened, node)
+            return _trained(job, opened, node, lacking)
     finally:
         model.retire()
         text.retire()
 
 
-def _trained(job: Job, opened: Opened, node: str) -> Trained:
-    """What the opened run ends in: by training, or as it was if it is finished and its files are whole."""
+def _trained(job: Job, opened: Opened, node: str, lacking: str) -> Trained:
+    """What the opened run ends in: by training, or as it was if it is finished and its files are whole. ``lacking``: what the
+    model that draws has not."""
     run, config, why = opened.run, job.config, opened.why
     finished = opened.finished
     if finished and (damaged := run.set_damaged_aside()):
@@ -144,6 +148,7 @@ def _trained(job: Job, opened: Opened, node: str) -> Trained:
             opening=why, changes=changes, **facts,
         )  # fmt: skip
         account = Account(run, settings_of(config))
+        account.add("notes", *filter(None, (lacking, laid(job))))
         with live.entered(now, host.is_interrupt), _noted(run):
             train_job(job, run, now, account)
             if not job.keep_state:

@@ -15,7 +15,7 @@ from ..errors import AtelierError, NotFinite
 from ..network import lora_file
 from ..network.adapter import Adapter
 from ..network.scope import Layers
-from ..prompting import Prompter
+from ..prompting import Prompter, is_pair
 from ..runs import live
 from ..runs import preview as beside
 from ..runs.metadata import PAIRS, describe
@@ -23,6 +23,7 @@ from ..runs.record import SaveKind
 from ..runs.run import Run
 from ..tensors.precision import DTYPE_NAMES, DTYPES
 from ..tensors.safetensors_header import add_metadata
+from .drawing import Drawn
 from .wanted import Job
 
 log = logging.getLogger("lora-atelier")
@@ -37,12 +38,13 @@ class Saver:
         run: Run,
         adapter: Adapter,
         layers: Layers,
+        drawn: Drawn,
         told: Prompter,
         advance: Callable[..., None],
         now: live.Live,
         say: Callable[[str], None],
     ):
-        self.job, self.run, self.adapter, self.layers, self.told = job, run, adapter, layers, told
+        self.job, self.run, self.adapter, self.layers, self.drawn, self.told = job, run, adapter, layers, drawn, told
         self.advance, self.now, self._say, self._said_lost = advance, now, say, False
 
     def save(self, kind: SaveKind, epoch: int, step: int) -> None:
@@ -52,10 +54,10 @@ class Saver:
             config, job.dataset, job.plan, family=job.model.family, prediction=job.model.prediction, epoch=epoch,
             step=step, total_steps=job.total, graph=job.graph, sizes=self.adapter.sizes(),
             precision=DTYPE_NAMES.get(job.model.compute_dtype, ""), card=replace(job.card, trigger=job.trigger),
-            name=self.run.name,
+            name=self.run.name, model=job.named.model, laid=job.named.loras, patched=job.model.patched_weights,
         )  # fmt: skip
         if job.encoded.shows.shown:
-            metadata[PAIRS] = str(sum(bool(sample.controls) for sample in job.dataset.samples))
+            metadata[PAIRS] = str(sum(map(is_pair, job.dataset.samples)))
         sliders = dict.fromkeys(one.config.slider.identity for one in job.dataset.subsets if one.config.slider)
         if sliders:
             metadata["lora_atelier.slider"] = " | ".join(sliders)
@@ -69,14 +71,20 @@ class Saver:
     def sample(self, epoch: int, step: int) -> None:
         """One picture a prompt; that one is none is said once."""
         self.now.update(phase="sampling")
-        for number, prompt in enumerate(self.job.preview.prompts(self.job.dataset)):
-            try:
-                self._draw(prompt, number, epoch, step)
-            except NotFinite as lost:
-                if not self._said_lost:
-                    self._say(f"preview at step {step}: no picture was saved. {lost}")
-                self._said_lost = True
+        try:
+            for number, prompt in enumerate(self.job.preview.prompts(self.job.dataset)):
+                self._tried(prompt, number, epoch, step)
+        finally:
+            self.drawn.make_way()
         self.now.update(phase="training" if step else "preparing")
+
+    def _tried(self, prompt: str, number: int, epoch: int, step: int) -> None:
+        try:
+            self._draw(prompt, number, epoch, step)
+        except NotFinite as lost:
+            if not self._said_lost:
+                self._say(f"preview at step {step}: no picture was saved. {lost}")
+            self._said_lost = True
 
     def _show_beside(self, path: Path, picture: Any, step: int) -> None:
         """The first sample of a step becomes the picture of the file that was saved there, beside it and within."""
@@ -95,15 +103,17 @@ class Saver:
         job, p = self.job, self.job.preview
         width, height = job.preview_size
         cells = job.codec.downscale
-        with self.adapter.attached(self.layers):
-            latent = job.model.sample(
+        with self.adapter.attached(self.drawn.layers):
+            latent = self.drawn.model.sample(
                 self.told(prompt, number), self.told(p.negative, number), p.settings,
                 latent_size=(height // cells, width // cells), seed=p.seed,
             )  # fmt: skip
         pixels = job.codec.decode(latent)[0]
-        compatibility.check_picture(job.model, latent, pixels)
+        compatibility.check_picture(self.drawn.model, latent, pixels)
         picture = to_picture(pixels)
-        facts = {"prompt": prompt, "negative": p.negative, "epoch": epoch, "step": step, "seed": p.seed}
+        facts: dict[str, Any] = {"prompt": prompt, "negative": p.negative, "epoch": epoch, "step": step, "seed": p.seed}
+        if job.named.drawn:
+            facts["model"] = job.named.drawn
         info = PngInfo()
         info.add_text("parameters", json.dumps(facts))
         info.add_text(beside.KEY, beside.MARK)

@@ -65,6 +65,7 @@ class Teller:
 def warn_of_pairs(job: Job, name: str, account: Account) -> None:
     """What pairs of pictures and the model do not have in common, before anything is encoded."""
     said = [*pair_cautions(job.prospect(0, 0)), *unread(job.preview.controls, job.model.family, "preview_control")]
+    said += job.unlike_learnt
     for caution in said:
         account.add("warnings", caution)
         log.warning("%s: %s", name, caution)
@@ -115,6 +116,19 @@ def remark_on_numbers(job: Job, account: Account, teller: Teller) -> None:
     if remark_on_weights := job.model.remark():
         account.add("notes", remark_on_weights)
         teller.say(remark_on_weights)
+
+
+def laid(job: Job) -> str:
+    """A sentence on what lies on the trained model; empty if nothing does."""
+    count = job.model.patched_weights
+    if not count:
+        return ""
+    named = f" ({', '.join(job.named.loras)})" if job.named.loras else ""
+    drawn = "Samples are drawn without it" if job.drawn is not None else "Samples are drawn with it"
+    return (
+        f"model: what other nodes have laid on {counted(count, 'weight')} of it{named} was there while the LoRA learnt, and is "
+        f"not in its files. {drawn}."
+    )
 
 
 def status_line(p: Progress) -> str:

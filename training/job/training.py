@@ -19,6 +19,7 @@ from ..runs import live
 from ..runs.account import Account
 from ..runs.run import Run
 from ..session import Session
+from .drawing import drawn_with
 from .saver import Saver
 from .telling import Teller, foretell, remark_on_numbers, warn_of_pairs
 from .wanted import Job
@@ -39,7 +40,8 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
     foretell(job, run.name, adapter, account)
     advance = host.progress(job.total)
     teller = Teller(job, run.name, now, account, advance)
-    saver = Saver(job, run, adapter, layers, told, advance, now, teller.warn)
+    drawn = drawn_with(job.model, job.drawn, layers)
+    saver = Saver(job, run, adapter, layers, drawn, told, advance, now, teller.warn)
     callbacks = Callbacks(
         check=host.check_interrupt, progress=teller.progress, save=saver.save,
         sample=saver.sample if job.preview.steps else None, measured=teller.measured, warn=teller.warn,

@@ -25,7 +25,7 @@ from ..network.warm_start import start_from
 from ..objective.noise import NoiseLevelSampler
 from ..optim import schedules
 from ..performance import memory
-from ..prompting import Control, ControlPictures, Prompter, controls_of, opened, shows_of
+from ..prompting import Control, ControlPictures, Prompter, controls_of, is_pair, opened, ready_pairs, shows_of
 from ..runs.card import NO_CARD, Card, common_front
 from ..runs.inputs import Inputs
 from ..runs.opening import Opened, open_run
@@ -73,6 +73,21 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Named:
+    """What the graph calls the models, as far as it tells."""
+
+    model: str = ""
+    """File of the trained one."""
+    loras: tuple[str, ...] = ()
+    """Those that lie on it."""
+    drawn: str = ""
+    """File of the model that samples are drawn with, where that is another one."""
+
+
+NOTHING_NAMED = Named()
+
+
+@dataclass(frozen=True)
 class Trained:
     """What a finished job hands on."""
 
@@ -102,24 +117,28 @@ class Job:
     graph: Mapping[str, str]
     show: Callable[[str], None]
     encoded: EncodedDataset
-    model_name: str = ""
-    """Of the file that the model was loaded from, if that is known."""
     card: Card = NO_CARD
     """What the files say of the LoRA."""
     thumbnail: int = 0
     """Pixels a side of the picture in the files; 0: none."""
     keep_state: bool = True
     """Whether what the run needs to go on stays after its last step."""
+    drawn: host.Model | None = None
+    """The model that samples are drawn with; None: the trained one."""
+    named: Named = NOTHING_NAMED
 
     def prospect(self, file_bytes: int, state_bytes: int) -> Prospect:
         """What there is to be cautious of before the first step."""
         training = [subset.config for subset in self.dataset.subsets if subset.config.role == "training" and not subset.ready]
         return Prospect(
             self.config, self.plan.steps_per_epoch, file_bytes, state_bytes, room_on_disk(host.loras_folder()),
-            self.model_name, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
+            self.named.model, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
             self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
             focus=any(subset.config.crop == "focus" for subset in self.dataset.subsets if not subset.ready),
-            pairs=sum(bool(sample.controls) for sample in self.dataset.samples) if training else None,
+            pairs=sum(map(is_pair, self.dataset.samples)) if training or any(map(is_pair, self.dataset.samples)) else None,
+            few_steps=self.model.few_steps_mark, loras=self.named.loras, preview=self.named.drawn if self.drawn else None,
+            assisted=self.drawn is not None and self.model.has_more_patches(self.drawn),
+            drawn_at=(self.preview.steps, self.preview.cfg) if self.preview.steps else None,
         )  # fmt: skip
 
     @cached_property
@@ -180,11 +199,32 @@ class Job:
         """What reads the prompts of sample pictures."""
         prompts = self.preview.prompts(self.dataset)
         files = () if self.preview.controls else controls_of(self.dataset, len(prompts))
-        shows = shows_of(
-            family_named(self.model.family), self.text, bool(self.preview.controls or files) and self.preview.steps > 0
-        )
+        ready = () if self.preview.controls or files else ready_pairs(self.dataset, len(prompts))
+        there = bool(self.preview.controls or files or ready) and self.preview.steps > 0
+        shows = shows_of(family_named(self.model.family), self.text, there)
         given = self.preview.controls or (opened(files) if shows.shown else ())
-        return Prompter(self.text, ControlPictures(self.codec, shows, given, self.preview_size), live=self.learns_text)
+        stored = [self.encoded.stored_text(sample) for sample in ready] if shows.shown else []
+        controls = ControlPictures(self.codec, shows, given, self.preview_size, stored)
+        return Prompter(self.text, controls, live=self.learns_text)
+
+    @property
+    def unlike_learnt(self) -> list[str]:
+        """What is drawn otherwise than it is learnt, a sentence each, where conditionings came from other nodes."""
+        trained = [subset for subset in self.dataset.subsets if subset.config.role == "training"]
+        if not self.preview.steps or not all(subset.ready for subset in trained):
+            return []
+        said = []
+        if not self.preview.prompt.strip():
+            said.append(
+                "preview_prompt: it is empty, and conditionings from other nodes say no words, so samples are drawn without any. "
+                "Write what the conditionings say."
+            )
+        if self.text.sees and not self.preview.controls and ready_pairs(self.dataset, 1):
+            said.append(
+                "preview_control: samples stand beside the control pictures' latents that came with the conditionings; the text "
+                "encoder, which sees pictures, has none to see. Connect a picture for each prompt."
+            )
+        return said
 
     @property
     def preview_size(self) -> tuple[int, int]:

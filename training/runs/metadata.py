@@ -62,14 +62,18 @@ def describe(
     precision: str = "",
     card: Card = NO_CARD,
     name: str = "",
+    model: str = "",
+    laid: Sequence[str] = (),
+    patched: int = 0,
 ) -> dict[str, str]:
     """Metadata of one saved epoch but for its ``content_hashes``; every value is a string, as the format demands.
 
     What begins with ``ss_`` means what it does in kohya's files, where steps are those of the optimizer and a switch is ``True``
     or ``False``; what is not known is left out. ``step`` and ``total_steps`` count batches, ``sizes`` are the layers' ranks and
     alphas, ``precision`` is what the run computes in, ``card`` what the person says of the LoRA, ``name`` the run's (empty:
-    that of the recipe). ``graph`` holds ``prompt`` and ``workflow`` as the canvas sent them, so that dropping the file there
-    brings them back. The hashes are those of the bytes that ``Run.save_lora`` writes.
+    that of the recipe). ``model`` is the file that was trained on, ``laid`` the LoRAs that lay on it, ``patched`` on how many
+    weights there was anything. ``graph`` holds ``prompt`` and ``workflow`` as the canvas sent them, so that dropping the file
+    there brings them back. The hashes are those of the bytes that ``Run.save_lora`` writes.
     """
     optimizer, updates = config.optimizer, config.optimizer.updates(total_steps)
     done = updates if step == total_steps else step // optimizer.accumulate
@@ -121,6 +125,7 @@ def describe(
         "ss_tag_frequency": tag_frequency(dataset),
         "ss_training_comment": config.comment,
         "ss_training_finished_at": datetime.now(timezone.utc).timestamp(),
+        "ss_sd_model_name": model or None,
         "ss_output_name": name or config.name,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{_architecture(family, prediction)}/lora",
@@ -133,6 +138,7 @@ def describe(
         "lora_atelier.family": family,
         "lora_atelier.step": step,
         "lora_atelier.base_weights": config.base_weights if config.base_weights != "as loaded" else None,
+        "lora_atelier.laid_on_model": list(laid) or (f"something on {patched} weights" if patched else None),
         "lora_atelier.config": to_dict(config),
         "lora_atelier.dataset": dataset.fingerprint,
         **{k: v for k, v in graph.items() if v},

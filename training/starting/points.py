@@ -250,8 +250,8 @@ def fitted(model: ModelPart, memory: MemoryPart) -> Fit:
 def compose(choice: Choice, file_name: str = "", eight_bit_optimizer: bool = True, billions: float | None = None) -> Values:
     """The widgets' values of all five nodes, by the node's class; repeats are for ``PICTURES``.
 
-    ``file_name`` tells whether the model is distilled; ``eight_bit_optimizer``: whether this computer has one; ``billions``: of
-    the model at hand, for one that is not listed.
+    ``file_name``, of the model that draws, tells whether it is distilled; ``eight_bit_optimizer``: whether this computer has one;
+    ``billions``: of the model at hand, for one that is not listed.
     """
     parts = catalogue()
     model, subject, memory = parts.models[choice.model], parts.subjects[choice.subject], parts.memory[choice.memory]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lora_atelier.training import prompting
 from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.dataset import steps_ahead
 from lora_atelier.training.dataset.cache import TensorCache
-from lora_atelier.training.dataset.controls import PIXELS, STEP, Controls, whole
+from lora_atelier.training.dataset.controls import PIXELS, SHAPES, STEP, Controls, whole
 from lora_atelier.training.dataset.encoded import EncodedDataset, work_of
+from lora_atelier.training.dataset.images import to_unit
 from lora_atelier.training.dataset.plan import Plan
-from lora_atelier.training.dataset.samples import Dataset, Sample
+from lora_atelier.training.dataset.report import remarks
+from lora_atelier.training.dataset.samples import Dataset, Sample, Subset
 from lora_atelier.training.dataset.scan import scan
+from lora_atelier.training.dataset.steps_ahead import SubsetSource
 from lora_atelier.training.tensors import references
 from PIL import Image
 
@@ -171,3 +178,69 @@ def test_the_size_of_a_control_picture(width, height, flipped):
         assert abs(across - width) <= max(STEP / 2, STEP - width) and abs(down - height) <= max(STEP / 2, STEP - height)
     elif min(width, height) > 64:
         assert across * down <= PIXELS * 1.15
+
+
+@pytest.mark.parametrize(
+    ("picture", "controls", "told"),
+    [
+        ((512, 512), [(512, 512)], []),
+        ((512, 512), [(540, 512)], []),
+        ((512, 512), [(512, 512), (1024, 256)], []),  # a second one is something else, which has a shape of its own
+        ((512, 512), [(1024, 512)], ["another shape"]),
+        ((768, 512), [(512, 768)], ["another shape"]),
+        ((512, 512), [(1024, 1024)], ["much larger"]),
+        ((512, 512), [(5000, 5000)], ["much larger"]),
+        ((512, 512), [(256, 256)], ["much smaller"]),
+        ((512, 512), [], []),
+    ],
+)
+def test_a_pair_of_unlike_pictures_is_named(picture, controls, told):
+    shown = tuple(Sample(Path(f"control/{i}.png"), *size, None, f"c{i}") for i, size in enumerate(controls))
+    one = Sample(Path("cat.png"), *picture, "a cat", "key", controls=shown)
+    found = remarks(Subset(SubsetConfig("input/x", resolution=512), (one, one), 1))
+    assert len(found) == len(told) and all(what in said for what, said in zip(told, found, strict=True)), found
+    for said in found:
+        assert "(2): cat.png (" in said and f"{picture[0]} x {picture[1]}" in said
+
+
+def test_before_a_run_the_most_that_is_shown_beside_a_picture_is_known(tmp_path):
+    """As large as in training, by headers alone."""
+    sizes = {"control/1.png": (640, 320), "control/2.png": (96, 96), "control/2_2.png": (3000, 1500), "control/3.png": (200, 200)}
+    for name in ("1.png", "2.png", "3.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    (tmp_path / "control").mkdir()
+    for name, size in sizes.items():
+        Image.new("RGB", size).save(tmp_path / name)
+    source = SubsetSource(SubsetConfig("input/x", resolution=64), tmp_path, tmp_path, tmp_path / "index.json")
+    (subset,) = scan(tmp_path, SubsetConfig("input/x", resolution=64))
+    shown = [tuple(whole(one).size for one in sample.controls) for sample in subset.samples]
+    assert steps_ahead.controls([source]) == max(shown, key=lambda group: sum(w * h for w, h in group)) == ((96, 96), (1456, 720))
+    assert steps_ahead.controls([]) == ()
+
+
+@given(st.integers(64, 4000), st.integers(64, 4000))
+def test_fixed_shapes_are_those_of_the_hosts_node(comfyui, width, height):
+    nodes = pytest.importorskip("comfy_extras.nodes_joyimage")
+    assert {(across, down) for down, across in nodes.BUCKETS_1024} == set(SHAPES)
+    down, across = nodes._find_best_bucket(height, width)
+    found = Controls(True, True, in_shapes=True)
+    sample = Sample(Path("1.png"), 64, 64, "", "a", controls=(Sample(Path("c.png"), width, height, None, "c"),))
+    target = whole(sample)
+    for shown in (found.of(sample, target), found.seen_with(sample, target)):
+        ((_, view),) = shown
+        assert view.size == (across, down) and all(kept <= scaled for kept, scaled in zip(view.size, view.scaled, strict=True))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 420), (128, 128)])
+def test_a_control_picture_in_a_fixed_shape_is_the_hosts(comfyui, size):
+    """The same part of it; the host's own resampling is another, which a smooth picture hardly shows."""
+    nodes = pytest.importorskip("comfy_extras.nodes_joyimage")
+    coarse = np.random.default_rng(3).integers(0, 256, (4, 4, 3), np.uint8)
+    picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    pixels = to_unit(torch.from_numpy(np.array(picture)))[None]
+    theirs = nodes._resize_reference(pixels)
+    shows = Controls(True, True, in_shapes=True)
+    pictures = prompting.ControlPictures(None, shows, [(pixels,)])
+    (seen,) = pictures.seen(0)
+    assert seen.shape == theirs.shape == pictures._sized(pixels).shape
+    assert (seen - theirs).abs().mean() < 0.01

@@ -10,6 +10,7 @@ from lora_atelier.training.estimate import activations
 from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.targets import select
 from lora_atelier.training.performance import memory
+from lora_atelier.training.tensors import references
 from lora_atelier.training.tensors.safetensors_header import read_header
 
 from ... import tiny_large, tiny_models
@@ -42,12 +43,13 @@ def model(request, tiny):
     return tiny_models.cached(request.param), tiny(request.param).model
 
 
-def measured(model, outline, network: NetworkConfig) -> memory.Activations:
+def measured(model, outline, network: NetworkConfig, controls=()) -> memory.Activations:
     """The pass that is made before a run's first step."""
     layers = select({name: layer for name, layer in model.layers().items() if name in model.lora_names()}, network)
     layers = {name: layers[name] for name in families.family_named(model.family).without_untrainable(layers)}
     adapter = Adapter.fresh(layers, network, 0).to(model.device)
-    text = {name: torch.zeros(tensor.shape) for name, tensor in outline.text().items()}
+    text = {name: torch.zeros(tensor.shape) for name, tensor in outline.text(len(controls)).items()}
+    text |= references.numbered([torch.zeros(1, 16, height // 8, width // 8, device=model.device) for width, height in controls])
 
     def forward() -> torch.Tensor:
         x = model.latents_in(torch.zeros(outline.latents(SIZE).shape, device=model.device))
@@ -72,6 +74,19 @@ def test_shapes_foretell_what_is_measured_with_numbers(model, network):
         assert getattr(found, part) == pytest.approx(getattr(expected, part), rel=0.1, abs=5000), part
 
 
+def test_control_pictures_beside_a_picture_are_counted(flux):
+    """Flux's tokens are 16 x 16 pixels: 48 of the picture, and as many again and 32 more of the control pictures."""
+    path, loaded = flux
+    outline = host.outline(read_header(path))
+    controls = [SIZE, (128, 64)]
+    expected = measured(loaded, outline, NetworkConfig(8), controls)
+    alone, found = (activations.activations(outline, NetworkConfig(8), SIZE, shown) for shown in ((), controls))
+    for part in ("inside", "outside", "inputs", "largest"):
+        assert getattr(found, part) == pytest.approx(getattr(expected, part), rel=0.1, abs=5000), part
+    words = outline.text()["cond"].shape[1]
+    assert found.inputs / alone.inputs == pytest.approx((words + 48 + 48 + 32) / (words + 48), rel=0.05)
+
+
 def test_half_precision_keeps_half(tiny):
     header = read_header(tiny_models.cached("sd3"))
     full, half, usual = (
@@ -91,7 +106,7 @@ def test_a_large_picture_of_a_large_model_takes_neither_memory_nor_long(comfyui,
 
 def test_of_a_family_whose_texts_are_not_known_nothing_is_said(tiny, monkeypatch):
     outline = host.outline(read_header(tiny_models.cached("sd15")))
-    monkeypatch.setattr(host.Outline, "text", lambda self: None)
+    monkeypatch.setattr(host.Outline, "text", lambda self, seen=0: None)
     assert activations.activations(outline, NetworkConfig(8), SIZE) is None
 
 

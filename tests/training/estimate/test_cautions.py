@@ -9,6 +9,7 @@ from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerC
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.estimate import cautions as module
 from lora_atelier.training.estimate.cautions import Prospect, cautions, expected_files
+from lora_atelier.training.families import assistant_word
 from lora_atelier.training.grid.foreseen import missing_epochs
 from lora_atelier.training.loop import save_kind
 from lora_atelier.training.starting import points
@@ -105,6 +106,47 @@ def test_no_starting_point_is_cautioned_against() -> None:
             side = points.fitted(model, there).side
             for family in set(model.families) - {"FluxSchnell"}:
                 assert cautions(Prospect(run(), family=family, model_bytes=10 * GB, sides=(side,))) == [], (family, side)
+
+
+ADAPTER = "zimage_turbo_training_adapter_v2"
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"loras": (ADAPTER,)}, [f"preview_model: {ADAPTER} lies on the model"]),
+        ({"loras": (ADAPTER,), "preview": "z_image_turbo"}, []),
+        ({"loras": ("pytorch_lora_weights",), "preview": "z_image_turbo", "assisted": True}, []),
+        ({"loras": ("pytorch_lora_weights",), "preview": "z_image_turbo"}, ["model: by its name, z_image_turbo"]),
+        ({"model": "sd_xl_base_1.0", "loras": ("sdxl_lightning_4step_lora",)}, ["model: sdxl_lightning_4step_lora lies on it"]),
+        ({"model": "sd_xl_base_1.0", "loras": ("my_watercolour",), "preview": "sd_xl_base_1.0"}, []),
+        ({"model": "z_image", "preview": "z_image_turbo"}, []),
+        ({"model": "z_image", "preview": "z_image_turbo", "drawn_at": (20, 4.0)}, ["preview_cfg: z_image_turbo seems"]),
+        ({"model": "z_image", "preview": "z_image_turbo", "drawn_at": (8, 1.0)}, []),
+        ({"model": "z_image", "drawn_at": (20, 4.0)}, []),
+        ({"model": "x", "few_steps": "its network is told where each step ends"}, ["model: its network is told"]),
+        ({"model": "Ovis-Image-7B", "family": "FluxSchnell"}, []),
+        ({"model": "libreflux", "family": "FluxSchnell"}, []),
+        ({"model": "OpenFLUX.1", "family": "FluxSchnell"}, []),
+    ],
+)  # fmt: skip
+def test_who_trains_a_distilled_model_rightly_is_left_in_peace(facts: dict[str, object], said: list[str]) -> None:
+    found = cautions(Prospect(run(), **{"model": "z_image_turbo", **facts}))  # type: ignore[arg-type]
+    assert len(found) == len(said) and all(one.startswith(start) for one, start in zip(found, said, strict=True)), found
+
+
+@pytest.mark.parametrize("name", [
+    ADAPTER, "krea2_turbo_training_adapter_v1", "FLUX.1-schnell-training-adapter", "Qwen-Image-2.1-training-assistant-v3",
+    "z_image_de_turbo_lora", "flux-dedistill", "UnDistilled_v1",
+])  # fmt: skip
+def test_an_adapter_for_training_is_told_by_its_name(name: str) -> None:
+    assert assistant_word(name)
+    assert not assistant_word(name.replace("raining", "rain").replace("istil", "ust").replace("e_turbo", "usk"))
+
+
+def test_the_ways_out_are_named() -> None:
+    (said,) = cautions(Prospect(run(), model="z_image_turbo_bf16", family="ZImage"))
+    assert "preview_model of Train LoRA" in said and "ostris/zimage_turbo_training_adapter" in said
 
 
 def test_what_the_host_knows_is_no_guess() -> None:

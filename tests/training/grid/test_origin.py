@@ -6,7 +6,7 @@ import json
 
 import pytest
 from lora_atelier.training.config import TextConfig, TrainingConfig, to_dict
-from lora_atelier.training.grid.origin import model_name, prompt_syntax
+from lora_atelier.training.grid.origin import lora_names, model_name, prompt_syntax
 
 LOADER = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "xl/my-base.v2.safetensors"}}
 
@@ -37,6 +37,19 @@ def graph(**nodes):
 )
 def test_the_loader_is_found_upstream(prompt, expected):
     assert model_name(prompt, "2") == expected
+
+
+def test_what_lies_on_each_of_two_models_is_told_apart():
+    prompt = graph(
+        n1={"inputs": {"unet_name": "z_image_turbo_bf16.safetensors"}},
+        n3={"inputs": {"model": ["1", 0], "lora_name": "turbo/training_adapter_v2.safetensors", "strength_model": 1.0}},
+        n4={"inputs": {"model": ["3", 0], "lora_name": "shut.safetensors", "strength_model": 0.0}},
+        n5={"inputs": {"model": ["4", 0], "one": {"on": True, "lora": "a\\b.safetensors"}, "two": {"on": False, "lora": "c"}}},
+        n2={"inputs": {"preview_model": ["1", 0], "model": ["5", 0]}},
+    )  # fmt: skip
+    assert lora_names(prompt, "2") == ("b", "training_adapter_v2") and lora_names(prompt, "2", "preview_model") == ()
+    assert model_name(prompt, "2") == model_name(prompt, "2", "preview_model") == "z_image_turbo_bf16"
+    assert model_name({"2": {"inputs": {"model": ["1", 0]}}, **graph(n1=LOADER)}, "2", "preview_model") == ""
 
 
 def saying(syntax) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_atelier.training import host
+from lora_atelier.training import host, job
 from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.estimate import cautions, preflight
@@ -108,7 +108,7 @@ def test_what_the_forecast_changed_is_a_warning(tiny, dataset, monkeypatch) -> N
 
 def test_cautions_are_repeated_when_the_run_starts(tiny, dataset, caplog) -> None:  # noqa: F811
     config = recipe("warned", optimizer=OptimizerConfig("SGD", 1e-6), length=LengthConfig(max_steps=1))
-    go(tiny("sd15"), dataset, config, model_name="my_turbo")
+    go(tiny("sd15"), dataset, config, named=job.Named("my_turbo"))
     told = reader.state("warned", host.runs_folder())["account"]
     assert [one.split(":")[0] for one in told["warnings"][:2]] == ["learning rate", "model"]
     assert not set(told["warnings"]) & set(told["notes"])
