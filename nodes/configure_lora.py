@@ -7,6 +7,8 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..training import config as settings
+from ..training.config.refusal import text_of
+from ..training.config.sweep import Kind, combinations, varied
 from ..training.errors import AtelierError
 from .io_types import CATEGORY, CONFIG, folded, searched
 from .presets import SUITED, preset_names
@@ -62,11 +64,11 @@ ADVANCED = frozenset(WIDGETS) - {
     "text_encoder",
 } | {
     "precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing", "compile", "offload_activations",
-    "offload_blocks", "base_weights", "speed",
+    "offload_blocks", "base_weights", "speed", "sweep",
 }  # fmt: skip
 GROUPS: dict[str, str] = {
     **{widget: part for widget, (part, _) in WIDGETS.items() if widget in ADVANCED}, "ema_decay": "optimizer",
-    "save_precision": "length", "comment": "length",
+    "save_precision": "length", "comment": "length", "sweep": "length",
     **dict.fromkeys(
         ("precision", "gradient_checkpointing", "compile", "offload_activations", "offload_blocks", "base_weights", "speed"),
         "memory",
@@ -178,24 +180,33 @@ class ConfigureLoRA(io.ComfyNode):
                     "level_draw", settings.LevelDraw,
                     "stratified: levels lie evenly over a batch and from step to step, instead of by chance. A steadier loss.",
                 ),
+                _lines(
+                    "sweep",
+                    "Several trainings one after the other, a widget and its values a line: rank: 8, 16, 32. The grid shows them "
+                    "side by side. Lines are combined.",
+                ),
             ], ADVANCED, GROUPS),
-            outputs=[CONFIG.Output(display_name="config", tooltip="Connect to Train LoRA.")],
+            outputs=[CONFIG.Output(
+                display_name="config", is_output_list=True, tooltip="Connect to Train LoRA, which trains each recipe of a sweep."
+            )],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
-        return io.NodeOutput(build(**widgets))
+        return io.NodeOutput(build_all(**widgets))
 
     @classmethod
-    def validate_inputs(cls, name: str | None = None) -> bool | str:
-        """A bad name is shown before anything runs.
+    def validate_inputs(cls, name: str | None = None, sweep: str | None = None) -> bool | str:
+        """A bad name and a sweep that cannot be read are shown before anything runs.
 
-        The host would repeat a message for every widget named here, so only the name is. It checks numbers against their limits
+        The host would repeat a message for every widget named here, so only these are. It checks numbers against their limits
         itself, and contradictions are said when the node runs, before training.
         """
         try:
             if name is not None:
                 settings.check_run_name(name)
+            if sweep is not None:
+                combinations(sweep, varying())
         except AtelierError as error:
             return str(error)
         return True
@@ -343,15 +354,33 @@ def _added_later() -> list[Any]:
     ]  # fmt: skip
 
 
+def varying() -> dict[str, Kind]:
+    """What a sweep may vary: the node's numbers, switches and choices among settings."""
+    kinds: dict[str, Kind] = {}
+    for entry in ConfigureLoRA.GET_SCHEMA().inputs:
+        for of, kind in ((io.Int.Input, int), (io.Float.Input, float), (io.Boolean.Input, bool)):
+            if isinstance(entry, of):
+                kinds[entry.id] = kind
+        if isinstance(entry, io.Combo.Input) and entry.id not in ("preset", "start_from"):
+            kinds[entry.id] = tuple(map(str, entry.options or ()))
+    return kinds
+
+
+def build_all(sweep: str = "", **widgets: Any) -> list[settings.TrainingConfig]:
+    """A configuration for each training of a sweep; a single one where nothing varies."""
+    found = combinations(sweep, varying()) if text_of("sweep", sweep).strip() else [{}]
+    return [build(**{**widgets, **values}, varied=varied(values)) for values in found]
+
+
 def build(**widgets: Any) -> settings.TrainingConfig:
-    """The configuration that these widget values describe; what is missing takes its default.
+    """The configuration that these widget values describe, whatever varies; what is missing takes its default.
 
     Raises AtelierError with a sentence when they contradict each other.
     """
     parts: dict[str, dict[str, Any]] = {part: {} for part in KINDS}
     own: dict[str, Any] = {"name": "my-lora"}
     for widget, value in widgets.items():
-        if widget == "preset":
+        if widget in ("preset", "sweep"):
             continue
         part, field = WIDGETS.get(widget, ("", widget))
         if widget == "start_from" and value == NOTHING:

@@ -19,6 +19,24 @@ from .shown import logged
 from .train_lora import graph_of
 
 AS_TRAINED = "as trained"
+Given = str | list[str] | None
+"""A text, which the host gives as a list of one; None (or a list of it) for what is linked."""
+
+
+def first(given: Given) -> str | None:
+    return given[0] if isinstance(given, (list, tuple)) and given else given if isinstance(given, str) else None
+
+
+def single(name: str, given: Any) -> Any:
+    """The one value that came through a wire; AtelierError for several, of which a page could show but one."""
+    if not isinstance(given, list):
+        return given
+    if any(one is not given[0] and not (isinstance(one, (str, int, float)) and one == given[0]) for one in given):
+        raise AtelierError(
+            f"{name}: {len(given)} values came through the wire, and all cells of a grid share one. Connect a single one; the "
+            "model without a LoRA, not Train LoRA's."
+        )
+    return given[0]
 
 
 class EpochWeightGrid(io.ComfyNode):
@@ -40,21 +58,25 @@ class EpochWeightGrid(io.ComfyNode):
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
+            is_input_list=True,  # so that the trainings of a sweep are on one page
         )
 
     @classmethod
     def validate_inputs(
         cls,
-        prompts: str | None = None,
-        which_epochs: str | None = None,
-        strengths: str | None = None,
-        more_seeds: str | None = None,
-        lora_files: str | None = None,
+        prompts: Given = None,
+        which_epochs: Given = None,
+        strengths: Given = None,
+        more_seeds: Given = None,
+        lora_files: Given = None,
     ) -> bool | str:
         """A sentence for what cannot be read or found, before anything is trained; what is linked comes as None."""
         from ..training import host
         from ..training.grid import axes, files, plan
 
+        prompts, which_epochs, strengths, more_seeds, lora_files = map(
+            first, (prompts, which_epochs, strengths, more_seeds, lora_files)
+        )
         try:
             prompt_count = len(axes.prompt_lines(prompts)) if prompts is not None else 1
             strength_count = len(axes.parse_strengths(strengths)) if strengths is not None else 1
@@ -69,13 +91,13 @@ class EpochWeightGrid(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, lora_files: str | None = None, **_others: Any) -> str:
+    def fingerprint_inputs(cls, lora_files: Given = None, **_others: Any) -> str:
         """Changes when a file that is named was changed or joined by others, and when pages that were shown are gone."""
         from ..training import host
         from ..training.grid.files import choose_files
         from ..training.grid.pages import SHOWN
 
-        lost = SHOWN.losses()
+        lost, lora_files = SHOWN.losses(), first(lora_files)
         try:
             names = choose_files(lora_files, host.lora_files()) if lora_files else []
             return json.dumps([lost, *([str(path), path.stat().st_mtime_ns] for path in map(host.lora_path, names))])
@@ -83,12 +105,21 @@ class EpochWeightGrid(io.ComfyNode):
             return f"{lost} {error}"
 
     @classmethod
-    def execute(
+    def execute(cls, model: Any, clip: Any, vae: Any, prompts: Any, epochs: Any = None, **others: Any) -> io.NodeOutput:
+        """One grid of all that came through the wires: several runs side by side, several prompts on a page each."""
+        runs = [run for run in (epochs if isinstance(epochs, list) else [epochs]) if run is not None]
+        lines = "\n".join(text_of("prompts", one) for one in (prompts if isinstance(prompts, list) else [prompts]))
+        given = {"model": model, "clip": clip, "vae": vae, **others}
+        return cls.draw(runs, lines, **{name: single(name, value) for name, value in given.items()})
+
+    @classmethod
+    def draw(
         cls,
+        epochs: list[Any],
+        prompts: str,
         model: Any,
         clip: Any,
         vae: Any,
-        prompts: str,
         negative: str,
         which_epochs: str,
         strengths: str,
@@ -99,7 +130,6 @@ class EpochWeightGrid(io.ComfyNode):
         width: int,
         height: int,
         seed: int,
-        epochs: Any = None,
         more_seeds: str = "",
         lora_files: str = "",
         text_encoder: str = "tied",
@@ -122,7 +152,7 @@ class EpochWeightGrid(io.ComfyNode):
             ("lora_files", lora_files),
         ):  # fmt: skip
             text_of(widget, value)
-        runs = [*([epochs] if epochs is not None else []), *_named_runs(lora_files)]
+        runs = [*epochs, *_named_runs(lora_files)]
         choice = typed.parse_epochs(which_epochs)
         wrapped, text = host.Model(model), host.TextEncoder(clip)
         files = [saved.path for run in runs for saved in run.files]

@@ -108,7 +108,7 @@ def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _widgets_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The widgets' values of a recipe that this pack has written into a LoRA."""
-    out = {name: value for name, value in recipe.items() if name not in KINDS}
+    out = {name: value for name, value in recipe.items() if name not in {*KINDS, "varied"}}
     for widget, (part, field) in WIDGETS.items():
         values = recipe.get(part)
         if isinstance(values, dict) and field in values and widget != "start_from":

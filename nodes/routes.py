@@ -20,7 +20,7 @@ from aiohttp import web
 from ..training import host
 from ..training.captioning import review
 from ..training.captioning.editing import Changed
-from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig
+from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig, sweep
 from ..training.dataset.controls import nearest
 from ..training.dataset.steps_ahead import SubsetSource, controls, pairs, steps_per_epoch
 from ..training.errors import AtelierError
@@ -37,7 +37,7 @@ from ..training.tensors.safetensors_header import read_header
 from . import caption_routes, grid_routes, picture_routes, preset_routes, run_routes
 from .asked import LARGE, PREFIX, Handler, Refused, answered, apart, body_of, copying, table, text_of
 from .configure_lora import KINDS as PARTS
-from .configure_lora import NOTHING, WIDGETS, build
+from .configure_lora import NOTHING, WIDGETS, build_all
 from .folders import index_of, named
 
 __all__ = ["run_routes", "table"]  # whose routes are in the table once it is imported
@@ -70,8 +70,8 @@ def checked(kind: type, field: str, value: Any) -> Any:
     return float(value) if wanted is float else value
 
 
-def recipe_of(values: Any) -> TrainingConfig:
-    """The recipe that Configure LoRA's widgets describe; AtelierError for contradictions."""
+def recipes_of(values: Any) -> list[TrainingConfig]:
+    """The recipes that Configure LoRA's widgets describe, several for a sweep; AtelierError for contradictions."""
     if not isinstance(values, dict):
         raise Refused(400, "widgets: an object is needed.")
     own = {f.name for f in dataclasses.fields(TrainingConfig)} - set(PARTS)
@@ -79,13 +79,16 @@ def recipe_of(values: Any) -> TrainingConfig:
     for widget, value in values.items():
         if widget == "preset":
             continue
+        if widget == "sweep":
+            widgets[widget] = checked(TrainingConfig, "varied", value)
+            continue
         part, field = WIDGETS.get(widget, ("", widget))
         if not part and field not in own:
             raise Refused(400, f"widgets: {widget[:40]!r} is unknown.")
         widgets[widget] = checked(PARTS[part] if part else TrainingConfig, field, value)
     if widgets.get("start_from", NOTHING) not in (NOTHING, ""):
         host.lora_path(widgets["start_from"])  # refuses a name that no loader lists
-    return build(**widgets)
+    return build_all(**widgets)
 
 
 def sources_of(values: Any) -> list[SubsetSource] | None:
@@ -135,7 +138,8 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
             sentences.append(str(error))
             return None
 
-    config = tried(lambda: recipe_of(values.get("widgets")))
+    recipes = tried(lambda: recipes_of(values.get("widgets"))) or []
+    config = next(iter(recipes), None)
     sources = tried(lambda: sources_of(values.get("datasets")))
     steps = tried(lambda: steps_per_epoch(sources)) if sources else None
     ahead = tried(lambda: look_ahead(config, steps)) if config else None
@@ -154,7 +158,8 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
         warned = [*cautions(prospect), *full]
     warned = list(dict.fromkeys([*(one for found in of_grids for one in found), *warned]))
     drawn = dataclasses.asdict(ahead) if ahead else {}
-    drawn["notes"] = [note for note in drawn.get("notes", ()) if note not in warned]
+    notes = [*sweep.remarks([recipe.varied for recipe in recipes]), *drawn.get("notes", ())]
+    drawn["notes"] = [note for note in notes if note not in warned]
     told = [sentence for sentence in warned if sentence not in sentences]
     shown = {name: value for name, value in dataclasses.asdict(expected).items() if name != "state"}
     return {**drawn, **shown, "warnings": told, "grids": of_grids, "sentence": sentences[0] if sentences else ""}

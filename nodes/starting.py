@@ -17,7 +17,7 @@ from ..training.errors import AtelierError
 from ..training.starting import points
 from ..training.tensors.safetensors_header import Header
 
-KEPT = frozenset({"preset", "name", "seed", "comment", "start_from", "prompt_syntax", "speed"})
+KEPT = frozenset({"preset", "name", "seed", "comment", "start_from", "prompt_syntax", "speed", "sweep"})
 """Widgets of Configure LoRA that no starting point touches."""
 LONGEST = 10_000
 """Characters of a text."""

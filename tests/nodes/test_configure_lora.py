@@ -39,9 +39,26 @@ def test_every_setting_has_a_widget(module):
     reached = {(part, field) for part, field in module.WIDGETS.values()}
     every = {(part, f.name) for part, kind in module.KINDS.items() for f in dataclasses.fields(kind)}
     assert reached == every
-    own = {f.name for f in dataclasses.fields(settings.TrainingConfig)} - set(module.KINDS)
+    own = {f.name for f in dataclasses.fields(settings.TrainingConfig)} - set(module.KINDS) - {"varied"}
     assert own <= widgets
-    assert widgets == set(module.WIDGETS) | own | {"preset"}
+    assert widgets == set(module.WIDGETS) | own | {"preset", "sweep"}
+
+
+def test_a_sweep_is_a_recipe_for_each_combination(module):
+    def made(text: str, **more: object) -> list[settings.TrainingConfig]:
+        (recipes,) = module.ConfigureLoRA.execute(**{**widgets_of(module), **more, "sweep": text}).result
+        return recipes
+
+    assert made("") == [settings.TrainingConfig("my-lora")]
+    recipes = made("rank: 4, 8\nlearning_rate: 1e-4, 1e-3", alpha=0.0)
+    assert [(one.network.rank, one.optimizer.learning_rate) for one in recipes] == [(4, 1e-4), (4, 1e-3), (8, 1e-4), (8, 1e-3)]
+    assert len({one.run_name for one in recipes}) == 4 and {one.name for one in recipes} == {"my-lora"}
+    with pytest.raises(AtelierError, match="learning rate: Prodigy finds the rate itself"):
+        made("optimizer: AdamW, Prodigy")
+    said = module.ConfigureLoRA.validate_inputs(sweep="name: a, b")
+    assert "'name' cannot vary" in said and module.ConfigureLoRA.validate_inputs(name="ink", sweep="seed: 1-3") is True
+    assert {"rank", "compile", "optimizer", "seed"} <= module.varying().keys()
+    assert not {"preset", "name", "start_from", "comment", "rules", "sweep"} & module.varying().keys()
 
 
 def test_a_contradiction_is_said_in_a_sentence(module):

@@ -11,6 +11,7 @@ from .network import NetworkConfig
 from .noise import LossConfig, NoiseConfig
 from .optimizer import OptimizerConfig
 from .refusal import check_kinds, choice, refuse, text_of
+from .sweep import name_of
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SavePrecision = Literal["fp16", "bf16", "fp32"]
@@ -138,10 +139,18 @@ class TrainingConfig:
     """Seeds the adapter, the order of pictures, the crops and the noise."""
     comment: str = ""
     """Free text for the LoRA's metadata (``ss_training_comment``)."""
+    varied: str = ""
+    """What tells this training from the others of its sweep (``sweep.varied``); empty for one that stands alone."""
+
+    @property
+    def run_name(self) -> str:
+        """What its run and its files are called."""
+        return name_of(self.name, self.varied)
 
     def __post_init__(self) -> None:
         check_kinds(self)
         object.__setattr__(self, "name", check_run_name(self.name))
+        check_run_name(self.run_name)
         choice("precision", self.precision, Precision)
         choice("save precision", self.save_precision, SavePrecision)
         choice("base weights", self.base_weights, BaseWeights)

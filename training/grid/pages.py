@@ -142,7 +142,7 @@ class Pages:
         if shown.control >= 0:
             settings += f", beside control picture {shown.control + 1}"
         of_text = "" if axes.text_strength is None else f" of the model, {axes.text_strength:g} of the text encoder"
-        legend = [f"Across: saved LoRAs, the first column without any. Down: strength{of_text}."]
+        legend = [f"Across: {axes.across}, the first column without any. Down: strength{of_text}."]
         scored = self.judge is not None and bool(self.judge.scores.get(page)) and captions_fit("0.00 / 0.00 / 0.00", s.width)
         if scored and self.judge is not None:
             legend.append(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..config import sweep
 from ..errors import AtelierError, counted
 from ..runs.record import SavedLoRA
 from ..runs.run import Epochs
@@ -28,6 +29,10 @@ class Column:
     run: str
     """The name that its epochs share."""
     label: str
+    recipe: str = ""
+    """The name that the trainings of a sweep share."""
+    varied: str = ""
+    """What tells its run from the others of the sweep."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,13 @@ class Axes:
 
     @property
     def title(self) -> str:
-        return ", ".join(dict.fromkeys(column.run for column in self.columns))
+        return ", ".join(dict.fromkeys(column.recipe or column.run for column in self.columns))
+
+    @property
+    def across(self) -> str:
+        """What the columns are; by which settings, if all are of one sweep."""
+        swept = sweep.axis([column.varied for column in self.columns]) if all(c.varied for c in self.columns) else ""
+        return f"saved LoRAs by {swept}" if swept else "saved LoRAs"
 
 
 def beside(prompts: Sequence[str], controls: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -99,13 +110,16 @@ def columns_of(runs: Sequence[Epochs], choice: EpochChoice) -> tuple[Column, ...
         if not any(run.files for run in runs):
             raise AtelierError("epochs: there is no saved LoRA to show; train first, or name files in lora_files.")
         raise AtelierError(f"which_epochs: none of {choice.text!r} was saved; there are {_there(runs)}.")
-    several = sum(bool(files) for _, files in chosen) > 1
+    shown = [run for run, files in chosen if files]
+    swept = all(run.varied for run in shown) and len({run.recipe for run in shown}) == 1
     out: dict[Path, Column] = {}
     for run, files in chosen:
+        name = sweep.label(run.varied) if swept else run.name
         for file in files:
             numbered = bool(file.label) and (len(run.files) > 1 or file.kind != "last")
-            label = file.label if numbered and not several else f"{run.name} {file.label}" if numbered else run.name
-            out.setdefault(file.path, Column(file, run.name, label))
+            label = file.label if numbered and len(shown) == 1 else f"{name} {file.label}" if numbered else name
+            own = (run.recipe, run.varied) if swept else ("", "")
+            out.setdefault(file.path, Column(file, run.name, label, *own))
     return _told_apart(list(out.values()))
 
 

@@ -166,6 +166,8 @@ def _trained(job: Job, opened: Opened, node: str, lacking: str) -> Trained:
             trained_captions(job.dataset),
             trained_pictures(job.dataset),
             controls_of(job.dataset, 1),
+            job.config.name,
+            job.config.varied,
         ),
         tensors=read_tensors(saved[-1].path, "put it back and queue again"),
         losses=run.losses(),

@@ -183,7 +183,7 @@ class Job:
             return schedules.same_so_far(optimizer, *map(optimizer.updates, (before, now, done)))
 
         return open_run(
-            self.config.name, self.inputs, self.total, when, host.runs_folder(), host.loras_folder(), same_rates=same_rates,
+            self.config.run_name, self.inputs, self.total, when, host.runs_folder(), host.loras_folder(), same_rates=same_rates,
             width=optimizer.accumulate,
         )  # fmt: skip
 

@@ -52,7 +52,8 @@ def settings_of(config: TrainingConfig) -> list[str]:
     """``rank: 16``: what is always worth knowing of a recipe, and all that is not as it comes, by the widgets' names."""
     own, usual = dict(flattened(to_dict(config))), dict(flattened(to_dict(TrainingConfig("default"))))
     told = {key: value for key, value in own.items() if key in ALWAYS or value != usual.get(key)}
-    return [f"{WIDGETS.get(key, key.rpartition('.')[2])}: {_said(value)}" for key, value in told.items() if key != "name"]
+    named = {key: value for key, value in told.items() if key not in ("name", "varied")}
+    return [f"{WIDGETS.get(key, key.rpartition('.')[2])}: {_said(value)}" for key, value in named.items()]
 
 
 def _said(value: Any) -> str:

@@ -18,7 +18,7 @@ from ..dataset.samples import Dataset, Sample, Subset, counted
 from ..errors import AtelierError
 
 NO_MATTER = frozenset({
-    "name", "comment", "save_precision", "gradient_checkpointing", "compile", "offload_activations", "offload_blocks",
+    "name", "varied", "comment", "save_precision", "gradient_checkpointing", "compile", "offload_activations", "offload_blocks",
     "speed", "text.syntax", "length.save_every", "length.save_every_steps", "length.keep_last", "length.sample_every",
     "length.sample_every_steps",
 })  # fmt: skip

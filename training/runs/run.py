@@ -351,3 +351,7 @@ class Epochs:
     """The pictures they were trained with, where these are files."""
     controls: tuple[tuple[Path, ...], ...] = ()
     """Control pictures of some of them, for models that edit."""
+    recipe: str = ""
+    """The name of its recipe, which the trainings of a sweep share."""
+    varied: str = ""
+    """What tells it from the others of its sweep (``config.sweep``)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,22 @@ def test_columns_are_the_chosen_epochs():
     alone = Epochs("ink", "", (SavedLoRA(Path("ink.safetensors"), 0, 0, "last"),))
     assert labels([alone], "all") == ["ink"]
     assert Axes(("a",), columns_of([run("ink", 1), run("wash", 1)], parse_epochs("all")), (1.0,), (0,)).title == "ink, wash"
+
+
+def test_the_trainings_of_a_sweep_are_told_apart_by_what_varies():
+    def trained(name: str, recipe: str, varied: str, *numbers: int) -> Epochs:
+        return replace(run(name, *numbers), recipe=recipe, varied=varied)
+
+    four, eight = trained("ink rank 4", "ink", "rank=4", 1, 2), trained("ink rank 8", "ink", "rank=8", 1, 2)
+    axes = Axes(("a",), columns_of([four, eight], parse_epochs("last")), (1.0,), (0,))
+    assert [column.label for column in axes.columns] == ["rank 4 epoch 2", "rank 8 epoch 2"]
+    assert (axes.title, axes.across) == ("ink", "saved LoRAs by rank")
+    other = trained("wash", "wash", "", 3)
+    mixed = Axes(("a",), columns_of([four, other], parse_epochs("last")), (1.0,), (0,))
+    assert [column.label for column in mixed.columns] == ["ink rank 4 epoch 2", "wash epoch 3"]
+    assert (mixed.title, mixed.across) == ("ink rank 4, wash", "saved LoRAs")
+    alone = Axes(("a",), columns_of([four], parse_epochs("all")), (1.0,), (0,))
+    assert [column.label for column in alone.columns] == ["epoch 1", "epoch 2"]
 
 
 def test_every_column_has_a_name_of_its_own():
