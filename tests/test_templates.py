@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_atelier.demo import enlarging, masking, sliding, templates, workflow
+from lora_atelier.demo import enlarging, masking, sliding, sweeping, templates, workflow
 from lora_atelier.tests.host import support
 from lora_atelier.training.config import SliderConfig
 from lora_atelier.training.grid.axes import parse_strengths
@@ -51,6 +51,15 @@ def test_the_slider_is_looked_at_on_both_sides(comfyui: object) -> None:
     assert parse_strengths(values_in(graph, "EpochWeightGrid")["strengths"]) == (-2, -1, 0, 1, 2)
     slider, drawn = values_in(graph, "SliderDataset"), values_in(graph, "RenderRegularisation")
     assert slider["target"] == drawn["prompts"] and SliderConfig(**slider).source == "prompts"
+
+
+def test_the_sweep_of_the_template_is_a_recipe_a_rate(comfyui: object) -> None:
+    from lora_atelier.nodes.configure_lora import build_all
+
+    graph = read(FOLDER / f"{sweeping.TITLE}.json")
+    recipes = build_all(**values_in(graph, "ConfigureLoRA"))
+    assert [one.optimizer.learning_rate for one in recipes] == [5e-5, 1e-4, 2e-4, 4e-4]
+    assert values_in(graph, "EpochWeightGrid")["which_epochs"] == "last"
 
 
 def test_the_masks_of_the_template_are_held_to(comfyui: object) -> None:
