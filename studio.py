@@ -58,8 +58,11 @@ CHECKS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",), ("mypy", 
 TEST_WORKERS = 2
 GPU_TESTS = ("tests/training", "tests/nodes", "tests/zoo")  # where a device matters at all
 PRETENDED_TESTS = (  # of these, where it may matter: what the whole suite runs on a pretended GPU as well
-    "tests/training/grid", "tests/training/network", "tests/nodes", "tests/zoo",
-    "tests/training/host", "tests/training/tensors",
+    "tests/training/grid", "tests/training/network", "tests/nodes", "tests/training/host", "tests/training/tensors",
+    *(f"tests/zoo/test_{name}" for name in (
+        "zoo.py", "quantised.py", "precisions.py", "recording.py", "edits.py", "eight_bits.py", "vaes.py", "compiled.py",
+        "texts.py::test_a_text_encoder_learns",
+    )),
     *(f"tests/training/{name}.py" for name in (
         "test_job", "test_edit_runs", "test_engine", "test_regularisation", "test_whole_runs", "runs/test_resume",
         "dataset/test_encoded", "evaluation/test_validation", "performance/test_block_offload", "performance/test_fallback",
