@@ -101,7 +101,7 @@ def test_with_a_text_encoder_that_learns_it_is_asked_with_the_text_as_it_was(tin
         return real(session, inputs)
 
     monkeypatch.setattr(loop, "loss_of", watched)
-    config = recipe(loss=HELD, text=TextConfig("clip"), length=LengthConfig(max_steps=6), precision="fp32")
+    config = recipe(loss=HELD, text=TextConfig("clip"), length=LengthConfig(max_steps=4), precision="fp32")
     go(t, read(pictures, masks="files"), config)
     now, before = seen[-1]
     near = [torch.allclose(before.float(), one.float().cpu(), atol=1e-4) for one in wanted.values()]

@@ -96,8 +96,8 @@ def test_each_direction_is_asked_for_what_the_paper_says(tiny, folder, asked, mo
         return inner(session, inputs)
 
     monkeypatch.setattr(loop, "loss_of", bare)
-    trained = go(t, read(folder, batch_size=2), of(steps=3))
-    assert [one.at for one in asked] == [1.0, -1.0] * 3
+    trained = go(t, read(folder, batch_size=2), of(steps=2))
+    assert [one.at for one in asked] == [1.0, -1.0] * 2
     for one, said in zip(asked, answers, strict=True):
         push = 2.0 * (said["an old person"] - said["a young person"])
         wanted = said["a person"] + one.at * push
@@ -113,7 +113,7 @@ def test_each_direction_is_asked_for_what_the_paper_says(tiny, folder, asked, mo
 
 
 def test_the_strengths_lead_into_opposite_directions(tiny, folder, asked):
-    go(tiny("sd3"), read(folder), of(steps=16, optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant")))
+    go(tiny("sd3"), read(folder), of(steps=10, optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant")))
     session, a = asked[-1].session, asked[-1].inputs.noised
     slider = asked[-1].inputs.slider
     with torch.no_grad(), session.model.hold(), session.adapter.attached(session.layers):
@@ -129,7 +129,7 @@ def test_the_strengths_lead_into_opposite_directions(tiny, folder, asked):
         return torch.nn.functional.cosine_similarity(moved.flatten(), push.flatten(), dim=0).item()
 
     assert along(1.0) > 0.5 and along(-1.0) < -0.5
-    first, last = (sum(one.loss for one in some) for some in (asked[:6], asked[-6:]))
+    first, last = (sum(one.loss for one in some) for some in (asked[:4], asked[-4:]))
     assert last < 0.9 * first
 
 
@@ -141,9 +141,8 @@ def same(one, other):
 
 
 SETTINGS = {
-    "prompts": (FOUR, {}),
     "prompts, accumulated, with dropout": (
-        AGE, {"optimizer": OptimizerConfig(learning_rate=1e-2, accumulate=2),
+        FOUR, {"optimizer": OptimizerConfig(learning_rate=1e-2, accumulate=2),
               "network": NetworkConfig(rank=4, targets="attention", dropout=0.2, rank_dropout=0.2)},
     ),
     "pairs": (PAIRS, {"loss": LossConfig("huber")}),
@@ -196,7 +195,7 @@ def test_an_error_leaves_the_adapter_at_full_strength(tiny, folder, monkeypatch)
 def test_a_pair_is_noised_alike_and_each_end_is_its_own_picture(tiny, folder, asked):
     t = tiny("sd3")
     data = read(folder, PAIRS, resolution=96, fixed_height=64, buckets=False, flip=True)
-    go(t, data, of(steps=6))
+    go(t, data, of(steps=3))
     for plus, minus in zip(asked[::2], asked[1::2], strict=True):
         assert (plus.at, minus.at) == (1.0, -1.0)
         a, b = plus.inputs.noised, minus.inputs.noised

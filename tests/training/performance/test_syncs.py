@@ -19,12 +19,14 @@ from lora_atelier.training.config import (
     NetworkConfig,
     NoiseConfig,
     OptimizerConfig,
+    SliderConfig,
     TrainingConfig,
 )
 from lora_atelier.training.dataset.cache import CACHE_LIMIT, TensorCache
 from lora_atelier.training.dataset.encoded import EncodedDataset, work_of
 from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset
+from lora_atelier.training.dataset.sliders import slider_of
 from lora_atelier.training.loop import train
 from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.network.scope import adaptable_layers, trained_layers
@@ -188,3 +190,9 @@ def test_answers_of_several_shapes_of_text_come_back_in_order(tiny):
         together = t.model.predict(x, sigma, conditions)
         alone = [t.model.predict(x[i : i + 1], sigma[i : i + 1], conditions[i : i + 1]) for i in range(4)]
     assert torch.allclose(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_nor_does_a_slider(tiny, one_epoch, tmp_path):
+    slider = SliderConfig(target="a person", positive="an old person", negative="a young person")
+    config = recipe(**PLAIN, noise=NoiseConfig(level_draw="stratified"))
+    assert steps_begun(tiny("sd3"), slider_of(one_epoch, slider), tmp_path, config) == STEPS

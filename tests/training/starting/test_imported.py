@@ -79,8 +79,8 @@ config:
         lr: 1e-4
         ema_config: {use_ema: true, ema_decay: 0.99}
         inverted_mask_prior: true
-      slider: {guidance_strength: 3.0, positive_prompt: "an old person", negative_prompt: "a young person"}
         dtype: bf16
+      slider: {guidance_strength: 3.0, positive_prompt: "an old person", negative_prompt: "a young person"}
       model: {name_or_path: black-forest-labs/FLUX.1-dev, is_flux: true, quantize: true}
       sample:
         sampler: flowmatch

@@ -315,7 +315,7 @@ def _data(found: Collector) -> None:
     found.number(DATA, "batch_size", "train_batch_size", "batch_size", whole=True)
     found.number(DATA, "repeats", "num_repeats", "dataset_repeats", whole=True)
     found.switch(DATA, "buckets", "enable_bucket")
-    if found.nodes[DATA].get("buckets"):
+    if found.nodes.get(DATA, {}).get("buckets"):
         found.switch(DATA, "bucket_no_upscale", "bucket_no_upscale")
     found.drop("buckets are off in this file", "bucket_no_upscale")
     found.number(DATA, "bucket_step", "bucket_reso_steps", whole=True)
