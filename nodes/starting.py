@@ -43,7 +43,8 @@ class Found:
     def note(self) -> str:
         """A sentence on what was found."""
         distilled = (
-            " By its name it is distilled for few steps; a LoRA is better trained on the model that it was made from."
+            " By its name it is distilled for few steps; a LoRA is better trained on the model that it was made from, or with a "
+            "training adapter (see the help of Train LoRA)."
             if points.is_distilled(self.file_name)
             else ""
         )

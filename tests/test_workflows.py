@@ -21,6 +21,7 @@ PERSONAL = {
     ("LoadDataset", "folder"), ("AutoCaption", "captioner"), ("CheckpointLoaderSimple", "ckpt_name"), ("UNETLoader", "unet_name"),
     ("DualCLIPLoader", "clip_name1"), ("DualCLIPLoader", "clip_name2"), ("VAELoader", "vae_name"),
     ("CLIPLoader", "clip_name"), ("UpscaleModelLoader", "model_name"), ("LoadImageTextDataSetFromFolder", "folder"),
+    ("LoraLoaderModelOnly", "lora_name"),
 }  # fmt: skip
 NEWER = {"krea2"}
 """Types of text encoders that the oldest host does not know; its loader says so when the template is queued."""

@@ -118,6 +118,33 @@ def test_an_adapter_is_there_in_training_and_nowhere_else(tiny, dataset):  # noq
     assert not any("distilled" in one or "preview_model" in one for one in told["warnings"])
 
 
+def test_the_node_hands_on_the_model_that_draws(tiny, dataset, fresh_folders):  # noqa: F811
+    """With the LoRA, and without what lay on the trained one; both from the graph, and the name of each."""
+    from lora_atelier.nodes.train_lora import TrainLoRA
+
+    t = tiny("sd3")
+    with_it = assisted(t, assistant(t))
+    prompt = {
+        "1": {"inputs": {"ckpt_name": "turbo.safetensors"}},
+        "2": {"inputs": {"model": ["1", 0], "lora_name": "assist.safetensors", "strength_model": 1.0}},
+        "3": {"inputs": {"model": ["2", 0], "preview_model": ["1", 0]}},
+    }
+
+    class Node(TrainLoRA):
+        hidden = SimpleNamespace(prompt=prompt, unique_id="3", extra_pnginfo=None)
+
+    with torch.inference_mode():
+        *_, model, _clip = Node.execute(
+            with_it.model.patcher, t.text.clip, t.codec.vae, dataset, recipe(**SHORT), "continue", "picture 0", "", 0, 1.0,
+            "euler", "normal", 0, preview_model=t.model.patcher,
+        ).args  # fmt: skip
+    assert model.model is t.model.base and model.patches
+    assert all(len(laid) == 1 for laid in model.patches.values()), "the LoRA alone lies on each weight"
+    with safe_open(fresh_folders / "loras" / "tiny" / "tiny.safetensors", framework="pt") as file:
+        said = file.metadata()
+    assert said["ss_sd_model_name"] == "turbo" and json.loads(said["lora_atelier.laid_on_model"]) == ["assist"]
+
+
 def test_a_run_that_goes_on_is_one_that_was_never_cancelled(tiny, dataset, monkeypatch, interrupt):  # noqa: F811
     t, other = tiny("sd3"), another()
     whole = go(t, dataset, recipe("whole", length=LengthConfig(epochs=2)), PREVIEW, preview_model=other)

@@ -189,6 +189,12 @@ def test_an_ai_toolkit_job() -> None:
     assert lost["slider.positive_prompt"] == "goes into positive of a Slider Dataset node, in front of Train LoRA"
 
 
+def test_an_assistant_of_an_ai_toolkit_job_has_a_way_here() -> None:
+    adapter = "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
+    _, lost = read(AI_TOOLKIT.replace("is_flux: true,", f"assistant_lora_path: {adapter},"))
+    assert "preview_model" in lost["model.assistant_lora_path"]
+
+
 def test_a_one_trainer_configuration() -> None:
     nodes, lost = read(json.dumps(ONE_TRAINER))
     recipe = nodes["ConfigureLoRA"]

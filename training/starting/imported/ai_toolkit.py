@@ -95,8 +95,10 @@ def read(settings: Mapping[str, Any]) -> Imported:
         found.set(RECIPE, "offload_blocks", 1.0 if share is None else min(1.0, max(0.0, share)))
         found.set(RECIPE, "gradient_checkpointing", True)
     found.switch(RECIPE, "compile", "model.compile")
+    found.drop(PATH, "model.name_or_path", "training_folder", "model.extras_name_or_path", "sqlite_db_path")
     found.drop(
-        PATH, "model.name_or_path", "training_folder", "model.assistant_lora_path", "model.extras_name_or_path", "sqlite_db_path"
+        "is a node here: Load LoRA in front of Train LoRA's model, and the model without it at preview_model",
+        "model.assistant_lora_path",
     )
     found.drop(
         MODEL,
