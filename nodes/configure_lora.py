@@ -60,11 +60,11 @@ ADVANCED = frozenset(WIDGETS) - {
     "text_encoder",
 } | {
     "precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing", "compile", "offload_activations",
-    "offload_blocks", "base_weights", "speed",
+    "offload_blocks", "base_weights", "speed", "guidance",
 }  # fmt: skip
 GROUPS: dict[str, str] = {
     **{widget: part for widget, (part, _) in WIDGETS.items() if widget in ADVANCED}, "ema_decay": "optimizer",
-    "save_precision": "length", "comment": "length",
+    "save_precision": "length", "comment": "length", "guidance": "noise",
     **dict.fromkeys(
         ("precision", "gradient_checkpointing", "compile", "offload_activations", "offload_blocks", "base_weights", "speed"),
         "memory",
@@ -296,7 +296,8 @@ def _loss() -> list[Any]:
         _number("preservation", 0.0, 0.0, 100.0, 0.1, "How strongly the model is held to what it drew; 1 is usual, 0: off."),
         io.String.Input(
             "preservation_prompt", default="", optional=True,
-            tooltip="What it is held at, such as 'a woman'. Empty: the captions of the regularisation pictures.",
+            tooltip="What it is held at, such as 'a woman'. Empty: the captions of the regularisation pictures. Two quotation "
+            "marks: no prompt at all.",
         ),
     ]  # fmt: skip
 
@@ -329,6 +330,10 @@ def _added_later() -> list[Any]:
         _choice(
             "base_weights", settings.BaseWeights,
             "How the model's large weights are held while it trains. fp8, int8: rounded to half of their memory; another LoRA.",
+        ),
+        _number(
+            "guidance", 1.0, 0.0, 100.0, 0.1,
+            "What a guidance-distilled model (Flux dev, Hunyuan) is told in training; 1 is usual. Others are told none.",
         ),
     ]  # fmt: skip
 

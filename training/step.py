@@ -123,11 +123,11 @@ def prepare(session: Session, batch: Batch, step: int) -> StepInputs:
     mixed_in = to_device(noises.perturbed(drawn, config.noise, draw), model.device)
     texts = with_one_way_back(session.encoded.conditionings(batch), model.device)
     asked = noised(model, x0, sigma, noise, texts, sizes, mixed_in)
-    held, prompt = None, config.loss.preservation_prompt
-    if config.loss.preservation and prompt:
+    held, prompt = None, config.loss.held_at
+    if config.loss.preservation and prompt is not None:
         held = model.merged(conditions_of(model, asked.x, session.encoded.held(prompt, batch), sizes))
     regularises = subset.role == "regularisation"
-    strength = config.loss.preservation if regularises and config.loss.preservation and not prompt else 1.0
+    strength = config.loss.preservation if regularises and config.loss.preservation and prompt is None else 1.0
     numbers = torch.tensor([subset.mask_floor, subset.loss_weight * strength, averaged(session, step)])
     return StepInputs(asked, mask, to_device(numbers, model.device), drops, regularises, held)
 

@@ -73,7 +73,7 @@ def circumstances(config: TrainingConfig, plan: Plan, model: str, device: str, s
         "optimizer": config.optimizer.name, "network": json.dumps(network),
         "less memory": f"{config.gradient_checkpointing} {config.offload_activations} {config.offload_blocks}",
         "faster": f"{config.compile} {config.speed}",
-        "preservation": f"{config.loss.preservation} {bool(config.loss.preservation_prompt)}",
+        "preservation": f"{config.loss.preservation} {config.loss.held_at is not None}",
         **({"pixels beside them": f"{_beside(plan, shows) / len(batches):.2g}"} if shows.shown else {}),
     }  # fmt: skip
 
@@ -142,7 +142,7 @@ def from_passes(seconds: float, thrift: Thrift, config: TrainingConfig, pictures
     a batch, on average."""
     again = len(thrift.recomputed) / thrift.blocks if thrift.blocks else 0.0
     passes = 1 + BACKWARD + again
-    if config.loss.preservation and config.loss.preservation_prompt:
+    if config.loss.preservation and config.loss.held_at is not None:
         passes += 1 + passes  # of the model as it was, and of the one that is trained
     guess = "a guess from a timed pass of one picture, without saves, samples and the first step's preparations"
     return StepTime(seconds * passes * pictures, guess)

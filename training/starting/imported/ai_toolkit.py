@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...config import BLANK
 from .collector import (
     CACHED,
     LOGGED,
@@ -181,6 +182,12 @@ def _train(found: Collector, width: int) -> None:
     if truth(held):
         found.set(RECIPE, "preservation", number_of(amount) or 1.0)
         found.set(RECIPE, "preservation_prompt", kind)
+    blank, amount = (found.take(f"train.blank_prompt_preservation{end}") for end in ("", "_multiplier"))
+    if truth(blank) and truth(held):
+        found.lose("train.blank_prompt_preservation", blank, "goes with one prompt here, which diff_output_preservation has")
+    elif truth(blank):
+        found.set(RECIPE, "preservation", number_of(amount) or 1.0)
+        found.set(RECIPE, "preservation_prompt", BLANK)
     style = found.take("train.content_or_style")
     if style not in (None, "balanced"):
         found.lose("train.content_or_style", style, "leans to high or low noise, as noise_levels and its range do here")
