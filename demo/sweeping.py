@@ -35,7 +35,8 @@ def _what() -> str:
     rows = [f"| [{file.name}]({file.page}) | `models/{file.folder}` |" for file in DESCRIPTION.files]
     return "\n".join([
         f"## {TITLE}",
-        "| what | where in ComfyUI |", "| --- | --- |", f"| about {templates.PICTURES} pictures of one style | `{FOLDER}` |", *rows, "",
+        "| what | where in ComfyUI |", "| --- | --- |", f"| about {templates.PICTURES} pictures of one style | `{FOLDER}` |", *rows,
+        "",
         "`sweep` of **Configure LoRA** (among the advanced widgets, under *Saving, samples and stopping*) names a widget and the "
         f"values that it shall have: here `{SWEEP}`. **Train LoRA** trains each of them after the other, with a name of its own, "
         "and the grid shows the last LoRA of each side by side, under the value.",
@@ -43,7 +44,7 @@ def _what() -> str:
         f"1. Choose the folder in **Load Dataset**; write a word of your own in place of `{TRIGGER}`.",
         "2. Another sweep: `rank: 8, 16, 32` (with `alpha` at 0, which follows the rank), `optimizer: AdamW, Prodigy`, "
         "`seed: 1-3`. Several lines are combined: each value of one with each of the others.",
-        "3. Queue. A training that is finished is not trained again: after a stop, or with a value more, only what is missing is. "
+        "3. Queue. A training that is finished is not trained again: after a stop, or with a value more, only what is missing. "
         "For a first look set `max_steps` low.",
         "4. `which_epochs` at `all` shows every epoch of every training. Keep what you like with *Look and choose ...*, and "
         "delete the others in *Runs ...*.",

@@ -64,11 +64,11 @@ ADVANCED = frozenset(WIDGETS) - {
     "text_encoder",
 } | {
     "precision", "save_precision", "comment", "ema_decay", "gradient_checkpointing", "compile", "offload_activations",
-    "offload_blocks", "base_weights", "speed", "sweep",
+    "offload_blocks", "base_weights", "speed", "guidance", "sweep",
 }  # fmt: skip
 GROUPS: dict[str, str] = {
     **{widget: part for widget, (part, _) in WIDGETS.items() if widget in ADVANCED}, "ema_decay": "optimizer",
-    "save_precision": "length", "comment": "length", "sweep": "length",
+    "save_precision": "length", "comment": "length", "guidance": "noise", "sweep": "length",
     **dict.fromkeys(
         ("precision", "gradient_checkpointing", "compile", "offload_activations", "offload_blocks", "base_weights", "speed"),
         "memory",
@@ -168,23 +168,6 @@ class ConfigureLoRA(io.ComfyNode):
                     "embedding:names in them count.",
                 ),
                 *_added_later(),
-                _choice(
-                    "speed", settings.Speed,
-                    "auto: an NVIDIA GPU repeats recorded steps and need not wait for Python. eager: every operation anew.",
-                ),
-                _number(
-                    "mask_preservation", 0.0, 0.0, 100.0, 0.1,
-                    "How strongly the model is held, outside of masks, to what it drew there; 1 is usual, 0: off.",
-                ),
-                _choice(
-                    "level_draw", settings.LevelDraw,
-                    "stratified: levels lie evenly over a batch and from step to step, instead of by chance. A steadier loss.",
-                ),
-                _lines(
-                    "sweep",
-                    "Several trainings one after the other, a widget and its values a line: rank: 8, 16, 32. The grid shows them "
-                    "side by side. Lines are combined.",
-                ),
             ], ADVANCED, GROUPS),
             outputs=[CONFIG.Output(
                 display_name="config", is_output_list=True, tooltip="Connect to Train LoRA, which trains each recipe of a sweep."
@@ -317,7 +300,8 @@ def _loss() -> list[Any]:
         _number("preservation", 0.0, 0.0, 100.0, 0.1, "How strongly the model is held to what it drew; 1 is usual, 0: off."),
         io.String.Input(
             "preservation_prompt", default="", optional=True,
-            tooltip="What it is held at, such as 'a woman'. Empty: the captions of the regularisation pictures.",
+            tooltip="What it is held at, such as 'a woman'. Empty: the captions of the regularisation pictures. Two quotation "
+            "marks: no prompt at all.",
         ),
     ]  # fmt: skip
 
@@ -350,6 +334,27 @@ def _added_later() -> list[Any]:
         _choice(
             "base_weights", settings.BaseWeights,
             "How the model's large weights are held while it trains. fp8, int8: rounded to half of their memory; another LoRA.",
+        ),
+        _choice(
+            "speed", settings.Speed,
+            "auto: an NVIDIA GPU repeats recorded steps and need not wait for Python. eager: every operation anew.",
+        ),
+        _number(
+            "mask_preservation", 0.0, 0.0, 100.0, 0.1,
+            "How strongly the model is held, outside of masks, to what it drew there; 1 is usual, 0: off.",
+        ),
+        _choice(
+            "level_draw", settings.LevelDraw,
+            "stratified: levels lie evenly over a batch and from step to step, instead of by chance. A steadier loss.",
+        ),
+        _number(
+            "guidance", 1.0, 0.0, 100.0, 0.1,
+            "What a guidance-distilled model (Flux dev, Hunyuan) is told in training; 1 is usual. Others are told none.",
+        ),
+        _lines(
+            "sweep",
+            "Several trainings one after the other, a widget and its values a line: rank: 8, 16, 32. The grid shows them "
+            "side by side. Lines are combined.",
         ),
     ]  # fmt: skip
 

@@ -122,7 +122,7 @@ class Family:
     shift: Shift = 3.0
     """Shift of the levels where they are ``shifted`` and no number is given."""
     guidance: float | None = None
-    """Guidance value given to guidance-distilled networks in training; None leaves it to the host."""
+    """Guidance value that guidance-distilled networks are usually given in training; None leaves it to the host."""
     key_format: tuple[str, ...] = PEFT
     """How the layers are called in the file."""
     untrainable: str = ""

@@ -141,17 +141,17 @@ def prepare(session: Session, batch: Batch, step: int) -> StepInputs:
     mixed_in = to_device(noises.perturbed(drawn, config.noise, draw), model.device)
     texts = with_one_way_back(session.encoded.conditionings(batch), model.device)
     asked = noised(model, x0, sigma, noise, texts, sizes, mixed_in)
-    held, prompt = None, config.loss.preservation_prompt
-    if config.loss.preservation and prompt:
+    held, prompt = None, config.loss.held_at
+    if config.loss.preservation and prompt is not None:
         held = model.merged(conditions_of(model, asked.x, session.encoded.held(prompt, batch), sizes))
     regularises = subset.role == "regularisation"
     untrained = None
     if session.text is not None and (
-        (config.loss.preservation and regularises and not prompt) or _holds_outside(mask, config.loss)
+        (config.loss.preservation and regularises and prompt is None) or _holds_outside(mask, config.loss)
     ):
         with torch.no_grad(), session.adapter.disabled():
             untrained = model.merged(conditions_of(model, asked.x, session.encoded.conditionings(batch), sizes))
-    strength = config.loss.preservation if regularises and config.loss.preservation and not prompt else 1.0
+    strength = config.loss.preservation if regularises and config.loss.preservation and prompt is None else 1.0
     slider = None
     if subset.slider is not None:
         slider = _slider(session, batch, subset.slider, asked, (sigma, noise, mixed_in), texts, sizes)

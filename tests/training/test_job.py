@@ -16,6 +16,7 @@ import torch
 from lora_atelier.training import files, host, job, recorder, step
 from lora_atelier.training.config import (
     LengthConfig,
+    LossConfig,
     NetworkConfig,
     OptimizerConfig,
     SubsetConfig,
@@ -490,3 +491,12 @@ def test_a_bad_file_costs_its_own_cells_only(tiny, dataset, tmp_path):
     failed = grid.book.cells[0][1, 0]
     assert isinstance(failed, render.Failed) and "alien" in failed.reason
     assert cell_of(grid, 0, 2, 0).size == (64, 64)
+
+
+def test_a_model_is_held_to_what_it_draws_without_a_prompt(tiny, dataset):
+    """At the first step the model is what it was, so holding it costs nothing; later it does."""
+    t = tiny("sd15")
+    short = {"length": LengthConfig(max_steps=3)}
+    free = go(t, dataset, recipe("free", **short))
+    held = go(t, dataset, recipe("held", loss=LossConfig(preservation=50.0, preservation_prompt='""'), **short))
+    assert held.losses[0] == pytest.approx(free.losses[0], rel=1e-6) and held.losses[2] != pytest.approx(free.losses[2], rel=1e-6)

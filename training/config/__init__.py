@@ -7,7 +7,7 @@ The same classes travel in the workflow (as the widgets' values), in the LoRA's 
 from __future__ import annotations
 
 from .network import Algorithm, NetworkConfig, Targets
-from .noise import HuberSchedule, LevelDraw, Levels, LossConfig, LossKind, NoiseConfig, Weighting
+from .noise import BLANK, HuberSchedule, LevelDraw, Levels, LossConfig, LossKind, NoiseConfig, Weighting
 from .optimizer import OptimizerConfig, OptimizerName, ScheduleName
 from .recipe import (
     RESERVED,
@@ -29,7 +29,7 @@ from .stored import from_dict, to_dict
 from .subset import CAPTION_ENDINGS, ENCODINGS, GUESSED, Broken, CaptionLines, Crop, Masks, Role, SubsetConfig
 
 __all__ = [
-    "CAPTION_ENDINGS", "ENCODINGS", "GUESSED", "RESERVED", "Algorithm", "BaseWeights", "Broken", "CaptionLines", "Crop",
+    "BLANK", "CAPTION_ENDINGS", "ENCODINGS", "GUESSED", "RESERVED", "Algorithm", "BaseWeights", "Broken", "CaptionLines", "Crop",
     "Ends", "HuberSchedule", "LengthConfig", "LevelDraw", "Levels", "LossConfig", "LossKind", "Masks", "NetworkConfig",
     "NoiseConfig", "OnDivergence", "OptimizerConfig", "OptimizerName", "Precision", "Role", "SavePrecision", "ScheduleName",
     "SliderConfig", "SliderSource", "Speed", "SubsetConfig", "Syntax", "Targets", "TextConfig", "TextEncoders",

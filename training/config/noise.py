@@ -72,6 +72,10 @@ class NoiseConfig:
         )
 
 
+BLANK = '""'
+"""What stands for an empty prompt where an empty field means something else."""
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """How wrong an answer counts."""
@@ -90,9 +94,15 @@ class LossConfig:
     preservation: float = 0.0
     """Output preservation: how strongly the model is held to what it answered before training; 0 is off, 1 is usual."""
     preservation_prompt: str = ""
-    """What it is held at: a class such as ``a woman``; empty: the captions of the regularisation pictures."""
+    """What it is held at: a class such as ``a woman``; two quotation marks: no prompt at all; empty: the captions of the
+    regularisation pictures."""
     mask_preservation: float = 0.0
     """How strongly the model is held, outside the pictures' masks, to what it answered before training; 0 is off, 1 is usual."""
+
+    @property
+    def held_at(self) -> str | None:
+        """The text at which the model is held; None for the captions of the regularisation pictures."""
+        return {"": None, BLANK: ""}.get(self.preservation_prompt.strip(), self.preservation_prompt)
 
     def __post_init__(self) -> None:
         check_kinds(self)

@@ -133,6 +133,8 @@ class TrainingConfig:
     """Share of the model's blocks whose weights stay in main memory and come to the GPU for their own passes only; 0 to 1."""
     base_weights: BaseWeights = "as loaded"
     """How the model's large weights are held while it trains: as they are, or rounded to eight bits, in half of the memory."""
+    guidance: float = 1.0
+    """The guidance that a guidance-distilled network is told in training; others are told none."""
     speed: Speed = "auto"
     """``auto`` records training steps as CUDA graphs where that can be done; ``eager`` sends each operation anew."""
     seed: int = 0
@@ -155,6 +157,7 @@ class TrainingConfig:
         choice("save precision", self.save_precision, SavePrecision)
         choice("base weights", self.base_weights, BaseWeights)
         choice("speed", self.speed, Speed)
+        refuse(not 0 <= self.guidance <= 100, f"guidance: {self.guidance} is outside 0 to 100; 1 is usual in training.")
         refuse(not 0 <= self.ema_decay < 1, f"EMA decay: {self.ema_decay} is outside 0 to 0.9999; 0 is off, 0.999 is usual.")
         refuse(
             not self.network.trains_model and self.text.encoders == "none",

@@ -73,7 +73,7 @@ def circumstances(config: TrainingConfig, plan: Plan, model: str, device: str, s
         "optimizer": config.optimizer.name, "network": json.dumps(network),
         "less memory": f"{config.gradient_checkpointing} {config.offload_activations} {config.offload_blocks}",
         "faster": f"{config.compile} {config.speed}",
-        "preservation": f"{config.loss.preservation} {bool(config.loss.preservation_prompt)}",
+        "preservation": f"{config.loss.preservation} {config.loss.held_at is not None}",
         **({"slider": slider} if (slider := _slider(plan)) else {}),
         **({"held outside masks": f"{_masked(plan):.2g}"} if config.loss.mask_preservation else {}),
         **({"pixels beside them": f"{_beside(plan, shows) / len(batches):.2g}"} if shows.shown else {}),
@@ -162,7 +162,7 @@ def from_passes(
     ``masked``: the share of them beside which the model answers as it was; ``slider``: from what one is learnt."""
     again = len(thrift.recomputed) / thrift.blocks if thrift.blocks else 0.0
     passes = 1 + BACKWARD + again
-    if config.loss.preservation and config.loss.preservation_prompt:
+    if config.loss.preservation and config.loss.held_at is not None:
         passes += 1 + passes  # of the model as it was, and of the one that is trained
     passes += masked
     if slider:  # two directions, and for prompts three answers of the model as it was

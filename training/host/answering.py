@@ -52,11 +52,24 @@ class AnsweringModel(ModelFacts):
     def __init__(self, patcher: Any):
         super().__init__(patcher)
         self._care: Care | None = None
+        self._guidance: float | None = None
 
     def _is_trusted(self, modules: Iterable[nn.Module] | None = None) -> bool:
         """Whether nothing but the network's own, known code runs when it is asked; ``modules`` are the network's."""
         kind = type(self.base.diffusion_model)
         return (kind.__module__, kind.__name__) in TRUSTED and not self._has_foreign(modules)
+
+    @property
+    def guidance(self) -> float | None:
+        """What a guidance-distilled network is told; None for families that are told none."""
+        usual = family_named(self.family).guidance
+        return usual if usual is None or self._guidance is None else self._guidance
+
+    @property
+    def hears_guidance(self) -> bool:
+        """Whether the network has an input for it."""
+        place = getattr(self.base.diffusion_model, "guidance_in", None)  # which only passes on where it was not trained
+        return self.guidance is not None and isinstance(place, nn.Module) and not isinstance(place, nn.Identity)
 
     def condition(self, text: EncodedText, x: Tensor, size: Mapping[str, int]) -> Conditions:
         """The host's conditioning objects of one picture.
@@ -67,8 +80,7 @@ class AnsweringModel(ModelFacts):
         extras: dict[str, object] = {k: v for k, v in text.items() if k != "cond" and not references.is_numbered(k)}
         if latents := references.listed(text):
             extras[references.NAME] = latents
-        guidance = family_named(self.family).guidance
-        told = {} if guidance is None else {"guidance": guidance}
+        told = {} if self.guidance is None else {"guidance": self.guidance}
         # A conditioning from the canvas may name sizes and guidance itself; those are meant.
         # As in a graph, there is always a word on the pooled vector, which some hosts ask for even where there is none.
         conds = sampler_helpers.convert_cond([[text["cond"], {"pooled_output": None, **size, **told, **extras}]])

@@ -40,9 +40,12 @@ class HeldModel(AnsweringModel):
         self._origin = patcher
         self._base_weights: BaseWeights = "as loaded"
 
-    def for_training(self, dtype: torch.dtype | None, base_weights: BaseWeights = "as loaded") -> Self:
+    def for_training(
+        self, dtype: torch.dtype | None, base_weights: BaseWeights = "as loaded", guidance: float | None = None
+    ) -> Self:
         """This model as the loop can hold it, with its arithmetic in ``dtype`` (None: as loaded); its weights stay as they are,
-        but while it is held, for which ``base_weights`` may ask for eight bits.
+        but while it is held, for which ``base_weights`` may ask for eight bits. It is told this ``guidance`` where it hears any
+        (None: what is usual).
 
         A model whose weights the host pages in op by op may lose them between forward and backward, so its resident twin is
         taken, which the host itself makes.
@@ -53,6 +56,7 @@ class HeldModel(AnsweringModel):
             patcher.set_model_compute_dtype(dtype)
         changed = type(self)(patcher)
         changed._compute_dtype, changed._origin, changed._base_weights = dtype, self.patcher, base_weights
+        changed._guidance = guidance
         return changed
 
     def remark(self) -> str:

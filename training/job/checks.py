@@ -29,7 +29,7 @@ def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
             "text encoder: conditioning that another node has made cannot train it. Set it to none, or give captions as text."
         )
     priors = any(subset.config.role == "regularisation" for subset in dataset.subsets)
-    if config.loss.preservation and not config.loss.preservation_prompt and not priors:
+    if config.loss.preservation and config.loss.held_at is None and not priors:
         raise AtelierError(
             "output preservation: there are no regularisation pictures at whose captions it could hold the model. Give it a "
             "prompt, or connect a Load Dataset whose role is regularisation."

@@ -81,7 +81,7 @@ def run_training(
     precomputed.check(dataset, model.latent_channels, model.frames)
     check_weighting(model.prediction, config.loss)
     optimizers.check(config.optimizer, model.device.type)
-    model = model.for_training(compute_dtype(config.precision, model.device), config.base_weights)
+    model = model.for_training(compute_dtype(config.precision, model.device), config.base_weights, config.guidance)
     learns_text = config.text.encoders != "none"
     if learns_text:
         text.check()

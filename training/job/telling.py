@@ -113,6 +113,8 @@ def remark_on_numbers(job: Job, account: Account, teller: Teller) -> None:
         teller.count(
             f"precision: this CPU has no instructions for {job.config.precision}; the run computes in fp32, which is faster here"
         )
+    if job.config.guidance != 1 and not job.model.hears_guidance:
+        teller.warn("guidance: this model is told none, so the widget changes nothing. Set it back to 1.")
     if remark_on_weights := job.model.remark():
         account.add("notes", remark_on_weights)
         teller.say(remark_on_weights)

@@ -107,7 +107,7 @@ def _encode(job: Job, told: Prompter, in_part: bool) -> None:
 def _work(job: Job, in_part: bool) -> Work:
     """What is encoded before the first step: no captions if their encoder changes in every step, or ``in_part`` if some of it
     doesn't."""
-    held = [job.config.loss.preservation_prompt] if job.config.loss.preservation_prompt else []
+    held = [job.config.loss.held_at] if job.config.loss.held_at is not None else []
     # Both ends of a slider are among its pictures' captions.
     work = work_of(job.plan, job.plan.epochs_for(job.total), job.encoded.shows, held)
     return work.reading(held, captions=not job.learns_text, in_part=in_part)

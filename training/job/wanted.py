@@ -192,7 +192,7 @@ class Job:
         told = [s for s in self.dataset.subsets if not s.ready]
         texts = [letters_of(sample.caption, subset.config) for subset in told for sample in subset.samples]
         texts += [text for s in told if s.config.slider for text in s.config.slider.prompts]
-        texts.append(self.config.loss.preservation_prompt if self.config.loss.preservation else "")
+        texts.append((self.config.loss.held_at or "") if self.config.loss.preservation else "")
         return sorted({reading for text in texts for reading in self.text.reading_of(text)})
 
     def prompter(self) -> Prompter:

@@ -76,7 +76,7 @@ class Activations:
     def needed(self, thrift: Thrift, config: TrainingConfig, pictures: int) -> int:
         """At the same time, for a batch of so many pictures. Steps that are recorded keep theirs in a pool of the same size."""
         one = self.largest + self.small if thrift.activations_away else self.most(thrift.recomputed)
-        passes = 2 if config.loss.preservation and config.loss.preservation_prompt else 1
+        passes = 2 if config.loss.preservation and config.loss.held_at is not None else 1
         return one * pictures * passes
 
     def most(self, recomputed: Collection[int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -31,9 +32,8 @@ SD3 = texts.Reader(
 RESTING = {
     SD3.name: {"t5xxl"}, "CLIP-L and T5 (Flux)": {"t5xxl"}, "CLIP-L and Llama 3 (Hunyuan Video)": {"llama"},
     "CLIP-L, CLIP-G, T5 and Llama 3 (HiDream)": {"t5xxl", "llama"}, "Qwen 2.5 VL and CLIP-L (Kandinsky 5)": {"qwen25_7b"},
-    "CLIP-L and CLIP-G (SDXL)": set(), "CLIP-L (SD 1.5)": set(),
 }  # fmt: skip
-READERS = [one for one in (SD3, *texts.READERS) if one.name in RESTING]
+READERS = [replace(one, dtype=torch.float32) for one in (SD3, *texts.READERS) if one.name in RESTING]
 CAPTIONS = [
     "ohwx, a red house",
     "",
@@ -99,9 +99,8 @@ def answers(model, text, adapter, layers, caption) -> tuple[dict[str, Tensor], l
     return said, [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
-@pytest.mark.parametrize("syntax", ["plain", "ComfyUI"])
-def test_a_step_is_what_it_would_be_if_all_towers_read(clip, model, tmp_path, syntax):
-    reader, loaded = clip
+def test_a_step_is_what_it_would_be_if_all_towers_read(clip, model, tmp_path):
+    reader, loaded, syntax = *clip, "ComfyUI"
     usual, text = (host.TextEncoder(loaded, syntax).for_training() for _ in range(2))
     adapter, layers = adapter_of(usual)
     kept = TowerAnswers(TensorCache(tmp_path, 2**30), text.identity())
@@ -118,7 +117,8 @@ def test_a_step_is_what_it_would_be_if_all_towers_read(clip, model, tmp_path, sy
         assert said.keys() == expected.keys()
         for name, value in expected.items():
             assert (said[name].shape, said[name].dtype) == (value.shape, value.dtype)
-            assert torch.allclose(said[name].float(), value.float(), rtol=1e-5, atol=1e-5 * float(value.abs().max())), name
+            value = value.detach().float()
+            assert torch.allclose(said[name].float(), value, rtol=1e-6, atol=1e-6 * float(value.abs().max())), name
         assert any(one.abs().max() > 0 for one in found)
         for one, other in zip(found, slopes, strict=True):
             assert (one - other).norm() <= 1e-5 * other.norm() + 1e-9
@@ -161,6 +161,32 @@ def test_a_tower_that_gives_no_numbers_is_named(comfyui, tmp_path):
         text.encode_live("a cat")
 
 
+def test_what_rests_stays_in_main_memory_while_the_others_learn(comfyui, model, tmp_path):
+    from lora_atelier.training.host.towers import towers_of
+
+    with torch.inference_mode():
+        loaded = tiny_large.flux_text_encoder()
+    text = host.TextEncoder(loaded).for_training()
+    whole = sum(weight.nbytes for weight in text.weights())
+    adapter, layers = adapter_of(text)
+    text.encode("a cat")  # which brings all of it to the device
+    text.learns([name.removeprefix(TEXT) for name in adapter.branches], TowerAnswers(TensorCache(tmp_path, 2**30), "x"))
+    list(text.read_all_ahead(["a cat"]))
+    places, sizes = {}, {}
+    with model.hold(text), adapter.attached(layers):
+        for name, tower in towers_of(text.clip).items():
+            places[name] = {parameter.device.type for parameter in tower.parameters()}
+            sizes[name] = sum(value.nbytes for value in (*tower.parameters(), *tower.buffers()))
+        known = text.encode_live("a cat")["cond"]
+        assert torch.isfinite(text.encode_live("a dog")["cond"]).all(), "what was not read ahead is read all the same"
+        assert {parameter.device.type for parameter in towers_of(text.clip)["t5xxl"].parameters()} == {"cpu"}
+    assert places == {"clip_l": {text.device.type}, "t5xxl": {"cpu"}}
+    gone = 0 if text.device.type == "cpu" else sizes["t5xxl"]
+    assert sum(weight.nbytes for weight in text.weights()) == whole - gone
+    assert not set(text.blocks()) & set(loaded.cond_stage_model.t5xxl.modules())
+    assert torch.allclose(known.cpu(), text.for_sampling("a cat")[0][0].cpu(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def flux(comfyui, tmp_path_factory):
     """A tiny Flux with CLIP-L and T5."""
@@ -177,7 +203,7 @@ def flux(comfyui, tmp_path_factory):
 
 def learning(name: str, **changes):
     values = {
-        "text": TextConfig("clip"), "length": LengthConfig(epochs=2), "optimizer": OptimizerConfig(learning_rate=1e-2),
+        "text": TextConfig("clip"), "length": LengthConfig(max_steps=5), "optimizer": OptimizerConfig(learning_rate=1e-2),
         "loss": LossConfig(preservation=0.1, preservation_prompt="a thing"),
     }  # fmt: skip
     return recipe(name, **{**values, **changes})
@@ -190,12 +216,12 @@ def test_a_run_in_which_clip_learns_asks_t5_for_each_text_once(flux, dataset, mo
     with counted(flux.clip) as passes:
         done = go(flux, dataset, learning("kept"), preview)
     read = {"picture 0", "picture 1", "", "a thing", "a sample", "another", "ugly"}
-    assert passes["t5xxl"] == len(read) and passes["clip_l"] > 2 * len(read)
+    assert passes["t5xxl"] == len(read) + 1 and passes["clip_l"] > 2 * len(read), "and one by which the wires are checked"
     assert any("lora_te1" in name and tensor.abs().max() > 0 for name, tensor in done.tensors.items())
     monkeypatch.setattr(host.TextEncoder, "learns", lambda *_: ())
     with counted(flux.clip) as passes:
         usual = go(flux, dataset, learning("usual"), preview)
-    assert passes["t5xxl"] > 3 * len(read)
+    assert passes["t5xxl"] > 2 * len(read)
     assert done.losses == pytest.approx(usual.losses, rel=1e-4)
     for name, tensor in usual.tensors.items():
         assert torch.allclose(done.tensors[name], tensor, rtol=1e-3, atol=1e-5), name
@@ -204,7 +230,7 @@ def test_a_run_in_which_clip_learns_asks_t5_for_each_text_once(flux, dataset, mo
 def test_a_run_that_goes_on_is_the_same_to_the_bit(flux, dataset, interrupt, monkeypatch, tmp_path):  # noqa: F811
     whole = go(flux, dataset, learning("whole"))
     with monkeypatch.context() as patch, pytest.raises(type(interrupt)):
-        Stop(patch, 14, interrupt)
+        Stop(patch, 4, interrupt)
         go(flux, dataset, learning("parted"))
     parted = go(flux, dataset, learning("parted"))
     assert 0 < len(parted.losses) == len(whole.losses) and parted.losses == whole.losses

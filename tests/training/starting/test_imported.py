@@ -390,6 +390,13 @@ def test_denoising_steps_count_from_the_noisy_end() -> None:
     assert nodes["ConfigureLoRA"]["lowest_level"] == 0.0
 
 
+def test_a_job_that_holds_the_model_without_a_prompt() -> None:
+    blank = "blank_prompt_preservation: true\n        blank_prompt_preservation_multiplier: 0.5"
+    nodes, lost = toolkit(("train_unet: true", f"train_unet: true\n        {blank}"))
+    recipe = nodes["ConfigureLoRA"]
+    assert (recipe["preservation"], recipe["preservation_prompt"]) == (0.5, '""') and not [one for one in lost if "blank" in one]
+
+
 def test_a_datasets_weight_is_its_loss_and_not_the_strength() -> None:
     nodes, lost = toolkit(("caption_ext: txt", "caption_ext: txt, network_weight: 0.5, loss_multiplier: 2.0"))
     assert nodes["LoadDataset"]["loss_weight"] == 2.0 and "datasets.network_weight" in lost

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...config import BLANK
 from .collector import (
     CACHED,
     LOGGED,
@@ -190,6 +191,12 @@ def _train(found: Collector, width: int) -> None:
     if truth(held):
         found.set(RECIPE, "preservation", number_of(amount) or 1.0)
         found.set(RECIPE, "preservation_prompt", kind)
+    blank, amount = (found.take(f"train.blank_prompt_preservation{end}") for end in ("", "_multiplier"))
+    if truth(blank) and truth(held):
+        found.lose("train.blank_prompt_preservation", blank, "goes with one prompt here, which diff_output_preservation has")
+    elif truth(blank):
+        found.set(RECIPE, "preservation", number_of(amount) or 1.0)
+        found.set(RECIPE, "preservation_prompt", BLANK)
     outside, strength = (found.take(f"train.inverted_mask_prior{end}") for end in ("", "_multiplier"))
     if truth(outside):
         multiplier = number_of(strength)
