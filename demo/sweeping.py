@@ -35,8 +35,8 @@ def _what() -> str:
     rows = [f"| [{file.name}]({file.page}) | `models/{file.folder}` |" for file in DESCRIPTION.files]
     return "\n".join([
         f"## {TITLE}",
-        "| what | where in ComfyUI |", "| --- | --- |", f"| about {templates.PICTURES} pictures of one style | `{FOLDER}` |", *rows,
-        "",
+        "| what | where in ComfyUI |", "| --- | --- |", f"| about {templates.PICTURES} pictures of one style | `{FOLDER}` |",
+        *rows, "",
         "`sweep` of **Configure LoRA** (among the advanced widgets, under *Saving, samples and stopping*) names a widget and the "
         f"values that it shall have: here `{SWEEP}`. **Train LoRA** trains each of them after the other, with a name of its own, "
         "and the grid shows the last LoRA of each side by side, under the value.",

@@ -20,6 +20,7 @@ NEVER_ONE = (
     "pictures would be drawn on the way",
     "steps/s",
     "files at once are too many",
+    "which burns them",  # more steps than models of that kind want
     "pictures would have to be encoded anew",  # a kind of pictures
     "batches are outside 1 to",
     "steps is below 0",
