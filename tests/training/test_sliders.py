@@ -264,6 +264,7 @@ def test_prompts_decide_the_run_and_stand_in_its_file(tiny, folder):
         ({"positive": "a", "negative": "a"}, "negative: 'a' is the positive prompt too"),
         ({"target": "a\nb", "positive": "c\nd\ne", "negative": "f"}, "positive: there are 3 lines and 2 of target"),
         ({"positive": "a", "negative": "b", "guidance": 0.0}, r"guidance: 0.0 is outside"),
+        ({"positive": "a", "negative": "b", "guidance": 0.009}, r"guidance: 0.009 is outside 0.01 to 100"),
         ({"source": "films"}, "source: 'films' is not one of"),
         ({"positive": 3, "negative": "b"}, "positive: it was given int and no text"),
     ],
@@ -281,6 +282,12 @@ def test_every_target_has_its_ends_once_for_all_that_is_preserved():
     ]  # fmt: skip
     (anything,) = SliderConfig(positive="bright", negative="dark").ends
     assert anything.target == ""
+
+
+@pytest.mark.parametrize("preserve", ["sad, glad", "sad，glad", "sad、glad、", "sad､glad", "sad، glad", "sad\nglad, sad"])
+def test_what_is_preserved_is_parted_as_every_language_parts_it(preserve):
+    rows = SliderConfig(target="a man", positive="an old man", negative="a child", preserve=preserve).ends
+    assert [row.target for row in rows] == ["sad, a man", "glad, a man"]
 
 
 def test_what_is_not_used_of_a_dataset_is_said(folder):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
+from .lists import listed
 from .refusal import check_kinds, choice, refuse
 
 SliderSource = Literal["prompts", "pairs of pictures"]
@@ -39,7 +39,7 @@ class SliderConfig:
     def __post_init__(self) -> None:
         check_kinds(self)
         choice("source", self.source, SliderSource)
-        refuse(not 0 < self.guidance <= 100, f"guidance: {self.guidance} is outside 0.01 to 100; 3 is usual.")
+        refuse(not 0.01 <= self.guidance <= 100, f"guidance: {self.guidance} is outside 0.01 to 100; 3 is usual.")
         if self.source == "pairs of pictures":
             return
         targets, rows = len(self._lines(self.target)), self._lines(self.positive)
@@ -61,7 +61,7 @@ class SliderConfig:
         """Every target with its two ends, once for each of what is preserved."""
         targets = self._lines(self.target)
         sides = [(side * len(targets) if len(side) == 1 else side) for side in map(self._lines, (self.positive, self.negative))]
-        kept = [word for part in re.split(r"[,\n]", self.preserve) if (word := part.strip())] or [""]
+        kept = listed(",".join(self.preserve.splitlines())) or ("",)
         return tuple(
             Ends(*(", ".join(filter(None, (word, prompt))) for prompt in row))
             for row in zip(targets, *sides, strict=True)

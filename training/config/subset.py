@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from .lists import listed
 from .refusal import check_kinds, choice, refuse
 from .slider import SliderConfig
 
@@ -229,8 +230,3 @@ class SubsetConfig:
             self.role != "training" and self.validation_share > 0,
             f"validation share: nothing can be held out of a subset whose role is {self.role}. Set it to 0.",
         )
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """What stands between the commas, each once."""
-    return tuple(dict.fromkeys(part for part in (piece.strip() for piece in re.split("[,，、､،]", text)) if part))
