@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from aiohttp import web
@@ -20,7 +20,7 @@ from aiohttp import web
 from ..training import host
 from ..training.captioning import review
 from ..training.captioning.editing import Changed
-from ..training.config import NetworkConfig, SubsetConfig, TrainingConfig, sweep
+from ..training.config import NetworkConfig, SliderSource, SubsetConfig, TrainingConfig, sweep
 from ..training.dataset.controls import nearest
 from ..training.dataset.steps_ahead import SubsetSource, controls, pairs, steps_per_epoch
 from ..training.errors import AtelierError
@@ -97,12 +97,24 @@ def sources_of(values: Any) -> list[SubsetSource] | None:
         return None
     if not isinstance(values, list) or not 0 < len(values) <= MOST_DATASETS or not all(isinstance(v, dict) for v in values):
         raise Refused(400, "datasets: a list of objects is needed.")
-    fields, out = {f.name for f in dataclasses.fields(SubsetConfig)}, []
+    fields, out = {f.name for f in dataclasses.fields(SubsetConfig)} - {"slider"}, []
     for widgets in values:
         known = {k: checked(SubsetConfig, k, v) for k, v in widgets.items() if k in fields}
         folder, root = named(text_of(known, "folder"))
-        out.append(SubsetSource(SubsetConfig(**known), folder, root, index_of(folder)))
+        source, slider = SubsetSource(SubsetConfig(**known), folder, root, index_of(folder)), slider_of(widgets.get("slider"))
+        if slider is None:
+            out.append(source)
+        elif source.config.role != "validation":
+            out.append(source.sliding(slider))
     return out
+
+
+def slider_of(value: Any) -> SliderSource | None:
+    """From what a Slider Dataset behind a folder learns; None without one."""
+    found: SliderSource | None = next((source for source in get_args(SliderSource) if source == value), None)
+    if found is None and value is not None:
+        raise Refused(400, f"slider: one of {', '.join(get_args(SliderSource))} is needed.")
+    return found
 
 
 def model_of(values: Any) -> Path | None:
@@ -233,7 +245,7 @@ def _prospect(
         config, steps, expected.bytes, expected.state, room_on_disk(host.loras_folder()),
         model.stem if model else "", outline.family if outline else "",
         outline.stored.needed(Thrift(0, 0)) if outline else None,
-        tuple(subset.resolution for subset in sets if subset.role == "training"), host.torch_device().type, samples,
+        tuple(subset.side for subset in sets if subset.role == "training"), host.torch_device().type, samples,
         any(subset.crop == "focus" for subset in sets), paired, outline.few_steps_mark if outline else "",
     )  # fmt: skip
 
@@ -254,7 +266,8 @@ class Sizes:
 
 def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | None, texts: tuple[Path, ...]) -> Sizes:
     changed = path.stat().st_mtime_ns
-    dtype, activations = compute_dtype(config.precision, host.torch_device()), None
+    dtype = compute_dtype(config.precision, host.torch_device())
+    activations: int | None = None
     outline = _outline(path, changed, dtype)
     if outline is None:
         return Sizes()
@@ -268,11 +281,16 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | Non
     thrift = Thrift.asked(config, blocks, blocks, host.torch_device())
     if sources and not learns_text:  # what an encoder keeps is not known before it reads a caption
         # A bucket's area is at most that of the square.
-        largest = max((source.config for source in sources), key=lambda subset: math.prod(subset.fixed_size) * subset.batch_size)
-        side = round(math.sqrt(math.prod(largest.fixed_size)) / 64) * 64 if largest.fixed_height else largest.resolution
-        kept = _activations(path, changed, config.network, dtype, side, _controls(outline.family, sources, side))
-        activations = None if kept is None else kept.needed(thrift, config, largest.batch_size)
+        for side, pictures in largest_batches([source.config for source in sources]):
+            kept = _activations(path, changed, config.network, dtype, side, _controls(outline.family, sources, side))
+            activations = None if kept is None else max(activations or 0, kept.needed(thrift, config, pictures))
     return Sizes(size, outline.stored.needed(thrift) + text_bytes + adapter, activations, state)
+
+
+def largest_batches(subsets: Sequence[SubsetConfig]) -> list[tuple[int, int]]:
+    """(side of a square in pixels, pictures) of the batches among which the one that needs most is: none has more of both."""
+    sizes = {(round(one.side / 64) * 64 if one.fixed_height else one.resolution, one.batch_size) for one in subsets}
+    return sorted(a for a in sizes if not any(a != b and a[0] <= b[0] and a[1] <= b[1] for b in sizes))
 
 
 @lru_cache(maxsize=2)

@@ -131,17 +131,24 @@ export function valuesOf(node) {
   return Object.fromEntries(kept.map((widget) => [widget.name, widget.value]));
 }
 
-/** The Load Dataset nodes' values in front of a Train LoRA node, first to last; null where only a run can tell. */
+/**
+ * The Load Dataset nodes' values in front of a Train LoRA node, first to last; null where only a run can tell.
+ * `slider`: from what a Slider Dataset behind them learns.
+ */
 export function datasetsOf(train, root) {
   const found = [];
+  let slider = null;
   let node = origin(train, inputOf(train, "dataset"), root);
   for (const seen = new Set(); node && !seen.has(node); ) {
     seen.add(node);
     const isFolder = node.comfyClass === "LoadDataset";
-    if (!isFolder && !["AutoCaption", "Reroute"].includes(node.comfyClass ?? node.type)) return null;
-    if (isFolder && node.mode !== BYPASSED) {
-      if (node.inputs?.some((input) => input.link != null && input.widget)) return null;
-      found.unshift(valuesOf(node));
+    const isSlider = node.comfyClass === "SliderDataset";
+    if (!isFolder && !isSlider && !["AutoCaption", "Reroute"].includes(node.comfyClass ?? node.type)) return null;
+    if ((isFolder || isSlider) && node.mode !== BYPASSED) {
+      const given = (node.inputs ?? []).filter((input) => input.link != null && input.widget);
+      if (given.some((input) => isFolder || input.widget.name === "source")) return null;
+      if (isSlider) slider ??= valuesOf(node).source;
+      else found.unshift(slider == null ? valuesOf(node) : { ...valuesOf(node), slider });
     }
     node = origin(node, inputOf(node, "dataset") ?? node.inputs?.[0], root);
   }

@@ -51,6 +51,12 @@ def test_folders_come_in_the_order_in_which_they_are_chained(found):
     assert found["datasets"] == ["input/a", "input/b"] and found["bypassed"] == ["input/a"]
 
 
+def test_folders_in_front_of_a_slider_say_from_what_it_learns(found):
+    pairs = {"slider": "pairs of pictures"}
+    assert found["sliders"] == [{"folder": "input/a", **pairs}, {"folder": "input/b", **pairs}, {"folder": "input/c"}]
+    assert found["without"] == [None] * 3
+
+
 def test_a_chain_that_only_a_run_can_count_is_not_guessed(found):
     assert found["unknown"] is None
 

@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_atelier.tests import tiny_models
 from lora_atelier.tests.noise_pictures import noise_picture
+from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.runs import live
+from PIL import Image
 
 JSON = {"Content-Type": "application/json"}
 RUN = "routes-test"
@@ -239,6 +241,50 @@ def test_the_steps_are_those_of_the_node_that_reads_the_folder(routes, folder):
     assert post(routes, "outlook", {"widgets": {}, "datasets": [values]})[1]["steps_per_epoch"] == real
 
 
+@pytest.mark.parametrize("role", ["training", "regularisation", "validation"])
+def test_the_steps_of_a_slider_are_those_of_its_node(routes, folder, role):
+    from lora_atelier.training import host
+    from lora_atelier.training.config import SliderConfig, SubsetConfig
+    from lora_atelier.training.dataset.plan import Plan
+    from lora_atelier.training.dataset.samples import Dataset
+    from lora_atelier.training.dataset.scan import scan
+    from lora_atelier.training.dataset.sliders import slider_of
+
+    size = {"folder": folder, "resolution": 64, "bucket_step": 8}
+    chain = [{**size, "validation_share": 0.4}, {**size, "role": role, "repeats": 3}]
+    root = host.dataset_roots()["input"]
+    read = Dataset(tuple(s for values in chain for s in scan(root / "routes-shapes", SubsetConfig(**values), root)))
+    real = Plan(slider_of(read, SliderConfig(positive="a", negative="b")), 0).steps_per_epoch
+    asked = [{**values, "slider": "prompts"} for values in chain]
+    assert post(routes, "outlook", {"widgets": {}, "datasets": asked})[1]["steps_per_epoch"] == real
+    status, answer = post(routes, "outlook", {"widgets": {}, "datasets": [{**size, "slider": "films"}]})
+    assert status == 400 and answer["error"].startswith("slider: one of prompts")
+
+
+def test_the_pairs_of_a_slider_are_no_control_pictures(routes, checkpoint, tmp_path, monkeypatch):
+    from lora_atelier.training import host
+    from lora_atelier.training.estimate import cautions
+
+    monkeypatch.setattr(cautions, "TINY", 0)
+
+    folder = host.dataset_roots()["input"] / f"routes-pairs-{tmp_path.name}"
+    (folder / "control").mkdir(parents=True)
+    for place in (folder, folder / "control"):
+        Image.new("RGB", (64, 64)).save(place / "a.png")
+    body = {"widgets": {}, "model": {"widget": "ckpt_name", "file": checkpoint}}
+    values = {"folder": f"input/{folder.name}", "resolution": 512}
+
+    def said(**more):
+        return " ".join(post(routes, "outlook", {**body, "datasets": [{**values, **more}]})[1]["warnings"])
+
+    try:
+        assert "control pictures" in said() and "control pictures" not in said(slider="pairs of pictures")
+        assert "resolution: 362 is not a size of its own" in said(buckets=False, resolution=512, fixed_height=256)
+        assert "resolution" not in said(buckets=False, resolution=320, fixed_height=832)
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_a_missing_folder_hides_no_curve(routes):
     _, ahead = post(routes, "outlook", {"widgets": {}, "datasets": [{"folder": "input/nowhere"}]})
     assert "does not exist here" in ahead["sentence"] and ahead["points"] and not ahead["known"]
@@ -350,6 +396,11 @@ def test_the_memory_grows_with_the_largest_pictures_of_the_chain(routes, checkpo
     assert activations({**small, "batch_size": 4}) == 4 * one
     assert activations(small, {**small, "resolution": 256}) > 8 * one
     assert activations(small, gradient_checkpointing=True) < one
+    large, many = {**small, "resolution": 256}, {**small, "batch_size": 17}
+    assert activations(large, many) == max(activations(large), activations(many))
+    assert routes.largest_batches([SubsetConfig("x", side, batch) for side, batch in ((64, 3), (512, 1), (64, 2), (256, 3))]) == [
+        (256, 3), (512, 1),
+    ]  # fmt: skip
 
 
 # The family

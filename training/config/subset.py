@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -161,6 +162,11 @@ class SubsetConfig:
     def fixed_size(self) -> tuple[int, int]:
         """(width, height) of all pictures where there are no buckets, and the area that no bucket exceeds."""
         return self.resolution, self.fixed_height or self.resolution
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the square with that area."""
+        return round(math.sqrt(math.prod(self.fixed_size)))
 
     @property
     def further_endings(self) -> tuple[str, ...]:

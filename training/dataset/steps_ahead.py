@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..config import Crop, SubsetConfig
+from ..config import Crop, SliderSource, SubsetConfig
 from ..errors import AtelierError
 from .buckets import Size
 from .controls import whole_size
@@ -31,6 +31,18 @@ class SubsetSource:
     root: Path
     index: Path
     """File of ``Index``, in which pictures are found that were looked into before."""
+    slider: SliderSource | None = None
+    """From what a slider is learnt on these pictures; None where none is."""
+
+    def sliding(self, slider: SliderSource) -> SubsetSource:
+        """The same as Slider Dataset uses it: whatever its role, all of it is trained on."""
+        config = dataclasses.replace(self.config, role="training", validation_share=0.0)
+        return dataclasses.replace(self, config=config, slider=slider)
+
+    @property
+    def shows_controls(self) -> bool:
+        """Whether control pictures stand beside the others; those of a slider are its other end."""
+        return self.slider != "pairs of pictures"
 
 
 def steps_per_epoch(sources: Sequence[SubsetSource]) -> int:
@@ -42,16 +54,22 @@ def steps_per_epoch(sources: Sequence[SubsetSource]) -> int:
     return Plan(Dataset(tuple(subset for source in sources for subset in _subsets(source))), 0).steps_per_epoch
 
 
-def pairs(sources: Sequence[SubsetSource]) -> int:
-    """Pictures that have control pictures, by the names of files; AtelierError as the nodes would."""
-    every = (find(one.folder, one.root, one.config.nested, one.config.caption_extension) for one in sources)
+def pairs(sources: Sequence[SubsetSource]) -> int | None:
+    """Pictures that have control pictures, by the names of files; None where they can have none.
+
+    AtelierError as the nodes would.
+    """
+    beside = [one for one in sources if one.shows_controls]
+    if not beside:
+        return None
+    every = (find(one.folder, one.root, one.config.nested, one.config.caption_extension) for one in beside)
     return sum(len(found.controls) for folders in every for found in folders)
 
 
 def controls(sources: Sequence[SubsetSource]) -> tuple[Size, ...]:
     """(width, height) of each control picture of one picture, the one beside which there are most pixels; as they are shown."""
     found: list[tuple[Size, ...]] = [()]
-    for source in sources:
+    for source in (one for one in sources if one.shows_controls):
         index = Index(source.index)
         for folder in find(source.folder, source.root, source.config.nested, source.config.caption_extension):
             for group in folder.controls.values():

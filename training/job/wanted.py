@@ -130,12 +130,14 @@ class Job:
     def prospect(self, file_bytes: int, state_bytes: int) -> Prospect:
         """What there is to be cautious of before the first step."""
         training = [subset.config for subset in self.dataset.subsets if subset.config.role == "training" and not subset.ready]
+        of_pairs = any(one.slider is not None and one.slider.source == "pairs of pictures" for one in training)
+        paired = None if of_pairs else sum(map(is_pair, self.dataset.samples))  # a slider's are its other end
         return Prospect(
             self.config, self.plan.steps_per_epoch, file_bytes, state_bytes, room_on_disk(host.loras_folder()),
-            self.named.model, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.resolution for one in training),
+            self.named.model, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.side for one in training),
             self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
             focus=any(subset.config.crop == "focus" for subset in self.dataset.subsets if not subset.ready),
-            pairs=sum(map(is_pair, self.dataset.samples)) if training or any(map(is_pair, self.dataset.samples)) else None,
+            pairs=paired if training or paired else None,
             few_steps=self.model.few_steps_mark, loras=self.named.loras, preview=self.named.drawn if self.drawn else None,
             assisted=self.drawn is not None and self.model.has_more_patches(self.drawn),
             drawn_at=(self.preview.steps, self.preview.cfg) if self.preview.steps else None,
