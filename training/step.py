@@ -231,10 +231,18 @@ def loss_of(session: Session, inputs: StepInputs) -> Tensor:
 
 def form_of(session: Session, batch: Batch) -> Hashable:
     """What of a batch decides the shapes of its inputs, and what is computed with them."""
-    subset = session.plan.dataset.subsets[batch.subset].config
-    texts = session.encoded.conditionings(batch)
-    shapes = (tuple(sorted((k, tuple(v.shape) if isinstance(v, Tensor) else ()) for k, v in text.items())) for text in texts)
-    return batch.size, subset.role == "regularisation", tuple(shapes)
+    subset = session.plan.dataset.subsets[batch.subset]
+    config, slider = subset.config, subset.config.slider
+    has_mask = any(subset.samples[i].mask is not None for i in batch.samples)
+    asked: Hashable = ()
+    if slider is not None:
+        ends = session.encoded.ends(batch) if slider.source == "prompts" else ()
+        asked = slider.source, slider.guidance, tuple(map(_shapes, ends))
+    return batch.size, config.role == "regularisation", has_mask, _shapes(session.encoded.conditionings(batch)), asked
+
+
+def _shapes(texts: Sequence[EncodedText]) -> Hashable:
+    return tuple(tuple(sorted((k, tuple(v.shape) if isinstance(v, Tensor) else ()) for k, v in text.items())) for text in texts)
 
 
 def commonest_forms(session: Session, at_least: int, most: int) -> list[Hashable]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,9 +20,11 @@ from lora_atelier.training.config import (
 )
 from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.images import open_picture, to_unit
+from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.sliders import slider_of
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.step import form_of
 from PIL import Image
 from safetensors import safe_open
 
@@ -187,6 +190,33 @@ def test_an_error_leaves_the_adapter_at_full_strength(tiny, folder, monkeypatch)
     with pytest.raises(RuntimeError, match="meanwhile"):
         go(tiny("sd3"), read(folder), of(speed="eager"))
     assert seen[0].adapter.strength == 1.0
+
+
+class Told:
+    """Conditionings as long as their prompts."""
+
+    def __init__(self, positive, negative):
+        self.sides = positive, negative
+
+    def conditionings(self, batch):
+        return [{"cond": torch.zeros(1, 4, 2)} for _ in batch.samples]
+
+    def ends(self, batch):
+        return tuple([{"cond": torch.zeros(1, length, 2)} for _ in batch.samples] for length in self.sides)
+
+
+def test_a_form_knows_all_that_a_recording_is_told_apart_by(folder):
+    """Else recordings would be made of what comes too seldom, or not of what comes often."""
+
+    def form(slider, told=(8, 8), i=0):
+        plan = Plan(read(folder, slider, masks="files"), 0)
+        (batch,) = [batch for batch in plan.epoch_batches(0) if batch.samples == (i,)]
+        return form_of(SimpleNamespace(plan=plan, encoded=Told(*told)), batch)
+
+    Image.new("L", (96, 64), 255).save(folder / "1.mask.png")
+    assert form(AGE) == form(AGE, i=2)
+    unlike = [form(AGE), form(AGE, (9, 8)), form(AGE, (8, 9)), form(AGE, i=1), form(PAIRS), form(replace(AGE, guidance=3.0))]
+    assert len(set(unlike)) == len(unlike)
 
 
 # Pairs ---------------------------------------------------------------------------------------------------------------
