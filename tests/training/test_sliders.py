@@ -24,6 +24,7 @@ from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.sliders import slider_of
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.estimate.step_time import circumstances
 from lora_atelier.training.step import form_of
 from PIL import Image
 from safetensors import safe_open
@@ -333,6 +334,35 @@ def test_what_is_not_used_of_a_dataset_is_said(folder):
     assert len(both.subsets) == 1 and "3 pictures for validation are not used" in " ".join(both.warnings)
     with pytest.raises(AtelierError, match="dataset: there is no picture in it for the slider"):
         slider_of(held, AGE)
+
+
+def test_the_time_of_several_sliders_is_that_of_the_slower(folder):
+    for first, second in ((AGE, PAIRS), (PAIRS, AGE)):
+        plan = Plan(read(folder, first) + read(folder, second), 0)
+        assert circumstances(recipe("x"), plan, "model", "cpu")["slider"] == "prompts"
+    assert circumstances(recipe("x"), Plan(read(folder, PAIRS), 0), "model", "cpu")["slider"] == "pairs of pictures"
+
+
+CAPTIONS = {
+    "caption_prefix": "a", "caption_suffix": "a", "shuffle_captions": True, "caption_dropout": 0.1, "tag_dropout": 0.1,
+    "keep_tokens": 1, "caption_lines": "alternatives", "wildcards": True, "further_captions": ".long.txt",
+    "trigger_words": "person", "keep_separator": "|||", "dropped_caption": "trigger words",
+}  # fmt: skip
+
+
+def test_no_setting_of_captions_changes_the_prompts_of_a_slider(folder):
+    plain = read(folder).subsets[0].config
+    for name, value in CAPTIONS.items():
+        (subset,) = read(folder, **{name: value}).subsets
+        assert subset.config == plain and f"{name} has no part" in " ".join(subset.warnings), name
+    (subset,) = read(folder, **CAPTIONS).subsets
+    assert subset.config == plain
+
+
+@pytest.mark.parametrize(("first", "second"), [(AGE, PAIRS), (PAIRS, AGE), (AGE, AGE)])
+def test_a_slider_is_not_made_of_another_one(folder, first, second):
+    with pytest.raises(AtelierError, match="input/x comes from another Slider Dataset"):
+        slider_of(read(folder, first), second)
 
 
 def test_pictures_that_are_no_pairs_are_named(folder):

@@ -11,15 +11,24 @@ from .masks import same_shape
 from .samples import Dataset, Sample, Subset, counted, some
 from .scan import control_notes
 
-OF_CAPTIONS = ("caption_prefix", "caption_suffix", "shuffle_captions", "caption_dropout", "tag_dropout")
+OF_CAPTIONS = (
+    "caption_prefix", "caption_suffix", "shuffle_captions", "caption_dropout", "tag_dropout", "keep_tokens", "caption_lines",
+    "wildcards", "further_captions", "trigger_words", "keep_separator", "dropped_caption",
+)  # fmt: skip
 """Settings of captions, which have no part in a slider from prompts."""
 
 
 def slider_of(dataset: Dataset, slider: SliderConfig) -> Dataset:
     """The pictures of ``dataset``, of whatever role, for training ``slider``; what of it isn't used is among the warnings.
 
-    AtelierError for latents, where no picture is left, and naming pictures that are no pairs where these are asked for.
+    AtelierError for latents, for what is a slider's already, where no picture is left, and naming pictures that are no pairs
+    where these are asked for.
     """
+    if already := [subset.config.folder for subset in dataset.subsets if subset.config.slider]:
+        raise AtelierError(
+            f"dataset: {already[0]} comes from another Slider Dataset, whose prompts or pairs are in it already. Use one Slider "
+            "Dataset in a row, behind all folders; it takes several targets, one a line."
+        )
     subsets = tuple(_subset(subset, slider) for subset in dataset.subsets if subset.config.role != "validation")
     left_out = sum(len(subset.samples) for subset in dataset.subsets if subset.config.role == "validation")
     if not any(subset.samples for subset in subsets):
@@ -41,7 +50,7 @@ def _subset(subset: Subset, slider: SliderConfig) -> Subset:
         usual = SubsetConfig(name)
         idle = [setting for setting in OF_CAPTIONS if getattr(config, setting) != getattr(usual, setting)]
         if idle:
-            said.append(f"{name}: {', '.join(idle)} have no part in a slider from prompts.")
+            said.append(f"{name}: {', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no part in a slider from prompts.")
             config = replace(config, **{setting: getattr(usual, setting) for setting in idle})
         target = slider.ends[0].target
         controls = any(sample.controls for sample in subset.samples)

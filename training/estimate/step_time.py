@@ -81,8 +81,9 @@ def circumstances(config: TrainingConfig, plan: Plan, model: str, device: str, s
 
 
 def _slider(plan: Plan) -> str:
-    """From what a slider is learnt; empty where none is."""
-    return next((subset.config.slider.source for subset in plan.dataset.subsets if subset.config.slider), "")
+    """From what a slider is learnt, the slower of several; empty where none is."""
+    found = {subset.config.slider.source for subset in plan.dataset.subsets if subset.config.slider}
+    return "prompts" if "prompts" in found else next(iter(found), "")
 
 
 def _masked(plan: Plan) -> float:
