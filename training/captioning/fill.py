@@ -91,6 +91,12 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False, only: S
     notes: list[str] = []
     captioned = [s for s in dataset.subsets if regularisation or s.config.role != "regularisation"]
     meant = _meant(dataset, only)
+    unheard = dict.fromkeys(s.config.folder for s in captioned if s.config.slider and s.config.slider.prompts)
+    if unheard:
+        notes.append(
+            f"a slider that learns from prompts reads no captions, so those of {some(list(unheard))} are of no use to it. Take Auto "
+            "Caption out of this row."
+        )
     for subset in captioned:
         reader = CaptionReader(subset.config)
         for sample in subset.samples:

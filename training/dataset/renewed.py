@@ -10,6 +10,7 @@ from .index import Index, file_digest
 from .masks import check_mask
 from .plan import bucket_of
 from .samples import Dataset, Sample, Subset, some
+from .sliders import check_pair
 
 
 def renewed(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
@@ -40,8 +41,10 @@ def renewed(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
 def _now(sample: Sample, subset: Subset, index: Index) -> Sample:
     facts = index.facts(sample.path)
     controls = tuple(_control(control, index) for control in sample.controls if is_file(control.path))
-    before = _control(sample.before, index) if sample.before and is_file(sample.before.path) else sample.before
-    sample = dataclasses.replace(sample, before=before)
+    if sample.before is not None:
+        before = _before(sample.before, sample.path.name, index)
+        check_pair(before, dataclasses.replace(sample, width=facts.width, height=facts.height))
+        sample = dataclasses.replace(sample, before=before)
     mask, mask_key = sample.mask, sample.mask_key
     if mask == sample.path:
         mask_key = facts.key
@@ -58,6 +61,12 @@ def _now(sample: Sample, subset: Subset, index: Index) -> Sample:
         sample, width=facts.width, height=facts.height, key=facts.key, look=facts.look, focus=focus, mask=mask,
         mask_key=mask_key, head=face.box if face else None, controls=controls,
     )  # fmt: skip
+
+
+def _before(before: Sample, of: str, index: Index) -> Sample:
+    if not is_file(before.path):
+        raise AtelierError(f"{before.path}: this picture, from before {of}, was taken out. Put it back, or take both out.")
+    return _control(before, index)
 
 
 def _control(control: Sample, index: Index) -> Sample:

@@ -80,9 +80,14 @@ def _pairs(subset: Subset) -> Iterator[Sample]:
         )
     for sample in subset.samples:
         before = sample.controls[0]
-        if not same_shape((before.width, before.height), (sample.width, sample.height)):
-            raise AtelierError(
-                f"{before.path}: it has {before.width} x {before.height} pixels and another shape than {sample.path.name} "
-                f"({sample.width} x {sample.height}). The two pictures of a pair differ in what the slider learns alone."
-            )
+        check_pair(before, sample)
         yield replace(sample, before=before, controls=())
+
+
+def check_pair(before: Sample, after: Sample) -> None:
+    """AtelierError unless the two pictures have one shape."""
+    if not same_shape((before.width, before.height), (after.width, after.height)):
+        raise AtelierError(
+            f"{before.path}: it has {before.width} x {before.height} pixels and another shape than {after.path.name} "
+            f"({after.width} x {after.height}). The two pictures of a pair differ in what the slider learns alone."
+        )

@@ -13,9 +13,10 @@ from lora_atelier.training.captioning.fill import fill, workload
 from lora_atelier.training.captioning.protocol import CutShort, Picture
 from lora_atelier.training.captioning.settings import GenerationSettings, TaggerSettings
 from lora_atelier.training.captioning.text import TextWork, repeats
-from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.config import SliderConfig, SubsetConfig
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, scan
+from lora_atelier.training.dataset.sliders import slider_of
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
@@ -185,6 +186,13 @@ def test_work_is_counted_before_a_model_is_loaded(folder):
     todo = workload(dataset(folder), "fill missing")
     assert [task.file.name for task in todo.work] == ["cat-face.txt", "hot-dog.txt"]
     assert [task.file.name for task in todo.kept] == ["crab_01.txt"]
+
+
+def test_captions_that_a_slider_does_not_read_are_told(folder):
+    slid = slider_of(dataset(folder), SliderConfig(positive="old", negative="young"))
+    (note,) = [note for note in fill(slid, NAMES)[1].notes if "slider" in note]
+    assert "reads no captions" in note and dataset(folder).subsets[0].config.folder in note
+    assert not [note for note in workload(dataset(folder), "overwrite").notes if "slider" in note]
 
 
 def test_regularisation_pictures_are_left_alone_unless_somebody_asks(folder, tmp_path):

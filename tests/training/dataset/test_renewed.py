@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from lora_atelier.training.config import SubsetConfig
+from lora_atelier.training.config import SliderConfig, SubsetConfig
 from lora_atelier.training.dataset.renewed import renewed
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import scan
+from lora_atelier.training.dataset.sliders import slider_of
+from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
 CONFIG = SubsetConfig("input/set", masks="files")
@@ -40,3 +42,32 @@ def test_what_was_taken_away_is_not_waited_for(folder, name):
 def test_what_has_not_changed_is_the_same(folder):
     before = Dataset(scan(folder, CONFIG))
     assert renewed(before) == (before, ())
+
+
+@pytest.fixture
+def pair(folder):
+    for name in ("a_control.png", "b.png", "a.mask.png"):
+        (folder / name).unlink()
+    return slider_of(Dataset(scan(folder, CONFIG)), SliderConfig("pairs of pictures"))
+
+
+def test_both_pictures_of_a_pair_are_read_anew(folder, pair):
+    assert renewed(pair) == (pair, ())
+    for name in ("a.png", "control_2/a.png"):
+        Image.new("RGB", (16, 32)).save(folder / name)
+    after, notes = renewed(pair)
+    (now,) = after.samples
+    assert (now.width, now.height) == (now.before.width, now.before.height) == (16, 32) and notes
+
+
+@pytest.mark.parametrize("name", ["a.png", "control_2/a.png"])
+def test_a_pair_that_was_turned_in_half_is_told(folder, pair, name):
+    Image.new("RGB", (16, 32)).save(folder / name)
+    with pytest.raises(AtelierError, match=r"control_2.a\.png: it has .* another shape than a\.png"):
+        renewed(pair)
+
+
+def test_a_pair_without_its_other_end_is_told(folder, pair):
+    (folder / "control_2" / "a.png").unlink()
+    with pytest.raises(AtelierError, match=r"control_2.a\.png: this picture, from before a\.png, was taken out"):
+        renewed(pair)
