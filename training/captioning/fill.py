@@ -94,8 +94,8 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False, only: S
     unheard = dict.fromkeys(s.config.folder for s in captioned if s.config.slider and s.config.slider.prompts)
     if unheard:
         notes.append(
-            f"a slider that learns from prompts reads no captions, so those of {some(list(unheard))} are of no use to it. Take Auto "
-            "Caption out of this row."
+            f"a slider that learns from prompts reads no captions, so those of {some(list(unheard))} are of no use to it. Take "
+            "Auto Caption out of this row."
         )
     for subset in captioned:
         reader = CaptionReader(subset.config)

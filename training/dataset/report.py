@@ -18,6 +18,8 @@ from .views import View, view
 
 ENLARGED = 2.0
 """A picture that is enlarged more than this looks soft, and the softness is learnt."""
+TINY = 0.25
+"""Share of the resolution's area below which a picture that is not enlarged is learnt at a size that no one draws at."""
 CUT = 0.25
 """A picture that loses more than this share of its area has an unusual shape."""
 OTHER_SHAPE = 1.1
@@ -84,6 +86,8 @@ def remarks(subset: Subset) -> list[str]:
     pictures = inspect(Dataset((subset,)))
     soft = [p for p in pictures if p.enlarged > ENLARGED]
     small = [p for p in pictures if 1 < p.enlarged <= ENLARGED]
+    least = TINY * math.prod(subset.config.fixed_size) if subset.config.bucket_no_upscale else 0
+    tiny = [p for p in pictures if math.prod(p.shown.size) < least]
     odd = [p for p in pictures if p.cut > CUT and not p.shown.side]  # around a head most is cut off on purpose
     bare = [p.path for p in pictures if p.caption is None]
     pairs = duplicates([sample.look for sample in subset.samples])
@@ -94,6 +98,12 @@ def remarks(subset: Subset) -> list[str]:
     if small:
         most = max(p.enlarged for p in small)
         said.append(f"{counted(len(small), 'picture')} smaller than the bucket, enlarged at most {most:.1f} times.")
+    if tiny:
+        details = [f"{p.path.name} ({_sides(p.shown.size)})" for p in tiny]
+        said.append(
+            f"trained on at less than a quarter of the resolution's area, since bucket_no_upscale is on ({len(tiny)}): "
+            f"{some(details)}. A model learns to draw small and coarse there; bring larger ones, or take them out."
+        )
     if odd:
         details = [f"{p.path.name} ({p.cut:.0%} cut off)" for p in odd]
         said.append(f"unusual shape: {some(details)}.")

@@ -26,6 +26,14 @@ def test_small_pictures_are_named():
     ]
 
 
+def test_pictures_far_below_the_resolution_are_named():
+    sizes = (512, 512), (256, 256), (255, 256), (70, 90)
+    (said,) = remarks(pictures(*sizes, bucket_no_upscale=True))
+    assert said.startswith("trained on at less than a quarter of the resolution's area, since bucket_no_upscale is on (2): ")
+    assert "2.png (192 x 256), 3.png (64 x 64)." in said
+    assert not [one for one in remarks(pictures(*sizes)) if "quarter" in one]
+
+
 def test_unusual_shapes_are_named():
     (said,) = remarks(pictures((1024, 1024), (1000, 4000), buckets=False))
     assert said == "unusual shape: 1.png (75% cut off)."
