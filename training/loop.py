@@ -70,15 +70,15 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
     def learn_from(inputs: StepInputs) -> Tensor:
         """The loss of a batch, of a slider in each direction, whose gradient is added to those before it. Nothing of the graph
         outlives this call."""
-        if session.text is None:  # else its answer is an input, and has begun the step
-            flat.begin()
         found = []
         with closing(directions(session, inputs)) as ways:
-            for way in ways:
+            for way in ways:  # each collected by itself, so that in half precision two add up as exactly as two batches
+                if session.text is None:  # else its answer is an input, and has begun the step
+                    flat.begin()
                 loss = loss_of(session, way)
                 scaler.scale(loss / inputs.parts).backward()
+                flat.collect()
                 found.append(loss.detach())
-        flat.collect()
         return reduce(operator.add, found)
 
     steps = StepContext(session, learn_from, callbacks.warn, callbacks.cancelled)

@@ -25,6 +25,7 @@ from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.sliders import slider_of
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.estimate.step_time import circumstances
+from lora_atelier.training.network.flat import FlatParameters
 from lora_atelier.training.step import form_of
 from PIL import Image
 from safetensors import safe_open
@@ -135,6 +136,22 @@ def test_the_strengths_lead_into_opposite_directions(tiny, folder, asked):
     assert along(1.0) > 0.5 and along(-1.0) < -0.5
     first, last = (sum(one.loss for one in some) for some in (asked[:4], asked[-4:]))
     assert last < 0.9 * first
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_directions_add_up_in_single_precision(tiny, folder, monkeypatch, precision):
+    """As accumulated batches do; autograd would round the sum of two gradients in half precision."""
+    added, real = [], FlatParameters.collect
+
+    def watched(flat):
+        before = flat.gradient.clone()
+        real(flat)
+        added.append((before, flat.gradient - before))
+
+    monkeypatch.setattr(FlatParameters, "collect", watched)
+    go(tiny("sd3"), read(folder), of(steps=2, precision=precision, speed="eager"))
+    assert len(added) == 4 and [bool(before.any()) for before, _ in added] == [False, True] * 2
+    assert all(found.any() for _, found in added)
 
 
 # The promises --------------------------------------------------------------------------------------------------------
