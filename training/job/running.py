@@ -38,7 +38,7 @@ from ..session import total_steps
 from ..tensors.precision import compute_dtype
 from . import drawing
 from .checks import check_dataset, check_texts
-from .telling import laid
+from .telling import of_models
 from .training import train_job
 from .wanted import NOTHING_NAMED, Job, Named, Preview, Trained
 
@@ -148,7 +148,7 @@ def _trained(job: Job, opened: Opened, node: str, lacking: str) -> Trained:
             opening=why, changes=changes, **facts,
         )  # fmt: skip
         account = Account(run, settings_of(config))
-        account.add("notes", *filter(None, (lacking, laid(job))))
+        account.add("notes", *filter(None, (lacking, *of_models(job))))
         with live.entered(now, host.is_interrupt), _noted(run):
             train_job(job, run, now, account)
             if not job.keep_state:
