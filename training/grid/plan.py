@@ -149,6 +149,7 @@ def remarks(runs: Sequence[Epochs], choice: EpochChoice, strengths: Sequence[flo
     out += [f"{path.name} is named twice and shown once." for path, count in twice.items() if count > 1]
     if any(file.label == "unnumbered" for run in runs for file in run.files):
         out.append("An unnumbered file stands last, as trainers save it; it does not say after which epoch that was.")
+    out += [f"{run.name}: it was not trained to its end. {run.failed}" for run in runs if run.failed]
     if 0 in strengths:
         out.append("strengths: at 0 a LoRA changes nothing, so that this row shows the picture without it.")
     return out
