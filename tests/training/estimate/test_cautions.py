@@ -199,6 +199,8 @@ def test_thousands_of_files_are_counted_and_weighed() -> None:
     few = LengthConfig(epochs=12_500, keep_last=5)
     assert cautions(prospect(few, file_bytes=19_000_000, free_bytes=100 * GB)) == []
     assert cautions(prospect(LengthConfig(epochs=5), file_bytes=GB, free_bytes=3 * GB))[0].startswith("disk: the run's 5 files")
+    swept = cautions(prospect(LengthConfig(epochs=1), file_bytes=GB, free_bytes=3 * GB, trainings=5))
+    assert swept[0].startswith("disk: the sweep's 5 files")
     assert cautions(prospect(LengthConfig(epochs=1), state_bytes=3 * GB, free_bytes=5 * GB))[0].startswith(
         "disk: the run's 1 file "
     )
