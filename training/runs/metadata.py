@@ -132,6 +132,7 @@ def describe(
         "modelspec.prediction_type": PREDICTIONS.get(prediction),
         "lora_atelier.family": family,
         "lora_atelier.step": step,
+        "ss_guidance_scale": config.guidance if config.guidance != 1 else None,
         "lora_atelier.base_weights": config.base_weights if config.base_weights != "as loaded" else None,
         "lora_atelier.config": to_dict(config),
         "lora_atelier.dataset": dataset.fingerprint,
