@@ -168,6 +168,10 @@ class ConfigureLoRA(io.ComfyNode):
                     "speed", settings.Speed,
                     "auto: an NVIDIA GPU repeats recorded steps and need not wait for Python. eager: every operation anew.",
                 ),
+                _number(
+                    "guidance", 1.0, 0.0, 100.0, 0.1,
+                    "What a guidance-distilled model (Flux dev, Hunyuan) is told in training; 1 is usual. Others are told none.",
+                ),
             ], ADVANCED, GROUPS),
             outputs=[CONFIG.Output(display_name="config", tooltip="Connect to Train LoRA.")],
         )  # fmt: skip
@@ -330,10 +334,6 @@ def _added_later() -> list[Any]:
         _choice(
             "base_weights", settings.BaseWeights,
             "How the model's large weights are held while it trains. fp8, int8: rounded to half of their memory; another LoRA.",
-        ),
-        _number(
-            "guidance", 1.0, 0.0, 100.0, 0.1,
-            "What a guidance-distilled model (Flux dev, Hunyuan) is told in training; 1 is usual. Others are told none.",
         ),
     ]  # fmt: skip
 
