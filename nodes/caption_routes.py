@@ -32,6 +32,8 @@ LOOKS = (
     "caption_encoding",
     "caption_lines",
     "head_margin",
+    "fixed_height",
+    "bucket_no_upscale",
     "caption_prefix",
     "caption_suffix",
     "wildcards",
