@@ -279,6 +279,52 @@ def test_only_the_first_line_is_read_where_that_is_meant(tmp_path):
     assert [s.caption for s in scan(tmp_path, config())[0].samples] == ["a cat by me, 2020", "a dog\na hound"]
 
 
+def test_a_list_of_captions_stays_one_beside_further_files(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"file_name": "1.png", "text": ["a dog", "a hound"]}))
+    (tmp_path / "1.short.txt").write_text("dog\nof mine")
+    for lines, expected in (("one text", "a dog\na hound\ndog of mine"), ("alternatives", "a dog\na hound\ndog\nof mine")):
+        (subset,) = scan(tmp_path, config(further_captions=".short.txt", caption_lines=lines))
+        assert subset.samples[0].caption == expected
+
+
+def test_the_first_line_of_every_file_is_read_where_that_is_meant(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "1.txt").write_text("a long text\nby me")
+    (tmp_path / "1.short.txt").write_text("a short one\nby me")
+    (tmp_path / "1.json").write_text(json.dumps({"caption": "of json\nby me", "caption_2": "another"}))
+    (subset,) = scan(tmp_path, config(further_captions=".short.txt, .json", caption_lines="first line"))
+    assert subset.samples[0].caption == "a long text\na short one\nof json"
+
+
+CAPTIONS_OF_JSON = (
+    "caption", "captions", "Caption", "caption_long", "long_caption", "short caption", "caption2", "prompt", "text-3", "brief",
+    "detailed_description",
+)  # fmt: skip
+OTHERS_OF_JSON = (
+    "negative_prompt", "negative_caption", "caption_model", "prompt_id", "text_encoder", "caption_source", "title", "texture",
+    "7",
+)  # fmt: skip
+
+
+def test_what_stands_under_a_name_of_captions_is_read_and_the_rest_named(tmp_path):
+    picture(tmp_path / "1.png")
+    values = {name: f"under {name}" for name in (*CAPTIONS_OF_JSON, *OTHERS_OF_JSON)}
+    (tmp_path / "1.json").write_text(json.dumps({**values, "score": 3}))
+    (subset,) = scan(tmp_path, config(further_captions=".json"))
+    assert subset.samples[0].caption == "\n".join(f"under {name}" for name in CAPTIONS_OF_JSON)
+    read, passed = (", ".join(map(repr, names)) for names in (CAPTIONS_OF_JSON, OTHERS_OF_JSON))
+    assert f"captions in JSON stand under {read}; passed over: {passed}." in subset.warnings
+
+
+def test_further_files_are_listed_where_captions_are_off(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "1.short.txt").write_text("short")
+    (subset,) = scan(tmp_path, config(further_captions=".short.txt", captions=False))
+    assert subset.samples[0].caption == "" and not any("Name .short.txt" in said for said in subset.warnings)
+    assert [one for one in subset.passed_over if "captions is off" in one[1]] == [("1.short.txt", subset.passed_over[0][1])]
+
+
 @pytest.mark.parametrize(
     ("caption", "values", "said"),
     [

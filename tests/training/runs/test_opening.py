@@ -129,6 +129,7 @@ def test_the_first_begins_and_the_next_goes_on(folders):
         {"network": NetworkConfig(conv_rank=8, conv_alpha=2.0, lokr_factor=4)},
         {"dataset": with_settings(pictures("a", "b"), variants=2, keep_tokens=3, mask_floor=0.5, validation_seed=4)},
         {"dataset": with_settings(pictures("a", "b"), captions=False)},
+        {"dataset": with_settings(pictures("a", "b"), wildcards=True, keep_separator="|||")},  # no caption has either
         {"dataset": with_settings(pictures("a", "b"), further_captions=".json", trigger_words="ohwx", dropped_caption="empty")},
     ],
 )  # fmt: skip
@@ -157,8 +158,6 @@ def test_what_decides_no_weight_lets_the_run_go_on(folders, changed):
         ({"models": {**MODELS, "model": "other"}}, "the model is another"),
         ({"models": {**MODELS, "vae": "other"}}, "the VAE is another"),
         ({"dataset": Dataset((dataclasses.replace(pictures("a", "b").subsets[0], repeats=5),))}, "repeats is 5 now and was 1"),
-        ({"dataset": with_settings(pictures("a", "b"), wildcards=True)}, "wildcards is True now and was False"),
-        ({"dataset": with_settings(pictures("a", "b"), keep_separator="|||")}, "keep_separator is ||| now and was empty"),
         ({"dataset": pictures()}, "ink was trained on other pictures"),
     ],
 )
@@ -345,13 +344,6 @@ def test_so_had_a_setting_of_the_recipe_that_only_counts_beside_another():
     stored = json.loads(Inputs.of(config, pictures("a"), MODELS).stored())
     del stored["settings"]["optimizer.power"]
     assert compare(Inputs.read(stored), Inputs.of(config, pictures("a"), MODELS)).settings == ("power is 2 now and was 1",)
-
-
-@pytest.mark.parametrize("settings", [{"wildcards": True}, {"keep_separator": "|||"}])
-def test_what_no_caption_has_a_use_for_makes_no_other_run(folders, settings):
-    folders.trained(40)
-    folders.dataset = with_settings(folders.dataset, **settings)
-    assert folders.name() == "ink"
 
 
 def test_every_field_of_a_recipe_is_sorted():
