@@ -13,7 +13,7 @@ from ..config import Ends, SliderConfig, SubsetConfig
 from ..seeding import picture_random
 from .choices import Pieces, combinations, drawn, letters, parsed, period, taken
 from .samples import Dataset
-from .words import composed, joined, parts, word_starts
+from .words import composed, forms, joined, parts, word_starts
 
 FIXED = -1
 """Number of a sighting in which nothing is left to chance: for pictures that are only looked at, never trained on."""
@@ -116,9 +116,14 @@ def _places(text: str, config: SubsetConfig) -> list[tuple[str, bool]]:
 
 
 def _triggers_in(text: str, config: SubsetConfig) -> list[str]:
-    """The trigger words that stand in a text, whatever their capitals."""
+    """The trigger words that stand in a text, whatever their capitals, with brackets as they are written there."""
     whole = composed(text).casefold()
-    return [word for word in config.triggers if next(word_starts(whole, composed(word).casefold()), None) is not None]
+    found = (next((form for form in forms(word) if _stands(form, whole)), None) for word in config.triggers)
+    return [form for form in found if form is not None]
+
+
+def _stands(word: str, whole: str) -> bool:
+    return next(word_starts(whole, composed(word).casefold()), None) is not None
 
 
 def caption_variant(caption: str | None, config: SubsetConfig, seed: int, key: str, variant: int) -> str:

@@ -232,7 +232,7 @@ def _subset(subset: Subset, controls: bool) -> SubsetInputs:
     config, pictures = subset.config, tuple(_picture(sample, controls) for sample in subset.samples)
     around = config.caption_prefix + config.caption_suffix
     whole = around + "\n".join(sample.caption or "" for sample in subset.samples)
-    idle = {"wildcards": False} if not CHOICE.search(whole) else {}
+    idle: dict[str, Any] = {"wildcards": False} if not CHOICE.search(whole) else {}
     idle |= {"keep_separator": ""} if config.keep_separator not in whole else {}
     return SubsetInputs(_used(_settings(config) | idle) | {"repeats": subset.repeats}, pictures)
 

@@ -212,6 +212,19 @@ def test_trigger_words_are_neither_moved_nor_dropped_wherever_they_stand():
     assert len(set(sights(tags, 60, shuffle_captions=True, trigger_words="hat, ohwx"))) == 2
 
 
+@pytest.mark.parametrize("word", ["Name (series)", r"name \(series\)"])
+@pytest.mark.parametrize("tag", ["name (series)", r"name \(series\)"])
+def test_a_trigger_word_with_brackets_is_found_however_they_are_escaped(word, tag):
+    caption = f"red hair, {tag}, smile, hat"
+    for text in sights(caption, 60, shuffle_captions=True, tag_dropout=0.5, trigger_words=word):
+        assert tag in text.split(", ")
+    left = {
+        text.casefold() for text in sights(caption, 60, caption_dropout=0.5, trigger_words=word, dropped_caption="trigger words")
+    }
+    assert left == {caption, tag}
+    assert "" in sights("named (series), hat", 60, caption_dropout=0.5, trigger_words=word, dropped_caption="trigger words")
+
+
 def test_what_a_separator_holds_is_as_kohya_holds_it():
     caption = "ohwx woman ||| red hair, smile, hat ||| photo, 4k"
     for text in sights(caption, 60, shuffle_captions=True, tag_dropout=0.5, keep_separator="|||"):
