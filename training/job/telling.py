@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from .. import host
+from ..dataset.augment import spoken_triggers
 from ..dataset.cache import CACHE_LIMIT
 from ..dataset.samples import counted
 from ..estimate import disk
@@ -107,7 +108,7 @@ def foretell(job: Job, name: str, adapter: Adapter, account: Account) -> None:
     for caution in (one for one in warned if one not in told):
         account.add("warnings", caution)
         log.warning("%s: %s", name, caution)
-    if job.trigger and job.card.trigger is None:
+    if job.trigger and job.card.trigger is None and not spoken_triggers(job.dataset):
         account.add(
             "notes",
             f"Every caption begins with {job.trigger!r}, so that is called the trigger phrase in the files. Write 'trigger: ...' "

@@ -19,10 +19,12 @@ from lora_atelier.training.dataset.augment import (
     count_of,
     plain_caption,
     sighted_caption,
+    spoken_triggers,
     variants_of,
 )
 from lora_atelier.training.dataset.choices import combinations, drawn, offers, parsed, period, taken
 from lora_atelier.training.dataset.put_aside import remove
+from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, refresh_captions, scan
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
@@ -264,8 +266,6 @@ def test_long_and_short_captions_side_by_side(tmp_path):
     before = folder_stamp(tmp_path)
     (tmp_path / "1.short.txt").write_text("shorter still")
     assert folder_stamp(tmp_path) != before
-    from lora_atelier.training.dataset.samples import Dataset
-
     now = refresh_captions(Dataset((subset,)))
     assert next(iter(now.samples)).caption == "long\nshorter still\nof json\njs"
     (tmp_path / "3.json").write_text('{"score": 1}')
@@ -336,6 +336,31 @@ def test_further_files_are_listed_where_captions_are_off(tmp_path):
     (subset,) = scan(tmp_path, config(further_captions=".short.txt", captions=False))
     assert subset.samples[0].caption == "" and not any("Name .short.txt" in said for said in subset.warnings)
     assert [one for one in subset.passed_over if "captions is off" in one[1]] == [("1.short.txt", subset.passed_over[0][1])]
+
+
+def test_what_is_named_and_stands_nowhere_is_said(tmp_path):
+    for number in (1, 2, 3):
+        picture(tmp_path / f"{number}.png", (number, 9, 9))
+        (tmp_path / f"{number}.txt").write_text("ohwx, {zkz|cat}" if number == 1 else "OHWX, dog")
+    (tmp_path / "2.short.txt").write_text("ohwx")
+    named = {"trigger_words": "ohwx, zkz, sks", "keep_separator": "|||", "further_captions": ".short.txt, .long.txt"}
+    (subset,) = scan(tmp_path, config(wildcards=True, **named))
+    said = [one for one in subset.warnings if one.startswith(tuple(named))]
+    assert said == [
+        "trigger_words: 'zkz' is not in 2 of 3 captions: 2.png, 3.png.",
+        "trigger_words: 'sks' stands in no caption. Correct it, or write it into the captions.",
+        "keep_separator: '|||' stands in no caption, so it holds nothing. Correct it, or leave it empty.",
+        "further_captions: no picture has a file with .long.txt, as 1.long.txt would be of 1.png.",
+    ]
+    assert spoken_triggers(Dataset((subset,))) == ("ohwx", "zkz")
+
+
+def test_pictures_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    for folder, text in (("a", "a {red|blue} hat"), ("b", "a hat")):
+        (tmp_path / folder).mkdir()
+        picture(tmp_path / folder / "1.png", "red" if folder == "a" else "blue")
+        (tmp_path / folder / "1.txt").write_text(text)
+    assert "is read as it stands (1): 1.png." in "".join(scan(tmp_path, config(nested=True))[0].warnings)
 
 
 @pytest.mark.parametrize(
