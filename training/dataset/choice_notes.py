@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..config import SubsetConfig
 from . import choices
 from .augment import CHOICES, alternatives, form_in, letters_of, turns_of
+from .names import key
 from .samples import Sample, counted, some
 
 
@@ -28,8 +29,8 @@ def _unused(samples: Sequence[Sample], config: SubsetConfig) -> list[str]:
     separator = config.keep_separator
     if separator and not any(separator in text for text in texts.values()):
         said.append(f"keep_separator: {separator!r} stands in no caption, so it holds nothing. Correct it, or leave it empty.")
-    files = [file.name.lower() for sample in samples for file in sample.further]
-    there = [ending for ending in config.further_endings if any(file.endswith(ending.lower()) for file in files)]
+    files = [key(file.name) for sample in samples for file in sample.further]
+    there = [ending for ending in config.further_endings if any(file.endswith(key(ending)) for file in files)]
     if config.captions and (none := [ending for ending in config.further_endings if ending not in there]):
         said.append(f"further_captions: no picture has a file with {', '.join(none)}, as 1{none[0]} would be of 1.png.")
     return said

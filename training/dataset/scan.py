@@ -21,6 +21,7 @@ from .heads import Face
 from .index import Facts, Index, file_digest
 from .jsonl import captions_of
 from .listing import FoundFolder, refuse_outside
+from .names import key
 from .plan import bucket_of
 from .samples import Dataset, Sample, Subset, some
 from .unused import Unused
@@ -105,7 +106,7 @@ def _looked_at(index: Index, path: Path) -> None:
 def _further(found: FoundFolder, picture: Path, config: SubsetConfig) -> dict[str, Path]:
     """The further caption files of a picture that are named, by their endings."""
     there = found.further.get(picture, {})
-    return {ending: there[ending.lower()] for ending in config.further_endings if ending.lower() in there}
+    return {ending: there[key(ending)] for ending in config.further_endings if key(ending) in there}
 
 
 def _control(path: Path, index: Index, root: Path) -> Sample:

@@ -338,6 +338,32 @@ def test_further_files_are_listed_where_captions_are_off(tmp_path):
     assert [one for one in subset.passed_over if "captions is off" in one[1]] == [("1.short.txt", subset.passed_over[0][1])]
 
 
+@pytest.mark.parametrize(
+    "ending", [".短.txt", ".my notes.txt", ".supplemental-metadata.json", ".Short.TXT", ".de\u0301j\u00e0.txt"]
+)
+def test_what_the_node_advises_can_be_done(tmp_path, ending):
+    picture(tmp_path / "1.png")
+    (tmp_path / f"1{ending}").write_text('{"caption": "of it"}' if ending.endswith("json") else "of it")
+    (advised,) = re.findall(r"Name (.*) in further_captions to use them\.", "\n".join(scan(tmp_path, config())[0].warnings))
+    (subset,) = scan(tmp_path, config(further_captions=advised))
+    assert subset.samples[0].caption == "of it" and not any("further_captions" in one for one in subset.warnings)
+
+
+def test_an_ending_that_cannot_be_named_is_not_advised(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "1.a, b.txt").write_text("of it")
+    assert "Rename them without signs such as commas" in "".join(scan(tmp_path, config())[0].warnings)
+
+
+def test_the_caption_of_a_picture_that_is_not_read_is_no_further_one(tmp_path):
+    picture(tmp_path / "cat.png")
+    (tmp_path / "cat.2.avi").write_bytes(b"film")
+    (tmp_path / "cat.2.txt").write_text("of the film")
+    (subset,) = scan(tmp_path, config(further_captions=".2.txt"))
+    assert subset.samples[0].caption is None
+    assert ("cat.2.txt", "captions of pictures that are not used.") in subset.passed_over
+
+
 def test_what_is_named_and_stands_nowhere_is_said(tmp_path):
     for number in (1, 2, 3):
         picture(tmp_path / f"{number}.png", (number, 9, 9))
