@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.starting import imported
 
@@ -163,6 +164,19 @@ def test_a_configuration_of_kohyas_interface() -> None:
     assert (recipe["warmup_share"], recipe["text_encoder"], recipe["text_encoder_rate"]) == (0.1, "clip", 5e-5)
     assert recipe["optimizer_args"] == "scale_parameter=False relative_step=False warmup_init=False"
     assert "caption_extension" not in nodes["LoadDataset"] and "caption_extension" in lost
+
+
+@pytest.mark.parametrize(
+    ("ending", "widgets", "is_lost"),
+    [("json", {"further_captions": ".json"}, False), (".TXT", {"caption_extension": ".txt"}, False), ("html", {}, True)],
+)
+def test_endings_of_an_ai_toolkit_dataset(ending: str, widgets: dict[str, str], is_lost: bool) -> None:
+    nodes, lost = read(AI_TOOLKIT.replace("caption_ext: txt", f"caption_ext: {ending}"))
+    there = {
+        name: nodes["LoadDataset"][name] for name in ("further_captions", "caption_extension") if name in nodes["LoadDataset"]
+    }
+    assert there == widgets and ("datasets.caption_ext" in lost) == is_lost
+    SubsetConfig("input/x", **there)
 
 
 def test_an_ai_toolkit_job() -> None:
