@@ -47,5 +47,5 @@ def _what() -> str:
         "3. Queue. A training that is finished is not trained again: after a stop, or with a value more, only what is missing. "
         "For a first look set `max_steps` low.",
         "4. `which_epochs` at `all` shows every epoch of every training. Keep what you like with *Look and choose ...*, and "
-        "delete the others in *Runs ...*.",
+        "delete the others in *Runs ...*; the grid itself lies with the first of them.",
     ])  # fmt: skip

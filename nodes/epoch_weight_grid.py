@@ -31,6 +31,8 @@ def single(name: str, given: Any) -> Any:
     """The one value that came through a wire; AtelierError for several, of which a page could show but one."""
     if not isinstance(given, list):
         return given
+    if not given:
+        raise AtelierError(f"{name}: nothing came through the wire. Connect a node that gives something, or none.")
     if any(one is not given[0] and not (isinstance(one, (str, int, float)) and one == given[0]) for one in given):
         raise AtelierError(
             f"{name}: {len(given)} values came through the wire, and all cells of a grid share one. Connect a single one; the "
@@ -228,7 +230,8 @@ def _judge(runs: list[Any], dataset: Any, clip_vision: Any) -> Any:
     from ..training import host
     from ..training.grid import features, judge
 
-    pictures = trained_pictures(dataset) if dataset is not None else [path for run in runs for path in run.pictures]
+    several = dict.fromkeys(path for run in runs for path in run.pictures)  # runs of one dataset name the same ones
+    pictures = trained_pictures(dataset) if dataset is not None else list(several)
     if not pictures:
         return None
     return judge.Judge(host.PictureReader(clip_vision) if clip_vision is not None else features.ColoursAndEdges(), pictures)

@@ -152,6 +152,7 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
     if config:
         beside, full = disk.beside_loras(host.runs_folder(), host.loras_folder(), expected.state)
         prospect = _prospect(config, steps, dataclasses.replace(expected, state=beside), model, sources, samples)
+        prospect = dataclasses.replace(prospect, trainings=len(recipes))
         prospect = dataclasses.replace(prospect, **pictures_of(values, model))
         files = expected_files(prospect)
         of_grids = [grid_cautions(grid, files) for grid in grids]

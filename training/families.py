@@ -14,7 +14,8 @@ from typing import Literal
 
 FEW_STEPS = re.compile(
     r"(?<![a-z])(turbo|schnell|lightning|hyper(?![-_ ]?real)|lcm|dmd2?|distill?(?:ed)?|klein|flash(?![-_ ]?photo)|sprint|nitro"
-    r"|rapid|(?<=i1[-_ ])fast)(?![a-z])|(?<![a-z\d])([12468][-_ ]?steps?)(?![a-z])",
+    r"|rapid|caus ?vid|fusion ?x|lightx2v|tcd|self[-_ ]?forcing|(?<=i1[-_ ])fast)(?![a-z])"
+    r"|(?<![a-z\d])([12468][-_ ]?steps?)(?![a-z])",
     re.IGNORECASE,
 )
 """Words in a file's name that stand for a model that draws in few steps."""

@@ -124,6 +124,10 @@ class HandedOn:
             self._files.difference_update(gone)
         return self._losses
 
+    def incomplete(self) -> None:
+        """To be called when less was handed on than was asked for, so that it is asked for anew."""
+        self._losses += 1
+
 
 def sweep(folder: Path) -> None:
     """Removes the temporary files that a killed process left in ``folder``; nobody else may be writing there."""

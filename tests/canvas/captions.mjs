@@ -37,13 +37,14 @@ await import(`${page}/extensions/lora-atelier/captions.js`);
 
 // The folder: captions by picture; a version is the caption itself.
 let folder = { "a.png": "a", "b.png": "b", "c.png": "c" };
+const controls = { "b.png": [{ folder: "input/set", picture: "control/b.png" }, { folder: "input/set_control", picture: "b_2.png" }] };
 const aside = {};
 const asked = [];
 let silent = false;
 const refuse = (error) => ({ ok: false, status: 400, json: async () => ({ error }) });
 const answers = {
   pictures: () => ({
-    pictures: Object.entries(folder).map(([picture, caption]) => ({ picture, caption, version: caption, size: [8, 8], bucket: [8, 8], box: [0, 0, 8, 8], repeats: 1 })),
+    pictures: Object.entries(folder).map(([picture, caption]) => ({ picture, caption, version: caption, size: [8, 8], bucket: [8, 8], box: [0, 0, 8, 8], repeats: 1, controls: controls[picture] })),
     notes: [],
   }),
   captions: ({ edits }) => {
@@ -97,6 +98,8 @@ const press = (key) => dialog.named(`${key}Help`)[0].dispatchEvent(new Event("cl
 const said = () => dialog.children.at(-1).children[0].textContent;
 const seen = {};
 seen.first = rows();
+const kinds = (item, tag) => [...(item.tag === tag ? [item] : []), ...item.children.filter((one) => one instanceof Element).flatMap((one) => kinds(one, tag))];
+seen.controls = list.children.map((item) => kinds(item, "figure").map((one) => [one.textContent.trim(), one.attributes.title, kinds(one, "img")[0].attributes.src]));
 
 // Two clicks at once, with something not saved.
 type("b.png", "b, mine");

@@ -21,6 +21,14 @@ def test_clicks_wait_for_each_other_and_what_is_not_saved_stays(seen: dict[str, 
     assert seen["undone"] == {"b.png": "b, mine", "c.png": "c", "a.png": "a"}
 
 
+def test_control_pictures_stand_beside_their_picture(seen: dict[str, Any]) -> None:
+    """In their order and numbered, each asked for in the folder where it is."""
+    assert [len(shown) for shown in seen["controls"]] == [0, 2, 0]
+    (first, where, source), (second, there, other) = seen["controls"][1]
+    assert first != second and (where, there) == ("control/b.png", "b_2.png")
+    assert "folder=input%2Fset&picture=control%2Fb.png" in source and "folder=input%2Fset_control&picture=b_2.png" in other
+
+
 def test_a_folder_that_cannot_be_read_leaves_the_window_as_it_was(seen: dict[str, Any]) -> None:
     assert seen["away"] == [{"b.png": "b, mine", "c.png": "c", "a.png": "a"}, "the server is away"]
 

@@ -317,6 +317,25 @@ def test_lost_numbers_stop_the_run_and_keep_the_last_good_file(tiny, dataset, mo
     monkeypatch.undo()
 
 
+def test_a_training_of_a_sweep_that_fails_leaves_the_others_their_way(tiny, dataset, monkeypatch):
+    def swept(rate: str) -> plan.Epochs:
+        return go(t, dataset, dataclasses.replace(recipe(), varied=f"learning_rate={rate}")).epochs
+
+    t, before = tiny("sd3"), run.SAVED_LORAS.losses()
+    real, count = step.losses.batch_loss, iter(range(100))
+    monkeypatch.setattr(step.losses, "batch_loss", lambda *given: real(*given) * (float("nan") if next(count) == 4 else 1.0))
+    failed = swept("1")
+    assert "NaN" in failed.failed and [file.epoch for file in failed.files] == [1]
+    assert run.SAVED_LORAS.losses() > before, "the node is asked anew, and does not remember its answer"
+    monkeypatch.undo()
+    sound = swept("0.001")
+    assert (failed.name, sound.name, sound.failed) == ("tiny learning_rate 1", "tiny learning_rate 0.001", "")
+    (said,) = plan.remarks([failed, sound], parse_epochs("last"), (1.0,))
+    assert said.startswith("tiny learning_rate 1: it was not trained to its end.") and "NaN" in said
+    again = swept("1")
+    assert again.failed == "" and len(again.files) == len(sound.files)
+
+
 def test_a_full_disk_is_named_and_what_was_there_survives(tiny, dataset, monkeypatch):
     t = tiny("sd3")
     real, writes = os.replace, []

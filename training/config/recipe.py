@@ -11,7 +11,7 @@ from .network import NetworkConfig
 from .noise import LossConfig, NoiseConfig
 from .optimizer import OptimizerConfig
 from .refusal import check_kinds, choice, refuse, text_of
-from .sweep import name_of
+from .sweep import check_names, name_of, pairs
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SavePrecision = Literal["fp16", "bf16", "fp32"]
@@ -152,7 +152,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_kinds(self)
         object.__setattr__(self, "name", check_run_name(self.name))
-        check_run_name(self.run_name)
+        if self.varied:
+            check_names(self.name, [dict(pairs(self.varied))])
         choice("precision", self.precision, Precision)
         choice("save precision", self.save_precision, SavePrecision)
         choice("base weights", self.base_weights, BaseWeights)

@@ -7,6 +7,7 @@ ranges as in the grid's axes, ``8-32(+8)``.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -18,10 +19,15 @@ from .refusal import refuse, text_of
 
 MOST = 50
 """Trainings of one sweep."""
+LONGEST_NAME = 100
+"""Characters of a run's name, and half of its bytes."""
 NAMED = 6
 """Of which so many are named before they are queued."""
-LINE = re.compile(r"\s*([^:=]+?)\s*[:=]\s*(.*?)\s*")
+LONGEST = 2000
+"""Characters of a line."""
 SCIENTIFIC = re.compile(r"[+-]?(?:\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]?\d{1,3})?", re.ASCII)
+DOUBTFUL = re.compile(r"(?:^|[,;\s])[+-]?\d+,\d+[eE]", re.ASCII)
+"""``1,5e-4``: one number with a decimal comma, or two."""
 UNSAFE = re.compile(r"[^\w .+-]+", re.UNICODE)
 YES, NO = frozenset({"on", "yes", "true", "1"}), frozenset({"off", "no", "false", "0"})
 
@@ -35,17 +41,17 @@ def combinations(text: str, kinds: Mapping[str, Kind]) -> list[dict[str, Any]]:
     ``kinds``: the widgets that may vary. AtelierError for what cannot be read, with the line that it stands in.
     """
     axes: dict[str, list[Any]] = {}
-    for line in filter(str.strip, text_of("sweep", text).splitlines()):
-        found = LINE.fullmatch(line)
-        if found is None:
-            raise AtelierError(f"sweep: {line.strip()!r} names no widget; write it like 'rank: 8, 16, 32'.")
-        widget = found[1].lower().replace(" ", "_")
-        refuse(widget not in kinds, f"sweep: {found[1]!r} cannot vary. One of these can: {', '.join(sorted(kinds))}.")
+    for line in filter(None, map(str.strip, numbers.plain(text_of("sweep", text)).splitlines())):
+        refuse(len(line) > LONGEST, f"sweep: a line has {len(line)} characters; at most {LONGEST}.")
+        named, sign, values = re.sub("[:=]", ":", line, count=1).partition(":")
+        refuse(not sign or not named.strip(), f"sweep: {line!r} names no widget; write it like 'rank: 8, 16, 32'.")
+        widget = named.strip().lower().replace(" ", "_")
+        refuse(widget not in kinds, f"sweep: {named.strip()!r} cannot vary. One of these can: {', '.join(sorted(kinds))}.")
         refuse(widget in axes, f"sweep: {widget} stands in two lines; write all of its values into one.")
-        axes[widget] = _values(widget, found[2], kinds[widget])
-    out = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    refuse(len(out) > MOST, f"sweep: these would be {len(out)} trainings; at most {MOST}. Use fewer values.")
-    return out
+        axes[widget] = _values(widget, values, kinds[widget])
+        count = math.prod(map(len, axes.values()))
+        refuse(count > MOST, f"sweep: these would be {count} trainings or more; at most {MOST}. Use fewer values.")
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def _values(widget: str, text: str, kind: Kind) -> list[Any]:
@@ -61,6 +67,11 @@ def _values(widget: str, text: str, kind: Kind) -> list[Any]:
 
 def _numbers(named: str, text: str, whole: bool) -> list[Any]:
     if re.search(r"\d[eE]", text):  # 1e-4, which no range is written with
+        if found := DOUBTFUL.search(text):
+            raise AtelierError(
+                f"{named}: {found[0].strip(' ,;')[:-1]!r} can be one number or two; write a decimal point, or a blank behind the "
+                "comma."
+            )
         parts = [part for part in re.split(r"[,;\s]", text) if part]
         wrong = [part for part in parts if not SCIENTIFIC.fullmatch(part)]
         if wrong:
@@ -118,6 +129,16 @@ def name_of(name: str, text: str) -> str:
     """The name of a run: that of its recipe, and behind it what is varied, as far as file names may hold it."""
     safe = " ".join(UNSAFE.sub("-", f"{widget} {value}").strip() for widget, value in pairs(text))
     return f"{name} {safe}".rstrip(" .") if safe else name
+
+
+def check_names(name: str, values: Sequence[Mapping[str, Any]]) -> None:
+    """AtelierError where the values make a run's name too long for a file."""
+    for one in values:
+        whole = name_of(name, varied(one))
+        refuse(
+            len(whole) > LONGEST_NAME or len(whole.encode()) > 2 * LONGEST_NAME,
+            f"sweep: with its values behind it the name {whole!r} is too long for a file; shorten name, or vary fewer widgets.",
+        )
 
 
 def axis(texts: Sequence[str]) -> str:

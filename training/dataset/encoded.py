@@ -191,6 +191,8 @@ class EncodedDataset:
                 check_text(reading.text, said)
                 writing.do(partial(self._cache.put, self._text_key(reading), said))
                 advance(done := done + 1)
+        if not work.in_part:
+            return
         alone = [reading for reading in work.in_part if not reading.seen]
         for _ in self._texts.read_all_ahead([one.text for one in alone]):
             advance(done := done + 1)

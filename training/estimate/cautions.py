@@ -98,6 +98,8 @@ class Prospect:
     """Whether that one is the trained model without all that lies on it."""
     drawn_at: tuple[int, float] | None = None
     """(steps, guidance) of the samples, where some are drawn."""
+    trainings: int = 1
+    """Those of a sweep, which leave their files one after the other."""
 
     @property
     def total(self) -> int | None:
@@ -255,15 +257,16 @@ def number_of_saves(prospect: Prospect) -> int:
 
 def _saves(prospect: Prospect) -> Iterator[str]:
     length, written = prospect.config.length, number_of_saves(prospect)
-    kept = min(written, length.keep_last + 1) if length.keep_last else written
+    kept = prospect.trainings * (min(written, length.keep_last + 1) if length.keep_last else written)
     needed = kept * (prospect.file_bytes or 0) + 2 * (prospect.state_bytes or 0)
     free = prospect.free_bytes
     size = f" of {size_text(prospect.file_bytes)}, {size_text(kept * prospect.file_bytes)} in all" if prospect.file_bytes else ""
     if kept > MANY:
         yield f"save_every: {kept:,} files would be saved{size}. Raise save_every or save_every_steps, or set keep_last."
     if free is not None and needed > free:
+        of = "the run's" if prospect.trainings == 1 else "the sweep's"
         yield (
-            f"disk: the run's {counted(kept, 'file')} and what it needs to go on take about {size_text(needed)}, and "
+            f"disk: {of} {counted(kept, 'file')} and what it needs to go on take about {size_text(needed)}, and "
             f"{size_text(free)} are free. Raise save_every, set keep_last, or make room."
         )
     drawn = prospect.samples * _times_drawn(prospect, written)

@@ -29,6 +29,8 @@ class Judged:
     """Fixed loss of the held-out pictures."""
     training: float | None = None
     """Fixed loss of the trained pictures."""
+    run: str = ""
+    """The training that it is of."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def _reasons(
     ]
     if others := [epoch.label for epoch in alike if epoch is not chosen]:
         measured = all(epoch.held_out is not None for epoch in alike)
-        because = "the held-out loss is lower" if measured else "it was trained less, which usually keeps more of the model"
+        of_one = all(epoch.run == chosen.run for epoch in alike)
+        least = "it was trained less, which usually keeps more of the model" if of_one else "nothing measured tells them apart"
+        because = "the held-out loss is lower" if measured else least
         out.append(f"{_list(others)} {'is' if len(others) == 1 else 'are'} about as good; {because}.")
     if too_strong:
         best = _best_strength(merits[too_strong[-1].label], margin)

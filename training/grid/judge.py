@@ -73,7 +73,7 @@ def judged(axes: Axes, losses: Mapping[str, Losses], judge: Judge | None, page: 
     for number, column in enumerate(axes.columns, 1):
         held_out, training = losses.get(column.run, {}).get(column.file.step, (None, None))
         scores = {s: means[number, row] for row, s in enumerate(axes.strengths) if (number, row) in means}
-        out.append(Judged(column.label, scores, held_out, training))
+        out.append(Judged(column.label, scores, held_out, training, column.run))
     return out
 
 

@@ -112,11 +112,12 @@ def columns_of(runs: Sequence[Epochs], choice: EpochChoice) -> tuple[Column, ...
         raise AtelierError(f"which_epochs: none of {choice.text!r} was saved; there are {_there(runs)}.")
     shown = [run for run, files in chosen if files]
     swept = all(run.varied for run in shown) and len({run.recipe for run in shown}) == 1
+    lasts = swept and all(len(files) == 1 and files[0].kind == "last" for _, files in chosen if files)
     out: dict[Path, Column] = {}
     for run, files in chosen:
         name = sweep.label(run.varied) if swept else run.name
         for file in files:
-            numbered = bool(file.label) and (len(run.files) > 1 or file.kind != "last")
+            numbered = bool(file.label) and (len(run.files) > 1 or file.kind != "last") and not (lasts and len(shown) > 1)
             label = file.label if numbered and len(shown) == 1 else f"{name} {file.label}" if numbered else name
             own = (run.recipe, run.varied) if swept else ("", "")
             out.setdefault(file.path, Column(file, run.name, label, *own))
@@ -149,6 +150,7 @@ def remarks(runs: Sequence[Epochs], choice: EpochChoice, strengths: Sequence[flo
     out += [f"{path.name} is named twice and shown once." for path, count in twice.items() if count > 1]
     if any(file.label == "unnumbered" for run in runs for file in run.files):
         out.append("An unnumbered file stands last, as trainers save it; it does not say after which epoch that was.")
+    out += [f"{run.name}: it was not trained to its end. {run.failed}" for run in runs if run.failed]
     if 0 in strengths:
         out.append("strengths: at 0 a LoRA changes nothing, so that this row shows the picture without it.")
     return out

@@ -38,7 +38,7 @@ from ..session import total_steps
 from ..tensors.precision import compute_dtype
 from . import drawing
 from .checks import check_dataset, check_texts
-from .telling import laid
+from .telling import of_models
 from .training import train_job
 from .wanted import NOTHING_NAMED, Job, Named, Preview, Trained
 
@@ -111,7 +111,7 @@ def _trained(job: Job, opened: Opened, node: str, lacking: str) -> Trained:
     """What the opened run ends in: by training, or as it was if it is finished and its files are whole. ``lacking``: what the
     model that draws has not."""
     run, config, why = opened.run, job.config, opened.why
-    finished = opened.finished
+    finished, failed = opened.finished, ""
     if finished and (damaged := run.set_damaged_aside()):
         why = f"{why}; {', '.join(damaged)} {'was' if len(damaged) == 1 else 'were'} damaged and set aside"
         finished = run.finished()
@@ -148,13 +148,22 @@ def _trained(job: Job, opened: Opened, node: str, lacking: str) -> Trained:
             opening=why, changes=changes, **facts,
         )  # fmt: skip
         account = Account(run, settings_of(config))
-        account.add("notes", *filter(None, (lacking, laid(job))))
-        with live.entered(now, host.is_interrupt), _noted(run):
-            train_job(job, run, now, account)
-            if not job.keep_state:
-                _drop_state(job, run, account)
+        account.add("notes", *filter(None, (lacking, *of_models(job))))
+        try:
+            with live.entered(now, host.is_interrupt), _noted(run):
+                train_job(job, run, now, account)
+                if not job.keep_state:
+                    _drop_state(job, run, account)
+        except AtelierError as error:
+            if not config.varied:
+                raise
+            # One value may be too much for the memory or break the training; the others of the sweep are trained all the same.
+            failed = str(error)
+            log.error("%s: %s", run.name, failed)
+            job.show(f"{run.name}: {failed}")
+            SAVED_LORAS.incomplete()
     saved = run.saved()
-    if not saved:
+    if not saved and not failed:
         raise AtelierError(f"{run.name}: its files are gone from {run.lora_folder}. Put them back there and queue again.")
     files = tuple(s for s in saved if s.kind != "moment")
     SAVED_LORAS.add(s.path for s in files)
@@ -168,8 +177,9 @@ def _trained(job: Job, opened: Opened, node: str, lacking: str) -> Trained:
             controls_of(job.dataset, 1),
             job.config.name,
             job.config.varied,
+            failed,
         ),
-        tensors=read_tensors(saved[-1].path, "put it back and queue again"),
+        tensors=read_tensors(saved[-1].path, "put it back and queue again") if saved else {},
         losses=run.losses(),
     )
 

@@ -134,17 +134,21 @@ def remark_on_numbers(job: Job, account: Account, teller: Teller) -> None:
         teller.say(remark_on_weights)
 
 
-def laid(job: Job) -> str:
-    """A sentence on what lies on the trained model; empty if nothing does."""
-    count = job.model.patched_weights
-    if not count:
-        return ""
-    named = f" ({', '.join(job.named.loras)})" if job.named.loras else ""
-    drawn = "Samples are drawn without it" if job.drawn is not None else "Samples are drawn with it"
-    return (
-        f"model: what other nodes have laid on {counted(count, 'weight')} of it{named} was there while the LoRA learnt, and is "
-        f"not in its files. {drawn}."
-    )
+def of_models(job: Job) -> list[str]:
+    """What lies on the trained model, and which other one draws, a sentence each."""
+    said, count = [], job.model.patched_weights
+    if count:
+        named = f" ({', '.join(job.named.loras)})" if job.named.loras else ""
+        drawn = "" if job.drawn is not None else " Samples are drawn with it."
+        said.append(
+            f"model: what other nodes have laid on {counted(count, 'weight')} of it{named} was there while the LoRA learnt, and "
+            f"is not in its files.{drawn}"
+        )
+    if job.drawn is not None and job.preview.steps:
+        name = f", {job.named.drawn}," if job.named.drawn else ""
+        without = " which is the trained one without that," if job.model.has_more_patches(job.drawn) else ""
+        said.append(f"preview_model: samples are drawn with the model there{name}{without} and the trained LoRA.")
+    return said
 
 
 def status_line(p: Progress) -> str:

@@ -93,7 +93,7 @@ class Trained:
 
     epochs: Epochs
     tensors: dict[str, Tensor]
-    """The final LoRA as it stands in the file."""
+    """The final LoRA as it stands in the file; empty where a training of a sweep has failed before it saved one."""
     losses: list[float]
     """Training loss of every step."""
 

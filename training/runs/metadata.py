@@ -137,6 +137,7 @@ def describe(
         "modelspec.prediction_type": PREDICTIONS.get(prediction),
         "lora_atelier.family": family,
         "lora_atelier.step": step,
+        "ss_guidance_scale": config.guidance if config.guidance != 1 else None,
         "lora_atelier.base_weights": config.base_weights if config.base_weights != "as loaded" else None,
         "lora_atelier.laid_on_model": list(laid) or (f"something on {patched} weights" if patched else None),
         "lora_atelier.config": to_dict(config),

@@ -208,14 +208,28 @@ def _is_of(name: str, folder: Path) -> bool:
         return True
 
 
+def _is_swept(name: str, folder: Path) -> bool:
+    """Whether this run is a training of the recipe's sweep."""
+    try:
+        record = read_record(folder)
+    except (AtelierError, FileNotFoundError):
+        return False
+    config = record.values.get("config")
+    return record.recipe == name and isinstance(config, dict) and bool(config.get("varied"))
+
+
 def latest(name: str, runs: Path, running: list[str]) -> str | None:
-    """Of the runs that a recipe of this name has made (``ink``, ``ink-2``, ...) the one that trains, else the newest.
+    """Of the runs that a recipe of this name has made (``ink``, ``ink-2``, ``ink rank 8`` of a sweep) the one that trains, else
+    the newest.
 
     Those that cannot be read are passed over (``set_aside`` names them); AtelierError if there are no others.
     """
     own = re.compile(rf"{re.escape(check_run_name(name))}(-\d+)?")
     found = [(run, None) for run in running] + _all(runs)
-    mine = [(run, why) for run, why in found if own.fullmatch(run) and _is_of(name, runs / run)]
+    mine = [
+        (run, why) for run, why in found
+        if (own.fullmatch(run) and _is_of(name, runs / run)) or (run.startswith(f"{name} ") and _is_swept(name, runs / run))
+    ]  # fmt: skip
     sound = next((run for run, why in mine if why is None), None)
     if sound is None and mine:
         raise AtelierError(f"{mine[0][0]}: {mine[0][1]}")

@@ -355,3 +355,5 @@ class Epochs:
     """The name of its recipe, which the trainings of a sweep share."""
     varied: str = ""
     """What tells it from the others of its sweep (``config.sweep``)."""
+    failed: str = ""
+    """The error that ended it, where the others of its sweep went on."""

@@ -21,6 +21,9 @@ KINDS: dict[str, sweep.Kind] = {
         ("rank: 8, 16, 32", [{"rank": 8}, {"rank": 16}, {"rank": 32}]),
         ("rank = 8-32(+8)", [{"rank": 8}, {"rank": 16}, {"rank": 24}, {"rank": 32}]),
         ("Learning rate: 1e-4, 5E-4 ,0.001", [{"learning_rate": 1e-4}, {"learning_rate": 5e-4}, {"learning_rate": 1e-3}]),
+        ("learning_rate：1e-4，5e-4", [{"learning_rate": 1e-4}, {"learning_rate": 5e-4}]),
+        ("learning_rate: 0.5,1e-4,2.5e-4", [{"learning_rate": 0.5}, {"learning_rate": 1e-4}, {"learning_rate": 2.5e-4}]),
+        ("optimizer: prodigy、AdamW", [{"optimizer": "Prodigy"}, {"optimizer": "AdamW"}]),
         ("optimizer: prodigy; AdamW", [{"optimizer": "Prodigy"}, {"optimizer": "AdamW"}]),
         ("weight_decompose: on, off, on", [{"weight_decompose": True}, {"weight_decompose": False}]),
         (
@@ -49,7 +52,10 @@ def test_lines_are_combined(text, expected):
         ("rank: 1e-1", "no whole number"),
         ("optimizer: Adam", "'Adam' is not one of AdamW, Prodigy"),
         ("weight_decompose: maybe", "neither on nor off"),
-        ("rank: 1-100", "100 trainings; at most 50"),
+        ("rank: 1-100", "100 trainings or more; at most 50"),
+        ("rank: 1-1000\nseed: 1-1000\nepochs: 1-1000", "1000 trainings or more; at most 50"),
+        ("learning_rate: 1,5e-4; 3e-4", "'1,5' can be one number or two"),
+        (f"rank{' ' * 3000}x", "3005 characters; at most 2000"),
     ],
 )
 def test_what_cannot_be_read_is_told(text, words):
@@ -69,7 +75,7 @@ def test_the_recipe_keeps_what_is_varied():
 
 
 def test_a_name_that_grows_too_long_is_refused_before_anything_is_trained():
-    with pytest.raises(AtelierError, match="cannot be a file name"):
+    with pytest.raises(AtelierError, match="sweep: with its values behind it the name"):
         TrainingConfig("n" * 95, varied="learning_rate=0.0001")
 
 

@@ -68,6 +68,7 @@ def test_the_text_encoders_rate_is_looked_at_too(optimizer: OptimizerConfig, rat
         "DreamShaperXL_Lightning", "dreamshaperXLTurbo_v2", "qwen_image_distilled_full",
         "hunyuanimage2.1_distilled", "sdxl-lcm", "chroma1-flash", "juggernautXL_8steps", "sdxl_4-step", "model_DMD2",
         "qwen_image_distill_full_bf16", "hidream_i1_fast", "lightx2v_cfg_step_distill", "flux-2-klein-4b-base-turbo",
+        "Wan21_CausVid_14B", "wan2.1_FusionX", "self_forcing_dmd", "TCD_SDXL",
     ],
 )  # fmt: skip
 def test_a_name_that_stands_for_few_steps_is_a_guess(name: str) -> None:
@@ -82,7 +83,7 @@ def test_a_name_that_stands_for_few_steps_is_a_guess(name: str) -> None:
         "flux-schnell-dedistilled", "z-image-de-turbo-dedistilled", "turbofan-photos", "my-2000-steps-merge", "HyperRealism",
         "flashlight", "chroma-unlocked-v48", "rapids", "12steps", "z_image_de_turbo_v1_bf16", "Z-Image-De-Turbo",
         "flux-schnell-de-distill", "OpenFlux_schnell_dedistill", "hunyuanvideo1.5_480p_t2v_cfg_distilled_fp16",
-        "flux-dev-guidance-distilled", "Hyper-Realistic_v3", "hyper_realism_xl", "Flash_Photography", "deTurbo",
+        "fusionXL_v2", "flux-dev-guidance-distilled", "Hyper-Realistic_v3", "hyper_realism_xl", "Flash_Photography", "deTurbo",
     ],
 )  # fmt: skip
 def test_other_names_are_not_taken_for_it(name: str) -> None:
@@ -198,6 +199,8 @@ def test_thousands_of_files_are_counted_and_weighed() -> None:
     few = LengthConfig(epochs=12_500, keep_last=5)
     assert cautions(prospect(few, file_bytes=19_000_000, free_bytes=100 * GB)) == []
     assert cautions(prospect(LengthConfig(epochs=5), file_bytes=GB, free_bytes=3 * GB))[0].startswith("disk: the run's 5 files")
+    swept = cautions(prospect(LengthConfig(epochs=1), file_bytes=GB, free_bytes=3 * GB, trainings=5))
+    assert swept[0].startswith("disk: the sweep's 5 files")
     assert cautions(prospect(LengthConfig(epochs=1), state_bytes=3 * GB, free_bytes=5 * GB))[0].startswith(
         "disk: the run's 1 file "
     )

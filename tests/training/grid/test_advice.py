@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.grid.advice import Judged, merit, recommend
@@ -54,6 +56,13 @@ def test_alike_epochs_are_told_apart_by_the_held_out_loss_else_the_earlier_wins(
     measured = [Judged(e.label, e.scores, loss, loss) for e, loss in zip(alike, losses, strict=True)]
     found = recommend(measured, SCALE)
     assert found.epoch == "epoch 3" and "held-out loss is lower" in found.reason
+
+
+def test_trainings_beside_each_other_were_not_trained_less():
+    alike = [Judged(f"rank {n}", {1.0: Score(0.6, 0.5, 0.9)}, run=f"ink rank {n}") for n in (4, 8)]
+    found = recommend(alike, SCALE)
+    assert found.epoch == "rank 4" and "nothing measured tells them apart" in found.reason
+    assert "trained less" in recommend([replace(one, run="ink") for one in alike], SCALE).reason
 
 
 def test_a_rigid_epoch_is_told_so():

@@ -50,6 +50,8 @@ def test_the_trainings_of_a_sweep_are_told_apart_by_what_varies():
     axes = Axes(("a",), columns_of([four, eight], parse_epochs("last")), (1.0,), (0,))
     assert [column.label for column in axes.columns] == ["rank 4 epoch 2", "rank 8 epoch 2"]
     assert (axes.title, axes.across) == ("ink", "saved LoRAs by rank")
+    ends = [replace(one, files=(*one.files, SavedLoRA(Path(f"{one.name}.safetensors"), 3, 30, "last"))) for one in (four, eight)]
+    assert labels(ends, "last") == ["rank 4", "rank 8"], "the last of each, of whatever epoch"
     other = trained("wash", "wash", "", 3)
     mixed = Axes(("a",), columns_of([four, other], parse_epochs("last")), (1.0,), (0,))
     assert [column.label for column in mixed.columns] == ["ink rank 4 epoch 2", "wash epoch 3"]

@@ -260,3 +260,12 @@ def test_the_panel_shows_no_run_of_another_recipe(tmp_path):
     assert reader.latest("ink-2", runs, []) == "ink-2"
     Run("ink-3", runs, tmp_path / "loras").write(config={"name": "ink"})
     assert reader.latest("ink", runs, []) == "ink-3"
+
+
+def test_the_panel_shows_the_trainings_of_a_sweep(tmp_path):
+    runs = tmp_path / "runs"
+    Run("ink", runs, tmp_path / "loras").write(config={"name": "ink"})
+    Run("ink rank 8", runs, tmp_path / "loras").write(config={"name": "ink", "varied": "rank=8"})
+    Run("ink wash", runs, tmp_path / "loras").write(config={"name": "ink wash", "varied": ""})
+    assert reader.latest("ink", runs, []) == "ink rank 8"
+    assert reader.latest("ink wash", runs, []) == "ink wash"

@@ -582,3 +582,18 @@ def test_numbers_are_numbers_however_they_are_written(word: str) -> None:
     for written in ("1e-4", "0.0001", "1.0e-04"):
         nodes, _ = read(re.sub(r"(\blr: |unet_lr = )[\d.e-]+", rf"\g<1>{written}", text))
         assert nodes["ConfigureLoRA"]["learning_rate"] == 1e-4
+
+
+def test_one_size_that_is_no_square_is_kept_where_there_are_no_buckets() -> None:
+    def data(**changes: str) -> dict[str, Any]:
+        text = KOHYA
+        for setting, value in changes.items():
+            text = re.sub(rf"^{setting} = .*$", f"{setting} = {value}", text, flags=re.MULTILINE)
+        return read(text)[0]["LoadDataset"]
+
+    fixed = data(enable_bucket="false")
+    assert (fixed["resolution"], fixed["fixed_height"], fixed["buckets"]) == (832, 1216, False)
+    assert SubsetConfig("x", **{name: fixed[name] for name in ("resolution", "fixed_height", "buckets")})
+    assert "fixed_height" not in data() and "fixed_height" not in data(enable_bucket="false", resolution='"800,600"')
+    none_enlarged = data(keep_tokens="1\nbucket_no_upscale = true")
+    assert none_enlarged["buckets"] and none_enlarged["bucket_no_upscale"]

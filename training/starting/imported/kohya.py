@@ -309,8 +309,14 @@ def _data(found: Collector) -> None:
         found.lose("resolution", resolution, "is no size")
     elif sides:
         side = square_of(sides)
-        found.set(DATA, "resolution", side)
-        if len(set(sides)) > 1 or side != sides[0]:
+        whole = len(set(sides)) == 2 and all(one % 64 == 0 and one >= 64 for one in sides)
+        if whole and not truth(found.rest.get("enable_bucket")):
+            found.set(DATA, "resolution", round(sides[0]))
+            found.set(DATA, "fixed_height", round(sides[1]))
+            found.set(DATA, "buckets", False)
+        else:
+            found.set(DATA, "resolution", side)
+        if "fixed_height" not in found.nodes[DATA] and (len(set(sides)) > 1 or side != sides[0]):
             found.lose("resolution", resolution, f"became {side}, the side of a square of about this area")
     found.number(DATA, "batch_size", "train_batch_size", "batch_size", whole=True)
     found.number(DATA, "repeats", "num_repeats", "dataset_repeats", whole=True)
