@@ -32,6 +32,8 @@ LOOKS = (
     "caption_encoding",
     "caption_lines",
     "head_margin",
+    "fixed_height",
+    "bucket_no_upscale",
     "caption_prefix",
     "caption_suffix",
     "wildcards",
@@ -41,7 +43,7 @@ LOOKS = (
 THUMBNAIL = 224
 """Longer side in pixels."""
 MAX_CAPTIONS = 10_000
-EXPECTED = {"str": "a text of at most 1000 letters", "int": "a number", "float": "a number", "bool": "true or false"}
+EXPECTED = {"str": "a text of at most 10000 letters", "int": "a number", "float": "a number", "bool": "true or false"}
 """What a widget of a kind holds, for a sentence."""
 
 
@@ -51,6 +53,8 @@ MAX_WORK = 100_000_000
 """Letters of all captions times tags with wildcards: what a bulk change may compare, some seconds' work."""
 LONGEST = 1000
 """Letters of a name, or of the tags of a bulk change."""
+LONGEST_WIDGET = 10_000
+"""Letters of a widget, such as the words in front of every caption."""
 
 
 def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,15 +99,15 @@ def config_of(values: Mapping[str, Any]) -> SubsetConfig:
         kind = kinds.get(name, str)
         if kind is float and type(value) is int and abs(value) < 1 << 53:  # a page sends 1.0 as 1
             values = {**values, name: float(value)}
-        elif type(value) is not kind or (isinstance(value, str) and not is_plain(value)):
+        elif type(value) is not kind or (isinstance(value, str) and not is_plain(value, LONGEST_WIDGET)):
             raise wrong(name, EXPECTED[kind.__name__])
         if (isinstance(value, int) and abs(value) > 1 << 64) or (isinstance(value, float) and not math.isfinite(value)):
             raise wrong(name, "a smaller number")
     return SubsetConfig(**{"folder": "", **values})
 
 
-def is_plain(text: str) -> bool:
-    return len(text) <= LONGEST and "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+def is_plain(text: str, longest: int = LONGEST) -> bool:
+    return len(text) <= longest and "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def place_of(name: str) -> tuple[Path, Path]:

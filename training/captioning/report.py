@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..dataset.captions import caption_file_of, some
+from ..dataset.caption_reader import CaptionReader
+from ..dataset.captions import arranged, caption_file_of, some
 from ..dataset.samples import Dataset, Sample, Subset, counted, printable
 from ..dataset.statement import Statement, Table
 from ..dataset.tags import tag_frequency
@@ -52,11 +53,17 @@ class Report:
         """The same report with the dataset that its changes would lead to."""
         after = {change.file: change.after for change in self.changes}
 
-        def seen(sample: Sample, subset: Subset) -> Sample:
-            file = caption_file_of(sample.path, subset.config.caption_extension, sample.caption_file)
-            return dataclasses.replace(sample, caption=after.get(file, sample.caption)) if subset.config.captions else sample
+        def seen(sample: Sample, reader: CaptionReader) -> Sample:
+            file = caption_file_of(sample.path, reader.config.caption_extension, sample.caption_file)
+            if file not in after or not reader.config.captions:
+                return sample
+            return dataclasses.replace(sample, caption=reader.together(arranged(after[file], reader.config), sample.further))
 
-        subsets = (dataclasses.replace(s, samples=tuple(seen(sample, s) for sample in s.samples)) for s in dataset.subsets)
+        def foreseen(subset: Subset) -> Subset:
+            reader = CaptionReader(subset.config)
+            return dataclasses.replace(subset, samples=tuple(seen(sample, reader) for sample in subset.samples))
+
+        subsets = map(foreseen, dataset.subsets)
         return dataclasses.replace(self, foreseen=Dataset(tuple(subsets)))
 
     def told(self, dataset: Dataset) -> Statement:

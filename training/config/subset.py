@@ -19,6 +19,8 @@ Broken = Literal["stop", "leave out"]
 CaptionLines = Literal["one text", "alternatives", "first line"]
 DroppedCaption = Literal["empty", "trigger words"]
 ENDING = re.compile(r"(\.[A-Za-z0-9_-]{1,20}){1,2}")
+FURTHER_ENDING = re.compile(r'(\.(?! )[^.,，、､،/\\:*?"<>|\x00-\x1f\x7f]{1,100}(?<! )){1,2}')
+"""A further file's ending may have any words; commas stand between several of them."""
 
 # Auto Caption and the captions' dialog write to files with the caption's ending: to no picture, table or program.
 CAPTION_ENDINGS = (
@@ -207,7 +209,7 @@ class SubsetConfig:
     def _check_further(self) -> None:
         for ending in self.further_endings:
             refuse(
-                not ENDING.fullmatch(ending) or not ending.lower().endswith((*CAPTION_ENDINGS, ".json")),
+                not FURTHER_ENDING.fullmatch(ending) or not ending.lower().endswith((*CAPTION_ENDINGS, ".json")),
                 f"further captions: {ending!r} is no ending of caption files. Use such as .short.txt, .long.txt or .json, with "
                 "commas between them.",
             )

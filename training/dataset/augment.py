@@ -13,7 +13,7 @@ from ..config import Ends, SliderConfig, SubsetConfig
 from ..seeding import picture_random
 from .choices import Pieces, combinations, drawn, letters, parsed, period, taken
 from .samples import Dataset
-from .words import composed, joined, parts, word_starts
+from .words import composed, forms, joined, parts, word_starts
 
 FIXED = -1
 """Number of a sighting in which nothing is left to chance: for pictures that are only looked at, never trained on."""
@@ -116,9 +116,14 @@ def _places(text: str, config: SubsetConfig) -> list[tuple[str, bool]]:
 
 
 def _triggers_in(text: str, config: SubsetConfig) -> list[str]:
-    """The trigger words that stand in a text, whatever their capitals."""
+    """The trigger words that stand in a text, as they are written there but for capitals."""
+    return [form for word in config.triggers if (form := form_in(text, word)) is not None]
+
+
+def form_in(text: str, word: str) -> str | None:
+    """``word`` with its brackets as they stand in a text, whatever its capitals; None where it does not stand there."""
     whole = composed(text).casefold()
-    return [word for word in config.triggers if next(word_starts(whole, composed(word).casefold()), None) is not None]
+    return next((form for form in forms(word) if any(True for _ in word_starts(whole, composed(form).casefold()))), None)
 
 
 def caption_variant(caption: str | None, config: SubsetConfig, seed: int, key: str, variant: int) -> str:
@@ -185,3 +190,11 @@ def trained_pictures(dataset: Dataset) -> tuple[Path, ...]:
     training = (subset for subset in dataset.subsets if subset.config.role == "training" and not subset.ready)
     training = (subset for subset in training if not (subset.config.slider and subset.config.slider.prompts))
     return tuple(dict.fromkeys(sample.path for subset in training for sample in subset.samples))
+
+
+def spoken_triggers(dataset: Dataset) -> tuple[str, ...]:
+    """The trigger words of the training pictures that stand in a caption, each once."""
+    training = [subset for subset in dataset.subsets if subset.config.role == "training" and subset.config.triggers]
+    texts = {id(one): "\n".join(letters_of(sample.caption, one.config) for sample in one.samples) for one in training}
+    words = (word for one in training for word in one.config.triggers if form_in(texts[id(one)], word) is not None)
+    return tuple(dict.fromkeys(words))

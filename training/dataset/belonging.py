@@ -135,11 +135,14 @@ class Sorting:
                 self._give(file, claims[file])
             elif ending in EXTENSIONS:
                 self._group(file.batch, folder, stem).pictures.append(file)
-            elif ending in (self.extension.lower(), *CAPTION_ENDINGS):
+            elif ending in (self.extension.lower(), *CAPTION_ENDINGS, ".json"):
                 own = self.extension if ending == self.extension.lower() else os.path.splitext(path)[1]
                 bare, word = os.path.splitext(stem)  # cat.short.txt is one of cat.jpg
                 if word and not self._known(file.batch, folder, stem) and self._known(file.batch, folder, bare):
                     stem, own = bare, word + own
+                if ending == ".json" and not self._known(file.batch, folder, stem):  # of anything else
+                    self.left.append((file.name, names.left_over(ending).what))
+                    continue
                 self._give(file, _Claim(folder, stem, f"{folder}/" if folder else "", own, unused.CAPTION_ALONE), caption=True)
             else:
                 self.tables.append(file)
@@ -242,7 +245,7 @@ def useless(name: str, extension: str) -> str:
     if why is not None and why is not unused.NOT_UTF8:  # its name is made such that every system has it
         return why.what
     ending = apart("/".join(map(safe, parts)))[2]
-    if ending in EXTENSIONS or ending in (extension.lower(), ".jsonl", *CAPTION_ENDINGS):
+    if ending in EXTENSIONS or ending in (extension.lower(), ".jsonl", ".json", *CAPTION_ENDINGS):
         return ""
     reason = names.left_over(ending)
     return f"{reason.what}. {reason.remedy}".strip()

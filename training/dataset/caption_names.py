@@ -20,7 +20,7 @@ def captions_by_picture(
 ) -> dict[Path, Path]:  # fmt: skip
     """Caption files under other names, by picture; what is neither caption, picture nor table is passed over.
 
-    ``further`` gets what may be further captions, by picture and by ending in lower case; that is passed over as well.
+    ``further`` gets what may be further captions, by picture and by the ``key`` of the ending; that is passed over as well.
     """
     ending = extension.lower()
     texts = [file for file in files if file.name.lower().endswith(ending) and len(file.name) > len(ending)]
@@ -44,6 +44,7 @@ def captions_by_picture(
         owner, rest = _owner(file.name, known) if suffix in (*names.CAPTION_ENDINGS, ".json") else ("", "")
         if file in taken or suffix in EXTENSIONS or suffix == ".jsonl":
             continue
+        owner = "" if stem in unread else owner  # cat.2.txt is of cat.2.heic, not of cat.png
         if file in texts:
             twice = key(file.name[: -len(ending)]) in known
             reason = (
@@ -80,13 +81,13 @@ def captions_by_picture(
 
 
 def _owner(name: str, known: Collection[str]) -> tuple[str, str]:
-    """(key of the picture after which a file is called, the rest of its name in lower case), empty where there is none: a word
+    """(key of the picture after which a file is called, the key of the rest of its name), empty where there is none: a word
     may stand between both, as in ``cat.short.txt``."""
     stem, ending = os.path.splitext(name)
     inner, word = os.path.splitext(stem)
     if key(stem) in known:
-        return key(stem), ending.lower()
-    return (key(inner), f"{word}{ending}".lower()) if word and key(inner) in known else ("", "")
+        return key(stem), key(ending)
+    return (key(inner), key(f"{word}{ending}")) if word and key(inner) in known else ("", "")
 
 
 def has_whole_name(caption: Path, picture: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config import CAPTION_ENDINGS, SubsetConfig
 from ..errors import AtelierError
 from ..files import Unreadable, read_limited
-from .captions import MAX_BYTES, arranged, caption_file_of, caption_path, clean, some
+from .captions import MAX_BYTES, arranged, caption_file_of, caption_path, clean, of_one_source, several, some
 from .encodings import SAMPLE, decoded, guess, text_of
 from .json_captions import json_captions
 from .names import key
@@ -40,6 +40,8 @@ class CaptionReader:
         self._beside: dict[Path, Mapping[str, Sequence[Path]]] = {}
         self._encodings: dict[tuple[str, bool], list[str]] = {}
         self._lines: list[str] = []
+        self._json: dict[str, None] = {}
+        self._json_passed: dict[str, None] = {}
 
     def caption(self, picture: Path, other: Path | None = None) -> str | None:
         """What the picture's caption file says, None without a file; AtelierError naming a file that cannot be read.
@@ -57,7 +59,15 @@ class CaptionReader:
         if path.suffix.lower() != ".json":
             text = self.said(path, found)
             return [text] if text else []
-        return json_captions(path, found.data)
+        texts, read, passed = json_captions(path, found.data)
+        self._json |= dict.fromkeys(read)
+        self._json_passed |= dict.fromkeys(passed)
+        return of_one_source(texts, self.config).split("\n")
+
+    def together(self, own: str | None, further: Sequence[Path]) -> str | None:
+        """The picture's own caption, or captions, with those of ``further`` files as alternatives."""
+        more = [text for file in further for text in self.further(file)]
+        return several([*(own or "").split("\n"), *more], self.config) if more else own
 
     def said(self, path: Path, found: CaptionFile | None) -> str | None:
         """The text of a file that was read, as the subset means it."""
@@ -116,11 +126,14 @@ class CaptionReader:
                 said.append(f"captions are in {encoding.upper()}: {some(names)}.")
         if self._lines and self.config.caption_lines == "alternatives":
             said.append(f"captions of several lines, of which every sighting takes one: {some(self._lines)}.")
-        elif self._lines:
+        elif self._lines and self.config.caption_lines == "one text":
             said.append(
                 f"captions of several lines, read as one text: {some(self._lines)}. Set caption_lines to alternatives if each "
                 "line is a caption of its own."
             )
+        if self._json:
+            other = f"; passed over: {', '.join(map(repr, self._json_passed))}" if self._json_passed else ""
+            said.append(f"captions in JSON stand under {', '.join(map(repr, self._json))}{other}.")
         return said
 
     def _guess(self, path: Path) -> str | None:

@@ -55,9 +55,13 @@ def arranged(text: str, config: SubsetConfig) -> str:
 
 def several(texts: Sequence[str], config: SubsetConfig) -> str:
     """Captions of one picture as alternatives, one a line, each once; an empty one counts only where there is no other."""
-    found = dict.fromkeys(line for text in texts for line in arranged(text, config).split("\n") if line)
-    first = list(found)[:1] if config.caption_lines == "first line" else found
-    return "\n".join(first)
+    return "\n".join(dict.fromkeys(line for text in texts for line in arranged(text, config).split("\n") if line))
+
+
+def of_one_source(texts: Sequence[str], config: SubsetConfig) -> str:
+    """The same of captions that stand in one file, of which only the first may be meant."""
+    found = several(texts, config)
+    return found.split("\n")[0] if config.caption_lines == "first line" else found
 
 
 def write_caption(path: Path, text: str) -> None:

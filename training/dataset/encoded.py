@@ -126,10 +126,16 @@ class TowerAnswers:
             self._held.keep(own, found)
         return found
 
-    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+    def has(self, key: str) -> bool:
+        """Whether ``get`` would give anything; notes that it is needed."""
         own = self._key(key)
-        self._cache.put(own, tensors)
+        return self._held.get(own) is not None or self._cache.has(own)
+
+    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """AtelierError if the disk does not take it; it is held in memory all the same, where there is room."""
+        own = self._key(key)
         self._held.keep(own, dict(tensors))
+        self._cache.put(own, tensors)
 
     def _key(self, key: str) -> str:
         return cache_key("tower", self._identity, key)

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import SubsetConfig
 from ..errors import AtelierError
 from ..files import Unreadable, parse_json, read_limited
-from .captions import arranged, several, some
+from .captions import arranged, of_one_source, some
 from .encodings import SAMPLE, Decoded, guess, text_of
 from .words import composed
 
@@ -49,7 +49,7 @@ def read_jsonl(file: Path, config: SubsetConfig) -> tuple[dict[Path, str], Decod
         if caption is None:
             continue
         path = file.parent / name.replace("\\", "/")
-        text = arranged(caption, config) if isinstance(caption, str) else several(caption, config)
+        text = arranged(caption, config) if isinstance(caption, str) else of_one_source(caption, config)
         twice += [path.name] if captions.get(path, text) != text else []
         captions[path] = text
     if others and rows:

@@ -37,7 +37,7 @@ class FoundFolder:
     controls: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
     """Control pictures by picture, in their order."""
     further: Mapping[Path, Mapping[str, Path]] = field(default_factory=dict)
-    """What may be further captions, by picture and by ending in lower case (``.short.txt``, ``.json``)."""
+    """What may be further captions, by picture and by the ``key`` of the ending (``.short.txt``, ``.json``)."""
     seconds: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
     """Second captions, masks and control pictures by picture, which would count if the first were not there."""
     guessed: tuple[Path, ...] = ()

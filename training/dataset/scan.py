@@ -14,13 +14,14 @@ from ..config import SubsetConfig
 from ..errors import AtelierError
 from . import holdout, masks, unused
 from .caption_reader import CaptionReader
-from .captions import caption_file_of, caption_path, several
+from .captions import caption_file_of, caption_path
 from .change_stamps import files_stamp
 from .choice_notes import choice_notes
 from .heads import Face
 from .index import Facts, Index, file_digest
 from .jsonl import captions_of
 from .listing import FoundFolder, refuse_outside
+from .names import key
 from .plan import bucket_of
 from .samples import Dataset, Sample, Subset, some
 from .unused import Unused
@@ -80,11 +81,8 @@ def caption_now(
     if not reader.config.captions:
         return class_caption or ""
     own = reader.caption(path, other)
-    own = fallback if own is None else own
-    more = [text for file in further for text in reader.further(file)]
-    if more:
-        return several([own or "", *more], reader.config)
-    return class_caption if own is None else own
+    found = reader.together(fallback if own is None else own, further)
+    return class_caption if found is None else found
 
 
 def _mask(path: Path, config: SubsetConfig, one: Facts, found: FoundFolder, root: Path) -> tuple[Path | None, str]:
@@ -106,9 +104,9 @@ def _looked_at(index: Index, path: Path) -> None:
 
 
 def _further(found: FoundFolder, picture: Path, config: SubsetConfig) -> dict[str, Path]:
-    """The further caption files of a picture that are meant, by their endings."""
-    there = found.further.get(picture, {}) if config.captions else {}
-    return {ending: there[ending.lower()] for ending in config.further_endings if ending.lower() in there}
+    """The further caption files of a picture that are named, by their endings."""
+    there = found.further.get(picture, {})
+    return {ending: there[key(ending)] for ending in config.further_endings if key(ending) in there}
 
 
 def _control(path: Path, index: Index, root: Path) -> Sample:
@@ -130,7 +128,7 @@ def _subset(
         other = found.captions.get(path)
         for file in (caption_path(path, config.caption_extension), *([other] if other else [])):
             refuse_outside(file, root)
-        further = tuple(_further(found, path, config).values())
+        further = tuple(_further(found, path, config).values()) if config.captions else ()
         for file in further:
             refuse_outside(file, root)
         caption = caption_now(path, reader, texts.get(path), class_caption, other, further)
@@ -156,8 +154,8 @@ def _subset(
         raise AtelierError(next(iter(broken.values())))
     repeats, unusual = repeats_of(found, config)
     subset = Subset(config, tuple(samples), repeats, class_caption)
-    read = {file for path in found.pictures for file in _further(found, path, config).values()}
-    passed = (*(one for one in found.unused if one[1] not in read), *_not_used(found, config, broken))
+    meant = {file for path in found.pictures for file in _further(found, path, config).values()}
+    passed = (*(one for one in found.unused if one[1] not in meant), *_not_used(found, config, broken))
     said = [
         *([unusual] if unusual else []), *found.warnings, *broken.values(), *reader.notes(),
         *_mask_notes(found, config, samples), *unused.sentences(passed, base, quiet=False),
@@ -197,7 +195,8 @@ def _not_used(found: FoundFolder, config: SubsetConfig, broken: Collection[Path]
     whole = [path for path in found.pictures if path not in broken] if broken else []
     out: list[tuple[unused.Reason, Path]] = []
     if not config.captions:
-        out += [(unused.CAPTIONS_OFF, file) for file in (*captions(found.pictures), *found.tables)]
+        further = dict.fromkeys(file for path in found.pictures for file in _further(found, path, config).values())
+        out += [(unused.CAPTIONS_OFF, file) for file in (*captions(found.pictures), *further, *found.tables)]
     elif broken:
         used = captions(whole)
         out += [(unused.CAPTION_OF_UNUSED, file) for file in captions(broken) if file not in used]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.subset import FURTHER_ENDING
 from .samples import printable, some
 
 
@@ -83,10 +84,11 @@ def further_captions(ending: str, needless: bool = False) -> Reason:
     matters: every picture has a caption as it is."""
     is_data = ending.endswith(".json")
     look = "may hold" if is_data else "look like further"
-    return Reason(
-        f"{ending} files {look} captions and are not read", f"Name {ending} in further_captions to use them.",
-        quiet=is_data and needless,
+    remedy = (
+        f"Name {ending} in further_captions to use them." if FURTHER_ENDING.fullmatch(ending)
+        else "Rename them without signs such as commas in the ending to use them."
     )  # fmt: skip
+    return Reason(f"{ending} files {look} captions and are not read", remedy, quiet=is_data and needless)
 
 
 def tables(ending: str, needless: bool) -> Reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from itertools import pairwise
 
 COMMAS = ",，、､،"
 """What separates tags: the comma, the full-width one, the ideographic ones, the Arabic one."""
+ESCAPED, BRACKET = re.compile(r"\\([()\[\]])"), re.compile(r"[()\[\]]")
 SMILES = ":;=8"
 """A round bracket behind one of these may be a mouth: ``:)`` and ``:(`` are tags."""
 _SPACED_BY_THEMSELVES = {",": ", ", "،": "، "}
@@ -73,6 +75,12 @@ def joined(tags: Iterable[str], like: str = "") -> str:
 def composed(text: str) -> str:
     """Letters and their accents as single characters (NFC): files from different systems write "é" in two ways."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def forms(word: str) -> list[str]:
+    """``word`` with its brackets as they are, plain, and escaped: ``name (series)`` is ``name \\(series\\)`` among booru tags."""
+    plain = ESCAPED.sub(r"\1", word)
+    return list(dict.fromkeys((word, plain, BRACKET.sub(r"\\\g<0>", plain))))
 
 
 def word_starts(text: str, word: str) -> Iterator[int]:

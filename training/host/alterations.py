@@ -55,6 +55,11 @@ def of_training(patcher: Any, *, own_dtype: bool = True) -> str:
     )
 
 
+def of_both(patcher: Any) -> bool:
+    """Whether anything is laid on it that the host puts in place when it brings the weights, beside patches of these."""
+    return any(holds(getattr(patcher, name, None)) for name in FOR_BOTH)
+
+
 def of_sampling(patcher: Any) -> str:
     """What has a part in a picture that is drawn with it: the same, guidance, samplers' functions and wrappers."""
     return _digest({"training": of_training(patcher), **_of_drawing(patcher)}, patcher)

@@ -107,6 +107,8 @@ class HeldModel(AnsweringModel):
             # device; on a CPU it has no effect. What it moves in inference mode stays what a graph has made.
             stays_home = bool(offloaded) or rounded is not None
             room = 1e20 if self._room is None or stays_home else self._room
+            if text is not None and resting:
+                room += sum(weight.nbytes for weight in text.weights())  # what learns of it, which the host does not bring
             with torch.inference_mode():
                 if rounded and self.device.type != "cpu":
                     lay_aside(self.patcher)  # what is there already, the host would leave there

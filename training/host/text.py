@@ -120,7 +120,7 @@ class TextEncoder:
 
     def _kept(self) -> AbstractContextManager[None]:
         """While it lasts, towers that don't learn read nothing twice."""
-        return self._frozen.in_place() if self._frozen else nullcontext()
+        return self._frozen.in_place() if self._frozen is not None else nullcontext()
 
     def _encode(self, tokens: Any) -> Conditioning:
         with torch.inference_mode(), self._kept():
@@ -150,22 +150,29 @@ class TextEncoder:
         What other nodes have laid on the weights only counts where the host itself has brought them.
         """
         patcher = self.clip.patcher
-        plain = not (patcher.patches or patcher.object_patches) and patcher.load_device.type != "cpu"
+        laid_on = patcher.patches or patcher.object_patches or alterations.of_both(patcher)
+        plain = not laid_on and patcher.load_device.type != "cpu"
         return self._frozen if self._frozen and plain else None
 
     def read_ahead(self, text: str, pictures: Sequence[Tensor] = ()) -> None:
         """Has towers that don't learn read a text, so that they need not in a step."""
         self.encode(text, pictures)
+        if self._frozen is not None:
+            self._frozen.took()
 
     def read_all_ahead(self, texts: Sequence[str]) -> Iterator[None]:
         """The same for each text, batched; what was read in an earlier run is not read again."""
         marks = {text: self._mark(text) for text in texts}
-        unread = [text for text in texts if self._frozen and not self._frozen.known(marks[text])]
+        unread = [text for text in texts if self._frozen is not None and not self._frozen.known(marks[text])]
         yield from (None for _ in range(len(texts) - len(unread)))
         for text, _ in zip(unread, self.encode_all(unread), strict=True):
-            if self._frozen:
+            if self._frozen is not None:
                 self._frozen.note(marks[text])
             yield
+
+    def settle(self) -> tuple[str, ...]:
+        """After reading ahead: the towers that cannot rest, since not all is kept that they said."""
+        return self._frozen.settle() if self._frozen is not None else ()
 
     def _mark(self, text: str) -> str:
         return repr((text, *self.reading_of(text)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from .. import host
+from ..dataset.augment import spoken_triggers
+from ..dataset.cache import CACHE_LIMIT
 from ..dataset.samples import counted
 from ..estimate import disk
 from ..estimate.cautions import cautions, pair_cautions
@@ -71,6 +73,18 @@ def warn_of_pairs(job: Job, name: str, account: Account) -> None:
         log.warning("%s: %s", name, caution)
 
 
+def warn_of_towers(job: Job, name: str, awake: Sequence[str], account: Account) -> None:
+    """Parts of the text encoder that learn nothing and stay on the device all the same."""
+    line = (
+        f"text encoder: {' and '.join(awake)} does not rest, since not all that it says of the texts could be kept: there are "
+        f"more than fit the cache of {CACHE_LIMIT >> 30} GB, or it says what cannot be stored. Steps take more time and memory; "
+        "fewer variants of captions help."
+    )
+    account.add("warnings", line)
+    job.show(line)
+    log.warning("%s: %s", name, line)
+
+
 def foretell(job: Job, name: str, adapter: Adapter, account: Account) -> None:
     """Counts, cautions and notes on what is about to be trained, into the account of the run called ``name`` and the log."""
     numbers, layers, steps = adapter.parameter_count(), len(adapter.branches), job.total
@@ -94,7 +108,7 @@ def foretell(job: Job, name: str, adapter: Adapter, account: Account) -> None:
     for caution in (one for one in warned if one not in told):
         account.add("warnings", caution)
         log.warning("%s: %s", name, caution)
-    if job.trigger and job.card.trigger is None:
+    if job.trigger and job.card.trigger is None and not spoken_triggers(job.dataset):
         account.add(
             "notes",
             f"Every caption begins with {job.trigger!r}, so that is called the trigger phrase in the files. Write 'trigger: ...' "

@@ -21,7 +21,7 @@ from ..runs.run import Run
 from ..session import Session
 from .drawing import drawn_with
 from .saver import Saver
-from .telling import Teller, foretell, remark_on_numbers, warn_of_pairs
+from .telling import Teller, foretell, remark_on_numbers, warn_of_pairs, warn_of_towers
 from .wanted import Job
 
 
@@ -33,7 +33,11 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
     kept = _rests(job, adapter) if job.learns_text else ()
     _encode(job, told, bool(kept))
     if kept:
-        job.show(f"text encoder: {' and '.join(kept)} at rest: every text has been read, and nothing of it learns")
+        awake = job.text.settle()
+        if rest := [name for name in kept if name not in awake]:
+            job.show(f"text encoder: {' and '.join(rest)} at rest: every text has been read, and nothing of it learns")
+        if awake:
+            warn_of_towers(job, run.name, awake, account)
     if job.learns_text:
         encoded.live = job.text.encode_live
     layers = {name: job.layers[name] for name in adapter.branches}

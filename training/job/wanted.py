@@ -12,7 +12,7 @@ from .. import host
 from ..config import TrainingConfig
 from ..config.refusal import text_of
 from ..config.sampling import SamplerSettings
-from ..dataset.augment import letters_of, trained_captions
+from ..dataset.augment import letters_of, spoken_triggers, trained_captions
 from ..dataset.encoded import EncodedDataset
 from ..dataset.plan import Plan
 from ..dataset.samples import Dataset
@@ -145,13 +145,13 @@ class Job:
 
     @cached_property
     def trigger(self) -> str:
-        """The trigger phrase: the person's, or else what every caption begins with."""
+        """The trigger phrase: the person's, those of the trigger words that captions have, or else what every caption begins
+        with."""
         if self.card.trigger is not None:
             return self.card.trigger
         if any(subset.config.slider for subset in self.dataset.subsets):
             return ""  # it works without a word
-        training = (subset.config for subset in self.dataset.subsets if subset.config.role == "training")
-        if words := dict.fromkeys(word for config in training for word in config.triggers):
+        if words := spoken_triggers(self.dataset):
             return ", ".join(words)[:LONGEST_TRIGGER]
         found = common_front(trained_captions(self.dataset))
         return found if len(found) <= LONGEST_TRIGGER else ""

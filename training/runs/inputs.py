@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -35,6 +36,8 @@ STRUCTURE = ("network.", "optimizer.name", "optimizer.optimizer_args", "optimize
 """Settings with which the stored state is of another form, or holds the old value."""
 FREE = frozenset({"network.dropout", "network.rank_dropout", "network.module_dropout", "network.scale_weight_norms"})
 """Settings of the network that leave its form alone."""
+CHOICE = re.compile(r"[{}]|\\\|")
+"""Without any of these ``wildcards`` changes no caption."""
 WIDGETS = {
     "optimizer.name": "optimizer", "text.encoders": "text_encoder", "text.learning_rate": "text_encoder_rate",
     "noise.levels": "noise_levels", "noise.lowest": "lowest_level", "noise.highest": "highest_level",
@@ -87,14 +90,17 @@ class Inputs:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Inputs:
-        """What ``stored`` wrote; a setting that did not exist then has today's default. AtelierError for anything else."""
+        """What ``stored`` wrote; a setting that did not exist then has today's default. AtelierError for anything else.
+
+        Whether it decides anything is asked beside the stored ones, not beside the other defaults.
+        """
         try:
             subsets = tuple(
-                SubsetInputs({**_used(SubsetConfig("-")), **subset["settings"]}, tuple(map(_read, subset["pictures"])))
+                SubsetInputs(_used({**_settings(SubsetConfig("-")), **subset["settings"]}), tuple(map(_read, subset["pictures"])))
                 for subset in values["subsets"]
             )
             models = {str(name): str(value) for name, value in values["models"].items()}
-            return cls({**decisive(TrainingConfig("default")), **values["settings"]}, subsets, models)
+            return cls(_recipe_used({**_recipe(TrainingConfig("default")), **values["settings"]}), subsets, models)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise AtelierError("what decided this run is damaged; rename or delete its folder.") from error
 
@@ -161,37 +167,45 @@ def _paired(before: Sequence[SubsetInputs], now: Sequence[SubsetInputs]) -> Iter
 
 def decisive(config: TrainingConfig) -> dict[str, Any]:
     """The fields that decide weights by dotted name, without those of which the chosen schedule or optimizer makes no use."""
+    return _recipe_used(_recipe(config))
+
+
+def _recipe(config: TrainingConfig) -> dict[str, Any]:
+    """The fields that may decide weights by dotted name."""
     flat = {key: value for key, value in flattened(to_dict(config)) if key not in NO_MATTER | LENGTH}
     optimizer = config.optimizer
     arguments = {key: value for key, value in optimizer.args.items() if key not in ("lr", "weight_decay")}
-    flat |= {
+    return flat | {
         "optimizer.learning_rate": optimizer.peak, "optimizer.weight_decay": optimizer.decay,
         "optimizer.optimizer_args": ", ".join(f"{key}={arguments[key]}" for key in sorted(arguments)),
     }  # fmt: skip
-    falls = optimizer.schedule in ("cosine with restarts", "annealing")
-    network, noise, loss = config.network, config.noise, config.loss
-    no_convolutions = network.targets != "all" and not network.include
+
+
+def _recipe_used(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """None in the place of what decides nothing beside the others."""
+    schedule, levels = flat["optimizer.schedule"], flat["noise.levels"]
+    no_convolutions = flat["network.targets"] != "all" and not flat["network.include"]
     unused = {
-        "optimizer.min_rate": optimizer.schedule == "constant",
-        "optimizer.min_share": optimizer.schedule == "constant",
-        "optimizer.cycles": not falls,
-        "optimizer.cycle_steps": optimizer.schedule != "annealing",
-        "optimizer.power": optimizer.schedule != "polynomial",
+        "optimizer.min_rate": schedule == "constant",
+        "optimizer.min_share": schedule == "constant",
+        "optimizer.cycles": schedule not in ("cosine with restarts", "annealing"),
+        "optimizer.cycle_steps": schedule != "annealing",
+        "optimizer.power": schedule != "polynomial",
         "network.conv_rank": no_convolutions,
         "network.conv_alpha": no_convolutions,
-        "network.lokr_factor": network.algorithm != "LoKr",
-        "text.learning_rate": config.text.encoders == "none",
-        "noise.logit_mean": noise.levels not in ("auto", "logit-normal"),
-        "noise.logit_std": noise.levels not in ("auto", "logit-normal"),
-        "noise.sigmoid_scale": noise.levels in ("uniform", "logit-normal"),
-        "noise.shift": noise.levels not in ("auto", "shifted"),
-        "noise.offset_each_channel": noise.offset == 0,
-        "noise.offset_random": noise.offset == 0,
-        "noise.pyramid_discount": noise.pyramid_iterations == 0,
-        "loss.huber_schedule": loss.kind == "mse",
-        "loss.huber_threshold": loss.kind == "mse",
-        "loss.snr_gamma": loss.weighting != "min-SNR",
-        "loss.preservation_prompt": loss.preservation == 0,
+        "network.lokr_factor": flat["network.algorithm"] != "LoKr",
+        "text.learning_rate": flat["text.encoders"] == "none",
+        "noise.logit_mean": levels not in ("auto", "logit-normal"),
+        "noise.logit_std": levels not in ("auto", "logit-normal"),
+        "noise.sigmoid_scale": levels in ("uniform", "logit-normal"),
+        "noise.shift": levels not in ("auto", "shifted"),
+        "noise.offset_each_channel": flat["noise.offset"] == 0,
+        "noise.offset_random": flat["noise.offset"] == 0,
+        "noise.pyramid_discount": flat["noise.pyramid_iterations"] == 0,
+        "loss.huber_schedule": flat["loss.kind"] == "mse",
+        "loss.huber_threshold": flat["loss.kind"] == "mse",
+        "loss.snr_gamma": flat["loss.weighting"] != "min-SNR",
+        "loss.preservation_prompt": flat["loss.preservation"] == 0,
     }
     return {key: None if unused.get(key) else value for key, value in flat.items()}
 
@@ -215,24 +229,34 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str
 
 
 def _subset(subset: Subset, controls: bool) -> SubsetInputs:
-    pictures = tuple(_picture(sample, controls) for sample in subset.samples)
-    return SubsetInputs(_used(subset.config) | {"repeats": subset.repeats}, pictures)
+    config, pictures = subset.config, tuple(_picture(sample, controls) for sample in subset.samples)
+    around = config.caption_prefix + config.caption_suffix
+    whole = around + "\n".join(sample.caption or "" for sample in subset.samples)
+    idle: dict[str, Any] = {"wildcards": False} if not CHOICE.search(whole) else {}
+    idle |= {"keep_separator": ""} if config.keep_separator not in whole else {}
+    return SubsetInputs(_used(_settings(config) | idle) | {"repeats": subset.repeats}, pictures)
 
 
-def _used(config: SubsetConfig) -> dict[str, Any]:
-    """A subset's settings that decide something."""
-    still = not config.shuffle_captions and config.tag_dropout == 0
-    unused = {
-        "validation_seed": config.validation_share == 0,
-        "mask_floor": config.masks == "off",
-        "variants": config.crop != "random",
-        "head_margin": config.crop != "head",
-        "keep_tokens": still,
-        "trigger_words": still and (config.caption_dropout == 0 or config.dropped_caption == "empty"),
-        "dropped_caption": config.caption_dropout == 0,
-    }
+def _settings(config: SubsetConfig) -> dict[str, Any]:
+    """A subset's settings that may decide something."""
     settings = {**to_dict(config), "slider": config.slider.identity if config.slider else "none"}
-    return {key: None if unused.get(key) else value for key, value in settings.items() if key not in NOWHERE}
+    return {key: value for key, value in settings.items() if key not in NOWHERE}
+
+
+def _used(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """None in the place of what decides nothing beside the others."""
+    still = not settings["shuffle_captions"] and settings["tag_dropout"] == 0
+    whole = settings["caption_dropout"] == 0
+    unused = {
+        "validation_seed": settings["validation_share"] == 0,
+        "mask_floor": settings["masks"] == "off",
+        "variants": settings["crop"] != "random",
+        "head_margin": settings["crop"] != "head",
+        "keep_tokens": still,
+        "trigger_words": still and (whole or settings["dropped_caption"] == "empty"),
+        "dropped_caption": whole,
+    }
+    return {key: None if unused.get(key) else value for key, value in settings.items()}
 
 
 def _picture(sample: Sample, controls: bool) -> SampleInputs:

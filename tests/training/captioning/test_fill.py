@@ -460,6 +460,15 @@ def test_a_caption_file_that_is_not_read_is_not_shadowed(folder, name):
     assert (folder / "crab_01.txt").exists() and (folder / name).read_text() == "by hand, elsewhere"
 
 
+def test_a_dry_run_foresees_further_captions_beside_what_it_would_write(folder):
+    (folder / "crab_01.short.txt").write_text("crab")
+    there = dataset(folder, further_captions=".short.txt")
+    _, report = fill(there, NAMES, "overwrite", dry_run=True)
+    captioned, _ = fill(there, NAMES, "overwrite")
+    expected = ["openmoji emoji, cat face", "openmoji emoji, crab\ncrab", "openmoji emoji, hot dog"]
+    assert [s.caption for s in report.foreseen.samples] == [s.caption for s in captioned.samples] == expected
+
+
 @pytest.mark.parametrize("name", ["crab_01.TXT", "CRAB_01.txt", "crab_01.png.txt", "CRAB_01.PNG.TXT"])
 def test_a_caption_file_of_another_name_is_kept_worked_on_and_written_where_it_is(folder, name):
     (folder / name).write_text("crab, solo")

@@ -19,10 +19,12 @@ from lora_atelier.training.dataset.augment import (
     count_of,
     plain_caption,
     sighted_caption,
+    spoken_triggers,
     variants_of,
 )
 from lora_atelier.training.dataset.choices import combinations, drawn, offers, parsed, period, taken
 from lora_atelier.training.dataset.put_aside import remove
+from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, refresh_captions, scan
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
@@ -212,6 +214,19 @@ def test_trigger_words_are_neither_moved_nor_dropped_wherever_they_stand():
     assert len(set(sights(tags, 60, shuffle_captions=True, trigger_words="hat, ohwx"))) == 2
 
 
+@pytest.mark.parametrize("word", ["Name (series)", r"name \(series\)"])
+@pytest.mark.parametrize("tag", ["name (series)", r"name \(series\)"])
+def test_a_trigger_word_with_brackets_is_found_however_they_are_escaped(word, tag):
+    caption = f"red hair, {tag}, smile, hat"
+    for text in sights(caption, 60, shuffle_captions=True, tag_dropout=0.5, trigger_words=word):
+        assert tag in text.split(", ")
+    left = {
+        text.casefold() for text in sights(caption, 60, caption_dropout=0.5, trigger_words=word, dropped_caption="trigger words")
+    }
+    assert left == {caption, tag}
+    assert "" in sights("named (series), hat", 60, caption_dropout=0.5, trigger_words=word, dropped_caption="trigger words")
+
+
 def test_what_a_separator_holds_is_as_kohya_holds_it():
     caption = "ohwx woman ||| red hair, smile, hat ||| photo, 4k"
     for text in sights(caption, 60, shuffle_captions=True, tag_dropout=0.5, keep_separator="|||"):
@@ -251,8 +266,6 @@ def test_long_and_short_captions_side_by_side(tmp_path):
     before = folder_stamp(tmp_path)
     (tmp_path / "1.short.txt").write_text("shorter still")
     assert folder_stamp(tmp_path) != before
-    from lora_atelier.training.dataset.samples import Dataset
-
     now = refresh_captions(Dataset((subset,)))
     assert next(iter(now.samples)).caption == "long\nshorter still\nof json\njs"
     (tmp_path / "3.json").write_text('{"score": 1}')
@@ -277,6 +290,103 @@ def test_only_the_first_line_is_read_where_that_is_meant(tmp_path):
     (tmp_path / "m.jsonl").write_text(json.dumps({"file_name": "2.png", "text": ["a dog", "a hound"]}))
     assert [s.caption for s in scan(tmp_path, config(caption_lines="first line"))[0].samples] == ["a cat", "a dog"]
     assert [s.caption for s in scan(tmp_path, config())[0].samples] == ["a cat by me, 2020", "a dog\na hound"]
+
+
+def test_a_list_of_captions_stays_one_beside_further_files(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"file_name": "1.png", "text": ["a dog", "a hound"]}))
+    (tmp_path / "1.short.txt").write_text("dog\nof mine")
+    for lines, expected in (("one text", "a dog\na hound\ndog of mine"), ("alternatives", "a dog\na hound\ndog\nof mine")):
+        (subset,) = scan(tmp_path, config(further_captions=".short.txt", caption_lines=lines))
+        assert subset.samples[0].caption == expected
+
+
+def test_the_first_line_of_every_file_is_read_where_that_is_meant(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "1.txt").write_text("a long text\nby me")
+    (tmp_path / "1.short.txt").write_text("a short one\nby me")
+    (tmp_path / "1.json").write_text(json.dumps({"caption": "of json\nby me", "caption_2": "another"}))
+    (subset,) = scan(tmp_path, config(further_captions=".short.txt, .json", caption_lines="first line"))
+    assert subset.samples[0].caption == "a long text\na short one\nof json"
+
+
+CAPTIONS_OF_JSON = (
+    "caption", "captions", "Caption", "caption_long", "long_caption", "short caption", "caption2", "prompt", "text-3", "brief",
+    "detailed_description",
+)  # fmt: skip
+OTHERS_OF_JSON = (
+    "negative_prompt", "negative_caption", "caption_model", "prompt_id", "text_encoder", "caption_source", "title", "texture",
+    "7",
+)  # fmt: skip
+
+
+def test_what_stands_under_a_name_of_captions_is_read_and_the_rest_named(tmp_path):
+    picture(tmp_path / "1.png")
+    values = {name: f"under {name}" for name in (*CAPTIONS_OF_JSON, *OTHERS_OF_JSON)}
+    (tmp_path / "1.json").write_text(json.dumps({**values, "score": 3}))
+    (subset,) = scan(tmp_path, config(further_captions=".json"))
+    assert subset.samples[0].caption == "\n".join(f"under {name}" for name in CAPTIONS_OF_JSON)
+    read, passed = (", ".join(map(repr, names)) for names in (CAPTIONS_OF_JSON, OTHERS_OF_JSON))
+    assert f"captions in JSON stand under {read}; passed over: {passed}." in subset.warnings
+
+
+def test_further_files_are_listed_where_captions_are_off(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "1.short.txt").write_text("short")
+    (subset,) = scan(tmp_path, config(further_captions=".short.txt", captions=False))
+    assert subset.samples[0].caption == "" and not any("Name .short.txt" in said for said in subset.warnings)
+    assert [one for one in subset.passed_over if "captions is off" in one[1]] == [("1.short.txt", subset.passed_over[0][1])]
+
+
+@pytest.mark.parametrize(
+    "ending", [".短.txt", ".my notes.txt", ".supplemental-metadata.json", ".Short.TXT", ".de\u0301j\u00e0.txt"]
+)
+def test_what_the_node_advises_can_be_done(tmp_path, ending):
+    picture(tmp_path / "1.png")
+    (tmp_path / f"1{ending}").write_text('{"caption": "of it"}' if ending.endswith("json") else "of it")
+    (advised,) = re.findall(r"Name (.*) in further_captions to use them\.", "\n".join(scan(tmp_path, config())[0].warnings))
+    (subset,) = scan(tmp_path, config(further_captions=advised))
+    assert subset.samples[0].caption == "of it" and not any("further_captions" in one for one in subset.warnings)
+
+
+def test_an_ending_that_cannot_be_named_is_not_advised(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "1.a, b.txt").write_text("of it")
+    assert "Rename them without signs such as commas" in "".join(scan(tmp_path, config())[0].warnings)
+
+
+def test_the_caption_of_a_picture_that_is_not_read_is_no_further_one(tmp_path):
+    picture(tmp_path / "cat.png")
+    (tmp_path / "cat.2.avi").write_bytes(b"film")
+    (tmp_path / "cat.2.txt").write_text("of the film")
+    (subset,) = scan(tmp_path, config(further_captions=".2.txt"))
+    assert subset.samples[0].caption is None
+    assert ("cat.2.txt", "captions of pictures that are not used.") in subset.passed_over
+
+
+def test_what_is_named_and_stands_nowhere_is_said(tmp_path):
+    for number in (1, 2, 3):
+        picture(tmp_path / f"{number}.png", (number, 9, 9))
+        (tmp_path / f"{number}.txt").write_text("ohwx, {zkz|cat}" if number == 1 else "OHWX, dog")
+    (tmp_path / "2.short.txt").write_text("ohwx")
+    named = {"trigger_words": "ohwx, zkz, sks", "keep_separator": "|||", "further_captions": ".short.txt, .long.txt"}
+    (subset,) = scan(tmp_path, config(wildcards=True, **named))
+    said = [one for one in subset.warnings if one.startswith(tuple(named))]
+    assert said == [
+        "trigger_words: 'zkz' is not in 2 of 3 captions: 2.png, 3.png.",
+        "trigger_words: 'sks' stands in no caption. Correct it, or write it into the captions.",
+        "keep_separator: '|||' stands in no caption, so it holds nothing. Correct it, or leave it empty.",
+        "further_captions: no picture has a file with .long.txt, as 1.long.txt would be of 1.png.",
+    ]
+    assert spoken_triggers(Dataset((subset,))) == ("ohwx", "zkz")
+
+
+def test_pictures_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    for folder, text in (("a", "a {red|blue} hat"), ("b", "a hat")):
+        (tmp_path / folder).mkdir()
+        picture(tmp_path / folder / "1.png", "red" if folder == "a" else "blue")
+        (tmp_path / folder / "1.txt").write_text(text)
+    assert "is read as it stands (1): 1.png." in "".join(scan(tmp_path, config(nested=True))[0].warnings)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,17 @@ def test_a_caption_without_its_picture_finds_the_one_that_is_there(folder):
     assert [name for name, _ in done.left] == ["none.txt"]
 
 
+def test_captions_in_json_come_with_their_picture_and_no_other_json(folder):
+    (folder / "old.png").write_bytes(GREEN)
+    told = b'{"caption": "in red"}'
+    names = ("a.json", "a.long.json", "old.json", "workflow.json", "sub/a.json")
+    done = drop(folder, {"a.png": RED, **dict.fromkeys(names, told)})
+    assert {name for name, _ in done.new} == {"a.png", "a.json", "a.long.json", "old.json"}
+    assert dict(done.left).keys() == {"workflow.json", "sub/a.json"}
+    assert captions(folder, further_captions=".json") == {"a.png": "in red", "old.png": "in red"}
+    assert dict(drop(folder, {"a.png": BLUE, "a.json": told}).new) == {"a.png": "a (2).png", "a.json": "a (2).json"}
+
+
 def test_two_choices_of_one_name_keep_their_own_captions_masks_and_tables(folder):
     done = drop(folder, {
         (1, "1.png"): RED, (2, "1.png"): BLUE, (2, "1.txt"): b"blue", (1, "1.txt"): b"red", (2, "1.mask.png"): png("white"),

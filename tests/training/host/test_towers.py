@@ -149,6 +149,85 @@ def test_what_was_not_read_before_is_read_once_and_pictures_take_it_too(comfyui,
     assert passes["t5xxl"] == 1, "where nothing is said to learn, nothing is known to be still"
 
 
+def flux_text(cache):
+    """(CLIP, encoder in which CLIP-L learns, what keeps T5's answers)."""
+    with torch.inference_mode():
+        loaded = tiny_large.flux_text_encoder()
+    text = host.TextEncoder(loaded).for_training()
+    adapter, _ = adapter_of(text)
+    return loaded, text, [name.removeprefix(TEXT) for name in adapter.branches], TowerAnswers(cache, "x")
+
+
+def test_what_the_cache_has_lost_is_read_again_and_its_mark_does_not_outlive_it(comfyui, tmp_path):
+    from lora_atelier.training.host.towers import key_of
+
+    cache = TensorCache(tmp_path, 2**30)
+    loaded, text, learning, answers = flux_text(cache)
+    texts = ["a cat", "a dog", "a mouse"]
+    text.learns(learning, answers)
+    list(text.read_all_ahead(texts))
+    assert text.settle() == ()
+    gone = answers._key(f"t5xxl:{key_of(text.tokenize('a dog')['t5xxl'])}")
+    cache.path(gone).unlink()
+    text.learns(learning, TowerAnswers(cache, "x"))
+    with counted(loaded) as passes:
+        list(text.read_all_ahead(texts))
+    assert passes["t5xxl"] == 1 and text.settle() == () and cache.has(gone)
+
+
+def test_a_tower_does_not_rest_where_the_cache_is_too_small_for_what_it_says(comfyui, monkeypatch, tmp_path):
+    from lora_atelier.training.dataset import encoded
+
+    monkeypatch.setattr(encoded, "IN_MEMORY", 0)
+    texts = [f"a cat, number {number}" for number in range(12)]
+    _, text, learning, answers = flux_text(TensorCache(tmp_path / "large", 2**30))
+    text.learns(learning, answers)
+    list(text.read_all_ahead(texts))
+    size = sum(path.stat().st_size for path in (tmp_path / "large").rglob("*.safetensors"))
+    assert text.settle() == () and text._frozen.at_rest
+    text.learns(learning, TowerAnswers(TensorCache(tmp_path / "small", size // 2), "x"))
+    list(text.read_all_ahead(texts))
+    assert text.settle() == ("t5xxl",) and not text._frozen.at_rest and text.resting is None
+    with counted(text.clip) as passes:
+        text.encode_live(texts[-1])
+    assert not passes["t5xxl"], "what is still kept is still of use"
+
+
+def test_what_cannot_be_kept_is_not_noted_as_read(comfyui, monkeypatch, tmp_path):
+    from lora_atelier.training.host import towers
+
+    cache = TensorCache(tmp_path, 2**30)
+    loaded, text, learning, answers = flux_text(cache)
+    text.learns(learning, answers)
+    with monkeypatch.context() as context:
+        context.setattr(towers, "parts_of", lambda answer: None)
+        list(text.read_all_ahead(["a cat"]))
+    assert text.settle() == ("t5xxl",)
+    text.learns(learning, TowerAnswers(cache, "x"))
+    with counted(loaded) as passes:
+        list(text.read_all_ahead(["a cat"]))
+    assert passes["t5xxl"] == 1
+
+
+def test_a_disk_that_fills_up_in_a_step_ends_no_run(comfyui, monkeypatch, tmp_path):
+    from lora_atelier.training.errors import AtelierError
+
+    _, text, learning, answers = flux_text(TensorCache(tmp_path, 2**30))
+
+    def full(*_):
+        raise AtelierError("cache: cannot be written")
+
+    monkeypatch.setattr(TensorCache, "put", full)
+    text.learns(learning, answers)
+    with pytest.raises(AtelierError, match="cannot be written"):
+        list(text.read_all_ahead(["a cat"]))
+    text.settle()
+    with counted(text.clip) as passes:
+        for _ in range(2):
+            text.encode_live("a dog")
+    assert passes["t5xxl"] == 1
+
+
 def test_a_tower_that_gives_no_numbers_is_named(comfyui, tmp_path):
     from lora_atelier.training.errors import NotFinite
 

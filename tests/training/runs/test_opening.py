@@ -21,6 +21,7 @@ from lora_atelier.training.config import (
     NetworkConfig,
     NoiseConfig,
     OptimizerConfig,
+    SliderConfig,
     SubsetConfig,
     TextConfig,
     TrainingConfig,
@@ -128,6 +129,7 @@ def test_the_first_begins_and_the_next_goes_on(folders):
         {"network": NetworkConfig(conv_rank=8, conv_alpha=2.0, lokr_factor=4)},
         {"dataset": with_settings(pictures("a", "b"), variants=2, keep_tokens=3, mask_floor=0.5, validation_seed=4)},
         {"dataset": with_settings(pictures("a", "b"), captions=False)},
+        {"dataset": with_settings(pictures("a", "b"), wildcards=True, keep_separator="|||")},  # no caption has either
         {"dataset": with_settings(pictures("a", "b"), further_captions=".json", trigger_words="ohwx", dropped_caption="empty")},
     ],
 )  # fmt: skip
@@ -156,8 +158,6 @@ def test_what_decides_no_weight_lets_the_run_go_on(folders, changed):
         ({"models": {**MODELS, "model": "other"}}, "the model is another"),
         ({"models": {**MODELS, "vae": "other"}}, "the VAE is another"),
         ({"dataset": Dataset((dataclasses.replace(pictures("a", "b").subsets[0], repeats=5),))}, "repeats is 5 now and was 1"),
-        ({"dataset": with_settings(pictures("a", "b"), wildcards=True)}, "wildcards is True now and was False"),
-        ({"dataset": with_settings(pictures("a", "b"), keep_separator="|||")}, "keep_separator is ||| now and was empty"),
         ({"dataset": pictures()}, "ink was trained on other pictures"),
     ],
 )
@@ -308,6 +308,42 @@ def test_a_setting_of_tomorrow_does_not_make_todays_run_another(folders):
     del stored["subsets"][0]["settings"]["flip"]
     path.write_text(json.dumps(stored))
     assert folders.name() == "ink"
+
+
+EARLIER = (  # settings that were there, settings that are new, what changes of them
+    ({"shuffle_captions": True}, {"trigger_words": "ohwx"}, "trigger_words is ohwx now and was empty"),
+    (
+        {"caption_dropout": 0.1}, {"trigger_words": "ohwx", "dropped_caption": "trigger words"},
+        "dropped_caption is trigger words now and was empty",
+    ),
+    ({"masks": "files"}, {"mask_floor": 0.3}, "mask_floor is 0.3 now and was 0.1"),
+    ({"crop": "head"}, {"head_margin": 0.5}, "head_margin is 0.5 now and was 0.75"),
+    ({"crop": "random"}, {"variants": 2}, "variants is 2 now and was 4"),
+    ({"buckets": False}, {"fixed_height": 768}, "fixed_height is 768 now and was 0"),
+    ({}, {"bucket_no_upscale": True}, "bucket_no_upscale is True now and was False"),
+    ({}, {"wildcards": True}, "wildcards is True now and was False"),
+    ({}, {"keep_separator": "|||"}, "keep_separator is ||| now and was empty"),
+    ({}, {"slider": SliderConfig(positive="old", negative="young")}, "slider is "),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("there", "new", "said"), EARLIER)
+def test_a_setting_that_an_earlier_version_did_not_have_had_todays_default(folders, there, new, said):
+    captions = pictures("a {red|blue} cat ||| ohwx", "b")
+    stored = json.loads(Inputs.of(folders.config, with_settings(captions, **there), MODELS).stored())
+    for name in new:
+        del stored["subsets"][0]["settings"][name]
+    before = Inputs.read(stored)
+    assert not compare(before, Inputs.of(folders.config, with_settings(captions, **there), MODELS))
+    difference = compare(before, Inputs.of(folders.config, with_settings(captions, **there, **new), MODELS))
+    assert any(one.startswith(said) for one in difference.settings)
+
+
+def test_so_had_a_setting_of_the_recipe_that_only_counts_beside_another():
+    config = TrainingConfig("ink", optimizer=OptimizerConfig(schedule="polynomial", power=2.0))
+    stored = json.loads(Inputs.of(config, pictures("a"), MODELS).stored())
+    del stored["settings"]["optimizer.power"]
+    assert compare(Inputs.read(stored), Inputs.of(config, pictures("a"), MODELS)).settings == ("power is 2 now and was 1",)
 
 
 def test_every_field_of_a_recipe_is_sorted():

@@ -166,6 +166,19 @@ def test_a_configuration_of_kohyas_interface() -> None:
     assert "caption_extension" not in nodes["LoadDataset"] and "caption_extension" in lost
 
 
+@pytest.mark.parametrize(
+    ("ending", "widgets", "is_lost"),
+    [("json", {"further_captions": ".json"}, False), (".TXT", {"caption_extension": ".txt"}, False), ("html", {}, True)],
+)
+def test_endings_of_an_ai_toolkit_dataset(ending: str, widgets: dict[str, str], is_lost: bool) -> None:
+    nodes, lost = read(AI_TOOLKIT.replace("caption_ext: txt", f"caption_ext: {ending}"))
+    there = {
+        name: nodes["LoadDataset"][name] for name in ("further_captions", "caption_extension") if name in nodes["LoadDataset"]
+    }
+    assert there == widgets and ("datasets.caption_ext" in lost) == is_lost
+    SubsetConfig("input/x", **there)
+
+
 def test_an_ai_toolkit_job() -> None:
     nodes, lost = read(AI_TOOLKIT)
     recipe = nodes["ConfigureLoRA"]

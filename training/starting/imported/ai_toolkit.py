@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...config import BLANK
+from ...config import BLANK, CAPTION_ENDINGS
 from .collector import (
     CACHED,
     LOGGED,
@@ -231,7 +231,13 @@ def _data(found: Collector, datasets: Any) -> None:
     data.number(DATA, "keep_tokens", "keep_tokens", whole=True)
     ending = data.take("caption_ext")
     if ending:
-        data.set(DATA, "caption_extension", f".{str(ending).lstrip('.')}")
+        suffix = f".{str(ending).lstrip('.').lower()}"
+        if suffix == ".json":
+            data.set(DATA, "further_captions", suffix)
+        elif suffix in CAPTION_ENDINGS:
+            data.set(DATA, "caption_extension", suffix)
+        else:
+            data.lose("caption_ext", ending, "is no ending of caption files here")
     data.set(DATA, "class_caption", data.take("default_caption"))
     if data.take("mask_path"):
         data.set(DATA, "masks", "files")
