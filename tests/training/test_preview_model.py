@@ -206,13 +206,13 @@ def test_a_paged_model_is_on_the_device_once(loaded, dataset, monkeypatch):  # n
     real = host.Model.sample
 
     def draw(self, *given, **named):
-        seen.append(self)
+        seen.append((self.base, bool(self.patcher.patches)))  # and not what draws itself, which nobody else holds
         return real(self, *given, **named)
 
     monkeypatch.setattr(host.Model, "sample", draw)
     go(with_it, dataset, recipe(**SHORT), PREVIEW, preview_model=t.model)
     twin, _ = with_it.model.patcher.non_dynamic_delegate_model
-    assert seen and all(one.base is twin and not one.patcher.patches for one in seen)
+    assert seen and all(base is twin and not patched for base, patched in seen)
     assert twin.model_loaded_weight_memory == 0 and _counts.strangers() == 0
 
 

@@ -38,6 +38,7 @@ class HeldModel(AnsweringModel):
         self._room: int | None = None
         self._parts: dict[nn.Module, list[nn.Module]] = {}
         self._origin = patcher
+        self._in_pauses: list[Any] = []
         self._base_weights: BaseWeights = "as loaded"
 
     def for_training(
@@ -69,7 +70,10 @@ class HeldModel(AnsweringModel):
 
     def for_pauses(self, other: HeldModel) -> Self:
         """``other`` as it draws in the pauses of a run on this model, which is ``for_training``."""
-        return type(self)(beside_twin(other.patcher, self.patcher, self._origin))
+        patcher = beside_twin(other.patcher, self.patcher, self._origin)
+        # Until ``retire``: where it dies first, the host takes the graph's patcher for it, and then never frees the twin.
+        self._in_pauses.append(patcher)
+        return type(self)(patcher)
 
     def has_more_patches(self, other: HeldModel) -> bool:
         """Whether this model, ``for_training``, is ``other`` with more patches on its weights."""
