@@ -216,6 +216,56 @@ def test_a_paged_model_is_on_the_device_once(loaded, dataset, monkeypatch):  # n
     assert twin.model_loaded_weight_memory == 0 and _counts.strangers() == 0
 
 
+def bypassed(t, tensors):
+    """The model with the LoRA beside its weights, as the stock Load LoRA (Bypass) hands it on."""
+    import comfy.sd
+
+    if not hasattr(comfy.sd, "load_bypass_lora_for_models"):
+        pytest.skip("this host has no such loader")
+    with torch.inference_mode():
+        return host.Model(comfy.sd.load_bypass_lora_for_models(t.model.patcher, None, tensors, 1.0, 0.0)[0])
+
+
+def test_a_lora_in_bypass_mode_is_seen_or_refused(loaded, dataset):  # noqa: F811
+    t = loaded("dynamic")
+    model = bypassed(t, assistant(t))
+    with pytest.raises(AtelierError, match=r"^model: another node injects .*Bypass"):
+        go(SimpleNamespace(**{**vars(t), "model": model}), dataset, recipe(**SHORT), NO_PREVIEW)
+    t = loaded("plain")
+    model = bypassed(t, assistant(t))
+    assert model.patched_weights == model.injected == 1
+    assert model.has_more_patches(t.model) and not t.model.patched_weights
+
+
+def told_of(run):
+    account = json.loads((host.runs_folder() / run / "run.json").read_text(encoding="utf-8"))["account"]
+    (note,) = (one for one in account["notes"] if "laid on" in one)
+    return note
+
+
+@pytest.mark.parametrize(
+    ("drawn", "names", "steps", "said"),
+    [
+        ("itself", ("a", ("ink",)), 1, "Samples are drawn with it."),
+        ("itself", ("a", ("ink",)), 0, ""),
+        ("plain", ("a", ("ink",), "a"), 1, "Samples are drawn without it."),
+        ("plain", ("a", ("ink",), "a"), 0, ""),
+        ("same", ("a", ("ink",), "a"), 1, "Samples are drawn with it."),
+        ("other", ("a", ("ink",), "a", ("quick",)), 1, "Samples are drawn without it."),
+        ("other", ("a", ("ink",), "a", ("quick", "ink")), 1, "Samples are drawn with it."),
+        ("other", ("a",), 1, ""),
+    ],
+)
+def test_whether_samples_are_drawn_with_what_lies_on_the_model(tiny, dataset, drawn, names, steps, said):  # noqa: F811
+    t = tiny("sd3")
+    with_it = assisted(t, assistant(t))
+    others = {"itself": None, "plain": t.model, "same": host.Model(with_it.model.patcher.clone())}
+    model = others[drawn] if drawn in others else assisted(t, assistant(t, 4)).model
+    preview = dataclasses.replace(PREVIEW, steps=steps)
+    go(with_it, dataset, recipe("a", length=LengthConfig(max_steps=1)), preview, preview_model=model, named=job.Named(*names))
+    assert told_of("a").endswith(f"not in its files.{f' {said}' if said else ''}")
+
+
 def named(name):
     return build(next(one for one in RECIPES if one.name == name)).model
 

@@ -79,6 +79,15 @@ class HeldModel(AnsweringModel):
         """Whether this model, ``for_training``, is ``other`` with more patches on its weights."""
         return self._origin.model is other.patcher.model and self.patched_weights > other.patched_weights
 
+    def is_laid_on(self, other: HeldModel) -> bool | None:
+        """Whether what other nodes have laid on this model, ``for_training``, lies on ``other`` as well; None: there is no telling."""
+        if not other.patched_weights:
+            return False
+        patches, theirs = self.patcher.patches, other.patcher.patches
+        alike = self._origin.model is other.patcher.model and not self.injected
+        same = alike and all(any(one is its for its in theirs.get(key, ())) for key, ones in patches.items() for one in ones)
+        return True if same else None
+
     def make_way(self, other: HeldModel) -> None:
         """After a pause this model goes back to main memory, unless its network is the one that ``other`` is trained on."""
         if self.base is not other.base:

@@ -93,8 +93,13 @@ class ModelFacts:
 
     @property
     def patched_weights(self) -> int:
-        """Weights on which other nodes have laid patches, such as LoRAs."""
-        return len(self.patcher.patches)
+        """Weights on which other nodes have laid patches, such as LoRAs; what they inject beside the weights counts one each."""
+        return len(self.patcher.patches) + self.injected
+
+    @property
+    def injected(self) -> int:
+        """What other nodes inject beside the weights while the model works, such as a LoRA in bypass mode."""
+        return sum(map(len, self.patcher.injections.values()))
 
     @property
     def frames(self) -> bool:

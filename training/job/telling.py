@@ -126,11 +126,20 @@ def laid(job: Job) -> str:
     if not count:
         return ""
     named = f" ({', '.join(job.named.loras)})" if job.named.loras else ""
-    drawn = "Samples are drawn without it" if job.drawn is not None else "Samples are drawn with it"
-    return (
-        f"model: what other nodes have laid on {counted(count, 'weight')} of it{named} was there while the LoRA learnt, and is "
-        f"not in its files. {drawn}."
-    )
+    weights = count - job.model.injected
+    where = f"{counted(weights, 'weight')} of it" if weights else "it"
+    with_it = _draws_with_it(job) if job.preview.steps else None
+    drawn = "" if with_it is None else f" Samples are drawn {'with' if with_it else 'without'} it."
+    return f"model: what other nodes have laid on {where}{named} was there while the LoRA learnt, and is not in its files.{drawn}"
+
+
+def _draws_with_it(job: Job) -> bool | None:
+    """Whether samples are drawn with what lies on the trained model; None: there is no telling."""
+    found = True if job.drawn is None else job.model.is_laid_on(job.drawn)
+    mine, its = set(job.named.loras), set(job.named.drawn_loras)
+    if found is None and mine and its:  # by what the graph calls them
+        found = True if mine <= its else False if mine.isdisjoint(its) else None
+    return found
 
 
 def status_line(p: Progress) -> str:
