@@ -15,7 +15,7 @@ import pytest
 import torch
 from lora_atelier.benchmarks import _counts
 from lora_atelier.training import host, job
-from lora_atelier.training.config import LengthConfig
+from lora_atelier.training.config import LengthConfig, NetworkConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.job import drawing
 from lora_atelier.training.network.scope import trained_layers
@@ -274,6 +274,42 @@ def test_a_model_of_another_kind_is_refused_by_the_sockets_name(tiny, dataset): 
     with pytest.raises(AtelierError, match=r"^preview_model: this SD15 model is of another kind than the SD3 model"):
         go(tiny("sd3"), dataset, recipe(), preview_model=tiny("sd15").model)
     assert not (host.runs_folder() / "tiny").exists()
+
+
+def test_it_is_refused_before_the_model_is_loaded_for_training(tiny, dataset, monkeypatch):  # noqa: F811
+    t = tiny("sd3")
+
+    def loads(*_given):
+        raise AssertionError("the model's file would be read again")
+
+    monkeypatch.setattr(host.Model, "for_training", loads)
+    with pytest.raises(AtelierError, match=r"^preview_model: this SD15 model is of another kind"):
+        go(t, dataset, recipe(), preview_model=tiny("sd15").model)
+    measured = recipe(network=NetworkConfig(rank=2, alpha=1.0, weight_decompose=True))
+    for other in (another(), assisted(t, assistant(t)).model):
+        with pytest.raises(AtelierError, match=r"^preview_model: weight_decompose .* Switch weight_decompose off"):
+            go(t, dataset, measured, preview_model=other)
+    with pytest.raises(AssertionError, match="read again"):  # the very same model draws rightly
+        go(t, dataset, measured, preview_model=host.Model(t.model.patcher.clone()))
+
+
+def test_a_model_that_cannot_draw_is_refused_by_the_sockets_name(comfyui):
+    with pytest.raises(AtelierError, match=r"^preview_model: "):
+        drawing.check_kind(named("Flux dev"), named("Flux Fill"), recipe())
+
+
+def test_another_prediction_is_said(tiny):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    eps = tiny("sd15").model
+    with torch.inference_mode():
+        v, lcm, x0 = (
+            host.Model(ModelSamplingDiscrete().patch(eps.patcher, kind, False)[0]) for kind in ("v_prediction", "lcm", "x0")
+        )
+    assert drawing.note(eps, eps) == drawing.note(eps, lcm) == ""
+    assert drawing.note(eps, v).startswith("preview_model: it predicts v, and the model that is trained eps,")
+    assert drawing.note(eps, x0).startswith("preview_model: it predicts in a way of its own,")
+    drawing.check_kind(eps, x0, recipe())
 
 
 def test_what_the_model_that_draws_lacks_is_said(comfyui):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -79,13 +79,19 @@ class HeldModel(AnsweringModel):
         """Whether this model, ``for_training``, is ``other`` with more patches on its weights."""
         return self._origin.model is other.patcher.model and self.patched_weights > other.patched_weights
 
+    def is_same(self, other: HeldModel) -> bool:
+        """Whether both are one model with the same patches, as the graph knows them."""
+        mine, its = self.patcher, other.patcher
+        if mine.model is not its.model or mine.injections or its.injections or mine.patches.keys() != its.patches.keys():
+            return False
+        return all(len(its.patches[key]) == len(ones) and _lie_on(its, key, ones) for key, ones in mine.patches.items())
+
     def is_laid_on(self, other: HeldModel) -> bool | None:
-        """Whether what other nodes have laid on this model, ``for_training``, lies on ``other`` as well; None: there is no telling."""
+        """Whether what other nodes have laid on this model, ``for_training``, lies on ``other`` too; None: nobody knows."""
         if not other.patched_weights:
             return False
-        patches, theirs = self.patcher.patches, other.patcher.patches
         alike = self._origin.model is other.patcher.model and not self.injected
-        same = alike and all(any(one is its for its in theirs.get(key, ())) for key, ones in patches.items() for one in ones)
+        same = alike and all(_lie_on(other.patcher, key, ones) for key, ones in self.patcher.patches.items())
         return True if same else None
 
     def make_way(self, other: HeldModel) -> None:
@@ -161,3 +167,9 @@ class HeldModel(AnsweringModel):
         if root not in self._parts:
             self._parts[root] = list(root.modules())
         return self._parts[root]
+
+
+def _lie_on(patcher: Any, key: str, patches: Sequence[Any]) -> bool:
+    """Whether the very same patches lie on the weight ``key`` of another copy."""
+    there = patcher.patches.get(key, ())
+    return all(any(one is its for its in there) for one in patches)

@@ -133,9 +133,7 @@ ADAPTER, LIGHTNING = "zimage_turbo_training_adapter_v2", "sdxl_lightning_4step_l
             [f"model: {LIGHTNING} lies on it"],
         ),
         (
-            {
-                "model": "sd_xl_base_1.0", "preview": "sd_xl_base_1.0", "preview_loras": ("ink", LIGHTNING), "drawn_at": (20, 4.0),
-            },
+            {"model": "sd_xl_base", "preview": "sd_xl_base", "preview_loras": ("ink", LIGHTNING), "drawn_at": (20, 4.0)},
             [f"preview_cfg: {LIGHTNING} seems"],
         ),
         ({"model": "sd_xl_base_1.0", "preview": "sd_xl_base_1.0", "preview_loras": (LIGHTNING,), "drawn_at": (8, 1.0)}, []),
@@ -163,7 +161,9 @@ def test_who_trains_a_distilled_model_rightly_is_left_in_peace(facts: dict[str, 
 ])  # fmt: skip
 def test_an_adapter_for_training_is_told_by_its_name(name: str) -> None:
     assert assistant_word(name)
-    assert not assistant_word(name.replace("raining", "rain").replace("ssistant", "ssist").replace("istil", "ust").replace("e_turbo", "usk"))
+    assert not assistant_word(
+        name.replace("raining", "rain").replace("ssistant", "ssist").replace("istil", "ust").replace("e_turbo", "usk")
+    )
 
 
 def test_the_ways_out_are_named() -> None:
