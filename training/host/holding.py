@@ -16,6 +16,7 @@ from ..performance.eight_bit_layers import in_eight_bits, remark
 from ..performance.frozen_layers import lightened
 from ..performance.out_of_place import Care
 from ..performance.quantised_layers import unpacking
+from . import alterations
 from .answering import AnsweringModel
 from .attention import differentiable_attention
 from .text import TextEncoder
@@ -85,6 +86,10 @@ class HeldModel(AnsweringModel):
         if mine.model is not its.model or mine.injections or its.injections or mine.patches.keys() != its.patches.keys():
             return False
         return all(len(its.patches[key]) == len(ones) and _lie_on(its, key, ones) for key, ones in mine.patches.items())
+
+    def draws_alike(self, other: HeldModel) -> bool:
+        """Whether ``other`` is the same model with the same of everything, as the graph knows both."""
+        return self.is_same(other) and alterations.of_sampling(self.patcher) == alterations.of_sampling(other.patcher)
 
     def is_laid_on(self, other: HeldModel) -> bool | None:
         """Whether what other nodes have laid on this model, ``for_training``, lies on ``other`` too; None: nobody knows."""

@@ -81,6 +81,8 @@ def run_training(
     if preview_model is not None:  # before the model's file is read again, as some hosts do for a training
         drawing.check_kind(model, preview_model, config)
         predicts = drawing.note(model, preview_model)
+        if model.draws_alike(preview_model):
+            preview_model = None  # copies of their own the host would take for others, and move all weights at each pause
     check_dataset(dataset, config)
     precomputed.check(dataset, model.latent_channels, model.frames)
     check_weighting(model.prediction, config.loss)
