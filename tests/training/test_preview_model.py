@@ -266,6 +266,20 @@ def test_whether_samples_are_drawn_with_what_lies_on_the_model(tiny, dataset, dr
     assert told_of("a").endswith(f"not in its files.{f' {said}' if said else ''}")
 
 
+def test_what_is_the_same_on_both_wires_moves_nothing(tiny, dataset, monkeypatch):  # noqa: F811
+    """The host takes copies with patches of their own for others; one that is all the same is not asked at all."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    with_it = assisted(tiny("sd3"), assistant(tiny("sd3")))
+    with torch.inference_mode():
+        shifted = host.Model(ModelSamplingSD3().patch(with_it.model.patcher, 5.0)[0])
+    asked, real = [], host.Model.for_pauses
+    monkeypatch.setattr(host.Model, "for_pauses", lambda self, other: asked.append(other) or real(self, other))
+    for i, other in enumerate((host.Model(with_it.model.patcher.clone()), shifted)):
+        go(with_it, dataset, recipe(f"a{i}", length=LengthConfig(max_steps=1)), PREVIEW, preview_model=other)
+        assert asked == [shifted] * i
+
+
 def named(name):
     return build(next(one for one in RECIPES if one.name == name)).model
 

@@ -265,7 +265,7 @@ def compose(choice: Choice, drawn: Sequence[str] = (), eight_bit_optimizer: bool
     for part in (model.words, choice.subject):
         for node, widgets in parts.extras.get(part, {}).items():
             extras[node] = {**extras.get(node, {}), **widgets}
-    drawn, repeats = model.drawn, repeats_for(subject.steps, PICTURES / fit.batch_size)
+    side, repeats = model.drawn, repeats_for(subject.steps, PICTURES / fit.batch_size)
     return {
         "LoadDataset": {
             "resolution": fit.side, "batch_size": fit.batch_size, "repeats": repeats, "buckets": True,
@@ -281,11 +281,11 @@ def compose(choice: Choice, drawn: Sequence[str] = (), eight_bit_optimizer: bool
         },
         "TrainLoRA": {
             "preview_steps": sampling["steps"], "preview_cfg": sampling["cfg"], "preview_sampler": model.sampler,
-            "preview_scheduler": model.scheduler, "preview_width": drawn, "preview_height": drawn,
+            "preview_scheduler": model.scheduler, "preview_width": side, "preview_height": side,
         },
         "EpochWeightGrid": {
             "sampler_name": model.sampler, "scheduler": model.scheduler, "steps": sampling["steps"], "cfg": sampling["cfg"],
-            "width": drawn, "height": drawn,
+            "width": side, "height": side,
         },
     }  # fmt: skip
 
