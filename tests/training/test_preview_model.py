@@ -280,6 +280,48 @@ def test_what_is_the_same_on_both_wires_moves_nothing(tiny, dataset, monkeypatch
         assert asked == [shifted] * i
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_out_of_memory_while_another_network_draws_names_it(tiny, dataset, monkeypatch, apart):  # noqa: F811
+    t = tiny("sd3")
+
+    def full(*_given, **_named):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(job.saver.Saver, "sample", full)
+    with pytest.raises(AtelierError, match="smaller previews") as told:
+        drawn = another() if apart else t.model
+        go(assisted(t, assistant(t)), dataset, recipe(**SHORT), PREVIEW, preview_model=drawn)
+    assert ("preview_model" in str(told.value)) == apart
+
+
+@pytest.mark.parametrize("kind", ["plain", "dynamic"])
+def test_a_cancel_while_the_adapters_copy_draws_leaves_nothing(loaded, dataset, monkeypatch, interrupt, kind):  # noqa: F811
+    """Both models are then what they were, and the run goes on to what it would have been."""
+    t = loaded(kind)
+    with_it = assisted(t, assistant(t))
+    before = [drawn(t, one.model) for one in (t, with_it)]
+    whole = go(with_it, dataset, recipe("whole", **SHORT), PREVIEW, preview_model=t.model)
+    real, calls = host.Model.sample, []
+
+    def cancelled(self, *given, **named):
+        calls.append(self.base)
+        real(self, *given, **named)
+        if len(calls) == 2:
+            raise interrupt
+        return real(self, *given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(type(interrupt)):
+        patch.setattr(host.Model, "sample", cancelled)
+        go(with_it, dataset, recipe("parts", **SHORT), PREVIEW, preview_model=t.model)
+    assert len(calls) == 2
+    if kind == "dynamic":
+        twin, _ = with_it.model.patcher.non_dynamic_delegate_model
+        assert set(calls) == {twin} and twin.model_loaded_weight_memory == 0 and _counts.strangers() == 0
+    parts = go(with_it, dataset, recipe("parts", **SHORT), PREVIEW, preview_model=t.model)
+    assert all(torch.equal(parts.tensors[name], whole.tensors[name]) for name in whole.tensors)
+    assert all(torch.equal(drawn(t, one.model), then) for one, then in zip((t, with_it), before, strict=True))
+
+
 def named(name):
     return build(next(one for one in RECIPES if one.name == name)).model
 
