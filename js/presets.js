@@ -2,7 +2,7 @@
 // checkpoint is noticed, and its own starting point offered. All values are the server's; this file only puts them in.
 import { app } from "../../scripts/app.js";
 import { addPanel, make, root } from "./lib/dom.js";
-import { drawnWith, loaderOf, partsOf, trainersOf, valuesOf } from "./lib/graph.js";
+import { drawsWith, loaderOf, partsOf, trainersOf, valuesOf } from "./lib/graph.js";
 import { ask } from "./lib/server.js";
 import { setWidgets, summary } from "./lib/starting.js";
 import { text } from "./lib/text.js";
@@ -12,6 +12,9 @@ const OWN = "own settings";
 const KEY = "lora_atelier_start"; // among the node's properties, which the workflow keeps
 const EVERY = 500; // ms between two looks at the loader
 const recipes = fetch(new URL("./presets.json", import.meta.url)).then((answer) => answer.json());
+
+const drawing = (found) => (found?.model ? { file: found.model.file, loras: found.loras } : null);
+const ofCells = (node) => (node.comfyClass === "EpochWeightGrid" ? drawing(drawsWith(node, root())) : null);
 
 export class Starting {
   offer = make("p", { class: "atelier-note", role: "status" });
@@ -48,17 +51,17 @@ export class Starting {
     return loaders.find(Boolean) ?? null;
   }
 
-  /** The loader of the model that samples are drawn with, where that is another one. */
+  /** What samples are drawn with: {file, loras}. */
   drawn() {
-    const found = trainersOf(this.node, root()).map((train) => drawnWith(train, root())?.model);
-    return found.find(Boolean) ?? null;
+    const found = trainersOf(this.node, root()).map((train) => drawsWith(train, root()));
+    return drawing(found.find((one) => one.model));
   }
 
   /** Looks whether another model is loaded than the settings are for. */
   async look() {
     if (!this.node.graph || document.hidden || this.busy) return;
     const loader = this.loader();
-    const seen = JSON.stringify(loader);
+    const seen = JSON.stringify([loader, this.drawn()]);
     if (!loader || seen === this.seen) return;
     this.seen = seen;
     this.busy = true;
@@ -103,7 +106,7 @@ export class Starting {
     const nodes = partsOf(this.node, root());
     this.say(text("asking"));
     try {
-      const told = nodes.map((node) => ({ type: node.comfyClass, values: valuesOf(node) }));
+      const told = nodes.map((node) => ({ type: node.comfyClass, values: valuesOf(node), drawn: ofCells(node) }));
       const answer = await ask("start", { ...question, loader: this.loader(), drawn: this.drawn(), nodes: told });
       const { changes, notes, model, subject, memory } = answer;
       this.set(nodes.map((node, i) => [node, changes[i]]), [text("startOf", { model, subject, memory }), ...notes].join(" "), preset);

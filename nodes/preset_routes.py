@@ -21,6 +21,8 @@ from .starting import KEPT, NODES, PERSONAL, Found, Node, defaults_of, fitting, 
 GIB = 1 << 30
 MOST_NODES = 64
 MOST_WIDGETS = 200
+MOST_LORAS = 256
+"""Names that are looked at."""
 
 
 def loaded(values: Mapping[str, Any]) -> tuple[Found | None, str]:
@@ -63,8 +65,7 @@ def starting(values: Mapping[str, Any]) -> dict[str, Any]:
     memory = wanted.get("memory") or points.memory_named(host.memory()[1] / GIB)
     choice = points.Choice(str(model), str(subject), str(memory))
     nodes = _nodes(values.get("nodes"))
-    drawn = _object(values, "drawn")
-    made = start(choice, found, nodes, values.get("fresh") is True, _text(drawn, "file") if drawn else None)
+    made = start(choice, found, nodes, values.get("fresh") is True, _drawn(values))
     notes = list(made.notes) if named_model else [note, *made.notes]
     if named_model and found is not None and found.kind != choice.model:
         notes.insert(0, f"These are the values of {choice.model}, and the loader's model is {found.kind}.")
@@ -152,8 +153,17 @@ def _nodes(values: Any) -> list[Node]:
         if kind not in NODES or not isinstance(widgets, dict) or len(widgets) > MOST_WIDGETS:
             raise AtelierError(f"nodes: each needs a type, one of {', '.join(NODES)}, and the values of its widgets.")
         plain = {name: value for name, value in widgets.items() if isinstance(value, (str, bool, int, float))}
-        nodes.append(Node(kind, plain, _source(plain) if kind == "LoadDataset" else None))
+        nodes.append(Node(kind, plain, _source(plain) if kind == "LoadDataset" else None, _drawn(value)))
     return nodes
+
+
+def _drawn(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a model that draws, and of the LoRAs on it; nothing where they are not told."""
+    drawn = _object(values, "drawn")
+    loras = drawn.get("loras") or []
+    if not isinstance(loras, list) or not all(isinstance(lora, str) and len(lora) <= 1000 for lora in loras):
+        raise AtelierError("drawn: loras: a list of names is needed.")
+    return (_text(drawn, "file"), *loras[:MOST_LORAS]) if drawn else ()
 
 
 def _source(widgets: Mapping[str, Any]) -> SubsetSource | None:

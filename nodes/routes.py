@@ -44,7 +44,8 @@ __all__ = ["run_routes", "table"]  # whose routes are in the table once it is im
 MOST_DATASETS = 64
 LONGEST = 10_000
 """Characters of a text."""
-MOST_LORAS = 32
+MOST_LORAS = 256
+"""Names that are looked at."""
 OUTLOOK = ("widgets", "datasets", "model", "loras", "texts", "grids", "samples", "steps", "guidance", "preview")
 
 
@@ -203,10 +204,9 @@ def loras_of(values: Any) -> tuple[str, ...]:
     """Names of the LoRAs that lie on a model."""
     if values is None:
         return ()
-    known = isinstance(values, list) and len(values) <= MOST_LORAS and all(isinstance(v, str) and len(v) <= 1000 for v in values)
-    if not known:
-        raise Refused(400, f"loras: a list of at most {MOST_LORAS} names is needed.")
-    return tuple(PureWindowsPath(file).stem for file in values)
+    if not isinstance(values, list) or not all(isinstance(v, str) and len(v) <= 1000 for v in values):
+        raise Refused(400, "loras: a list of names is needed.")
+    return tuple(PureWindowsPath(file).stem for file in values[:MOST_LORAS])
 
 
 def pictures_of(values: Mapping[str, Any], model: Path | None) -> dict[str, Any]:
@@ -223,8 +223,9 @@ def pictures_of(values: Mapping[str, Any], model: Path | None) -> dict[str, Any]
     drawn = None
     with suppress(AtelierError):  # of another pack's loader, or gone; then there is no name to tell anything by
         drawn = model_of(other.get("model"))
-    less = set(loras_of(other.get("loras"))) < set(loras)
-    return {**found, "preview": drawn.stem if drawn else "", "assisted": drawn is not None and drawn == model and less}
+    on_drawn = loras_of(other.get("loras"))
+    assisted = drawn is not None and drawn == model and set(on_drawn) < set(loras)
+    return {**found, "preview": drawn.stem if drawn else "", "preview_loras": on_drawn, "assisted": assisted}
 
 
 def _prospect(

@@ -146,6 +146,8 @@ class Node:
     values: Mapping[str, Any]
     source: SubsetSource | None = None
     """Of a Load Dataset node whose folder is there."""
+    drawn: tuple[str, ...] = ()
+    """Names of the model that a grid draws its cells with, and of the LoRAs on it; nothing where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -162,15 +164,21 @@ def start(
     found: Found | None,
     nodes: Sequence[Node],
     untouched_only: bool = False,
-    drawn: str | None = None,
+    drawn: tuple[str, ...] = (),
 ) -> Start:
-    """What a starting point sets in these nodes. ``untouched_only``: nothing that is no longer as in a fresh node; ``drawn``: the
-    file of the model that samples are drawn with, where that is another one."""
+    """What a starting point sets in these nodes. ``untouched_only``: nothing that is no longer as in a fresh node; ``drawn``:
+    names of the model that samples are drawn with, and of the LoRAs on it; nothing where they are not known."""
     eight = eight_bit_optimizer()
     parts = points.catalogue()
     name = found.file_name if found is not None and found.kind == choice.model else ""
     billions = found.billions if found is not None else None
-    values = points.compose(choice, name if drawn is None else drawn, eight, billions)
+
+    def draws(names: tuple[str, ...]) -> tuple[str, ...]:
+        """The same without the loader's own file where another model was chosen."""
+        own = found is not None and names[:1] == (found.file_name,)
+        return (name, *names[1:]) if own or not names else names
+
+    values = points.compose(choice, draws(drawn), eight, billions)
     notes = []
     # A precision, a rank, whatever was set before: nothing stays of another starting point.
     config = {**{k: v for k, v in defaults_of("ConfigureLoRA").items() if k not in KEPT}, **values["ConfigureLoRA"]}
@@ -180,7 +188,10 @@ def start(
     if not points.fitted(parts.models[choice.model], parts.memory[choice.memory]).fits:
         notes.append(f"{choice.model} is not expected to fit into {choice.memory}; this is the most frugal way that there is.")
     values |= {kind: {name: values["EpochWeightGrid"][name] for name in names} for kind, names in STOCK.items()}
-    changes = [_for_node(node, values, choice.subject) for node in nodes]
+    changes = []
+    for node in nodes:
+        cells = {"EpochWeightGrid": points.compose(choice, draws(node.drawn))["EpochWeightGrid"]} if node.drawn else {}
+        changes.append(_for_node(node, values | cells, choice.subject))
     notes += _fit_length(choice.subject, nodes, changes)
     if untouched_only:
         for node, change in zip(nodes, changes, strict=True):

@@ -153,7 +153,9 @@ class TrainLoRA(io.ComfyNode):
             graph=graph_of(cls.hidden),
             show=host.status_of(cls.hidden.unique_id),
             node=str(cls.hidden.unique_id),
-            named=job.Named(model_name(*names), lora_names(*names), model_name(*names, "preview_model")),
+            named=job.Named(
+                model_name(*names), lora_names(*names), model_name(*names, "preview_model"), lora_names(*names, "preview_model")
+            ),
             preview_model=drawn,
             card=card,
             thumbnail=thumbnail,

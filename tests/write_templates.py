@@ -22,7 +22,7 @@ FOLDER = support.ROOT / "workflows"
 def values_of(description: templates.Description) -> points.Values:
     """The starting point's values, with the repeats for the template's pictures and an optimizer that every computer has."""
     choice = points.Choice(description.starting, templates.SUBJECT, templates.MEMORY)
-    values = points.compose(choice, description.draws, eight_bit_optimizer=False)
+    values = points.compose(choice, (description.draws,), eight_bit_optimizer=False)
     batch = values["LoadDataset"]["batch_size"]
     repeats, _ = points.length_for(templates.SUBJECT, templates.PICTURES / batch)
     return {**values, "LoadDataset": {**values["LoadDataset"], "repeats": repeats}}

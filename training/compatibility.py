@@ -99,7 +99,7 @@ def check_text(model: host.Model, text: EncodedText, wire: str = "clip") -> None
         made, read = "there is no pooled vector", "one"
     if wire == "preview_model":
         raise AtelierError(
-            f"preview_model: the text that the trained model learns from is not what this {model.family} model reads: {made}, "
+            f"preview_model: the text that the connected clip gives is not what this {model.family} model reads: {made}, "
             f"and it reads {read}. Connect one that the LoRA can be used on, or none."
         )
     mend = "Connect the CLIP that belongs to the model" if wire == "clip" else "Encode the captions with the CLIP of the model"

@@ -27,7 +27,7 @@ OF_GUIDANCE = re.compile(
 )
 """Words of models that draw in as many steps as others."""
 ASSISTANT = re.compile(
-    r"(?<![a-z])(training[-_ ]?(?:assistant|adapter)|assistant[-_ ]?lora|(?:de|un)[-_ ]?(?:distill?(?:ed|ation)?|turbo))"
+    r"(?<![a-z])(training[-_ ]?adapter|(?:training[-_ ]?)?assistant|(?:de|un)[-_ ]?(?:distill?(?:ed|ation)?|turbo))"
     r"(?![a-z])",
     re.IGNORECASE,
 )

@@ -163,7 +163,7 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
         if out_of_memory:
             largest = max(len(batch.samples) for batch in plan.epoch_batches(0))
             advice = what_helps(config, steps.thrift, largest, model.device)
-            raise AtelierError(no_memory(step, due or drawing, advice)) from error
+            raise AtelierError(no_memory(step, due or drawing, advice, callbacks.draws_apart)) from error
         raise
 
 
@@ -200,11 +200,15 @@ def lost_numbers(step: int, untrained: bool) -> str:
     )
 
 
-def no_memory(step: int, due: bool, advice: str) -> str:
-    """What to do when the device had no memory left after ``step``; ``due``: while measuring, saving or sampling there."""
+def no_memory(step: int, due: bool, advice: str, apart: bool = False) -> str:
+    """What to do when the device had no memory left after ``step``; ``due``: while measuring, saving or sampling there, ``apart``
+    with another network."""
     said = f"memory: the device ran out of memory after step {step}. What was saved is intact: "
     if due:
-        return f"{said}draw smaller previews (preview width and height) or none (preview steps 0), and queue again to go on."
+        other = ", connect a smaller preview_model, which is a network of its own, or leave it unconnected" if apart else ""
+        return (
+            f"{said}draw smaller previews (preview width and height) or none (preview steps 0){other}, and queue again to go on."
+        )
     return (
         f"{said}close what else uses the device and queue again to go on. {advice} What changes the result as well (batch_size, "
         "resolution, precision) needs when_interrupted on 'continue with the changes' to go on from here."

@@ -51,6 +51,8 @@ class Callbacks:
     """Writes the LoRA file of a ``kind`` (``epoch``, ``step``, ``last``, ``moment``)."""
     sample: Callable[[int, int], None] | None = None
     """Draws the sample pictures; the model is let go for it. None: there are none."""
+    draws_apart: bool = False
+    """Whether they are drawn with another network."""
     measured: Callable[[Validation, Verdict], None] = lambda _validation, _verdict: None
     """Called with the fixed losses of an epoch and what follows from them."""
     warn: Callable[[str], None] = lambda _: None

@@ -1,6 +1,7 @@
 // Follows the wires of a graph backwards, through any node and into and out of sub-graphs. Nothing here changes a graph.
 const OUTSIDE = -10; // where a sub-graph's inputs seem to come from
 const BYPASSED = 4;
+const NO_LORA = ["", "None"]; // what their lists have for none
 const LOADERS = ["ckpt_name", "unet_name"];
 const TEXTS = /^(ckpt_name|clip_name[1-4]?)$/;
 
@@ -83,21 +84,31 @@ function loaderIn(node) {
 export function lorasOf(train, root, wire = "model") {
   const files = [];
   for (const node of before(train, [inputOf(train, wire)].filter(Boolean), root)) {
-    if (loaderIn(node)) break;
-    if (node.mode === BYPASSED) continue;
-    const { lora_name: file, strength_model: strength } = valuesOf(node);
-    if (typeof file === "string" && strength !== 0) files.push(file);
-    // Some packs' loaders hold several, each with a switch.
-    const several = (node.widgets ?? []).map((widget) => widget.value).filter((value) => typeof value?.lora === "string");
-    files.push(...several.filter((one) => one.on !== false && !["", "None"].includes(one.lora)).map((one) => one.lora));
+    if (node.mode !== BYPASSED) files.push(...lorasIn(node));
+    if (loaderIn(node)) break; // which may have LoRAs of its own
   }
   return files;
+}
+
+function lorasIn(node) {
+  const { lora_name: file, strength_model: strength } = valuesOf(node);
+  // Some packs' loaders hold several, each with a switch.
+  const several = (node.widgets ?? []).map((widget) => widget.value).filter((value) => typeof value?.lora === "string");
+  const files = several.filter((one) => one.on !== false).map((one) => one.lora);
+  return [...(typeof file === "string" && strength !== 0 ? [file] : []), ...files].filter((one) => !NO_LORA.includes(one));
 }
 
 /** The model that draws a Train LoRA node's samples where that is another one; null where it is the trained one. */
 export function drawnWith(train, root) {
   if (inputOf(train, "preview_model")?.link == null) return null;
   return { model: loaderOf(train, root, "preview_model"), loras: lorasOf(train, root, "preview_model") };
+}
+
+/** What the samples of a Train LoRA node, or the cells of a grid, are drawn with: its loader, null if there is none, and LoRAs. */
+export function drawsWith(node, root) {
+  const nodes = [node, ...before(node, [inputOf(node, "model")].filter(Boolean), root)];
+  const from = nodes.find((one) => one.comfyClass === "TrainLoRA") ?? node; // it hands on what it draws with
+  return drawnWith(from, root) ?? { model: loaderOf(from, root), loras: lorasOf(from, root) };
 }
 
 /** [{widget, file}] of the loader in front of a Train LoRA node's text encoder. */

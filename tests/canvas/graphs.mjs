@@ -1,6 +1,6 @@
 // Graphs in the shape that the frontend's have, walked by js/lib/graph.js; prints what was found as JSON.
 //   node graphs.mjs <address of graph.js as a module>
-const { datasetsOf, drawnWith, loaderOf, lorasOf, nodeAt, outputOf, partsOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
+const { datasetsOf, drawnWith, drawsWith, loaderOf, lorasOf, nodeAt, outputOf, partsOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
 
 class Graph {
   constructor() { Object.assign(this, { nodes: [], links: new Map() }); }
@@ -106,5 +106,23 @@ const found = {};
   const lost = root.add("TrainLoRA", {}, TRAIN);
   root.link(ring, lost, "model");
   found.ring = loaderOf(lost, root);
+}
+{ // a grid on its own model, whose loader has a LoRA of its own; a grid on what Train LoRA hands on
+  const graph = new Graph();
+  const base = graph.add("CheckpointLoaderSimple", { ckpt_name: "base" });
+  const quick = graph.add("Efficient Loader", { ckpt_name: "quick", lora_name: "lightning" });
+  const none = graph.add("LoraLoaderModelOnly", { lora_name: "None", strength_model: 1 }, [["model", "MODEL"]]);
+  const train = graph.add("TrainLoRA", {}, TRAIN);
+  graph.link(base, train, "model");
+  graph.link(quick, none, "model");
+  const grids = [none, train, base].map((from) => {
+    const grid = graph.add("EpochWeightGrid", {}, [["model", "MODEL"]]);
+    graph.link(from, grid, "model");
+    return grid;
+  });
+  const told = () => [train, ...grids].map((node) => drawsWith(node, graph)).map(({ model, loras }) => [model.file, ...loras]);
+  found.draws = [told()];
+  graph.link(none, train, "preview_model");
+  found.draws.push(told());
 }
 console.log(JSON.stringify(found));

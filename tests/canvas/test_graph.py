@@ -34,6 +34,12 @@ def test_what_lies_on_a_model_and_what_draws_is_found(found):
     assert found["drawn"] == [None, {"model": {"widget": "ckpt_name", "file": "a/b.safetensors"}, "loras": ["p.safetensors"]}]
 
 
+def test_a_grid_draws_with_its_own_model(found):
+    """Or with that of Train LoRA, which hands it on."""
+    base, quick = ["base"], ["quick", "lightning"]
+    assert found["draws"] == [[base, quick, base, base], [quick, quick, quick, base]]
+
+
 def test_the_loader_is_found_across_sub_graphs(found):
     assert found["subgraph"] == {"widget": "unet_name", "file": "flux.safetensors"}
 

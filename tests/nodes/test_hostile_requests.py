@@ -38,7 +38,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "family": {"widget": "ckpt_name", "file": "x.safetensors"},
     "start": {
         "preset": "Z-Image", "choice": {"subject": "person", "memory": "8 GB"}, "fresh": False,
-        "loader": {"widget": "ckpt_name", "file": "x.safetensors"},
+        "loader": {"widget": "ckpt_name", "file": "x.safetensors"}, "drawn": {"file": "x.safetensors", "loras": ["y"]},
         "nodes": [{"type": "LoadDataset", "values": DATASET}, {"type": "ConfigureLoRA", "values": WIDGETS}],
     },
     "settings": {"text": '{"network_dim": 4, "network_alpha": 4, "optimizer_type": "Lion"}', "name": "x.json"},

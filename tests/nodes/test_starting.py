@@ -107,6 +107,24 @@ def test_what_draws_with_the_trained_model_draws_at_its_size(modules, fresh) -> 
     assert now["EmptySD3LatentImage"] == {"width": 1024, "height": 1024, "batch_size": 1}
 
 
+@pytest.mark.parametrize(
+    ("drawn", "grids", "steps"),
+    [
+        (None, None, (25, 25)),
+        ({"file": "sd_xl_base.safetensors", "loras": ["ink"]}, None, (25, 25)),
+        ({"file": "sd_xl_base.safetensors", "loras": ["ink", "x/sdxl_lightning_4step.safetensors"]}, None, (8, 8)),
+        ({"file": "sdxl_turbo.safetensors", "loras": []}, {"file": "sd_xl_base.safetensors", "loras": []}, (8, 25)),
+        ({"file": "sd_xl_base.safetensors"}, {"file": "sd_xl_base.safetensors", "loras": ["hyper_sdxl"]}, (25, 8)),
+        ({"file": "sd_xl_base.safetensors", "loras": ["sdxl_turbo_training_adapter"]}, None, (25, 25)),
+    ],
+)
+def test_samples_and_cells_are_each_drawn_as_their_own_model_is(modules, fresh, drawn, grids, steps) -> None:
+    """A LoRA for few steps counts as a distilled model does; a grid that has a model of its own is drawn as that is."""
+    told = [{**node, "drawn": grids} if node["type"] == "EpochWeightGrid" else node for node in asked(fresh)]
+    now = after(fresh, modules[0].starting({"preset": "SDXL", "nodes": told, "drawn": drawn}))
+    assert (now["TrainLoRA"]["preview_steps"], now["EpochWeightGrid"]["steps"]) == steps
+
+
 def test_names_of_older_workflows_mean_what_they_meant(modules, fresh) -> None:
     for old, new in (("SD1.5", "SD 1.5"), ("SDXL", "SDXL"), ("SD3", "SD 3.5 medium"), ("Flux", "Flux dev")):
         assert modules[0].starting({"preset": old, "nodes": asked(fresh)})["model"] == new

@@ -76,10 +76,10 @@ def counted(monkeypatch) -> list[str]:
     return seen
 
 
-def go(model, text, codec, dataset) -> job.Trained:
+def go(model, text, codec, dataset, preview=NO_PREVIEW, preview_model=None) -> job.Trained:
     config = TrainingConfig("wrong", network=NetworkConfig(2, 1.0, "attention"), length=LengthConfig(epochs=1))
     with torch.inference_mode():  # as the graph runs its nodes
-        return job.run_training(model, text, codec, dataset, config, preview=NO_PREVIEW, graph={})
+        return job.run_training(model, text, codec, dataset, config, preview=preview, graph={}, preview_model=preview_model)
 
 
 def partners_of(tiny, name: str, other: str, what: str):
@@ -200,6 +200,21 @@ def test_conditionings_and_latents_from_nodes(tiny, tmp_path, counted):
     ):
         ready(tmp_path, torch.zeros(2, 4, 8, 8), 1024, 768)
     assert not counted and not (tmp_path / "runs").exists() and not (tmp_path / "loras").exists()
+
+
+def test_beside_conditionings_a_clip_counts_where_samples_are_drawn(tiny, tmp_path):
+    t, made = tiny("sd15"), ready(tmp_path, torch.zeros(1, 4, 8, 8), 768)
+    drawn = job.Preview("a", "", 1, 1.0, "euler", "normal", 0)
+    shifted = t.model.patcher.clone()
+    shifted.model_options["another"] = 1
+    with pytest.raises(AtelierError, match=r"^clip: the text is encoded in vectors of 4096 numbers, and this SD15 model reads"):
+        go(t.model, tiny("sd3").text, t.codec, made, drawn)
+    with pytest.raises(
+        AtelierError, match=r"^preview_model: the text that the connected clip gives .* 4096 numbers, and it reads"
+    ):
+        go(t.model, tiny("sd3").text, t.codec, made, drawn, host.Model(shifted))
+    assert not (tmp_path / "runs").exists()
+    assert go(t.model, tiny("sd3").text, t.codec, made).epochs.files, "nothing reads a text"
 
 
 def test_what_only_the_first_pass_shows_names_the_wires_and_stays_with_the_run(tiny, dataset, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from lora_atelier.benchmarks import _counts
 from lora_atelier.training import host, job
-from lora_atelier.training.config import LengthConfig
+from lora_atelier.training.config import LengthConfig, NetworkConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.job import drawing
 from lora_atelier.training.network.scope import trained_layers
@@ -206,14 +206,120 @@ def test_a_paged_model_is_on_the_device_once(loaded, dataset, monkeypatch):  # n
     real = host.Model.sample
 
     def draw(self, *given, **named):
-        seen.append(self)
+        seen.append((self.base, bool(self.patcher.patches)))  # and not what draws itself, which nobody else holds
         return real(self, *given, **named)
 
     monkeypatch.setattr(host.Model, "sample", draw)
     go(with_it, dataset, recipe(**SHORT), PREVIEW, preview_model=t.model)
     twin, _ = with_it.model.patcher.non_dynamic_delegate_model
-    assert seen and all(one.base is twin and not one.patcher.patches for one in seen)
+    assert seen and all(base is twin and not patched for base, patched in seen)
     assert twin.model_loaded_weight_memory == 0 and _counts.strangers() == 0
+
+
+def bypassed(t, tensors):
+    """The model with the LoRA beside its weights, as the stock Load LoRA (Bypass) hands it on."""
+    import comfy.sd
+
+    if not hasattr(comfy.sd, "load_bypass_lora_for_models"):
+        pytest.skip("this host has no such loader")
+    with torch.inference_mode():
+        return host.Model(comfy.sd.load_bypass_lora_for_models(t.model.patcher, None, tensors, 1.0, 0.0)[0])
+
+
+def test_a_lora_in_bypass_mode_is_seen_or_refused(loaded, dataset):  # noqa: F811
+    t = loaded("dynamic")
+    model = bypassed(t, assistant(t))
+    with pytest.raises(AtelierError, match=r"^model: another node injects .*Bypass"):
+        go(SimpleNamespace(**{**vars(t), "model": model}), dataset, recipe(**SHORT), NO_PREVIEW)
+    t = loaded("plain")
+    model = bypassed(t, assistant(t))
+    assert model.patched_weights == model.injected == 1
+    assert model.has_more_patches(t.model) and not t.model.patched_weights
+
+
+def told_of(run):
+    account = json.loads((host.runs_folder() / run / "run.json").read_text(encoding="utf-8"))["account"]
+    (note,) = (one for one in account["notes"] if "laid on" in one)
+    return note
+
+
+@pytest.mark.parametrize(
+    ("drawn", "names", "steps", "said"),
+    [
+        ("itself", ("a", ("ink",)), 1, "Samples are drawn with it."),
+        ("itself", ("a", ("ink",)), 0, ""),
+        ("plain", ("a", ("ink",), "a"), 1, "Samples are drawn without it."),
+        ("plain", ("a", ("ink",), "a"), 0, ""),
+        ("same", ("a", ("ink",), "a"), 1, "Samples are drawn with it."),
+        ("other", ("a", ("ink",), "a", ("quick",)), 1, "Samples are drawn without it."),
+        ("other", ("a", ("ink",), "a", ("quick", "ink")), 1, "Samples are drawn with it."),
+        ("other", ("a",), 1, ""),
+    ],
+)
+def test_whether_samples_are_drawn_with_what_lies_on_the_model(tiny, dataset, drawn, names, steps, said):  # noqa: F811
+    t = tiny("sd3")
+    with_it = assisted(t, assistant(t))
+    others = {"itself": None, "plain": t.model, "same": host.Model(with_it.model.patcher.clone())}
+    model = others[drawn] if drawn in others else assisted(t, assistant(t, 4)).model
+    preview = dataclasses.replace(PREVIEW, steps=steps)
+    go(with_it, dataset, recipe("a", length=LengthConfig(max_steps=1)), preview, preview_model=model, named=job.Named(*names))
+    assert told_of("a").endswith(f"not in its files.{f' {said}' if said else ''}")
+
+
+def test_what_is_the_same_on_both_wires_moves_nothing(tiny, dataset, monkeypatch):  # noqa: F811
+    """The host takes copies with patches of their own for others; one that is all the same is not asked at all."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    with_it = assisted(tiny("sd3"), assistant(tiny("sd3")))
+    with torch.inference_mode():
+        shifted = host.Model(ModelSamplingSD3().patch(with_it.model.patcher, 5.0)[0])
+    asked, real = [], host.Model.for_pauses
+    monkeypatch.setattr(host.Model, "for_pauses", lambda self, other: asked.append(other) or real(self, other))
+    for i, other in enumerate((host.Model(with_it.model.patcher.clone()), shifted)):
+        go(with_it, dataset, recipe(f"a{i}", length=LengthConfig(max_steps=1)), PREVIEW, preview_model=other)
+        assert asked == [shifted] * i
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_out_of_memory_while_another_network_draws_names_it(tiny, dataset, monkeypatch, apart):  # noqa: F811
+    t = tiny("sd3")
+
+    def full(*_given, **_named):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(job.saver.Saver, "sample", full)
+    with pytest.raises(AtelierError, match="smaller previews") as told:
+        drawn = another() if apart else t.model
+        go(assisted(t, assistant(t)), dataset, recipe(**SHORT), PREVIEW, preview_model=drawn)
+    assert ("preview_model" in str(told.value)) == apart
+
+
+@pytest.mark.parametrize("kind", ["plain", "dynamic"])
+def test_a_cancel_while_the_adapters_copy_draws_leaves_nothing(loaded, dataset, monkeypatch, interrupt, kind):  # noqa: F811
+    """Both models are then what they were, and the run goes on to what it would have been."""
+    t = loaded(kind)
+    with_it = assisted(t, assistant(t))
+    before = [drawn(t, one.model) for one in (t, with_it)]
+    whole = go(with_it, dataset, recipe("whole", **SHORT), PREVIEW, preview_model=t.model)
+    real, calls = host.Model.sample, []
+
+    def cancelled(self, *given, **named):
+        calls.append(self.base)
+        real(self, *given, **named)
+        if len(calls) == 2:
+            raise interrupt
+        return real(self, *given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(type(interrupt)):
+        patch.setattr(host.Model, "sample", cancelled)
+        go(with_it, dataset, recipe("parts", **SHORT), PREVIEW, preview_model=t.model)
+    assert len(calls) == 2
+    if kind == "dynamic":
+        twin, _ = with_it.model.patcher.non_dynamic_delegate_model
+        assert set(calls) == {twin} and twin.model_loaded_weight_memory == 0 and _counts.strangers() == 0
+    parts = go(with_it, dataset, recipe("parts", **SHORT), PREVIEW, preview_model=t.model)
+    assert all(torch.equal(parts.tensors[name], whole.tensors[name]) for name in whole.tensors)
+    assert all(torch.equal(drawn(t, one.model), then) for one, then in zip((t, with_it), before, strict=True))
 
 
 def named(name):
@@ -224,6 +330,42 @@ def test_a_model_of_another_kind_is_refused_by_the_sockets_name(tiny, dataset): 
     with pytest.raises(AtelierError, match=r"^preview_model: this SD15 model is of another kind than the SD3 model"):
         go(tiny("sd3"), dataset, recipe(), preview_model=tiny("sd15").model)
     assert not (host.runs_folder() / "tiny").exists()
+
+
+def test_it_is_refused_before_the_model_is_loaded_for_training(tiny, dataset, monkeypatch):  # noqa: F811
+    t = tiny("sd3")
+
+    def loads(*_given):
+        raise AssertionError("the model's file would be read again")
+
+    monkeypatch.setattr(host.Model, "for_training", loads)
+    with pytest.raises(AtelierError, match=r"^preview_model: this SD15 model is of another kind"):
+        go(t, dataset, recipe(), preview_model=tiny("sd15").model)
+    measured = recipe(network=NetworkConfig(rank=2, alpha=1.0, weight_decompose=True))
+    for other in (another(), assisted(t, assistant(t)).model):
+        with pytest.raises(AtelierError, match=r"^preview_model: weight_decompose .* Switch weight_decompose off"):
+            go(t, dataset, measured, preview_model=other)
+    with pytest.raises(AssertionError, match="read again"):  # the very same model draws rightly
+        go(t, dataset, measured, preview_model=host.Model(t.model.patcher.clone()))
+
+
+def test_a_model_that_cannot_draw_is_refused_by_the_sockets_name(comfyui):
+    with pytest.raises(AtelierError, match=r"^preview_model: "):
+        drawing.check_kind(named("Flux dev"), named("Flux Fill"), recipe())
+
+
+def test_another_prediction_is_said(tiny):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    eps = tiny("sd15").model
+    with torch.inference_mode():
+        v, lcm, x0 = (
+            host.Model(ModelSamplingDiscrete().patch(eps.patcher, kind, False)[0]) for kind in ("v_prediction", "lcm", "x0")
+        )
+    assert drawing.note(eps, eps) == drawing.note(eps, lcm) == ""
+    assert drawing.note(eps, v).startswith("preview_model: it predicts v, and the model that is trained eps,")
+    assert drawing.note(eps, x0).startswith("preview_model: it predicts in a way of its own,")
+    drawing.check_kind(eps, x0, recipe())
 
 
 def test_what_the_model_that_draws_lacks_is_said(comfyui):

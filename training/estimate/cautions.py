@@ -94,6 +94,8 @@ class Prospect:
     """Names of the LoRAs that lie on the model."""
     preview: str | None = None
     """Name of the model that samples are drawn with, if that is another one; empty if it has none that is known."""
+    preview_loras: tuple[str, ...] = ()
+    """Names of the LoRAs that lie on that one."""
     assisted: bool = False
     """Whether that one is the trained model without all that lies on it."""
     drawn_at: tuple[int, float] | None = None
@@ -187,32 +189,46 @@ def _is_installed(module: str) -> bool:
 
 def _distilled(prospect: Prospect) -> Iterator[str]:
     yield from _trained_on_few_steps(prospect)
-    drawn = prospect.model if prospect.preview is None else prospect.preview
-    word, at = few_steps_word(drawn), prospect.drawn_at
+    drawn = (prospect.model, *prospect.loras) if prospect.preview is None else (prospect.preview, *prospect.preview_loras)
+    (quick, word), at = _speeding(drawn), prospect.drawn_at
     if word and at is not None and at[0] > MOST_STEPS and at[1] >= LEAST_GUIDANCE:
         yield (
-            f"preview_cfg: {drawn} seems by its name to be distilled for few steps ({word}), and samples are drawn in {at[0]} "
+            f"preview_cfg: {quick} seems by its name to be distilled for few steps ({word}), and samples are drawn in {at[0]} "
             f"steps at guidance {at[1]:g}, which burns them. Models of that kind want 4 to 8 steps and guidance 1."
         )
 
 
+def _speeding(names: tuple[str, ...]) -> tuple[str, str]:
+    """(name, word) of the first that seems to be for few steps, in which training adapters are called after their models."""
+    words = ((name, few_steps_word(name)) for name in names if not assistant_word(name))
+    return next(((name, word) for name, word in words if word), ("", ""))
+
+
 def _trained_on_few_steps(prospect: Prospect) -> Iterator[str]:
+    if prospect.preview is not None and (kept := next((name for name in prospect.preview_loras if assistant_word(name)), None)):
+        yield (
+            f"preview_model: {kept} lies on it, by its name for training alone, so samples, and the MODEL that is handed on, are "
+            "with it. Connect the model as it comes from its loader to preview_model of Train LoRA."
+        )
     laid = next((name for name in prospect.loras if assistant_word(name)), None)
     if laid is not None and prospect.preview is None:
         yield (
             f"preview_model: {laid} lies on the model, by its name for training alone. So that samples, and the MODEL that is "
             "handed on, are without it, connect the model as it comes from its loader to preview_model of Train LoRA."
         )
-    if laid is not None or prospect.assisted:
+    if laid is not None:
         return
     ways = BASE + ADAPTED
     page = _in_brackets(ADAPTERS.get(prospect.family, ""))
-    if speeding := next(((name, word) for name in prospect.loras if (word := few_steps_word(name))), None):
-        name, word = speeding
+    name, word = _speeding(prospect.loras)
+    # On a model that is for few steps anyhow the LoRA is not what makes it so, and may be one that takes them out.
+    if name and not (few_steps_word(prospect.model) or seems_schnell(prospect.family, prospect.model)):
         yield (
             f"model: {name} lies on it, by its name a LoRA for few steps ({word}); that is a guess. {WHY_NOT}Connect the model "
             "as it comes from its loader to model, and the one with that LoRA to preview_model."
         )
+    elif prospect.assisted:
+        return
     elif seems_schnell(prospect.family, prospect.model):
         yield (
             "model: by its layers it is Flux.1 schnell, which is distilled for few steps, or was made from it. "

@@ -12,6 +12,8 @@ from ..runs.metadata import PAIRS as PAIRS
 
 NAMES = ("ckpt_name", "unet_name", "model_name", "base_ckpt_name", "model_path")
 """Widgets by which loaders name their file."""
+NONE = ("", "None")
+"""What a list of LoRAs has for none."""
 
 
 def model_name(prompt: Mapping[str, Any] | None, node_id: str | None, wire: str = "model") -> str:
@@ -28,13 +30,14 @@ def lora_names(prompt: Mapping[str, Any] | None, node_id: str | None, wire: str 
     """Those that lie on the model on the node's ``wire``, without folder and ending, the last that was laid on it first."""
     found: list[str] = []
     for inputs in _upwards(prompt, node_id, wire):
-        if any(isinstance(inputs.get(name), str) for name in NAMES):
-            break
-        if isinstance(inputs.get("lora_name"), str) and inputs.get("strength_model", 1.0) != 0:
-            found.append(_stem(inputs["lora_name"]))
+        own = inputs.get("lora_name")
+        if isinstance(own, str) and own not in NONE and inputs.get("strength_model", 1.0) != 0:
+            found.append(_stem(own))
         # Some packs' loaders hold several, each with a switch.
         several = [value for value in inputs.values() if isinstance(value, Mapping) and isinstance(value.get("lora"), str)]
-        found += [_stem(one["lora"]) for one in several if one.get("on", True) and one["lora"] not in ("", "None")]
+        found += [_stem(one["lora"]) for one in several if one.get("on", True) and one["lora"] not in NONE]
+        if any(isinstance(inputs.get(name), str) for name in NAMES):  # a loader, which may have LoRAs of its own
+            break
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from ..performance.eight_bit_layers import in_eight_bits, remark
 from ..performance.frozen_layers import lightened
 from ..performance.out_of_place import Care
 from ..performance.quantised_layers import unpacking
+from . import alterations
 from .answering import AnsweringModel
 from .attention import differentiable_attention
 from .text import TextEncoder
@@ -38,6 +39,7 @@ class HeldModel(AnsweringModel):
         self._room: int | None = None
         self._parts: dict[nn.Module, list[nn.Module]] = {}
         self._origin = patcher
+        self._in_pauses: list[Any] = []
         self._base_weights: BaseWeights = "as loaded"
 
     def for_training(
@@ -69,11 +71,33 @@ class HeldModel(AnsweringModel):
 
     def for_pauses(self, other: HeldModel) -> Self:
         """``other`` as it draws in the pauses of a run on this model, which is ``for_training``."""
-        return type(self)(beside_twin(other.patcher, self.patcher, self._origin))
+        patcher = beside_twin(other.patcher, self.patcher, self._origin)
+        # Until ``retire``: where it dies first, the host takes the graph's patcher for it, and then never frees the twin.
+        self._in_pauses.append(patcher)
+        return type(self)(patcher)
 
     def has_more_patches(self, other: HeldModel) -> bool:
         """Whether this model, ``for_training``, is ``other`` with more patches on its weights."""
         return self._origin.model is other.patcher.model and self.patched_weights > other.patched_weights
+
+    def is_same(self, other: HeldModel) -> bool:
+        """Whether both are one model with the same patches, as the graph knows them."""
+        mine, its = self.patcher, other.patcher
+        if mine.model is not its.model or mine.injections or its.injections or mine.patches.keys() != its.patches.keys():
+            return False
+        return all(len(its.patches[key]) == len(ones) and _lie_on(its, key, ones) for key, ones in mine.patches.items())
+
+    def draws_alike(self, other: HeldModel) -> bool:
+        """Whether ``other`` is the same model with the same of everything, as the graph knows both."""
+        return self.is_same(other) and alterations.of_sampling(self.patcher) == alterations.of_sampling(other.patcher)
+
+    def is_laid_on(self, other: HeldModel) -> bool | None:
+        """Whether what other nodes have laid on this model, ``for_training``, lies on ``other`` too; None: nobody knows."""
+        if not other.patched_weights:
+            return False
+        alike = self._origin.model is other.patcher.model and not self.injected
+        same = alike and all(_lie_on(other.patcher, key, ones) for key, ones in self.patcher.patches.items())
+        return True if same else None
 
     def make_way(self, other: HeldModel) -> None:
         """After a pause this model goes back to main memory, unless its network is the one that ``other`` is trained on."""
@@ -150,3 +174,9 @@ class HeldModel(AnsweringModel):
         if root not in self._parts:
             self._parts[root] = list(root.modules())
         return self._parts[root]
+
+
+def _lie_on(patcher: Any, key: str, patches: Sequence[Any]) -> bool:
+    """Whether the very same patches lie on the weight ``key`` of another copy."""
+    there = patcher.patches.get(key, ())
+    return all(any(one is its for its in there) for one in patches)

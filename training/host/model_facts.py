@@ -93,30 +93,36 @@ class ModelFacts:
 
     @property
     def patched_weights(self) -> int:
-        """Weights on which other nodes have laid patches, such as LoRAs."""
-        return len(self.patcher.patches)
+        """Weights on which other nodes have laid patches, such as LoRAs; what they inject beside the weights counts one each."""
+        return len(self.patcher.patches) + self.injected
+
+    @property
+    def injected(self) -> int:
+        """What other nodes inject beside the weights while the model works, such as a LoRA in bypass mode."""
+        return sum(map(len, self.patcher.injections.values()))
 
     @property
     def frames(self) -> bool:
         """Whether its latents are (B, C, T, H, W), of which a picture is one frame."""
         return getattr(self.patcher.get_model_object("latent_format"), "latent_dimensions", 2) == 3
 
-    def check(self) -> None:
-        """AtelierError, with the reason, if this model cannot be trained rightly."""
+    def check(self, wire: str = "model") -> None:
+        """AtelierError, with the reason, if this model cannot be trained rightly, or be drawn with where it came in at another
+        ``wire``."""
         family = family_named(self.family)
         if family.refused:
-            raise AtelierError(f"model: {self.family} {family.refused}")
+            raise AtelierError(f"{wire}: {self.family} {family.refused}")
         blank = torch.zeros(1, self.latent_channels, *([1] if self.frames else []), 8, 8)
         beside = None
         with suppress(KeyError, AttributeError, IndexError, RuntimeError):  # a family of tomorrow may want to be asked otherwise
             beside = self.base.concat_cond(noise=blank, latent_image=blank, device=blank.device)
         if beside is not None and not family.blank_beside:
-            raise AtelierError(f"model: this {self.family} {BESIDE}")
-        if self.prediction == "flow" and getattr(self.sampling, "noise_scale", 1.0) != 1.0:
+            raise AtelierError(f"{wire}: this {self.family} {BESIDE}")
+        if wire == "model" and self.prediction == "flow" and getattr(self.sampling, "noise_scale", 1.0) != 1.0:
             raise AtelierError(f"model: {self.family} is made with noise of another strength, which is not trained here.")
         why = next(filter(None, map(refusal, self.base.diffusion_model.modules())), None)
         if why is not None:
-            raise AtelierError(f"model: {why}")
+            raise AtelierError(f"{wire}: {why}")
 
     @property
     def latent_channels(self) -> int:

@@ -28,6 +28,12 @@ def resident(patcher: Any, widget: str) -> Any:
     """``patcher``, or its twin whose weights stay where they are."""
     if not getattr(patcher, "is_dynamic", lambda: False)():
         return patcher
+    if patcher.injections:
+        raise AtelierError(
+            f"{widget}: another node injects something into this model beside its weights, such as Load LoRA (Bypass), and its "
+            "weights are paged in and out while it works. It would be missing from what is trained. Use the stock Load LoRA "
+            "instead, or start ComfyUI with --disable-dynamic-vram."
+        )
     try:
         return patcher.get_non_dynamic_delegate()
     except RuntimeError as error:
@@ -49,9 +55,10 @@ def put_twin_aside(twin: Any, origin: Any) -> None:
 def beside_twin(patcher: Any, twin: Any, origin: Any) -> Any:
     """``patcher``, which draws in the pauses of a run on ``twin``; or the same copy of the twin where both come of one model.
 
-    ``origin`` is the patcher that the twin was made from. So the device never holds one model twice.
+    ``origin`` is the patcher that the twin was made from. So the device never holds one model twice, but where other nodes inject
+    something into the modules of ``patcher``'s own, which the twin would draw without.
     """
-    if patcher.model is not origin.model or twin.model is origin.model:
+    if patcher.model is not origin.model or twin.model is origin.model or patcher.injections:
         return patcher
     return patcher.clone(disable_dynamic=True, model_override=twin.get_clone_model_override())
 
@@ -83,6 +90,8 @@ def _check_room(patcher: Any, beside: int, copy: bool) -> None:
     management = comfy.model_management
     if patcher.patches:
         raise NoTwin("what other nodes have laid on its weights, such as a LoRA, would be rounded otherwise in a copy")
+    if patcher.injections:
+        raise NoTwin("what other nodes inject beside its weights would be missing from a copy")
     if management.DISABLE_SMART_MEMORY:
         raise NoTwin("the host puts models aside after each use")
     size = MARGIN * patcher.model_size()

@@ -56,9 +56,11 @@ def _check_slider(dataset: Dataset, config: TrainingConfig) -> None:
 
 def check_texts(job: Job) -> None:
     """Refuses, by one text of each source, what the model cannot read."""
-    if any(not subset.ready for subset in job.dataset.subsets):
+    captions = any(not subset.ready for subset in job.dataset.subsets)
+    if captions or job.preview.steps:
         job.show("reading a first caption")
-        compatibility.check_text(job.model, job.encoded.text(""))
+        if captions or job.drawn is None:
+            compatibility.check_text(job.model, job.encoded.text(""))
         if job.drawn is not None:
             compatibility.check_text(job.drawn, job.encoded.text(""), "preview_model")
     for subset in (subset for subset in job.dataset.subsets if subset.ready):

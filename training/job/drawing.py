@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .. import host
+from ..config import TrainingConfig
 from ..dataset.samples import counted
 from ..errors import AtelierError
 from ..network.base_layer import weight_shape
@@ -36,12 +37,23 @@ def drawn_with(trained: host.Model, other: host.Model | None, layers: Layers) ->
     return Drawn(model, {n: layer if n.startswith(TEXT) else own.get(n, nn.Identity()) for n, layer in layers.items()}, trained)
 
 
-def check(trained: host.Model, other: host.Model, layers: Layers) -> str:
-    """A sentence on trained ``layers`` that the model which draws lacks; empty if it has all. AtelierError if it is of another
-    kind."""
+def check_kind(trained: host.Model, other: host.Model, config: TrainingConfig) -> None:
+    """AtelierError if ``other`` cannot draw for what is ``trained``, as far as can be told before anything is loaded for it."""
+    other.check("preview_model")
     cells = {model.cell for model in (trained, other)} - {None}
     if trained.latent_channels != other.latent_channels or trained.frames != other.frames or len(cells) > 1:
         raise _another(trained, other, "its latents are of another form")
+    if config.network.weight_decompose and not trained.is_same(other):
+        raise AtelierError(
+            "preview_model: weight_decompose learns how large the trained model's weights are, with all that other nodes have "
+            "laid on them, so on a model of other weights neither the samples nor the LoRA would be what was learnt. Switch "
+            "weight_decompose off in Configure LoRA, or leave preview_model unconnected."
+        )
+
+
+def check(trained: host.Model, other: host.Model, layers: Layers) -> str:
+    """A sentence on trained ``layers`` that the model which draws lacks; empty if it has all. AtelierError if it is of another
+    kind."""
     mine, own = {n: layer for n, layer in layers.items() if not n.startswith(TEXT)}, other.layers()
     unlike = [n for n, layer in mine.items() if n in own and weight_shape(own[n]) != weight_shape(layer)]
     if unlike:
@@ -52,6 +64,24 @@ def check(trained: host.Model, other: host.Model, layers: Layers) -> str:
     if not absent:
         return ""
     return f"preview_model: {_of(absent, mine)} {'is' if len(absent) == 1 else 'are'} not in it, so samples are drawn without."
+
+
+def note(trained: host.Model, other: host.Model) -> str:
+    """A sentence where ``other`` predicts something else; empty if not."""
+    mine, its = map(_predicted, (trained, other))
+    if mine == its:
+        return ""
+    return (
+        f"preview_model: it predicts {its}, and the model that is trained {mine}, so the LoRA may do something else in it. "
+        "Look at the samples early."
+    )
+
+
+def _predicted(model: host.Model) -> str:
+    try:
+        return model.prediction
+    except AtelierError:  # in a way that is not trained; to draw with, it will do
+        return "in a way of its own"
 
 
 def _of(names: list[str], every: Iterable[str]) -> str:

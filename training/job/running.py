@@ -77,6 +77,12 @@ def run_training(
     text = text.reading(config.text.syntax)
     model.check()
     compatibility.check(model, text, codec)
+    predicts = ""
+    if preview_model is not None:  # before the model's file is read again, as some hosts do for a training
+        drawing.check_kind(model, preview_model, config)
+        predicts = drawing.note(model, preview_model)
+        if model.draws_alike(preview_model):
+            preview_model = None  # copies of their own the host would take for others, and move all weights at each pause
     check_dataset(dataset, config)
     precomputed.check(dataset, model.latent_channels, model.frames)
     check_weighting(model.prediction, config.loss)
@@ -101,15 +107,15 @@ def run_training(
         )  # fmt: skip
         check_texts(job)
         with job.open(when) as opened:
-            return _trained(job, opened, node, lacking)
+            return _trained(job, opened, node, (lacking, predicts))
     finally:
         model.retire()
         text.retire()
 
 
-def _trained(job: Job, opened: Opened, node: str, lacking: str) -> Trained:
-    """What the opened run ends in: by training, or as it was if it is finished and its files are whole. ``lacking``: what the
-    model that draws has not."""
+def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...]) -> Trained:
+    """What the opened run ends in: by training, or as it was if it is finished and its files are whole. ``of_drawing``: notes on
+    the model that draws."""
     run, config, why = opened.run, job.config, opened.why
     finished, failed = opened.finished, ""
     if finished and (damaged := run.set_damaged_aside()):
@@ -148,7 +154,7 @@ def _trained(job: Job, opened: Opened, node: str, lacking: str) -> Trained:
             opening=why, changes=changes, **facts,
         )  # fmt: skip
         account = Account(run, settings_of(config))
-        account.add("notes", *filter(None, (lacking, *of_models(job))))
+        account.add("notes", *filter(None, (*of_drawing, *of_models(job))))
         try:
             with live.entered(now, host.is_interrupt), _noted(run):
                 train_job(job, run, now, account)

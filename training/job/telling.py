@@ -136,19 +136,34 @@ def remark_on_numbers(job: Job, account: Account, teller: Teller) -> None:
 
 def of_models(job: Job) -> list[str]:
     """What lies on the trained model, and which other one draws, a sentence each."""
-    said, count = [], job.model.patched_weights
-    if count:
-        named = f" ({', '.join(job.named.loras)})" if job.named.loras else ""
-        drawn = "" if job.drawn is not None else " Samples are drawn with it."
-        said.append(
-            f"model: what other nodes have laid on {counted(count, 'weight')} of it{named} was there while the LoRA learnt, and "
-            f"is not in its files.{drawn}"
-        )
+    said = [_laid(job)]
     if job.drawn is not None and job.preview.steps:
         name = f", {job.named.drawn}," if job.named.drawn else ""
         without = " which is the trained one without that," if job.model.has_more_patches(job.drawn) else ""
         said.append(f"preview_model: samples are drawn with the model there{name}{without} and the trained LoRA.")
-    return said
+    return list(filter(None, said))
+
+
+def _laid(job: Job) -> str:
+    """A sentence on what lies on the trained model; empty if nothing does."""
+    count = job.model.patched_weights
+    if not count:
+        return ""
+    named = f" ({', '.join(job.named.loras)})" if job.named.loras else ""
+    weights = count - job.model.injected
+    where = f"{counted(weights, 'weight')} of it" if weights else "it"
+    with_it = _draws_with_it(job) if job.preview.steps else None
+    drawn = "" if with_it is None else f" Samples are drawn {'with' if with_it else 'without'} it."
+    return f"model: what other nodes have laid on {where}{named} was there while the LoRA learnt, and is not in its files.{drawn}"
+
+
+def _draws_with_it(job: Job) -> bool | None:
+    """Whether samples are drawn with what lies on the trained model; None: there is no telling."""
+    found = True if job.drawn is None else job.model.is_laid_on(job.drawn)
+    mine, its = set(job.named.loras), set(job.named.drawn_loras)
+    if found is None and mine and its:  # by what the graph calls them
+        found = True if mine <= its else False if mine.isdisjoint(its) else None
+    return found
 
 
 def status_line(p: Progress) -> str:

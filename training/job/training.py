@@ -48,8 +48,8 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
     saver = Saver(job, run, adapter, layers, drawn, told, advance, now, teller.warn)
     callbacks = Callbacks(
         check=host.check_interrupt, progress=teller.progress, save=saver.save,
-        sample=saver.sample if job.preview.steps else None, measured=teller.measured, warn=teller.warn,
-        commands=now.pop_commands, cancelled=host.is_interrupt,
+        sample=saver.sample if job.preview.steps else None, draws_apart=drawn.model.base is not job.model.base,
+        measured=teller.measured, warn=teller.warn, commands=now.pop_commands, cancelled=host.is_interrupt,
     )  # fmt: skip
     remark_on_numbers(job, account, teller)
     text, begun = job.text if job.learns_text else None, run.state_step()

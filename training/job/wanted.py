@@ -82,6 +82,8 @@ class Named:
     """Those that lie on it."""
     drawn: str = ""
     """File of the model that samples are drawn with, where that is another one."""
+    drawn_loras: tuple[str, ...] = ()
+    """LoRAs that lie on that one."""
 
 
 NOTHING_NAMED = Named()
@@ -139,7 +141,7 @@ class Job:
             focus=any(subset.config.crop == "focus" for subset in self.dataset.subsets if not subset.ready),
             pairs=paired if training or paired else None,
             few_steps=self.model.few_steps_mark, loras=self.named.loras, preview=self.named.drawn if self.drawn else None,
-            assisted=self.drawn is not None and self.model.has_more_patches(self.drawn),
+            preview_loras=self.named.drawn_loras, assisted=self.drawn is not None and self.model.has_more_patches(self.drawn),
             drawn_at=(self.preview.steps, self.preview.cfg) if self.preview.steps else None,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from ..config.refusal import refuse
 from ..errors import AtelierError
-from ..families import few_steps_word
+from ..families import assistant_word, few_steps_word
 from ..files import read_json
 
 FILE = Path(__file__).with_name("points.json")
@@ -247,11 +247,11 @@ def fitted(model: ModelPart, memory: MemoryPart) -> Fit:
     return Fit(sizes[-1], 1, ways[-1], False)
 
 
-def compose(choice: Choice, file_name: str = "", eight_bit_optimizer: bool = True, billions: float | None = None) -> Values:
+def compose(choice: Choice, drawn: Sequence[str] = (), eight_bit_optimizer: bool = True, billions: float | None = None) -> Values:
     """The widgets' values of all five nodes, by the node's class; repeats are for ``PICTURES``.
 
-    ``file_name``, of the model that draws, tells whether it is distilled; ``eight_bit_optimizer``: whether this computer has one;
-    ``billions``: of the model at hand, for one that is not listed.
+    ``drawn``, the names of the model that draws and of the LoRAs on it, tell whether it is distilled;
+    ``eight_bit_optimizer``: whether this computer has one; ``billions``: of the model at hand, for one that is not listed.
     """
     parts = catalogue()
     model, subject, memory = parts.models[choice.model], parts.subjects[choice.subject], parts.memory[choice.memory]
@@ -259,13 +259,13 @@ def compose(choice: Choice, file_name: str = "", eight_bit_optimizer: bool = Tru
         model = replace(model, billions=billions)
     fit = fitted(model, memory)
     rank = max(4, round(model.rank * subject.rank))
-    distilled = is_distilled(file_name)
+    distilled = any(is_distilled(name) for name in drawn if not assistant_word(name))
     sampling = {"steps": 8, "cfg": 1.0} if distilled else {"steps": model.steps, "cfg": model.cfg}
     extras: Values = {}
     for part in (model.words, choice.subject):
         for node, widgets in parts.extras.get(part, {}).items():
             extras[node] = {**extras.get(node, {}), **widgets}
-    drawn, repeats = model.drawn, repeats_for(subject.steps, PICTURES / fit.batch_size)
+    side, repeats = model.drawn, repeats_for(subject.steps, PICTURES / fit.batch_size)
     return {
         "LoadDataset": {
             "resolution": fit.side, "batch_size": fit.batch_size, "repeats": repeats, "buckets": True,
@@ -281,11 +281,11 @@ def compose(choice: Choice, file_name: str = "", eight_bit_optimizer: bool = Tru
         },
         "TrainLoRA": {
             "preview_steps": sampling["steps"], "preview_cfg": sampling["cfg"], "preview_sampler": model.sampler,
-            "preview_scheduler": model.scheduler, "preview_width": drawn, "preview_height": drawn,
+            "preview_scheduler": model.scheduler, "preview_width": side, "preview_height": side,
         },
         "EpochWeightGrid": {
             "sampler_name": model.sampler, "scheduler": model.scheduler, "steps": sampling["steps"], "cfg": sampling["cfg"],
-            "width": drawn, "height": drawn,
+            "width": side, "height": side,
         },
     }  # fmt: skip
 

@@ -109,7 +109,7 @@ def test_no_starting_point_is_cautioned_against() -> None:
                 assert cautions(Prospect(run(), family=family, model_bytes=10 * GB, sides=(side,))) == [], (family, side)
 
 
-ADAPTER = "zimage_turbo_training_adapter_v2"
+ADAPTER, LIGHTNING = "zimage_turbo_training_adapter_v2", "sdxl_lightning_4step_lora"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,26 @@ ADAPTER = "zimage_turbo_training_adapter_v2"
         ({"model": "z_image", "preview": "z_image_turbo", "drawn_at": (20, 4.0)}, ["preview_cfg: z_image_turbo seems"]),
         ({"model": "z_image", "preview": "z_image_turbo", "drawn_at": (8, 1.0)}, []),
         ({"model": "z_image", "drawn_at": (20, 4.0)}, []),
+        (
+            {"loras": (ADAPTER,), "preview": "z_image_turbo", "preview_loras": (ADAPTER,)},
+            [f"preview_model: {ADAPTER} lies on it, by its name for training alone"],
+        ),
+        (
+            {"model": "sd_xl_base_1.0", "loras": (LIGHTNING,), "preview": "sd_xl_base_1.0", "assisted": True},
+            [f"model: {LIGHTNING} lies on it"],
+        ),
+        (
+            {"model": "sd_xl_base", "preview": "sd_xl_base", "preview_loras": ("ink", LIGHTNING), "drawn_at": (20, 4.0)},
+            [f"preview_cfg: {LIGHTNING} seems"],
+        ),
+        ({"model": "sd_xl_base_1.0", "preview": "sd_xl_base_1.0", "preview_loras": (LIGHTNING,), "drawn_at": (8, 1.0)}, []),
+        (
+            {"model": "z_image", "preview": "z_image", "loras": (ADAPTER,), "preview_loras": (ADAPTER,), "drawn_at": (20, 4.0)},
+            ["preview_model: "],
+        ),
+        ({"loras": ("zimage_turbo_assistant",), "preview": "z_image_turbo", "assisted": True}, []),
+        ({"loras": ("turbo_helper",), "preview": "z_image_turbo", "assisted": True}, []),
+        ({"loras": ("turbo_helper",)}, ["model: by its name, z_image_turbo"]),
         ({"model": "x", "few_steps": "its network is told where each step ends"}, ["model: its network is told"]),
         ({"model": "Ovis-Image-7B", "family": "FluxSchnell"}, []),
         ({"model": "libreflux", "family": "FluxSchnell"}, []),
@@ -138,11 +158,13 @@ def test_who_trains_a_distilled_model_rightly_is_left_in_peace(facts: dict[str, 
 
 @pytest.mark.parametrize("name", [
     ADAPTER, "krea2_turbo_training_adapter_v1", "FLUX.1-schnell-training-adapter", "Qwen-Image-2.1-training-assistant-v3",
-    "z_image_de_turbo_lora", "flux-dedistill", "UnDistilled_v1",
+    "z_image_de_turbo_lora", "flux-dedistill", "UnDistilled_v1", "zimage_turbo_assistant", "TurboAssistant",
 ])  # fmt: skip
 def test_an_adapter_for_training_is_told_by_its_name(name: str) -> None:
     assert assistant_word(name)
-    assert not assistant_word(name.replace("raining", "rain").replace("istil", "ust").replace("e_turbo", "usk"))
+    assert not assistant_word(
+        name.replace("raining", "rain").replace("ssistant", "ssist").replace("istil", "ust").replace("e_turbo", "usk")
+    )
 
 
 def test_the_ways_out_are_named() -> None:

@@ -52,6 +52,18 @@ def test_what_lies_on_each_of_two_models_is_told_apart():
     assert model_name({"2": {"inputs": {"model": ["1", 0]}}, **graph(n1=LOADER)}, "2", "preview_model") == ""
 
 
+def test_none_is_no_lora_and_a_loader_may_have_one_of_its_own():
+    prompt = graph(
+        n1={"inputs": {"unet_name": "below.safetensors", "lora_name": "beneath"}},
+        n3={"inputs": {"model": ["1", 0], "ckpt_name": "x.safetensors", "lora_name": "a/own.safetensors", "strength_model": 1.0}},
+        n4={"inputs": {"model": ["3", 0], "lora_name": "None", "strength_model": 1.0}},
+        n5={"inputs": {"model": ["4", 0], "lora_name": "", "one": {"lora": "None"}}},
+        n6={"inputs": {"ckpt_name": "y.safetensors", "lora_name": "None"}},
+        n2={"inputs": {"model": ["5", 0], "preview_model": ["6", 0]}},
+    )
+    assert lora_names(prompt, "2") == ("own",) and lora_names(prompt, "2", "preview_model") == ()
+
+
 def saying(syntax) -> dict[str, str]:
     """Metadata of a file that this pack has trained."""
     return {"lora_atelier.config": json.dumps(to_dict(TrainingConfig("a", text=TextConfig(syntax=syntax))))}

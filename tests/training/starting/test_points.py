@@ -90,7 +90,7 @@ def test_a_model_is_told_by_family_mark_name_and_size(family, billions, name, ma
     ],
 )  # fmt: skip
 def test_a_distilled_model_is_drawn_in_few_steps_without_guidance(name: str, distilled: bool) -> None:
-    values = points.compose(points.Choice("Z-Image", "style", "16 GB"), name)
+    values = points.compose(points.Choice("Z-Image", "style", "16 GB"), (name,))
     assert (values["EpochWeightGrid"]["cfg"] == 1.0, values["EpochWeightGrid"]["steps"] <= 10) == (distilled, distilled)
 
 
