@@ -249,6 +249,6 @@ def test_page_and_server_know_every_setting_that_decides_how_a_picture_is_cut(ro
 
 
 def test_long_words_around_captions_are_no_mistake(routes):
-    assert routes.config_of({"caption_prefix": "a" * 9000}).caption_prefix == "a" * 9000
+    assert routes.config_of({"folder": "input/x", "caption_prefix": "a" * 9000}).caption_prefix == "a" * 9000
     with pytest.raises(AtelierError, match="caption_prefix: expected a text of at most 10000 letters"):
-        routes.config_of({"caption_prefix": "a" * 10_001})
+        routes.config_of({"folder": "input/x", "caption_prefix": "a" * 10_001})
