@@ -322,6 +322,13 @@ def test_a_cancel_while_the_adapters_copy_draws_leaves_nothing(loaded, dataset, 
     assert all(torch.equal(drawn(t, one.model), then) for one, then in zip((t, with_it), before, strict=True))
 
 
+def test_what_a_lora_that_measured_the_weights_is_for_is_said(tiny, dataset):  # noqa: F811
+    t = tiny("sd3")
+    measured = recipe("a", length=LengthConfig(max_steps=1), network=NetworkConfig(rank=2, alpha=1.0, weight_decompose=True))
+    go(assisted(t, assistant(t)), dataset, measured)
+    assert told_of("a").endswith("so use the LoRA with it too.")
+
+
 def named(name):
     return build(next(one for one in RECIPES if one.name == name)).model
 

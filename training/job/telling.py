@@ -154,7 +154,11 @@ def _laid(job: Job) -> str:
     where = f"{counted(weights, 'weight')} of it" if weights else "it"
     with_it = _draws_with_it(job) if job.preview.steps else None
     drawn = "" if with_it is None else f" Samples are drawn {'with' if with_it else 'without'} it."
-    return f"model: what other nodes have laid on {where}{named} was there while the LoRA learnt, and is not in its files.{drawn}"
+    # A file's magnitudes are those of the weights that it learnt beside.
+    measured = job.config.network.weight_decompose
+    use = " weight_decompose has measured the weights with it, so use the LoRA with it too." if measured else ""
+    said = f"model: what other nodes have laid on {where}{named} was there while the LoRA learnt, and is not in its files."
+    return f"{said}{drawn}{use}"
 
 
 def _draws_with_it(job: Job) -> bool | None:
