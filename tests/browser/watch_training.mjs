@@ -41,9 +41,12 @@ const panel = (page) =>
 const watchPictures = (page) =>
   page.evaluate(() => {
     const told = (window.pictures = { count: {}, outside: [], host: [], covered: [] });
-    const over = {}; // for how many looks
-    const LONG = 10; // looks, a second: a node that grows is measured before what lies below it goes down
-    const once = (list, value) => list.includes(value) || list.push(value);
+    const since = {}; // for how many looks
+    const LONG = 10; // looks, a second: the page measures and draws before it moves what stands on it
+    const lasting = (kind, name, is) => {
+      since[kind + name] = is ? (since[kind + name] ?? 0) + 1 : 0;
+      if (since[kind + name] > LONG && !told[kind].includes(name)) told[kind].push(name);
+    };
     const box = (node) => {
       const element = document.querySelector(`[data-node-id="${node.id}"]`);
       if (element) return element.getBoundingClientRect();
@@ -60,22 +63,20 @@ const watchPictures = (page) =>
           if (!element.offsetHeight) continue;
           told.count[node.type] = (told.count[node.type] ?? 0) + 1;
           const panel = element.getBoundingClientRect();
-          if (panel.bottom > around.bottom + 2 || panel.right > around.right + 2) once(told.outside, `${node.type}.${name}`);
+          lasting("outside", `${node.type}.${name}`, panel.bottom > around.bottom + 2 || panel.right > around.right + 2);
           const free = [...element.querySelectorAll("img")].find((image) => {
             let place = image.parentElement;
             while (place !== element && getComputedStyle(place).overflowY === "visible") place = place.parentElement;
             return getComputedStyle(place).overflowY === "visible" && image.getBoundingClientRect().bottom > panel.bottom + 2;
           });
-          if (free) once(told.outside, `${node.type}.${name}: picture`);
+          lasting("outside", `${node.type}.${name}: picture`, Boolean(free));
         }
         const beside = [...(document.querySelector(`[data-node-id="${node.id}"]`)?.querySelectorAll("img") ?? [])];
-        if (node.imgs?.length || beside.some((image) => !image.closest(".atelier"))) once(told.host, node.type);
+        lasting("host", node.type, node.imgs?.length || beside.some((image) => !image.closest(".atelier")));
         for (const other of nodes.filter((one) => one !== node)) {
           const its = box(other);
           const apart = its.left >= around.right || its.right <= around.left || its.top >= around.bottom - 2 || its.bottom <= around.top + 2;
-          const pair = `${node.type} and ${other.type}`;
-          over[pair] = apart ? 0 : (over[pair] ?? 0) + 1;
-          if (over[pair] > LONG) once(told.covered, pair);
+          lasting("covered", `${node.type} and ${other.type} ${other.id}`, !apart);
         }
       }
     }, 100);

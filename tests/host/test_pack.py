@@ -30,8 +30,8 @@ def test_node_is_listed_with_category_and_help(host: support.Host, node: str) ->
 def test_display_names_are_plain_words(host: support.Host) -> None:
     names = [host.info[node]["display_name"] for node in support.NODES]
     assert names == [
-        "Load Dataset", "Dataset From Nodes", "Auto Caption", "Render Regularisation", "Configure LoRA",
-        "Train LoRA (Atelier)",        "Epoch Weight Grid",
+        "Load Dataset", "Dataset From Nodes", "Auto Caption", "Render Regularisation", "Slider Dataset", "Configure LoRA",
+        "Train LoRA (Atelier)", "Epoch Weight Grid",
     ]  # fmt: skip
 
 
