@@ -101,12 +101,15 @@ class Canvas:
                 io.Hidden.prompt: self.prompt, io.Hidden.unique_id: key,
                 io.Hidden.extra_pnginfo: {"workflow": self.workflow},
             }  # fmt: skip
-            result: tuple[Any, ...] = self.ours[kind].PREPARE_CLASS_CLONE({"hidden_inputs": hidden}).execute(**values).result
-            return result
+            node = self.ours[kind]
+            given = node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden}).execute(**values).result
+            lists = [output.is_output_list for output in node.GET_SCHEMA().outputs]
+            assert all(len(value) == 1 for value, is_list in zip(given, lists, strict=True) if is_list), "no recipe is a sweep"
+            return tuple(value[0] if is_list else value for value, is_list in zip(given, lists, strict=True))
         if kind in self.loaders:
             return self.loaders[kind](**values)
-        node = self.stock[kind]()
-        return getattr(node, node.FUNCTION)(**values)
+        stock = self.stock[kind]()
+        return getattr(stock, stock.FUNCTION)(**values)
 
 
 def draw(folder: Path, *sizes: tuple[int, int]) -> None:
