@@ -9,17 +9,14 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from .templates import COLOURS, DESCRIPTIONS, HUB, PROMPTS, TRIGGER, Canvas, Description, File, loaders
+from .templates import COLOURS, DESCRIPTIONS, HUB, PROMPTS, SHARED, TRIGGER, Canvas, Description, File, columns, finish, loaders
 
 TITLE = "Enlarge small pictures"
 FOLDER = "small-pictures"
 """Inside ComfyUI's input folder, as the stock node lists it."""
 UPSCALER = File("RealESRGAN_x4plus.safetensors", "upscale_models", f"{HUB}/Comfy-Org/Real-ESRGAN_repackaged")
 DESCRIPTION = next(one for one in DESCRIPTIONS if one.model == "SD 1.5")
-SHARED = ("resolution", "batch_size", "repeats", "buckets", "bucket_step", "crop")
-"""Settings of Load Dataset that Dataset From Nodes has as well."""
-COLUMNS = (("Start here", 0, 500), ("1. Models", 520, 380), ("2. Enlarge small pictures", 920, 820), ("3. Train", 1760, 820),
-           ("4. Compare epochs and strengths", 2600, 1180))  # fmt: skip
+COLUMNS = columns("2. Enlarge small pictures")
 
 
 def build(info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -36,19 +33,8 @@ def build(info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> d
         "DatasetFromNodes", 1340, 80, 360, 420, {k: v for k, v in values["LoadDataset"].items() if k in SHARED},
         images=(scaled, 0), texts=(pictures, 1),
     )  # fmt: skip
-    config = graph.node(
-        "ConfigureLoRA", 1780, 80, 360, 890, {**values["ConfigureLoRA"], "preset": DESCRIPTION.model, "name": "my-enlarged"}
-    )
-    prompts = [f"{TRIGGER}, {prompt}" for prompt in PROMPTS]
-    train = graph.node(
-        "TrainLoRA", 2180, 80, 380, 890, {**values["TrainLoRA"], "preview_prompt": prompts[0]},
-        model=model, clip=clip, vae=vae, dataset=(data, 0), config=(config, 0),
-    )  # fmt: skip
-    grid = graph.node(
-        "EpochWeightGrid", 2620, 80, 400, 890, {**values["EpochWeightGrid"], "prompts": "\n".join(prompts), "seed": 1},
-        model=model, clip=clip, vae=vae, epochs=(train, 0),
-    )  # fmt: skip
-    graph.node("PreviewImage", 3060, 80, 700, 890, {}, title="The grid", images=(grid, 0))
+    recipe = {"preset": DESCRIPTION.model, "name": "my-enlarged"}
+    finish(graph, values, (model, clip, vae), data, recipe, [f"{TRIGGER}, {prompt}" for prompt in PROMPTS])
     return graph.stored(COLUMNS, COLOURS, str(uuid.uuid5(uuid.NAMESPACE_URL, "lora-atelier/enlarging")))
 
 

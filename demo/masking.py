@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from .templates import COLOURS, DESCRIPTIONS, HUB, PROMPTS, TRIGGER, Canvas, File, loaders
+from .templates import COLOURS, DESCRIPTIONS, HUB, PROMPTS, SHARED, TRIGGER, Canvas, File, columns, finish, loaders
 
 TITLE = "Learn what a word names"
 FOLDER = "my-subject"
@@ -17,10 +17,7 @@ FOLDER = "my-subject"
 WORD = "person"
 SEGMENTER = File("sam3.1_multiplex_fp16.safetensors", "checkpoints", f"{HUB}/Comfy-Org/sam3.1")
 DESCRIPTION = next(one for one in DESCRIPTIONS if one.model == "SDXL")
-SHARED = ("resolution", "batch_size", "repeats", "buckets", "bucket_step", "crop")
-"""Settings of Load Dataset that Dataset From Nodes has as well."""
-COLUMNS = (("Start here", 0, 500), ("1. Models", 520, 380), ("2. Pictures and their masks", 920, 820), ("3. Train", 1760, 820),
-           ("4. Compare epochs and strengths", 2600, 1180))  # fmt: skip
+COLUMNS = columns("2. Pictures and their masks")
 
 
 def build(info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -43,20 +40,8 @@ def build(info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> d
         {**{k: v for k, v in values["LoadDataset"].items() if k in SHARED}, "mask_floor": 0.0},
         images=(pictures, 0), texts=(pictures, 1), masks=(masks, 0),
     )  # fmt: skip
-    config = graph.node(
-        "ConfigureLoRA", 1780, 80, 360, 890,
-        {**values["ConfigureLoRA"], "preset": DESCRIPTION.model, "name": "my-masked", "mask_preservation": 1.0},
-    )  # fmt: skip
-    prompts = [f"{TRIGGER}, {prompt}" for prompt in PROMPTS]
-    train = graph.node(
-        "TrainLoRA", 2180, 80, 380, 890, {**values["TrainLoRA"], "preview_prompt": prompts[0]},
-        model=model, clip=clip, vae=vae, dataset=(data, 0), config=(config, 0),
-    )  # fmt: skip
-    grid = graph.node(
-        "EpochWeightGrid", 2620, 80, 400, 890, {**values["EpochWeightGrid"], "prompts": "\n".join(prompts), "seed": 1},
-        model=model, clip=clip, vae=vae, epochs=(train, 0),
-    )  # fmt: skip
-    graph.node("PreviewImage", 3060, 80, 700, 890, {}, title="The grid", images=(grid, 0))
+    recipe = {"preset": DESCRIPTION.model, "name": "my-masked", "mask_preservation": 1.0}
+    finish(graph, values, (model, clip, vae), data, recipe, [f"{TRIGGER}, {prompt}" for prompt in PROMPTS])
     return graph.stored(COLUMNS, COLOURS, str(uuid.uuid5(uuid.NAMESPACE_URL, "lora-atelier/masking")))
 
 

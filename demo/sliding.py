@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from .templates import COLOURS, DESCRIPTIONS, Canvas, loaders
+from .templates import COLOURS, DESCRIPTIONS, Canvas, columns, finish, loaders
 
 TITLE = "A slider from prompts"
 FOLDER = "input/slider/1_person"
@@ -21,8 +21,7 @@ DESCRIPTION = next(one for one in DESCRIPTIONS if one.model == "SDXL")
 DRAWN = 24
 """Pictures that are drawn."""
 SAMPLING = {"steps": "steps", "cfg": "cfg", "sampler_name": "sampler_name", "scheduler": "scheduler"}
-COLUMNS = (("Start here", 0, 500), ("1. Model", 520, 380), ("2. What the slider does", 920, 820), ("3. Train", 1760, 820),
-           ("4. From -2 to 2", 2600, 1180))  # fmt: skip
+COLUMNS = columns("2. What the slider does", "4. From -2 to 2", "1. Model")
 
 
 def build(info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -42,24 +41,11 @@ def build(info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> d
     data = graph.node(
         "SliderDataset", 1340, 80, 360, 560, {"target": TARGET, "positive": POSITIVE, "negative": NEGATIVE}, dataset=(drawn, 0)
     )
-    config = graph.node(
-        "ConfigureLoRA", 1780, 80, 360, 890,
-        {
-            **values["ConfigureLoRA"], "preset": DESCRIPTION.model, "name": "my-slider", "rank": 8, "alpha": 8.0,
-            "targets": "attention", "text_encoder": "none", "epochs": 0, "max_steps": 800, "save_every": 0,
-            "save_every_steps": 200,
-        },
-    )  # fmt: skip
-    train = graph.node(
-        "TrainLoRA", 2180, 80, 380, 890, {**values["TrainLoRA"], "preview_prompt": PROMPTS[0]},
-        model=model, clip=clip, vae=vae, dataset=(data, 0), config=(config, 0),
-    )  # fmt: skip
-    grid = graph.node(
-        "EpochWeightGrid", 2620, 80, 400, 890,
-        {**values["EpochWeightGrid"], "prompts": "\n".join(PROMPTS), "strengths": STRENGTHS, "seed": 1},
-        model=model, clip=clip, vae=vae, epochs=(train, 0),
-    )  # fmt: skip
-    graph.node("PreviewImage", 3060, 80, 700, 890, {}, title="The grid", images=(grid, 0))
+    recipe = {
+        "preset": DESCRIPTION.model, "name": "my-slider", "rank": 8, "alpha": 8.0, "targets": "attention", "text_encoder": "none",
+        "epochs": 0, "max_steps": 800, "save_every": 0, "save_every_steps": 200,
+    }  # fmt: skip
+    finish(graph, values, (model, clip, vae), data, recipe, PROMPTS, {"strengths": STRENGTHS})
     return graph.stored(COLUMNS, COLOURS, str(uuid.uuid5(uuid.NAMESPACE_URL, "lora-atelier/sliding")))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from .workflow import with_widgets
@@ -191,6 +192,37 @@ DESCRIPTIONS = (
         "LoRA for few steps and others are wired alike.", start="Z-Image", drawn=TURBO,
     ),
 )  # fmt: skip
+
+
+SHARED = ("resolution", "batch_size", "repeats", "buckets", "bucket_step", "crop")
+"""Settings of Load Dataset that Dataset From Nodes has as well."""
+
+
+def columns(
+    second: str, last: str = "4. Compare epochs and strengths", first: str = "1. Models"
+) -> tuple[tuple[str, int, int], ...]:
+    """(title, x, width) of the groups of a template that prepares its pictures in two columns, and ends as ``finish`` does."""
+    return ("Start here", 0, 500), (first, 520, 380), (second, 920, 820), ("3. Train", 1760, 820), (last, 2600, 1180)
+
+
+def finish(
+    graph: Canvas, values: Mapping[str, Mapping[str, Any]], models: Sequence[tuple[int, int]], data: int,
+    recipe: Mapping[str, Any], prompts: Sequence[str], shown: Mapping[str, Any] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """Adds what stands behind the node ``data``: recipe, training, grid and its picture. ``recipe`` and ``shown``: what is set
+    otherwise than in ``values`` in *Configure LoRA* and the grid."""
+    model, clip, vae = models
+    config = graph.node("ConfigureLoRA", 1780, 80, 360, 890, {**values["ConfigureLoRA"], **recipe})
+    train = graph.node(
+        "TrainLoRA", 2180, 80, 380, 890, {**values["TrainLoRA"], "preview_prompt": prompts[0]},
+        model=model, clip=clip, vae=vae, dataset=(data, 0), config=(config, 0),
+    )  # fmt: skip
+    grid = graph.node(
+        "EpochWeightGrid", 2620, 80, 400, 890,
+        {**values["EpochWeightGrid"], "prompts": "\n".join(prompts), "seed": 1, **shown},
+        model=model, clip=clip, vae=vae, epochs=(train, 0),
+    )  # fmt: skip
+    graph.node("PreviewImage", 3060, 80, 700, 890, {}, title="The grid", images=(grid, 0))
 
 
 def file_name(description: Description) -> str:
