@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..training import config as settings
 from ..training.config.refusal import text_of
-from ..training.config.sweep import Kind, check_names, combinations, varied
+from ..training.config.sweep import Kind, combinations, varied
 from ..training.errors import AtelierError
 from .io_types import CATEGORY, CONFIG, folded, searched
 from .presets import SUITED, preset_names
@@ -189,7 +189,8 @@ class ConfigureLoRA(io.ComfyNode):
             if name is not None:
                 settings.check_run_name(name)
             if sweep is not None and sweep.strip():
-                check_names(name or "", combinations(sweep, varying()))
+                for values in combinations(sweep, varying()):
+                    settings.check_swept_name(name or "", varied(values))
         except AtelierError as error:
             return str(error)
         return True

@@ -23,6 +23,7 @@ from .recipe import (
     TrainingConfig,
     WhenEnough,
     check_run_name,
+    check_swept_name,
 )
 from .slider import Ends, SliderConfig, SliderSource
 from .stored import from_dict, to_dict
@@ -33,5 +34,5 @@ __all__ = [
     "Ends", "HuberSchedule", "LengthConfig", "LevelDraw", "Levels", "LossConfig", "LossKind", "Masks", "NetworkConfig",
     "NoiseConfig", "OnDivergence", "OptimizerConfig", "OptimizerName", "Precision", "Role", "SavePrecision", "ScheduleName",
     "SliderConfig", "SliderSource", "Speed", "SubsetConfig", "Syntax", "Targets", "TextConfig", "TextEncoders",
-    "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "from_dict", "to_dict",
+    "TrainingConfig", "Weighting", "WhenEnough", "check_run_name", "check_swept_name", "from_dict", "to_dict",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from .network import NetworkConfig
 from .noise import LossConfig, NoiseConfig
 from .optimizer import OptimizerConfig
 from .refusal import check_kinds, choice, refuse, text_of
-from .sweep import check_names, name_of, pairs
+from .sweep import name_of
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SavePrecision = Literal["fp16", "bf16", "fp32"]
@@ -23,6 +23,8 @@ BaseWeights = Literal["as loaded", "fp8", "int8"]
 Syntax = Literal["plain", "ComfyUI"]
 """What captions and prompts are: text as it stands, or text with weights in brackets and ``embedding:`` names."""
 RUN_NAME = re.compile(r"[^\W_][\w .+-]*", re.UNICODE)
+MOST_LETTERS = 100
+"""Of a run's name."""
 LONGEST_NAME = 200
 """Bytes; file systems know names of 255, and a step's number, an ending and that of a file being written come behind it."""
 # Device names that Windows reserves, whatever the extension.
@@ -34,7 +36,7 @@ def check_run_name(name: str) -> str:
     name = text_of("name", name).strip()
     refuse(not name, "name: give the LoRA a name; it becomes the file's name.")
     refuse(
-        not RUN_NAME.fullmatch(name) or ".." in name or name.endswith(".") or len(name) > 100,
+        not RUN_NAME.fullmatch(name) or ".." in name or name.endswith(".") or len(name) > MOST_LETTERS,
         f"name: {name!r} cannot be a file name. Use letters, digits, space, '-', '_', '+' or '.', at most 100 of them, "
         "starting with a letter or digit and without '..' or slashes.",
     )
@@ -44,6 +46,15 @@ def check_run_name(name: str) -> str:
     )
     refuse(name.split(".")[0].lower() in RESERVED, f"name: {name!r} is reserved by Windows; choose another.")
     return name
+
+
+def check_swept_name(name: str, varied: str) -> None:
+    """AtelierError where what a sweep varies makes a run's name too long for a file."""
+    whole = name_of(name, varied)
+    refuse(
+        bool(varied) and (len(whole) > MOST_LETTERS or len(whole.encode()) > LONGEST_NAME),
+        f"sweep: with its values behind it the name {whole!r} is too long for a file; shorten name, or vary fewer widgets.",
+    )
 
 
 @dataclass(frozen=True)
@@ -152,8 +163,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_kinds(self)
         object.__setattr__(self, "name", check_run_name(self.name))
-        if self.varied:
-            check_names(self.name, [dict(pairs(self.varied))])
+        check_swept_name(self.name, self.varied)
         choice("precision", self.precision, Precision)
         choice("save precision", self.save_precision, SavePrecision)
         choice("base weights", self.base_weights, BaseWeights)

@@ -19,8 +19,6 @@ from .refusal import refuse, text_of
 
 MOST = 50
 """Trainings of one sweep."""
-LONGEST_NAME = 100
-"""Characters of a run's name, and half of its bytes."""
 NAMED = 6
 """Of which so many are named before they are queued."""
 LONGEST = 2000
@@ -43,12 +41,12 @@ def combinations(text: str, kinds: Mapping[str, Kind]) -> list[dict[str, Any]]:
     axes: dict[str, list[Any]] = {}
     for line in filter(None, map(str.strip, numbers.plain(text_of("sweep", text)).splitlines())):
         refuse(len(line) > LONGEST, f"sweep: a line has {len(line)} characters; at most {LONGEST}.")
-        named, sign, values = re.sub("[:=]", ":", line, count=1).partition(":")
-        refuse(not sign or not named.strip(), f"sweep: {line!r} names no widget; write it like 'rank: 8, 16, 32'.")
-        widget = named.strip().lower().replace(" ", "_")
-        refuse(widget not in kinds, f"sweep: {named.strip()!r} cannot vary. One of these can: {', '.join(sorted(kinds))}.")
+        named, *values = map(str.strip, re.split("[:=]", line, maxsplit=1))
+        refuse(not values or not named, f"sweep: {line!r} names no widget; write it like 'rank: 8, 16, 32'.")
+        widget = named.lower().replace(" ", "_")
+        refuse(widget not in kinds, f"sweep: {named!r} cannot vary. One of these can: {', '.join(sorted(kinds))}.")
         refuse(widget in axes, f"sweep: {widget} stands in two lines; write all of its values into one.")
-        axes[widget] = _values(widget, values, kinds[widget])
+        axes[widget] = _values(widget, values[0], kinds[widget])
         count = math.prod(map(len, axes.values()))
         refuse(count > MOST, f"sweep: these would be {count} trainings or more; at most {MOST}. Use fewer values.")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -129,16 +127,6 @@ def name_of(name: str, text: str) -> str:
     """The name of a run: that of its recipe, and behind it what is varied, as far as file names may hold it."""
     safe = " ".join(UNSAFE.sub("-", f"{widget} {value}").strip() for widget, value in pairs(text))
     return f"{name} {safe}".rstrip(" .") if safe else name
-
-
-def check_names(name: str, values: Sequence[Mapping[str, Any]]) -> None:
-    """AtelierError where the values make a run's name too long for a file."""
-    for one in values:
-        whole = name_of(name, varied(one))
-        refuse(
-            len(whole) > LONGEST_NAME or len(whole.encode()) > 2 * LONGEST_NAME,
-            f"sweep: with its values behind it the name {whole!r} is too long for a file; shorten name, or vary fewer widgets.",
-        )
 
 
 def axis(texts: Sequence[str]) -> str:
