@@ -182,9 +182,10 @@ class ConfigureLoRA(io.ComfyNode):
     def validate_inputs(cls, name: str | None = None, sweep: str | None = None) -> bool | str:
         """A bad name and a sweep that cannot be read are shown before anything runs.
 
-        The host would repeat a message for every widget named here, so only these are. It checks numbers against their limits
-        itself, and contradictions are said when the node runs, before training.
+        The host checks numbers against their limits itself, and contradictions are said when the node runs, before training.
         """
+        from ..training import host
+
         try:
             if name is not None:
                 settings.check_run_name(name)
@@ -192,7 +193,7 @@ class ConfigureLoRA(io.ComfyNode):
                 for values in combinations(sweep, varying()):
                     settings.check_swept_name(name or "", varied(values))
         except AtelierError as error:
-            return str(error)
+            return host.refusal(str(error))
         return True
 
 

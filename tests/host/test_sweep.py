@@ -31,6 +31,13 @@ def test_each_training_has_its_own_files_and_the_grid_shows_them_all(host: suppo
     assert [path.name for path in host.server.pictures(again, nodes.grid)] == [page.name]
 
 
+def test_a_sweep_that_cannot_be_read_is_refused_once_before_anything_runs(host: support.Host) -> None:
+    graph = host.graph()
+    support.build_atelier(graph, "sd3", "unread", ConfigureLoRA={"sweep": "rank 1, 3"})
+    failure = host.fail(graph)
+    assert failure.node == "ConfigureLoRA" and "'rank 1, 3' names no widget" in failure.message and failure.times == 1
+
+
 def test_several_values_where_a_grid_takes_one_are_refused(host: support.Host) -> None:
     """Train LoRA's own models, one a training, in place of the one without a LoRA."""
     graph = host.graph()
