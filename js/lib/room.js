@@ -1,7 +1,7 @@
 // Room on the canvas: a node whose panel grows by itself covers nothing; what lies below its head goes down.
 const GAP = 20; // pixels between a node and what had to go down
 const TITLE = 30; // pixels of a node's title, which lies above its place
-const SETTLED = 300; // ms after which a renderer has measured a node
+const SETTLED = [300, 1000, 2000, 4000]; // ms after which a renderer has measured a node, on quick and on busy machines
 
 const top = (node) => node.pos[1] - TITLE;
 const bottom = (node) => node.pos[1] + (node.flags?.collapsed ? 0 : node.size[1]);
@@ -34,11 +34,13 @@ const groupsOf = (graph, node) => (graph.groups ?? graph._groups ?? []).filter((
 
 /** To be called when a panel may have made its node grow. */
 export function makeRoom(node) {
+  let cleared = -Infinity;
   const act = () => {
-    if (!node.graph || node.flags?.collapsed) return;
+    if (!node.graph || node.flags?.collapsed || bottom(node) <= cleared) return; // where the person has put others since, they stay
+    cleared = bottom(node);
     clear(node.graph, node);
     node.setDirtyCanvas?.(true, true);
   };
   if (!window.LiteGraph?.vueNodesMode) act();
-  setTimeout(act, SETTLED); // the classic canvas may lay a node out anew as well
+  for (const time of SETTLED) setTimeout(act, time); // the classic canvas may lay a node out anew as well
 }

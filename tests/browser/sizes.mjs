@@ -105,8 +105,11 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   await page.getByTestId("queue-button").click();
   await page.waitForFunction(() => window.ended, null, limit);
   seen.ended = await page.evaluate(() => window.ended);
-  await page.waitForTimeout(3000);
-  seen.told = await page.evaluate(sizes);
+  for (let before = null; before !== JSON.stringify(seen.told); ) { // until nothing has moved for as long as the slowest look takes
+    before = JSON.stringify(seen.told);
+    await page.waitForTimeout(4500);
+    seen.told = await page.evaluate(sizes);
+  }
   const pictures = () => {
     const place = window.app.graph._nodes.find((node) => node.type === "LoadDataset").widgets.find((widget) => widget.name === "told").element;
     const box = place.getBoundingClientRect();
