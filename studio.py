@@ -2,6 +2,7 @@
 """LoRA Atelier from a fresh clone: everything it needs is fetched into the folder ``.studio`` beside this file.
 
     python3 studio.py demo            train the demo's LoRA and draw its grid; prints where they are
+    python3 studio.py train FILE      train what a workflow file trains, and draw its grid, without a browser
     python3 studio.py serve           start ComfyUI with the pack, the demo model and the demo's workflow
     python3 studio.py test [...]      the checks and tests; more arguments go to pytest
     python3 studio.py test --gpu      the tests on the NVIDIA GPU that is there, else on a pretended one
@@ -39,7 +40,7 @@ if "lora_atelier" not in sys.modules:  # started as a script: the folder, whatev
     package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
     sys.modules["lora_atelier"] = package
 
-from lora_atelier.demo import hosts, run, workflow
+from lora_atelier.demo import hosts, run, train, workflow
 from lora_atelier.demo.server import CPU_TORCH_AID, PACK_NAME, Server, ServerError, link_folder, make_base
 from lora_atelier.demo.stages import SetupError, Stages
 from lora_atelier.demo.workflow import WorkflowError
@@ -482,12 +483,23 @@ def store_workflows(root: Path, info: dict[str, Any]) -> list[str]:
 def arguments_of(line: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="studio.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("demo", "serve", "test", "check", "bench", "setup", "workflows"):
+    for name in ("demo", "train", "serve", "test", "check", "bench", "setup", "workflows"):
         command = commands.add_parser(name, allow_abbrev=False)
         command.add_argument("--comfyui", metavar="PATH", help="a ComfyUI that is already there")
         if name == "bench":
             command.add_argument("name", metavar="NAME")
-        if name == "demo":
+        if name == "train":
+            command.add_argument(
+                "workflow", metavar="WORKFLOW.json", type=Path, help="as the canvas saves it, or exports it (API)"
+            )
+            command.add_argument(
+                "--set", metavar="NODE.WIDGET=VALUE", action="append", default=[], dest="settings",
+                help="another value for a widget; NODE is a node's type, id or title",
+            )  # fmt: skip
+            command.add_argument(
+                "--everything", action="store_true", help="run every node, not only those before the training and grid"
+            )
+        if name in ("demo", "train"):
             command.add_argument("--json", action="store_true", help="end with one line of JSON")
         if name == "test":
             command.add_argument("--gpu", action="store_true", help="on the NVIDIA GPU that is there, else on a pretended one")
@@ -512,6 +524,10 @@ def main(line: Sequence[str] | None = None) -> int:
         if arguments.command == "demo":
             return run_demo(studio, arguments.comfyui, arguments.json)
         place = studio.place(arguments.comfyui)
+        if arguments.command == "train":
+            return train.train(
+                place.server(), arguments.workflow, arguments.settings, arguments.everything, arguments.json
+            )  # fmt: skip
         if arguments.command == "serve":
             return run.serve(place.server(run.port_or_free(arguments.port, say)), say)
         if arguments.command == "workflows":

@@ -150,9 +150,13 @@ class Server:
     # The process
 
     def command(self) -> list[str]:
+        return [self.python, "-u", str(self.comfyui / "main.py"), "--port", str(self.port), *self.options()]
+
+    def options(self) -> list[str]:
+        """ComfyUI's own arguments but for the port."""
         known = (self.comfyui / "comfy" / "cli_args.py").read_text(encoding="utf-8")
         cpu = not has_accelerator(self.python) if self.cpu is None else self.cpu
-        line = [self.python, "-u", str(self.comfyui / "main.py"), "--port", str(self.port), "--disable-auto-launch"]
+        line = ["--disable-auto-launch"]
         if self.base != self.comfyui:
             line += ["--base-directory", str(self.base)]
         if cpu:
@@ -165,20 +169,24 @@ class Server:
             line += ["--front-end-root", str(self.frontend)]
         return line + list(self.arguments)
 
-    def start(self, timeout: float = 300) -> Server:
-        """Start and wait until it answers. Raises ServerError with the end of the log if it does not."""
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+    def variables(self) -> dict[str, str]:
+        """The environment of its process."""
         environment = {**os.environ, "PYTHONUTF8": "1"}
         if self.base != self.comfyui:
             paths = [str(CPU_TORCH_AID), os.environ.get("PYTHONPATH", "")]
             environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        return {**environment, **self.environment}
+
+    def start(self, timeout: float = 300) -> Server:
+        """Start and wait until it answers. Raises ServerError with the end of the log if it does not."""
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
         # A group of its own: Ctrl-C in the terminal reaches only the parent, which then stops the server in order.
         apart: dict[str, Any] = {"start_new_session": True}
         if os.name == "nt":
             apart = {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                self.command(), cwd=self.comfyui, env={**environment, **self.environment}, stdin=subprocess.DEVNULL,
+                self.command(), cwd=self.comfyui, env=self.variables(), stdin=subprocess.DEVNULL,
                 stdout=log, stderr=subprocess.STDOUT, **apart,
             )  # fmt: skip
         try:

@@ -116,6 +116,10 @@ class HandedOn:
     def add(self, paths: Iterable[Path]) -> None:
         self._files.update(paths)
 
+    def paths(self) -> list[Path]:
+        """Those that are still there, oldest first."""
+        return sorted((path for path in self._files if is_file(path)), key=lambda path: (path.stat().st_mtime_ns, path))
+
     def losses(self) -> int:
         """How often it was noticed that some of them have gone; each is missed once."""
         gone = {path for path in self._files if not is_file(path)}

@@ -1,0 +1,203 @@
+"""A workflow run inside ComfyUI without its web server: no port is opened. ``studio.py train`` starts it with ComfyUI's Python.
+
+    python headless.py COMFYUI JOB [ComfyUI's own arguments]
+
+``JOB`` is JSON: ``{"workflow": file, "set": [[node, widget, text], ...], "everything": bool, "log": file, "json": bool}``.
+ComfyUI's own words go into the log; what the pack says goes to the terminal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+import uuid
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
+
+if __name__ == "__main__":  # ComfyUI has modules of the names that lie beside this one
+    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]
+    package = ModuleType("lora_atelier")
+    package.__path__ = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["lora_atelier"] = package
+
+from lora_atelier.demo.prompt import assigned, prompt_of, read, targets
+from lora_atelier.demo.workflow import WorkflowError
+
+LINE_EVERY = 5.0  # s between two lines that only count steps
+COUNTS_STEPS = re.compile(r": epoch \d+/\d+ · step (\d+)/(\d+) · ")
+POLL = 0.2  # s
+LONGEST = 400  # letters of a line on the terminal
+
+
+class Terminal(logging.Handler):
+    """What the pack logs, on the terminal; of lines that count steps one in a few seconds, and the last."""
+
+    def __init__(self, out: IO[str]):
+        super().__init__(logging.INFO)
+        self.out, self.said = out, -LINE_EVERY
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Tables, and every setting of a recipe, are for the log.
+        line = "\n".join(one[:LONGEST] for one in record.getMessage().splitlines() if one.strip() and not one.startswith("| "))
+        now = time.monotonic()
+        counts = COUNTS_STEPS.search(line)
+        if counts and counts[1] != counts[2] and now - self.said < LINE_EVERY:
+            return
+        if counts:
+            self.said = now
+        self.say(f"Warning: {line}" if record.levelno >= logging.WARNING else line)
+
+    def say(self, line: str) -> None:
+        print(line, file=self.out, flush=True)
+
+
+class Host:
+    """ComfyUI in this process, with its packs, and without its server listening."""
+
+    def __init__(self, comfyui: Path, arguments: list[str]):
+        sys.path.insert(0, str(comfyui))
+        sys.argv = [str(comfyui / "main.py"), *arguments]
+        # What ComfyUI offers to programs that have it within them: all but the listening is set up, a worker waits for prompts.
+        self.loop, self.server, _ = importlib.import_module("main").start_comfyui()
+
+    async def object_info(self) -> dict[str, Any]:
+        """The answer to GET /object_info."""
+        route = next(one for one in self.server.routes if getattr(one, "path", "") == "/object_info")
+        answer = await route.handler(None)
+        info: dict[str, Any] = json.loads(answer.body)
+        return info
+
+    async def run(self, prompt: dict[str, Any], wanted: list[str] | None, extra: dict[str, Any]) -> dict[str, Any]:
+        """The history entry of the prompt, well or not; WorkflowError with ComfyUI's own sentences if it cannot be begun."""
+        execution = importlib.import_module("execution")
+        number = str(uuid.uuid4())
+        sound, error, outputs, problems = await execution.validate_prompt(number, prompt, wanted)
+        said = _refusals(prompt, error, problems)
+        if not sound or said:  # a part of a workflow is no workflow
+            raise WorkflowError("\n".join(said) or "ComfyUI refuses the workflow.")
+        queue = self.server.prompt_queue
+        queue.put((0, number, prompt, {**extra, "client_id": "studio", "create_time": int(time.time() * 1000)}, outputs, {}))
+        while not (entry := queue.get_history(prompt_id=number).get(number)):
+            with contextlib.suppress(asyncio.TimeoutError):  # what would go to a page
+                await asyncio.wait_for(self.server.messages.get(), POLL)
+        found: dict[str, Any] = entry
+        return found
+
+
+def _refusals(prompt: dict[str, Any], error: Any, problems: dict[str, Any]) -> list[str]:
+    said = [
+        f"{prompt[key]['class_type']} (node {key}): {': '.join(filter(None, (one.get('message'), one.get('details'))))}"
+        for key, found in problems.items() for one in found.get("errors", [])
+    ]  # fmt: skip
+    if not said and isinstance(error, dict):
+        said = [f"{error.get('message', '')} {error.get('details', '')}".strip()]
+    return list(dict.fromkeys(said))
+
+
+def found_files(entry: dict[str, Any], prompt: dict[str, Any], output: Path) -> dict[str, list[str]]:
+    """The LoRA files that the pack has handed on in this process, and the grid's pages."""
+    loras: list[Path] = []
+    for name, module in list(sys.modules.items()):
+        if name.endswith(".training.runs.run") and hasattr(module, "SAVED_LORAS"):
+            loras = module.SAVED_LORAS.paths()
+    pages = [
+        str(output / one.get("subfolder", "") / one["filename"])
+        for key, found in entry.get("outputs", {}).items()
+        if prompt.get(key, {}).get("class_type") == "EpochWeightGrid"
+        for one in found.get("images", [])
+    ]  # fmt: skip
+    return {"loras": list(map(str, loras)), "grids": pages}
+
+
+def problem_of(entry: dict[str, Any]) -> tuple[str, bool]:
+    """(why an entry is not a success, or nothing; whether it was interrupted)."""
+    status = entry.get("status") or {}
+    for name, data in status.get("messages", []):
+        if name == "execution_error":
+            return (
+                f"{data.get('node_type')} (node {data.get('node_id')}): {str(data.get('exception_message', '')).strip()}",
+                False,
+            )
+        if name == "execution_interrupted":
+            return "interrupted; what was learnt is kept, and the same command goes on from there", True
+    return ("" if status.get("status_str") == "success" else f"ended without success: {status}"), False
+
+
+def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, dict[str, Any]]:
+    """(exit code, what to print as JSON)."""
+    started = time.monotonic()
+    canvas = read(Path(job["workflow"]))
+    info = host.loop.run_until_complete(host.object_info())
+    prompt = assigned(prompt_of(canvas, info), info, job["set"])
+    wanted = targets(prompt, job["everything"])
+    extra = {"extra_pnginfo": {"workflow": canvas}} if "nodes" in canvas else {}
+    entry = host.loop.run_until_complete(host.run(prompt, wanted, extra))
+    problem, interrupted = problem_of(entry)
+    folder_paths = importlib.import_module("folder_paths")
+    result: dict[str, Any] = {
+        "success": not problem, **found_files(entry, prompt, Path(folder_paths.get_output_directory())),
+        "seconds": round(time.monotonic() - started, 1),
+    }  # fmt: skip
+    if problem:
+        terminal.say(f"\nstudio.py train stopped: {problem}")
+        result["error"] = problem
+    return (130 if interrupted else 1 if problem else 0), result
+
+
+def _interrupt_on_signals(terminal: Terminal) -> None:
+    """The first signal is the canvas's cross, which keeps what was learnt; a second one ends at once."""
+    asked = False
+
+    def stop(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(130)
+        asked = True
+        terminal.say(
+            "\nStopping; what was learnt is being kept. Once more ends at once, and what was learnt since the last save is lost."
+        )
+        importlib.import_module("nodes").interrupt_processing()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def main(line: list[str]) -> int:
+    comfyui, job, arguments = Path(line[0]), json.loads(line[1]), line[2:]
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    log = open(job["log"], "ab", buffering=0)  # noqa: SIM115 it is this process's output from here on
+    for stream in (1, 2):
+        os.dup2(log.fileno(), stream)
+    terminal = Terminal(out)
+    logging.getLogger("lora-atelier").addHandler(terminal)
+    try:
+        host = Host(comfyui, arguments)
+        _interrupt_on_signals(terminal)
+        code, result = run_job(host, job, terminal)
+    except (WorkflowError, OSError) as error:
+        traceback.print_exc()
+        terminal.say(f"\nstudio.py train stopped: {error}")
+        code, result = 1, {"success": False, "error": str(error), "loras": [], "grids": []}
+    if result["loras"]:
+        terminal.say("\nThe LoRA files:\n  " + "\n  ".join(result["loras"]))
+    if result["grids"]:
+        terminal.say("The grid of epochs and strengths:\n  " + "\n  ".join(result["grids"]))
+    if job["json"]:
+        terminal.say(json.dumps(result, ensure_ascii=False))
+    return code
+
+
+if __name__ == "__main__":
+    done = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(done)  # the host's worker waits for prompts without end
