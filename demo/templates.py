@@ -208,7 +208,7 @@ def columns(
 def finish(
     graph: Canvas, values: Mapping[str, Mapping[str, Any]], models: Sequence[tuple[int, int]], data: int,
     recipe: Mapping[str, Any], prompts: Sequence[str], shown: Mapping[str, Any] = MappingProxyType({}),
-    wires: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+    wires: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Adds what stands behind the node ``data``: recipe, training, grid and its picture. ``recipe`` and ``shown``: what is set
     otherwise than in ``values`` in *Configure LoRA* and the grid; ``wires``: what training and grid draw with besides."""
