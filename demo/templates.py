@@ -208,19 +208,20 @@ def columns(
 def finish(
     graph: Canvas, values: Mapping[str, Mapping[str, Any]], models: Sequence[tuple[int, int]], data: int,
     recipe: Mapping[str, Any], prompts: Sequence[str], shown: Mapping[str, Any] = MappingProxyType({}),
+    wires: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Adds what stands behind the node ``data``: recipe, training, grid and its picture. ``recipe`` and ``shown``: what is set
-    otherwise than in ``values`` in *Configure LoRA* and the grid."""
+    otherwise than in ``values`` in *Configure LoRA* and the grid; ``wires``: what training and grid draw with besides."""
     model, clip, vae = models
     config = graph.node("ConfigureLoRA", 1780, 80, 360, 890, {**values["ConfigureLoRA"], **recipe})
     train = graph.node(
         "TrainLoRA", 2180, 80, 380, 890, {**values["TrainLoRA"], "preview_prompt": prompts[0]},
-        model=model, clip=clip, vae=vae, dataset=(data, 0), config=(config, 0),
+        model=model, clip=clip, vae=vae, dataset=(data, 0), config=(config, 0), **wires,
     )  # fmt: skip
     grid = graph.node(
         "EpochWeightGrid", 2620, 80, 400, 890,
         {**values["EpochWeightGrid"], "prompts": "\n".join(prompts), "seed": 1, **shown},
-        model=model, clip=clip, vae=vae, epochs=(train, 0),
+        model=model, clip=clip, vae=vae, epochs=(train, 0), **wires,
     )  # fmt: skip
     graph.node("PreviewImage", 3060, 80, 700, 890, {}, title="The grid", images=(grid, 0))
 

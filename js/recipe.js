@@ -2,7 +2,7 @@
 // server's; this file only asks for them when something has changed, and draws.
 import { app } from "../../scripts/app.js";
 import { addPanel, make, root } from "./lib/dom.js";
-import { datasetsOf, drawnWith, gridsOf, loaderOf, lorasOf, textsOf, trainersOf, valuesOf } from "./lib/graph.js";
+import { datasetsOf, drawnWith, gridsOf, guidanceOf, loaderOf, lorasOf, textsOf, trainersOf, valuesOf } from "./lib/graph.js";
 import { draw, plot, sizeText } from "./lib/plot.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
@@ -51,12 +51,12 @@ class Outlook {
     const widgets = Object.fromEntries(Object.entries(values).filter(([name]) => this.names.includes(name)));
     const [train] = trainersOf(this.node, root());
     if (!train) return { text: JSON.stringify({ widgets, datasets: null, model: null }), grids: [] };
-    const { preview_prompt: prompt = "", preview_steps: drawn, preview_cfg: guidance } = valuesOf(train);
+    const { preview_prompt: prompt = "", preview_steps: drawn } = valuesOf(train);
     const found = gridsOf(train, root());
     const grids = found.map((grid) => Object.fromEntries(Object.entries(valuesOf(grid)).filter(([name]) => AXES.includes(name))));
     const samples = drawn ? Math.max(1, prompt.split("\n").filter((line) => line.trim()).length) : 0;
     const texts = textsOf(train, root());
-    const pictures = { samples, steps: drawn, guidance, preview: drawnWith(train, root()) };
+    const pictures = { samples, steps: drawn, guidance: guidanceOf(train), preview: drawnWith(train, root()) };
     const model = loaderOf(train, root());
     const asked = { widgets, datasets: datasetsOf(train, root()), model, loras: lorasOf(train, root()), texts, grids, ...pictures };
     return { text: JSON.stringify(asked), grids: found };

@@ -142,6 +142,9 @@ class EpochWeightGrid(io.ComfyNode):
         clip_vision: Any = None,
         prompt_syntax: Any = AS_TRAINED,
         control: Any = None,
+        sampler: Any = None,
+        sigmas: Any = None,
+        guider: Any = None,
     ) -> io.NodeOutput:
         from ..training import host, prompting
         from ..training.grid import axes as typed
@@ -193,6 +196,7 @@ class EpochWeightGrid(io.ComfyNode):
             remarks=[*plan.remarks(runs, choice, axes.strengths), *of_controls],
             controls=prompting.ControlPictures(codec, shows, given, (width, height)),
             show=host.status_of(hidden.unique_id) if hidden else lambda _line: None,
+            wired=host.Wired(sampler, sigmas, guider),
         )
         grid.check()
         with live.drawing(run.name for run in runs):
@@ -310,4 +314,16 @@ def _more_inputs() -> list[Any]:
         io.ClipVision.Input(
             "clip_vision", optional=True, tooltip="Compares by what is seen; without it only colours and edges are compared."
         ),
-    ]
+        io.Sampler.Input(
+            "sampler", optional=True, tooltip="Takes the place of sampler_name: a sampler with settings of its own, of any node."
+        ),
+        io.Sigmas.Input(
+            "sigmas", optional=True,
+            tooltip="Takes the place of scheduler and steps: the noise levels that any scheduler node gives.",
+        ),
+        io.Guider.Input(
+            "guider", optional=True,
+            tooltip="Takes the place of cfg: how prompts guide the model. Cells are drawn with the model and the prompts of this "
+            "node; all else in the guider stays.",
+        ),
+    ]  # fmt: skip

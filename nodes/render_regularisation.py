@@ -90,6 +90,8 @@ class RenderRegularisation(io.ComfyNode):
         write_captions: bool = False,
         dataset: Any = None,
         prompt_syntax: Any = "plain",
+        sampler: Any = None,
+        sigmas: Any = None,
     ) -> io.NodeOutput:
         from ..training import host, regularisation
         from ..training.grid.axes import prompt_lines
@@ -102,19 +104,21 @@ class RenderRegularisation(io.ComfyNode):
         sampling = Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed)
         order = regularisation.Order(tuple(prompt_lines(prompts)), count, sampling)
         models = host.Model(model), host.TextEncoder(clip, prompt_syntax), host.PictureCodec(vae)
-        pictures = regularisation.RegularisationSet(*models, order, path, graph_of(cls.hidden) if cls.hidden else {})
+        wired = host.Wired(sampler, sigmas)
+        pictures = regularisation.RegularisationSet(*models, order, path, graph_of(cls.hidden) if cls.hidden else {}, wired)
         show = host.status_of(cls.hidden.unique_id) if cls.hidden else lambda line: None
         state = pictures.render(render_batch_size, host.progress(count), show, write_captions)
-        return _read(config, path, host.dataset_root(name), dataset, state, count)
+        of_wires = [*filter(None, [wired.unused()]), *wired.remarks(models[0])]
+        return _read(config, path, host.dataset_root(name), dataset, state, count, of_wires)
 
 
-def _read(config: Any, path: Any, root: Any, upstream: Any, state: Any, count: int) -> io.NodeOutput:
+def _read(config: Any, path: Any, root: Any, upstream: Any, state: Any, count: int, remarks: list[str]) -> io.NodeOutput:
     """The whole folder as a dataset behind ``upstream``, and what the canvas shows of it."""
     own = Dataset(subsets_of(path, config, root))
     chained = upstream + own if upstream is not None else own
     total = sum(len(subset.samples) for subset in own.subsets)
     others = [f"{counted(total - count, 'other picture')} in the folder taken as well."] if total > count else []
-    done, amiss = [state.describe(config.folder)], [*state.remarks(), *others]
+    done, amiss = [state.describe(config.folder)], [*state.remarks(), *others, *remarks]
     ui = shown(own, chained, "Render Regularisation", done, amiss, table=False)
     return io.NodeOutput(chained, config.folder, total, ui=ui)
 
@@ -187,5 +191,12 @@ def _more_inputs() -> list[Any]:
         DATASET.Input(
             "dataset", optional=True,
             tooltip="The training pictures, from Load Dataset or Auto Caption: both sets go on together.",
+        ),
+        io.Sampler.Input(
+            "sampler", optional=True, tooltip="Takes the place of sampler_name: a sampler with settings of its own, of any node."
+        ),
+        io.Sigmas.Input(
+            "sigmas", optional=True,
+            tooltip="Takes the place of scheduler and steps: the noise levels that any scheduler node gives.",
         ),
     ]  # fmt: skip

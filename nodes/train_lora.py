@@ -85,6 +85,20 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="The model to draw the samples with, where it is another than the one to learn on: the distilled "
                     "model that was made from it, or this model without a training adapter. It is handed on with the LoRA too.",
                 ),
+                io.Sampler.Input(
+                    "sampler", optional=True,
+                    tooltip="For the samples, in place of preview_sampler: a sampler with settings of its own, of any node.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas", optional=True,
+                    tooltip="For the samples, in place of preview_scheduler and preview_steps: the noise levels that any "
+                    "scheduler node gives. preview_steps 0 still draws none.",
+                ),
+                io.Guider.Input(
+                    "guider", optional=True,
+                    tooltip="For the samples, in place of preview_cfg: how prompts guide the model. They are drawn with the "
+                    "model that learns (or preview_model) and the prompts of this node; all else in the guider stays.",
+                ),
             ], ("preview_negative", "preview_width", "preview_height", "about", "thumbnail")),
             outputs=[
                 EPOCHS.Output(display_name="epochs", tooltip="All saved LoRAs of the run, for Epoch Weight Grid."),
@@ -127,6 +141,9 @@ class TrainLoRA(io.ComfyNode):
         keep_state: str = KEEP_STATE[0],
         preview_control: Any = None,
         preview_model: Any = None,
+        sampler: Any = None,
+        sigmas: Any = None,
+        guider: Any = None,
     ) -> io.NodeOutput:
         from ..training import host, job, prompting
         from ..training.config.refusal import refuse
@@ -138,6 +155,7 @@ class TrainLoRA(io.ComfyNode):
         preview = job.Preview(
             preview_prompt, preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler,
             preview_seed, preview_width, preview_height, tuple(prompting.apart(preview_control, "preview_control")),
+            host.Wired(sampler, sigmas, guider),
         )  # fmt: skip
         wrapped = host.Model(model)
         drawn = None if preview_model is None else host.Model(preview_model)

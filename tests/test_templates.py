@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_atelier.demo import enlarging, masking, sliding, sweeping, templates, workflow
+from lora_atelier.demo import enlarging, guiding, masking, sliding, sweeping, templates, workflow
 from lora_atelier.tests.host import support
 from lora_atelier.training.config import SliderConfig
 from lora_atelier.training.grid.axes import parse_strengths
@@ -72,6 +72,18 @@ def test_the_masks_of_the_template_are_held_to(comfyui: object) -> None:
 def test_the_template_that_enlarges_names_its_upscale_model(comfyui: object) -> None:
     told = read(FOLDER / f"{enlarging.TITLE}.json")["nodes"][0]["widgets_values"][0]
     assert enlarging.UPSCALER.page in told and "`models/upscale_models`" in told and f"`input/{enlarging.FOLDER}`" in told
+
+
+def test_the_template_with_a_guider_draws_samples_and_grid_with_one_and_the_same(comfyui: object) -> None:
+    graph = read(FOLDER / f"{guiding.TITLE}.json")
+    kinds = {node["id"]: node["type"] for node in graph["nodes"]}
+    links = {link[0]: kinds[link[1]] for link in graph["links"]}
+    for kind in ("TrainLoRA", "EpochWeightGrid"):
+        (node,) = [node for node in graph["nodes"] if node["type"] == kind]
+        wired = {entry["name"]: links.get(entry["link"]) for entry in node["inputs"]}
+        assert [wired[name] for name in ("sampler", "sigmas", "guider")] == [
+            "KSamplerSelect", "AlignYourStepsScheduler", "CFGGuider",
+        ]  # fmt: skip
 
 
 def test_the_first_in_the_list_is_a_beginners() -> None:

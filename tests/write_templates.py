@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_atelier.demo import enlarging, masking, sliding, sweeping, templates, workflow
+from lora_atelier.demo import enlarging, guiding, masking, sliding, sweeping, templates, workflow
 from lora_atelier.tests.host import support
 from lora_atelier.training.starting import points
 from PIL import Image, ImageDraw, ImageFont
@@ -34,7 +34,7 @@ def texts(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield templates.file_name(description), workflow.to_text(templates.build(description, info, values_of(description)))
 
 
-OTHERS = {module.TITLE: module for module in (enlarging, masking, sliding, sweeping)}
+OTHERS = {module.TITLE: module for module in (enlarging, masking, sliding, sweeping, guiding)}
 """Templates that show one thing, by their titles, in the order in which they came."""
 
 

@@ -35,10 +35,12 @@ KEY = "lora_atelier.regularisation"
 """Name of the PNG text that holds a picture's settings as JSON."""
 SYNTAX = "prompt_syntax"
 """What says how the prompts were read, where that is more than their words; without it they were read in ComfyUI's syntax."""
+WIRED = "wired"
+"""What says what came through wires in place of widgets; without it nothing did."""
 MAX_COUNT = 100_000
 IN_WORDS = {
     "prompt_text": "prompts", "sampler": "sampler_name", "model": "another model", "clip": "another text encoder",
-    "vae": "another VAE",
+    "vae": "another VAE", "wired": "other values through its wires",
 }  # fmt: skip
 """What a setting is called on the node, or what a difference in it means."""
 
@@ -120,7 +122,11 @@ class RegularisationSet:
         order: Order,
         folder: Path,
         graph: Mapping[str, str],
+        wired: host.Wired = host.NOTHING_WIRED,
     ):
+        """``wired`` takes the place of some of the order's sampling."""
+        wired.check(model)
+        self.wired = wired
         self.model, self.text, self.codec = model, text, codec
         self.order, self.folder, self.graph = order, folder, graph
         compatibility.check(model, text, codec)
@@ -129,14 +135,15 @@ class RegularisationSet:
                 near = max(1, round(pixels / codec.downscale)) * codec.downscale
                 raise AtelierError(f"{widget}: {pixels} is not a multiple of {codec.downscale}, the VAE's cell; try {near}.")
         self._models = {"model": model.sampling_identity(), "clip": text.identity(), "vae": codec.identity()}
+        self._through = {WIRED: wired.identity()} if wired else {}
         self._conditionings: dict[str, CanvasText] = {}
 
     def facts(self, picture: Planned) -> dict[str, Any]:
         """Everything that a picture depends on, as it is stored in the file."""
-        sampling = asdict(replace(self.order.sampling, seed=picture.seed))
+        sampling = asdict(replace(self.wired.told(self.order.sampling), seed=picture.seed))
         reading = self.text.reading_of(f"{picture.prompt}\n{self.order.sampling.negative}")
         syntax = {SYNTAX: reading[0]} if reading else {}
-        return {"index": picture.index, "prompt_text": picture.prompt, **sampling, **self._models, **syntax}
+        return {"index": picture.index, "prompt_text": picture.prompt, **sampling, **self._models, **syntax, **self._through}
 
     def look(self) -> SetState:
         """What is there; AtelierError naming the first picture whose place is taken by one with other settings."""
@@ -210,7 +217,7 @@ class RegularisationSet:
         try:
             latent = self.model.sample(
                 positive, negative, s.settings, latent_size=(s.height // cell, s.width // cell),
-                seed=[picture.seed for picture in group],
+                seed=[picture.seed for picture in group], wired=self.wired,
             )  # fmt: skip
             pixels = self.codec.decode(latent)
         except Exception as error:
@@ -288,9 +295,9 @@ def differences(stated: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> 
     if stated is None:
         return "does not say with which settings it was made"
     said = []
-    stated, wanted = ({SYNTAX: "ComfyUI", **facts} for facts in (stated, wanted))
+    stated, wanted = ({SYNTAX: "ComfyUI", WIRED: "", **facts} for facts in (stated, wanted))
     for key in (key for key in wanted if key not in stated or stated[key] != wanted[key]):
-        values = "" if key in ("model", "clip", "vae") else f" {_short(stated.get(key))} in place of {_short(wanted[key])}"
+        values = "" if key in ("model", "clip", "vae", WIRED) else f" {_short(stated.get(key))} in place of {_short(wanted[key])}"
         said.append(IN_WORDS.get(key, key) + values)
     return f"was made with other settings ({', '.join(said)})" if said else ""
 

@@ -104,6 +104,12 @@ export function drawnWith(train, root) {
   return { model: loaderOf(train, root, "preview_model"), loras: lorasOf(train, root, "preview_model") };
 }
 
+/** The guidance of a Train LoRA node's samples; null where a wire brings it, or their steps, and nobody knows before the run. */
+export function guidanceOf(train) {
+  const isWired = ["sigmas", "guider"].some((name) => inputOf(train, name)?.link != null);
+  return isWired ? null : valuesOf(train).preview_cfg;
+}
+
 /** What the samples of a Train LoRA node, or the cells of a grid, are drawn with: its loader, null if there is none, and LoRAs. */
 export function drawsWith(node, root) {
   const nodes = [node, ...before(node, [inputOf(node, "model")].filter(Boolean), root)];

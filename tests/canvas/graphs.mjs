@@ -1,6 +1,6 @@
 // Graphs in the shape that the frontend's have, walked by js/lib/graph.js; prints what was found as JSON.
 //   node graphs.mjs <address of graph.js as a module>
-const { datasetsOf, drawnWith, drawsWith, loaderOf, lorasOf, nodeAt, outputOf, partsOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
+const { datasetsOf, drawnWith, drawsWith, guidanceOf, loaderOf, lorasOf, nodeAt, outputOf, partsOf, recipeOf, trainersOf, valuesOf } = await import(process.argv[2]);
 
 class Graph {
   constructor() { Object.assign(this, { nodes: [], links: new Map() }); }
@@ -56,6 +56,10 @@ const found = {};
   graph.link(shut, away, "model");
   graph.link(away, train, "preview_model");
   found.drawn.push(drawnWith(train, graph));
+  const wired = graph.add("TrainLoRA", { preview_cfg: 4 }, [["guider", "GUIDER"], ["sigmas", "SIGMAS"]]);
+  found.guidance = [guidanceOf(wired)];
+  graph.link(graph.add("CFGGuider"), wired, "guider");
+  found.guidance.push(guidanceOf(wired));
   found.loras = lorasOf(train, graph);
   found.datasets = datasetsOf(train, graph).map((row) => row.folder);
   found.trainers = [trainersOf(config, graph).length, trainersOf(other, graph).length];

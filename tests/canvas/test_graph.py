@@ -32,6 +32,7 @@ def test_what_lies_on_a_model_and_what_draws_is_found(found):
     """Only what counts: a LoRA that is bypassed, switched off or of no strength lies on nothing."""
     assert found["loras"] == ["x"]
     assert found["drawn"] == [None, {"model": {"widget": "ckpt_name", "file": "a/b.safetensors"}, "loras": ["p.safetensors"]}]
+    assert found["guidance"] == [4, None]
 
 
 def test_a_grid_draws_with_its_own_model(found):

@@ -44,8 +44,11 @@ class CellRenderer:
         layers: Layers | None = None,
         seats: int = 1,
         controls: ControlPictures | None = None,
+        wired: host.Wired = host.NOTHING_WIRED,
     ):
-        """``seats``: of how many files there will be pictures in one batch at most; ``controls``: what the prompts are beside."""
+        """``seats``: of how many files there will be pictures in one batch at most; ``controls``: what the prompts are beside;
+        ``wired``: what takes the place of settings."""
+        self.wired = wired
         self.controls = controls or ControlPictures(codec)
         self.model, self.text, self.codec, self.sampling, self.seats = model, text, codec, sampling, seats
         self._encoded: dict[Reading, CanvasText | NotFinite] = {}
@@ -130,7 +133,7 @@ class CellRenderer:
                     return self._alone(model, positive, negative, seed)
                 return model.sample_together(
                     positive, negative, self.sampling.settings, len(orders), rows.choose, latent_size=self.latent_size,
-                    seed=seed, whole=not shared,
+                    seed=seed, whole=not shared, wired=self.wired,
                 )  # fmt: skip
         except Exception as error:
             if model is self.model or not is_out_of_memory(error):
@@ -213,7 +216,7 @@ class CellRenderer:
         return found
 
     def _alone(self, model: host.Model, positive: CanvasText, negative: CanvasText, seed: int) -> Tensor:
-        return model.sample(positive, negative, self.sampling.settings, latent_size=self.latent_size, seed=seed)
+        return model.sample(positive, negative, self.sampling.settings, latent_size=self.latent_size, seed=seed, wired=self.wired)
 
     def _pictures(self, latents: Tensor, count: int) -> list[Drawn]:
         """Failed in place of one of which the model or the VAE gives something that is no picture."""

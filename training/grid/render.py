@@ -61,22 +61,27 @@ class Grid:
         remarks: Sequence[str] = (),
         controls: ControlPictures | None = None,
         show: Callable[[str], None] = lambda _line: None,
+        wired: host.Wired = host.NOTHING_WIRED,
     ):
         """``base`` names the model in the title; ``together`` cells share a batch at most, 0 for as many as fit; ``remarks`` are
-        what is known of the axes before anything is drawn."""
+        what is known of the axes before anything is drawn; ``wired`` takes the place of some of ``sampling``."""
+        wired.check(model)
+        together = together if wired.draws_batches else 1
         self.model, self.text, self.axes, self.sampling, self.folder, self.graph = model, text, axes, sampling, folder, graph
         self.judge, self.losses = judge, losses or {}
         compatibility.check(model, text, codec)
         self._layers, self._names = adaptable_layers(model, text)
         most, seats = axes.together(together or AT_ONCE)
-        self.brush = CellRenderer(model, text, codec, sampling, self._layers, seats, controls)
-        identity = cache_key(model.sampling_identity(), text.identity(), codec.identity())
-        self.book = Pages(axes, sampling, base or model.family, judge)
+        self.brush = CellRenderer(model, text, codec, sampling, self._layers, seats, controls, wired)
+        through = [wired.identity()] if wired else []
+        identity = cache_key(model.sampling_identity(), text.identity(), codec.identity(), *through)
+        self.book = Pages(axes, wired.told(sampling), base or model.family, judge)
         store = CellStore(folder / CELLS_FOLDER, identity, graph)
         self.keeper = CellKeeper(SavedBehind(store), self.book, model, text, show, self.brush.controls)
         self.together = together or model.pictures_that_fit(most, self.brush.latent_size, references=self.brush.controls.cells())
         self._given = bool(together)
-        self._remarks = [*remarks, *self.brush.remarks()]
+        self._remarks = [*remarks, *self.brush.remarks(), *wired.remarks(model)]
+        self._unused = list(filter(None, [wired.unused()]))
         self._of_files: dict[int, str] = {}
 
     def check(self) -> None:
@@ -121,13 +126,13 @@ class Grid:
 
     def notes(self) -> list[str]:
         """The numbers, the recommendation and the remarks in words."""
-        return [*self._numbers(), f"Hint: {self.advice().reason}", *self.remarks()]
+        return [*self._numbers(), f"Hint: {self.advice().reason}", *self.remarks(), *self._unused]
 
     def statement(self) -> Statement:
         """The same in parts, as the node's panel shows it."""
         compared_by = compared(self.judge)
         warnings = [remark for remark in self.remarks() if remark not in compared_by]
-        return Statement((f"Hint: {self.advice().reason}",), tuple(warnings), (*self._numbers(), *compared_by))
+        return Statement((f"Hint: {self.advice().reason}",), tuple(warnings), (*self._numbers(), *compared_by, *self._unused))
 
     def _numbers(self) -> list[str]:
         found = judged(self.axes, self.losses, self.judge)

@@ -39,8 +39,10 @@ from .server import (
 )
 from .text import Conditioning, TextEncoder, TextWriter
 from .weights import patched
+from .wired import NOTHING_WIRED, Wired
 
 __all__ = [
+    "NOTHING_WIRED",
     "TEXT_WIDGETS",
     "TRUSTED",
     "Conditioning",
@@ -50,6 +52,7 @@ __all__ = [
     "PictureReader",
     "TextEncoder",
     "TextWriter",
+    "Wired",
     "add_routes",
     "all_loras_folder",
     "cache_folder",

@@ -82,20 +82,33 @@ def _digest(parts: Mapping[str, Any], patcher: Any) -> str:
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16] if found else ""
 
 
+def of_wire(value: Any) -> tuple[str, bool]:
+    """(what another node has made, in words that are the same in every session, whether they say all of it).
+
+    Tensors are read whole.
+    """
+    teller = _Teller(numbers=None)
+    return teller.tell(value), teller.is_whole
+
+
 def holds(value: object) -> bool:
     """Whether there is anything in ``value``, whose dictionaries and lists may be nested and empty."""
     if isinstance(value, Mapping):
         return any(map(holds, value.values()))
     if isinstance(value, (list, tuple, set)):
         return any(map(holds, value))
-    return value is not None and value != ""
+    return value is not None and not (isinstance(value, str) and not value)  # an array compares by its numbers
 
 
 class _Teller:
     """Says what values are, in words that are the same in every session."""
 
-    def __init__(self, model: Any = None) -> None:
+    def __init__(self, model: Any = None, numbers: int | None = MOST_NUMBERS) -> None:
+        """``numbers``: how many of a tensor's are read at most; None: all."""
         self._network = getattr(model, "diffusion_model", None)
+        self._numbers = numbers
+        self.is_whole = True
+        """Whether all was told; else there was too much, or something that is of one name only."""
         self._path: list[int] = []
         self._left = MOST_VALUES
 
@@ -109,9 +122,12 @@ class _Teller:
         if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
             return _name(value)
         if isinstance(value, Tensor):
-            return _numbers(value)
+            return _numbers(value, self._numbers)
         self._left -= 1
-        if id(value) in self._path or len(self._path) > DEEPEST or self._left < 0:
+        if id(value) in self._path:
+            return _name(type(value))
+        if len(self._path) > DEEPEST or self._left < 0:
+            self.is_whole = False
             return _name(type(value))
         self._path.append(id(value))
         try:
@@ -154,10 +170,12 @@ class _Teller:
         fields = dict(getattr(value, "__dict__", {}))
         if hasattr(fields.get("patcher"), "object_patches"):  # a CLIP or VAE, whose patcher says all of its network
             fields = {k: v for k, v in fields.items() if not isinstance(v, nn.Module)}
+        numbers = self._numbers
         if isinstance(value, nn.Module):
             value = getattr(value, "_orig_mod", value)  # that of a compiled one
             if self._network is not None and any(value is module for module in self._network.modules()):
                 return f"{_name(type(value))} of this network"
+            self._numbers = MOST_NUMBERS  # it may have gigabytes of them
             fields = dict(value.state_dict())
             for place, module in value.named_modules():
                 fields |= {f"{place}.{k}": v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
@@ -165,7 +183,11 @@ class _Teller:
             slots = vars(kind).get("__slots__", ())
             names = [slots] if isinstance(slots, str) else slots
             fields |= {k: getattr(value, k, None) for k in names if not k.startswith("__")}
-        return f"{_name(type(value))}{self.tell(fields)}"
+        if not fields and not hasattr(value, "__dict__"):
+            self.is_whole = False  # whatever it holds, it holds out of sight
+        said = f"{_name(type(value))}{self.tell(fields)}"
+        self._numbers = numbers
+        return said
 
 
 class _Loaded:
@@ -205,10 +227,10 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
-def _numbers(value: Tensor) -> str:
+def _numbers(value: Tensor, most: int | None = MOST_NUMBERS) -> str:
     with torch.no_grad():
         flat = ordinary(value).detach().reshape(-1)
-        flat = flat[:: max(1, -(-flat.numel() // MOST_NUMBERS))].cpu()
+        flat = flat[:: max(1, -(-flat.numel() // most)) if most else 1].cpu()
         plain = flat.double() if flat.is_floating_point() else flat
     return f"tensor{tuple(value.shape)} {value.dtype} {hashlib.sha256(plain.numpy().tobytes()).hexdigest()[:16]}"
 

@@ -20,6 +20,7 @@ from ..protocols import CanvasText
 from . import lockstep
 from .model_facts import ModelFacts
 from .twins import NoTwin, twin_for_sampling
+from .wired import NOTHING_WIRED, Wired
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,8 +40,11 @@ class SampledModel(ModelFacts):
         latent_size: tuple[int, int],
         seed: int | Sequence[int],
         on_step: Callable[[int], None] | None = None,
+        wired: Wired = NOTHING_WIRED,
     ) -> Tensor:
         """What the stock KSampler gives from an empty latent: (B, C, H, W), ``latent_size`` as (height, width) in cells.
+
+        With something ``wired`` it is what SamplerCustomAdvanced gives.
 
         B is 1, or the number of seeds: each picture begins with the noise that it would have alone. Samplers that draw noise on
         their way draw it by the first seed.
@@ -57,6 +61,8 @@ class SampledModel(ModelFacts):
                 on_step(step)
 
         with torch.inference_mode():
+            if wired:
+                return wired.draw(self, settings, noise, empty, positive, negative, seed=seeds[0], callback=callback)
             latents: Tensor = comfy.sample.sample(
                 self.patcher, noise, settings.steps, settings.cfg, settings.sampler, settings.scheduler, positive, negative,
                 empty, denoise=1.0, callback=callback, disable_pbar=True, seed=seeds[0],
@@ -74,6 +80,7 @@ class SampledModel(ModelFacts):
         latent_size: tuple[int, int],
         seed: int,
         whole: bool = False,
+        wired: Wired = NOTHING_WIRED,
     ) -> Tensor:
         """``count`` pictures from one seed, (count, C, H, W), each as ``sample`` gives it alone, in batches.
 
@@ -83,24 +90,29 @@ class SampledModel(ModelFacts):
         empty = torch.zeros((1, self.latent_channels, *latent_size), device=comfy.model_management.intermediate_device())
         empty = comfy.sample.fix_empty_latent_channels(self.patcher, empty)
         noise = torch.cat([comfy.sample.prepare_noise(empty, seed)] * count)
-        kind = comfy.samplers.sampler_object(settings.sampler)
-        if not hasattr(kind, "sampler_function"):
-            raise lockstep.OutOfStep(f"{settings.sampler} is not one of the host's own kind of samplers")
-        together = type(kind)(
-            lockstep.LockstepSampler(kind.sampler_function, rows, whole=whole), kind.extra_options, kind.inpaint_options
-        )
-        schedule = comfy.samplers.KSampler(
-            self.patcher, steps=settings.steps, device=self.device, sampler=settings.sampler, scheduler=settings.scheduler,
-            denoise=1.0, model_options=self.patcher.model_options,
-        )  # fmt: skip
+        empty = torch.cat([empty] * count)
+
+        def lead(kind: Any) -> Any:
+            if not hasattr(kind, "sampler_function"):
+                raise lockstep.OutOfStep(f"{settings.sampler} is not one of the host's own kind of samplers")
+            function = lockstep.LockstepSampler(kind.sampler_function, rows, whole=whole)
+            return type(kind)(function, kind.extra_options, kind.inpaint_options)
 
         def callback(_step: int, _x0: Tensor, _x: Tensor, _total: int) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
 
         with torch.inference_mode():
+            if wired:
+                return wired.draw(
+                    self, settings, noise, empty, positive, negative, seed=seed, callback=callback, lead=lead
+                )  # fmt: skip
+            schedule = comfy.samplers.KSampler(
+                self.patcher, steps=settings.steps, device=self.device, sampler=settings.sampler, scheduler=settings.scheduler,
+                denoise=1.0, model_options=self.patcher.model_options,
+            )  # fmt: skip
             latents: Tensor = comfy.sample.sample_custom(
-                self.patcher, noise, settings.cfg, together, schedule.sigmas, positive, negative, torch.cat([empty] * count),
-                callback=callback, disable_pbar=True, seed=seed,
+                self.patcher, noise, settings.cfg, lead(comfy.samplers.sampler_object(settings.sampler)), schedule.sigmas,
+                positive, negative, empty, callback=callback, disable_pbar=True, seed=seed,
             )  # fmt: skip
         return latents
 

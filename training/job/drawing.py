@@ -13,6 +13,7 @@ from ..dataset.samples import counted
 from ..errors import AtelierError
 from ..network.base_layer import weight_shape
 from ..network.scope import TEXT, Layers
+from .wanted import Preview
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ def note(trained: host.Model, other: host.Model) -> str:
         f"preview_model: it predicts {its}, and the model that is trained {mine}, so the LoRA may do something else in it. "
         "Look at the samples early."
     )
+
+
+def notes_of_wires(preview: Preview, model: host.Model) -> list[str]:
+    """What is to be said of what came through wires to draw with, once it was found that ``model`` can."""
+    if not preview.wired or not preview.steps:
+        return []
+    preview.wired.check(model, in_pauses=True)
+    return [preview.wired.unused("preview_"), *preview.wired.remarks(model)]
 
 
 def _predicted(model: host.Model) -> str:

@@ -78,6 +78,7 @@ def run_training(
     model.check()
     compatibility.check(model, text, codec)
     predicts = ""
+    through = drawing.notes_of_wires(preview, preview_model or model)
     if preview_model is not None:  # before the model's file is read again, as some hosts do for a training
         drawing.check_kind(model, preview_model, config)
         predicts = drawing.note(model, preview_model)
@@ -107,7 +108,7 @@ def run_training(
         )  # fmt: skip
         check_texts(job)
         with job.open(when) as opened:
-            return _trained(job, opened, node, (lacking, predicts))
+            return _trained(job, opened, node, (lacking, predicts, *through))
     finally:
         model.retire()
         text.retire()

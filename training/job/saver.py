@@ -106,7 +106,7 @@ class Saver:
         with self.adapter.attached(self.drawn.layers):
             latent = self.drawn.model.sample(
                 self.told(prompt, number), self.told(p.negative, number), p.settings,
-                latent_size=(height // cells, width // cells), seed=p.seed,
+                latent_size=(height // cells, width // cells), seed=p.seed, wired=p.wired,
             )  # fmt: skip
         pixels = job.codec.decode(latent)[0]
         compatibility.check_picture(self.drawn.model, latent, pixels)

@@ -54,6 +54,8 @@ class Preview:
     height: int = 0
     controls: tuple[Control, ...] = ()
     """For models that edit: what each prompt is beside; empty takes those of the dataset's first pictures."""
+    wired: host.Wired = host.NOTHING_WIRED
+    """What came through wires in place of sampler, schedule and guidance."""
 
     def __post_init__(self) -> None:
         for field in ("prompt", "negative"):
@@ -62,6 +64,14 @@ class Preview:
     @property
     def settings(self) -> SamplerSettings:
         return SamplerSettings(self.sampler, self.scheduler, self.steps, self.cfg)
+
+    @property
+    def drawn_at(self) -> tuple[int, float] | None:
+        """(steps, guidance) of the pictures; None if there are none, or a guider's guidance is no single number."""
+        if not self.steps or (self.wired.guider is not None and self.wired.cfg is None):
+            return None
+        told = self.wired.told(self.settings)
+        return told.steps, told.cfg
 
     def prompts(self, dataset: Dataset) -> list[str]:
         """One a picture."""
@@ -142,7 +152,7 @@ class Job:
             pairs=paired if training or paired else None,
             few_steps=self.model.few_steps_mark, loras=self.named.loras, preview=self.named.drawn if self.drawn else None,
             preview_loras=self.named.drawn_loras, assisted=self.drawn is not None and self.model.has_more_patches(self.drawn),
-            drawn_at=(self.preview.steps, self.preview.cfg) if self.preview.steps else None,
+            drawn_at=self.preview.drawn_at,
         )  # fmt: skip
 
     @cached_property
