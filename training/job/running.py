@@ -35,11 +35,13 @@ from ..runs.metadata import is_whole
 from ..runs.opening import Opened
 from ..runs.run import SAVED_LORAS, Epochs, Run
 from ..session import total_steps
+from ..team import Team
+from ..team import team as team_here
 from ..tensors.precision import compute_dtype
 from . import drawing
 from .checks import check_dataset, check_texts
 from .telling import of_models
-from .training import train_job
+from .training import follow_job, train_job
 from .wanted import NOTHING_NAMED, Job, Named, Preview, Trained
 
 log = logging.getLogger("lora-atelier")
@@ -73,7 +75,9 @@ def run_training(
 
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
-    dataset = refresh_captions(dataset)
+    team = team_here()
+    config = config.shared_by(team.size)
+    dataset = team.told(refresh_captions(dataset))
     text = text.reading(config.text.syntax)
     model.check()
     compatibility.check(model, text, codec)
@@ -106,14 +110,27 @@ def run_training(
             card, thumbnail, keep_state, preview_model, named,
         )  # fmt: skip
         check_texts(job)
+        if not team.leads:
+            return _followed(job, team)
         with job.open(when) as opened:
-            return _trained(job, opened, node, (lacking, predicts))
+            return _trained(job, opened, node, (lacking, predicts), team)
     finally:
         model.retire()
         text.retire()
 
 
-def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...]) -> Trained:
+def _followed(job: Job, team: Team) -> Trained:
+    """What another process trains, and hands on."""
+    theirs, finished = team.told(("", False))
+    own = job.inputs.models["model"]
+    if theirs != own:
+        raise AtelierError("model: the processes have loaded different models. Give every machine the same files.")
+    if not finished:
+        follow_job(job, team)
+    return Trained(Epochs(job.config.run_name, job.model.family, (), (), ()), {}, [])
+
+
+def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], team: Team) -> Trained:
     """What the opened run ends in: by training, or as it was if it is finished and its files are whole. ``of_drawing``: notes on
     the model that draws."""
     run, config, why = opened.run, job.config, opened.why
@@ -137,6 +154,7 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...]) -
     )
     job.show(why)
     log.info("%s", why)
+    team.told((job.inputs.models["model"], finished))
     if finished:
         run.write(opening=why)
         now.update(phase="finished")
@@ -157,7 +175,7 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...]) -
         account.add("notes", *filter(None, (*of_drawing, *of_models(job))))
         try:
             with live.entered(now, host.is_interrupt), _noted(run):
-                train_job(job, run, now, account)
+                train_job(job, run, now, account, team)
                 if not job.keep_state:
                     _drop_state(job, run, account)
         except AtelierError as error:
