@@ -58,7 +58,7 @@ def work(folder: Path, steps: int) -> None:
     from lora_atelier.training.config import LengthConfig, NetworkConfig, SubsetConfig, TrainingConfig
     from lora_atelier.training.dataset import scan
     from lora_atelier.training.dataset.samples import Dataset
-    from lora_atelier.training.team import team
+    from lora_atelier.training.performance.team import team
 
     dataset = Dataset(scan.scan(folder / "pictures", SubsetConfig("input/scaling", resolution=128, batch_size=4)))
     config = TrainingConfig("scaling", network=NetworkConfig(rank=16), length=LengthConfig(max_steps=steps * team().size))

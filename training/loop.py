@@ -22,6 +22,7 @@ from .optim import optimizers, schedules
 from .optim.ema import Average
 from .optim.flat_optimizer import FlatOptimizer
 from .performance.memory import what_helps
+from .performance.team import ALONE, Team
 from .recorder import Callbacks, LostNumbers, Recorder
 from .runs.followed import Followed
 from .runs.record import SaveKind
@@ -30,7 +31,6 @@ from .runs.state import State
 from .session import Session
 from .step import StepInputs, computes_in_half, directions, loss_of
 from .step_context import StepContext
-from .team import ALONE, Team
 
 
 def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Team = ALONE) -> None:

@@ -20,7 +20,7 @@ def work(told: dict[str, Any]) -> None:
     from lora_atelier.training.config import SubsetConfig, TrainingConfig, from_dict
     from lora_atelier.training.dataset import scan
     from lora_atelier.training.dataset.samples import Dataset
-    from lora_atelier.training.team import team
+    from lora_atelier.training.performance.team import team
 
     base = Path(told["base"])
     for name in ("runs", "loras", "cache"):

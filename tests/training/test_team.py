@@ -25,7 +25,7 @@ from lora_atelier.training.config import (
     TrainingConfig,
     to_dict,
 )
-from lora_atelier.training.team import MARK, Team
+from lora_atelier.training.performance.team import MARK, Team
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -26,6 +26,8 @@ from ..network.scope import adaptable_layers, trained_layers
 from ..objective.loss import check_weighting
 from ..optim import optimizers
 from ..performance import memory
+from ..performance.team import Team
+from ..performance.team import team as team_here
 from ..prompting import controls_of, is_pair, shows_of
 from ..runs import live
 from ..runs.account import Account, settings_of
@@ -35,8 +37,6 @@ from ..runs.metadata import is_whole
 from ..runs.opening import Opened
 from ..runs.run import SAVED_LORAS, Epochs, Run
 from ..session import total_steps
-from ..team import Team
-from ..team import team as team_here
 from ..tensors.precision import compute_dtype
 from . import drawing
 from .checks import check_dataset, check_texts

@@ -13,6 +13,7 @@ from ..estimate import preflight, step_time
 from ..loop import train
 from ..network.adapter import Adapter
 from ..network.scope import TEXT
+from ..performance.team import ALONE, Team
 from ..prompting import Prompter
 from ..recorder import Callbacks
 from ..runs import live
@@ -20,7 +21,6 @@ from ..runs.account import Account
 from ..runs.followed import Followed
 from ..runs.run import Run
 from ..session import Session
-from ..team import ALONE, Team
 from .drawing import drawn_with
 from .saver import Saver
 from .telling import Teller, foretell, remark_on_numbers, warn_of_pairs, warn_of_towers

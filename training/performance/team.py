@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import AtelierError
+from ..errors import AtelierError
 
 T = TypeVar("T")
 MARK = "LORA_ATELIER_TEAM"
