@@ -496,6 +496,9 @@ def arguments_of(line: Sequence[str] | None) -> tuple[argparse.Namespace, list[s
                 "--set", metavar="NODE.WIDGET=VALUE", action="append", default=[], dest="settings",
                 help="another value for a widget; NODE is a node's type, id or title",
             )  # fmt: skip
+            command.add_argument("--processes", type=int, default=1, metavar="N", help="train with so many, a GPU each")
+            command.add_argument("--nodes", type=int, default=1, metavar="M", help="on so many machines, which all run this")
+            command.add_argument("--rendezvous", default="", metavar="HOST:PORT", help="where they meet: a port of the first one")
             command.add_argument(
                 "--everything", action="store_true", help="run every node, not only those before the training and grid"
             )
@@ -526,7 +529,8 @@ def main(line: Sequence[str] | None = None) -> int:
         place = studio.place(arguments.comfyui)
         if arguments.command == "train":
             return train.train(
-                place.server(), arguments.workflow, arguments.settings, arguments.everything, arguments.json
+                place.server(), arguments.workflow, arguments.settings, arguments.everything, arguments.json,
+                train.Machines(arguments.processes, arguments.nodes, arguments.rendezvous),
             )  # fmt: skip
         if arguments.command == "serve":
             return run.serve(place.server(run.port_or_free(arguments.port, say)), say)

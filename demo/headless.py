@@ -4,6 +4,9 @@
 
 ``JOB`` is JSON: ``{"workflow": file, "set": [[node, widget, text], ...], "everything": bool, "log": file, "json": bool}``.
 ComfyUI's own words go into the log; what the pack says goes to the terminal.
+
+Under ``torchrun`` there are several of it, each with a GPU of its own if there are GPUs: the first one does all that the workflow
+asks for, and the others take part in its training.
 """
 
 from __future__ import annotations
@@ -30,12 +33,15 @@ if __name__ == "__main__":  # ComfyUI has modules of the names that lie beside t
     package.__path__ = [str(Path(__file__).resolve().parents[1])]
     sys.modules["lora_atelier"] = package
 
-from lora_atelier.demo.prompt import assigned, prompt_of, read, targets
+from lora_atelier.demo.prompt import assigned, followed, prompt_of, read, targets
 from lora_atelier.demo.workflow import WorkflowError
 
 LINE_EVERY = 5.0  # s between two lines that only count steps
 COUNTS_STEPS = re.compile(r": epoch \d+/\d+ · step (\d+)/(\d+) · ")
 POLL = 0.2  # s
+IN_EARNEST = 2.0  # s between two signals that are not one
+WHO = f" in process {os.environ['RANK']}" if os.environ.get("RANK", "0") != "0" else ""
+RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 LONGEST = 400  # letters of a line on the terminal
 
 
@@ -140,6 +146,8 @@ def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, d
     info = host.loop.run_until_complete(host.object_info())
     prompt = assigned(prompt_of(canvas, info), info, job["set"])
     wanted = targets(prompt, job["everything"])
+    if RANK:
+        prompt, wanted = followed(prompt, wanted)
     extra = {"extra_pnginfo": {"workflow": canvas}} if "nodes" in canvas else {}
     entry = host.loop.run_until_complete(host.run(prompt, wanted, extra))
     problem, interrupted = problem_of(entry)
@@ -149,20 +157,25 @@ def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, d
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     if problem:
-        terminal.say(f"\nstudio.py train stopped: {problem}")
+        terminal.say(f"\nstudio.py train stopped{WHO}: {problem}")
         result["error"] = problem
     return (130 if interrupted else 1 if problem else 0), result
 
 
 def _interrupt_on_signals(terminal: Terminal) -> None:
-    """The first signal is the canvas's cross, which keeps what was learnt; a second one ends at once."""
-    asked = False
+    """The first signal is the canvas's cross, which keeps what was learnt; Ctrl-C once more ends at once.
 
-    def stop(*_: object) -> None:
+    Not at the same moment: a terminal tells this process and the one that has started it, which hands it on.
+    """
+    asked = 0.0
+
+    def stop(number: int, _: object) -> None:
         nonlocal asked
         if asked:
-            os._exit(130)
-        asked = True
+            if number == signal.SIGINT and time.monotonic() - asked > IN_EARNEST:
+                os._exit(130)
+            return
+        asked = time.monotonic()
         terminal.say(
             "\nStopping; what was learnt is being kept. Once more ends at once, and what was learnt since the last save is lost."
         )
@@ -172,22 +185,44 @@ def _interrupt_on_signals(terminal: Terminal) -> None:
         signal.signal(number, stop)
 
 
+def _apart(job: dict[str, Any]) -> list[str]:
+    """A log, a database, a folder for what is temporary and a GPU for this one of several processes; arguments for ComfyUI.
+
+    The GPU is chosen before torch is imported, which then sees no other.
+    """
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    there = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    os.environ["CUDA_VISIBLE_DEVICES"] = there[own] if own < len(there) else "" if there else str(own)
+    if not RANK:
+        return []
+    log = Path(job["log"])
+    job["log"] = str(log.with_name(f"{log.stem}-{RANK}{log.suffix}"))
+    beside = log.with_name(f"{log.stem}-{RANK}")
+    beside.mkdir(parents=True, exist_ok=True)
+    return ["--temp-directory", str(beside)]
+
+
 def main(line: list[str]) -> int:
     comfyui, job, arguments = Path(line[0]), json.loads(line[1]), line[2:]
+    if SIZE > 1:
+        arguments += _apart(job)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     log = open(job["log"], "ab", buffering=0)  # noqa: SIM115 it is this process's output from here on
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
     terminal = Terminal(out)
-    logging.getLogger("lora-atelier").addHandler(terminal)
+    if not RANK:
+        logging.getLogger("lora-atelier").addHandler(terminal)
     try:
         host = Host(comfyui, arguments)
         _interrupt_on_signals(terminal)
         code, result = run_job(host, job, terminal)
     except (WorkflowError, OSError) as error:
         traceback.print_exc()
-        terminal.say(f"\nstudio.py train stopped: {error}")
+        terminal.say(f"\nstudio.py train stopped{WHO}: {error}")
         code, result = 1, {"success": False, "error": str(error), "loras": [], "grids": []}
+    if RANK:
+        return code
     if result["loras"]:
         terminal.say("\nThe LoRA files:\n  " + "\n  ".join(result["loras"]))
     if result["grids"]:

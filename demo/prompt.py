@@ -15,6 +15,8 @@ from .workflow import WorkflowError, input_specs, is_widget, literal, to_prompt
 
 TRAINS = "TrainLoRA"
 ENDS = (TRAINS, "EpochWeightGrid")
+WRITERS = ("AutoCaption", "RenderRegularisation")
+"""What writes beside the pictures, and hands its ``dataset`` on as its first output."""
 TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 Prompt = dict[str, Any]
@@ -101,6 +103,19 @@ def _value(said: str, text: str, kind: Any) -> Any:
         wanted = {"INT": "a whole number", "FLOAT": "a number", "BOOLEAN": "true or false"}[kind]
         raise WorkflowError(f"{said}: this widget holds {wanted}") from None
     return text
+
+
+def followed(prompt: Prompt, wanted: list[str] | None) -> tuple[Prompt, list[str]]:
+    """The prompt, and its ends, of a process that takes part in the trainings of another one, which writes captions and draws."""
+    replaced = {key: node["inputs"].get("dataset") for key, node in prompt.items() if node["class_type"] in WRITERS}
+
+    def source(value: Any) -> Any:
+        while isinstance(value, list) and len(value) == 2 and str(value[0]) in replaced and value[1] == 0:
+            value = replaced[str(value[0])]
+        return value
+
+    found = {key: {**node, "inputs": {n: source(v) for n, v in node["inputs"].items()}} for key, node in prompt.items()}
+    return found, [key for key in wanted or found if found[key]["class_type"] == TRAINS]
 
 
 def targets(prompt: Prompt, everything: bool) -> list[str] | None:

@@ -3,19 +3,53 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import prompt
 from .server import Server
+from .workflow import WorkflowError
 
+TEAM = "LORA_ATELIER_TEAM"  # by which the trainer knows that the processes around it are its own
 HEADLESS = Path(__file__).with_name("headless.py")
 
 
-def train(server: Server, workflow: Path, settings: Sequence[str], everything: bool, as_json: bool) -> int:
+@dataclass(frozen=True)
+class Machines:
+    """How many processes train together, and where."""
+
+    processes: int = 1
+    """On each machine."""
+    nodes: int = 1
+    rendezvous: str = ""
+    """``host:port`` of the machine that leads, which the others can reach; only for several."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 1 or self.nodes < 1:
+            raise WorkflowError("--processes and --nodes count from 1")
+        if self.nodes > 1 and not self.rendezvous:
+            raise WorkflowError(
+                "--nodes: say where the machines meet, with --rendezvous HOST:PORT of the first one, on each of them"
+            )
+
+    def launcher(self) -> list[str]:
+        """What comes between Python and the script: PyTorch's own engine for several processes, and nothing for one."""
+        if self.processes * self.nodes == 1:
+            return []
+        line = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.processes), "--nnodes", str(self.nodes)]
+        if self.nodes == 1:
+            return [*line, "--standalone"]
+        return [*line, "--rdzv-backend", "c10d", "--rdzv-endpoint", self.rendezvous, "--rdzv-id", "lora-atelier"]
+
+
+def train(
+    server: Server, workflow: Path, settings: Sequence[str], everything: bool, as_json: bool, machines: Machines = Machines()
+) -> int:
     """Runs the workflow in a process of ComfyUI's that listens to nobody; gives 0 (done), 1 (failed) or 130 (interrupted).
 
     ``settings``: texts as ``prompt.setting_of`` reads them. WorkflowError for what can be told before ComfyUI is started.
@@ -27,16 +61,34 @@ def train(server: Server, workflow: Path, settings: Sequence[str], everything: b
         "workflow": str(workflow.resolve()), "set": list(map(prompt.setting_of, settings)), "everything": everything,
         "log": str(log), "json": as_json,
     }  # fmt: skip
-    line = [server.python, "-u", str(HEADLESS), str(server.comfyui), json.dumps(job), *server.options()]
+    several = machines.launcher()
+    line = [server.python, *(several or ["-u"]), str(HEADLESS), str(server.comfyui), json.dumps(job), *server.options()]
     # Signals of the terminal reach the child by themselves; what reaches this process alone is handed on.
-    process = subprocess.Popen(line, cwd=server.comfyui, env=server.variables(), stdin=subprocess.DEVNULL)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT,)}
-    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    variables = server.variables()
+    if several:
+        threads = max(1, (os.cpu_count() or 1) // machines.processes)
+        variables |= {TEAM: "1", "OMP_NUM_THREADS": variables.get("OMP_NUM_THREADS", str(threads))}
+    stopped = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal stopped
+        stopped = True
+        if number == signal.SIGTERM:
+            process.terminate()
+
+    # What PyTorch's launcher says of processes that were ended belongs into the log; they speak for themselves.
+    with log.open("ab") as words:
+        process = subprocess.Popen(
+            line, cwd=server.comfyui, env=variables, stdin=subprocess.DEVNULL, stderr=words if several else None
+        )  # fmt: skip
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if several and stopped and code:
+        code = 130  # the launcher has codes of its own
     if code not in (0, 130):
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]) if log.exists() else ""
         print(f"ComfyUI's own words are in {log}" + (f"; its last:\n{tail}" if code != 1 else ""), flush=True)

@@ -22,7 +22,9 @@ from .optim import optimizers, schedules
 from .optim.ema import Average
 from .optim.flat_optimizer import FlatOptimizer
 from .performance.memory import what_helps
+from .performance.team import ALONE, Team
 from .recorder import Callbacks, LostNumbers, Recorder
+from .runs.followed import Followed
 from .runs.record import SaveKind
 from .runs.run import Run
 from .runs.state import State
@@ -31,26 +33,30 @@ from .step import StepInputs, computes_in_half, directions, loss_of
 from .step_context import StepContext
 
 
-def train(session: Session, run: Run, callbacks: Callbacks) -> None:
+def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Team = ALONE) -> None:
     """Trains the session's adapter until the configured length, from wherever ``run`` stopped.
 
     Noise, levels, crops, dropout and order are functions of (seed, step), so a resumed run sees what an uninterrupted one would
     have. At a pause (the end of an epoch, a save, a sample) losses are measured and files written with the model held as it is;
     for samples it is released, and then exactly as the graph knows it. They are drawn before the first step as well.
+
+    Of several processes (``team``) each does its steps of an update, whose gradients are added up; what is decided, written and
+    drawn is the first one's, whose ``run`` it is.
     """
     model, adapter, plan, config = session.model, session.adapter, session.plan, session.config
     total, width = session.total_steps, config.optimizer.accumulate
     updates = config.optimizer.updates(total)
     schedules.check(config.optimizer, updates)
-    flat = adapter.flatten(model.compute_dtype)
+    flat = adapter.flatten(model.compute_dtype, team.size)
     optimizer = FlatOptimizer(config.optimizer, flat)
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
     average = Average(flat, config.ema_decay) if config.ema_decay else None
-    state = run.load_state(callbacks.warn)
+    state = team.told(run.load_state(callbacks.warn))
     step, due, sound = 0, False, True
     if state is not None:
         step, due = state.step, state.due or state.step >= total
         go_on(state, adapter, optimizer, scaler, average)
+    team.equalise(flat.weights)
     recorder = Recorder(session, run, callbacks, step, due)
 
     def snapshot() -> None:
@@ -96,11 +102,14 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                 while step < pause:
                     callbacks.check()
                     steps.acquire()
-                    loss = steps.run(step)
+                    together = team.round(step, pause, width)
+                    loss = steps.run(step + team.rank) if step + team.rank in together else None
+                    complete = together.stop % width == 0 or together.stop == total
+                    losses = team.added_up(flat.message, len(together), loss, complete)
                     factor = schedules.factor(config.optimizer, step // width, updates)
                     rate = optimizers.used_rate(optimizer.of_torch, config.optimizer.peak * factor)
 
-                    if (step + 1) % width == 0 or step + 1 == total:
+                    if complete:
                         sound = False
                         with optimizer.gradients_in_place():
                             scaler.unscale_(optimizer.of_torch)
@@ -115,25 +124,27 @@ def train(session: Session, run: Run, callbacks: Callbacks) -> None:
                         if average is not None:
                             average.update()
 
-                    step += 1
                     sound = True
-                    recorder.enter(step, loss, rate)
-                    commands = callbacks.commands()
+                    for loss in losses:
+                        step += 1
+                        recorder.enter(step, loss, rate)
+                    commands, ends = callbacks.commands(), False
                     if step == pause or commands or recorder.due():
                         recorder.report()
-                        if recorder.diverged or commands:
-                            break
-                        if step < pause and recorder.wants_snapshot():
+                        ends = recorder.diverged or bool(commands)
+                        if not ends and step < pause and recorder.wants_snapshot():
                             snapshot()
+                    if team.agreed(ends):
+                        break
 
                 due, enough = True, False
                 epoch, epoch_ends = plan.epoch_of(step - 1) + 1, step % plan.steps_per_epoch == 0 or step == total
                 with best_weights():
-                    if epoch_ends and measures(config, plan):
+                    if team.leads and epoch_ends and measures(config, plan):
                         steps.acquire()
                         validation = validate(session, epoch, callbacks.check)
                         enough = recorder.judged(validation, step)
-                    finished = recorder.diverged or enough or "stop" in commands or step == total
+                    finished = team.told(recorder.diverged or enough or "stop" in commands or step == total)
                     kind = save_kind(step, epoch, epoch_ends, finished, config) or ("step" if "save" in commands else None)
                     if kind is not None:
                         callbacks.save(kind, epoch, step)

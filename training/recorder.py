@@ -17,6 +17,7 @@ from torch import Tensor
 from .evaluation.divergence import Finding, Watch
 from .evaluation.early_stopping import Verdict, judge
 from .evaluation.validation import Validation
+from .runs.followed import Followed
 from .runs.record import SaveKind
 from .runs.run import Run, finite
 from .session import Session
@@ -83,7 +84,7 @@ class Clock:
 class Recorder:
     """What the loop writes down and tells. Losses stay on the device until it is time: reading one is a sync."""
 
-    def __init__(self, session: Session, run: Run, callbacks: Callbacks, step: int, due: bool = False):
+    def __init__(self, session: Session, run: Run | Followed, callbacks: Callbacks, step: int, due: bool = False):
         self._run, self._adapter, self._plan, self._config = run, session.adapter, session.plan, session.config
         self._callbacks, self._total = callbacks, session.total_steps
         self._step, self._pending = step, list[tuple[Tensor, float]]()

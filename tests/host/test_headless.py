@@ -24,17 +24,19 @@ sys.modules["lora_atelier"] = package
 from lora_atelier.demo import train
 from lora_atelier.demo.server import Server
 python, comfyui, base, workflow, settings = json.loads(sys.argv[2])
-sys.exit(train.train(Server(python, Path(comfyui), Path(base), cpu=True), Path(workflow), settings, False, True))
+machines = train.Machines(int(sys.argv[3]))
+sys.exit(train.train(Server(python, Path(comfyui), Path(base), cpu=True), Path(workflow), settings, False, True, machines))
 """
 
 
-def begin(host: support.Host, file: Path, *settings: str) -> subprocess.Popen[str]:
+def begin(host: support.Host, file: Path, *settings: str, processes: int = 1) -> subprocess.Popen[str]:
     """``studio.py train`` as far as it is not set-up."""
     own: Server = host.server
     told = json.dumps([own.python, str(own.comfyui), str(own.base), str(file), settings])
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(support.ROOT), told], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [sys.executable, "-c", RUN, str(support.ROOT), told, str(processes)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, dict[str, Any]]:
@@ -94,3 +96,29 @@ def test_what_the_host_refuses_is_said_in_its_words(host: support.Host, tmp_path
     assert code == 1 and not result["success"]
     assert "EpochWeightGrid" in result["error"] and "LoadDataset" in result["error"], said
     assert not (host.loras / "lora-atelier" / "by-command-wrong").exists()
+
+
+def test_two_processes_train_what_one_trains_and_a_signal_keeps_it(host: support.Host, tmp_path: Path) -> None:
+    """PyTorch's launcher starts them; captions, samples and the grid are the first one's."""
+    graph = host.graph()
+    support.build_atelier(graph, "sd3", "by-two", TrainLoRA={"preview_steps": 1})
+    file = exported(graph.prompt, tmp_path)
+    one = begin(host, file, "ConfigureLoRA.name=by-one", "ConfigureLoRA.accumulate=2", "ConfigureLoRA.save_precision=fp32")
+    code, said, alone = ended(one)
+    assert code == 0, said
+    code, said, together = ended(begin(host, file, "ConfigureLoRA.save_precision=fp32", processes=2))
+    assert code == 0, said
+    assert len(together["loras"]) == len(alone["loras"]) > 0 and together["grids"]
+    for theirs, own in zip(alone["loras"], together["loras"], strict=True):
+        expected, found = load_file(theirs), load_file(own)
+        for key in expected:
+            assert (found[key].float() - expected[key].float()).norm() <= 2e-3 * expected[key].float().norm() + 1e-6, key
+    name = "by-two-stopped"
+    graph, _ = endless(host, name, save_every=400)
+    process = begin(host, exported(graph.prompt, tmp_path), processes=2)
+    wait_for(lambda: len(history(host, name)) >= 4)
+    process.send_signal(signal.SIGTERM)
+    code, said, _ = ended(process)
+    assert code == 130, said
+    assert len(list((host.loras / "lora-atelier" / name).glob("*.safetensors"))) == 1
+    assert_no_step_is_missing(host, name)

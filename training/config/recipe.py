@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .layer_rules import parse_rules
@@ -154,6 +154,12 @@ class TrainingConfig:
     """Free text for the LoRA's metadata (``ss_training_comment``)."""
     varied: str = ""
     """What tells this training from the others of its sweep (``sweep.varied``); empty for one that stands alone."""
+
+    def shared_by(self, processes: int) -> TrainingConfig:
+        """The recipe of so many processes that each have ``accumulate`` batches of an update; of one the recipe itself."""
+        if processes == 1:
+            return self
+        return replace(self, optimizer=replace(self.optimizer, accumulate=processes * self.optimizer.accumulate))
 
     @property
     def run_name(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,10 @@ class Work:
 
     def __len__(self) -> int:
         return len(self.pictures) + len(self.texts) + len(self.in_part)
+
+    def share(self, part: Callable[[Sequence[Any]], Sequence[Any]]) -> Work:
+        """The part of it that one of several processes does."""
+        return Work(tuple(part(self.pictures)), tuple(part(self.texts)), tuple(part(self.in_part)))
 
     def reading(self, also: Sequence[str], captions: bool = True, in_part: bool = False) -> Work:
         """The same with further texts, which stay also where the pictures' ``captions`` are not read ahead or ``in_part``."""

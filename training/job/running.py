@@ -26,6 +26,8 @@ from ..network.scope import adaptable_layers, trained_layers
 from ..objective.loss import check_weighting
 from ..optim import optimizers
 from ..performance import memory
+from ..performance.team import Team
+from ..performance.team import team as team_here
 from ..prompting import controls_of, is_pair, shows_of
 from ..runs import live
 from ..runs.account import Account, settings_of
@@ -39,7 +41,7 @@ from ..tensors.precision import compute_dtype
 from . import drawing
 from .checks import check_dataset, check_texts
 from .telling import of_models
-from .training import train_job
+from .training import follow_job, train_job
 from .wanted import NOTHING_NAMED, Job, Named, Preview, Trained
 
 log = logging.getLogger("lora-atelier")
@@ -73,7 +75,9 @@ def run_training(
 
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
-    dataset = refresh_captions(dataset)
+    team = team_here()
+    config = config.shared_by(team.size)
+    dataset = team.told(refresh_captions(dataset))
     text = text.reading(config.text.syntax)
     model.check()
     compatibility.check(model, text, codec)
@@ -107,14 +111,27 @@ def run_training(
             card, thumbnail, keep_state, preview_model, named,
         )  # fmt: skip
         check_texts(job)
+        if not team.leads:
+            return _followed(job, team)
         with job.open(when) as opened:
-            return _trained(job, opened, node, (lacking, predicts, *through))
+            return _trained(job, opened, node, (lacking, predicts, *through), team)
     finally:
         model.retire()
         text.retire()
 
 
-def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...]) -> Trained:
+def _followed(job: Job, team: Team) -> Trained:
+    """What another process trains, and hands on."""
+    theirs, finished = team.told(("", False))
+    own = job.inputs.models["model"]
+    if theirs != own:
+        raise AtelierError("model: the processes have loaded different models. Give every machine the same files.")
+    if not finished:
+        follow_job(job, team)
+    return Trained(Epochs(job.config.run_name, job.model.family, (), (), ()), {}, [])
+
+
+def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], team: Team) -> Trained:
     """What the opened run ends in: by training, or as it was if it is finished and its files are whole. ``of_drawing``: notes on
     the model that draws."""
     run, config, why = opened.run, job.config, opened.why
@@ -138,6 +155,7 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...]) -
     )
     job.show(why)
     log.info("%s", why)
+    team.told((job.inputs.models["model"], finished))
     if finished:
         run.write(opening=why)
         now.update(phase="finished")
@@ -158,7 +176,7 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...]) -
         account.add("notes", *filter(None, (*of_drawing, *of_models(job))))
         try:
             with live.entered(now, host.is_interrupt), _noted(run):
-                train_job(job, run, now, account)
+                train_job(job, run, now, account, team)
                 if not job.keep_state:
                     _drop_state(job, run, account)
         except AtelierError as error:

@@ -13,10 +13,12 @@ from ..estimate import preflight, step_time
 from ..loop import train
 from ..network.adapter import Adapter
 from ..network.scope import TEXT
+from ..performance.team import ALONE, Team
 from ..prompting import Prompter
 from ..recorder import Callbacks
 from ..runs import live
 from ..runs.account import Account
+from ..runs.followed import Followed
 from ..runs.run import Run
 from ..session import Session
 from .drawing import drawn_with
@@ -25,13 +27,13 @@ from .telling import Teller, foretell, remark_on_numbers, warn_of_pairs, warn_of
 from .wanted import Job
 
 
-def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
-    """Trains the run to its end."""
+def train_job(job: Job, run: Run, now: live.Live, account: Account, team: Team = ALONE) -> None:
+    """Trains the run to its end, alone or as the first of several processes (``follow_job``: the others)."""
     encoded, told = job.encoded, job.prompter()
     warn_of_pairs(job, run.name, account)
     adapter = job.adapter()
     kept = _rests(job, adapter) if job.learns_text else ()
-    _encode(job, told, bool(kept))
+    _encode(job, bool(kept), team, told)
     if kept:
         awake = job.text.settle()
         if rest := [name for name in kept if name not in awake]:
@@ -66,7 +68,7 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
     if (expected := pace or step_time.expected(host.runs_folder(), like, session)) is not None and job.total > begun:
         teller.count(expected.sentence(job.total - begun))
     try:
-        train(session, run, callbacks)
+        train(session, run, callbacks, team)
     finally:
         last = teller.latest
         if last and (seen := step_time.kept(1 / max(1e-9, last.steps_per_second), last.step - begun, like)):
@@ -77,6 +79,22 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account) -> None:
     job.show(f"{run.name}: {counted(len(saved), 'file')} saved{end}")
 
 
+def follow_job(job: Job, team: Team) -> None:
+    """This process's part of what another one trains."""
+    adapter = job.adapter()
+    kept = _rests(job, adapter) if job.learns_text else ()
+    _encode(job, bool(kept), team)
+    if kept:
+        job.text.settle()
+    if job.learns_text:
+        job.encoded.live = job.text.encode_live
+    layers = {name: job.layers[name] for name in adapter.branches}
+    text = job.text if job.learns_text else None
+    session = Session(job.model, text, layers, adapter, job.levels, job.encoded, job.plan, job.config)
+    session = preflight.fit(session, job.show, job.show, times=False)
+    train(session, Followed(), Callbacks(check=host.check_interrupt, warn=job.show, cancelled=host.is_interrupt), team)
+
+
 def _rests(job: Job, adapter: Adapter) -> tuple[str, ...]:
     """The towers of the text encoder that don't learn, which read every text once."""
     learning = [name.removeprefix(TEXT) for name in adapter.branches if name.startswith(TEXT)]
@@ -84,9 +102,15 @@ def _rests(job: Job, adapter: Adapter) -> tuple[str, ...]:
     return job.text.learns(learning, answers)
 
 
-def _encode(job: Job, told: Prompter, in_part: bool) -> None:
-    """Pictures, captions, and what the samples are told: all while the encoders are at hand."""
+def _encode(job: Job, in_part: bool, team: Team, told: Prompter | None = None) -> None:
+    """Pictures, captions, and what the samples are ``told``: all while the encoders are at hand.
+
+    Several processes have a part each, into the cache that they share; then each has what it lacks, which is little.
+    """
     work = _work(job, in_part)
+    if team.size > 1:
+        job.encoded.prepare(work.share(team.share), host.progress(len(work)))
+        team.wait()
     count = len(work)
     advance = host.progress(count)
 
@@ -96,6 +120,8 @@ def _encode(job: Job, told: Prompter, in_part: bool) -> None:
             job.show(f"preparing pictures and captions: {done} of {count}")
 
     job.encoded.prepare(work, step)
+    if told is None:
+        return
     for number, prompt in enumerate(job.preview.prompts(job.dataset) if job.preview.steps else ()):
         if job.learns_text:
             place = told.controls.place(number)

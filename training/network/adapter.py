@@ -49,10 +49,13 @@ class Adapter(nn.Module):
         branches = {name: build(layer, wanted[name], config, generator) for name, layer in layers.items()}
         return cls(branches, Dropout(config.dropout, config.rank_dropout, config.module_dropout), config.lora_plus_ratio)
 
-    def flatten(self, computes_in: torch.dtype) -> FlatParameters:
-        """All parameters, on the device where they are now, in one tensor; ``computes_in``: the model's number format."""
+    def flatten(self, computes_in: torch.dtype, slots: int = 0) -> FlatParameters:
+        """All parameters, on the device where they are now, in one tensor; ``computes_in``: the model's number format.
+
+        ``slots``: as in ``FlatParameters``.
+        """
         groups = [(group["rate"], group["params"]) for group in self.parameter_groups()]
-        self.flat = FlatParameters(self.branches, groups, computes_in)
+        self.flat = FlatParameters(self.branches, groups, computes_in, slots)
         for name, branch in self.branches.items():
             branch.lie_in(self.flat, name)
         return self.flat

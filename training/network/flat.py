@@ -77,10 +77,11 @@ class Leaf:
 class FlatParameters:
     """All parameters of ``branches``; those Parameters are views of ``weights`` from now on.
 
-    ``rates`` has the parameters in the order in which an optimizer would get them, by their factor on the learning rate.
+    ``rates`` has the parameters in the order in which an optimizer would get them, by their factor on the learning rate;
+    ``slots``: numbers that are sent to other processes behind the gradient.
     """
 
-    def __init__(self, branches: Mapping[str, Branch], rates: Rates, computes_in: torch.dtype):
+    def __init__(self, branches: Mapping[str, Branch], rates: Rates, computes_in: torch.dtype, slots: int = 0):
         known = {id(p): (name, part) for name, branch in branches.items() for part, p in branch.named_parameters()}
         self.slots: dict[tuple[str, str], Slot] = {}
         self.groups: list[tuple[float, list[Slot]]] = []
@@ -98,7 +99,9 @@ class FlatParameters:
             self.groups.append((rate, [self.slots[known[id(p)]] for p in parameters]))
         device = next(p.device for _, parameters in rates for p in parameters)
         self.weights = torch.zeros(size, device=device)
-        self.gradient = torch.zeros(size, device=device)
+        self.message = torch.zeros(size + slots, device=device)
+        """The gradient, and behind it room for what goes with it to other processes."""
+        self.gradient = self.message[:size]
         self.is_empty = True
         """Whether nothing was added to the gradient since it was zeroed."""
         self._own = {key: branches[key[0]].get_parameter(key[1]) for key in self.slots}

@@ -1,0 +1,63 @@
+"""What each process of ``test_team`` does: trains a list of recipes on tiny models, alone or with the others.
+
+Started by path, with JSON: ``{"base": folder, "pictures": folder, "runs": [{"name", "model", "recipe", "stop"}, ...]}``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def work(told: dict[str, Any]) -> None:
+    import torch
+    from lora_atelier.tests.training.conftest import load_model
+    from lora_atelier.training import host, job
+    from lora_atelier.training.config import SubsetConfig, TrainingConfig, from_dict
+    from lora_atelier.training.dataset import scan
+    from lora_atelier.training.dataset.samples import Dataset
+    from lora_atelier.training.performance.team import team
+
+    base = Path(told["base"])
+    for name in ("runs", "loras", "cache"):
+        setattr(host, f"{name}_folder", lambda name=name: base / name)
+    config = SubsetConfig("input/pictures", resolution=64, batch_size=1, bucket_step=32)
+    dataset = Dataset(scan.scan(Path(told["pictures"]), config))
+    models: dict[str, Any] = {}
+    for one in told["runs"]:
+        if one["model"] not in models:
+            models[one["model"]] = load_model(one["model"])
+        t = models[one["model"]]
+        recipe = from_dict(TrainingConfig, one["recipe"])
+        preview = job.Preview("", "", one.get("preview", 0), 1.0, "euler", "normal", 0)
+        if one.get("stop") and team().rank == team().size - 1:
+            stop_at(host, one["stop"])
+        with torch.inference_mode():
+            job.run_training(t.model, t.text, t.codec, dataset, recipe, preview=preview, graph={})
+
+
+def stop_at(host: Any, step: int) -> None:
+    """This process ends at a step as if it were killed."""
+    seen, real = 0, host.check_interrupt
+
+    def check() -> None:
+        nonlocal seen
+        real()
+        seen += 1
+        if seen == step:
+            os._exit(9)
+
+    host.check_interrupt = check
+
+
+if __name__ == "__main__":
+    spec = importlib.util.spec_from_file_location("ground", Path(__file__).resolve().parents[1] / "conftest.py")
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    from lora_atelier.tests.training import team_work
+
+    team_work.work(json.loads(sys.argv[1]))
