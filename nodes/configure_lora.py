@@ -110,8 +110,8 @@ class ConfigureLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "optimizer", options=list(get_args(settings.OptimizerName)), default="AdamW",
-                    tooltip="AdamW is the safe choice; AdamW8bit saves memory on CUDA GPUs. Prodigy and D-adaptation find the "
-                    "rate themselves: set learning_rate to 1. Lion wants a tenth of AdamW's rate.",
+                    tooltip="AdamW is the safe choice; AdamW8bit saves memory on CUDA GPUs. Both Prodigys and D-adaptation find "
+                    "the rate themselves: set learning_rate to 1. Lion wants a tenth of AdamW's rate, Muon the same.",
                 ),
                 io.Combo.Input(
                     "schedule", options=list(get_args(settings.ScheduleName)), default="cosine",
