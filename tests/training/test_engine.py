@@ -95,9 +95,10 @@ def test_its_own_dropout_is_that_of_its_branches_alone(tiny):
 
 
 def test_the_same_dropout_written_twice_is_the_same_run(tiny, dataset):  # noqa: F811
-    t, network = tiny("sd15"), NetworkConfig(rank=4, dropout=0.2)
+    t = tiny("sd3")
+    settings = {"network": NetworkConfig(rank=4, dropout=0.2), "length": LengthConfig(max_steps=2)}
     shared, twice, none = (
-        go(t, dataset, recipe(name, network=network, text=TextConfig("clip", 5e-3, dropout=own))).tensors
+        go(t, dataset, recipe(name, **settings, text=TextConfig("clip", 5e-3, dropout=own))).tensors
         for name, own in (("shared", -1.0), ("twice", 0.2), ("none", 0.0))
     )
     assert all(torch.equal(shared[key], twice[key]) for key in shared)
