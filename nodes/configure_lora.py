@@ -30,7 +30,10 @@ WIDGETS: dict[str, tuple[str, str]] = {
         "lokr_factor", "dropout", "rank_dropout", "module_dropout", "scale_weight_norms", "lora_plus_ratio", "include", "exclude",
         "rules", "start_from",
     ),
-    **_under("text", text_encoder="encoders", text_encoder_rate="learning_rate", prompt_syntax="syntax"),
+    **_under(
+        "text", text_encoder="encoders", text_encoder_rate="learning_rate", prompt_syntax="syntax",
+        text_encoder_dropout="dropout",
+    ),
     **_under(
         "optimizer", "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "optimizer_args",
         "warmup_share", "min_rate", "min_share", "cycles", "cycle_steps", "power", "accumulate", optimizer="name",
@@ -110,8 +113,8 @@ class ConfigureLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "optimizer", options=list(get_args(settings.OptimizerName)), default="AdamW",
-                    tooltip="AdamW is the safe choice; AdamW8bit saves memory on CUDA GPUs. Prodigy and D-adaptation find the "
-                    "rate themselves: set learning_rate to 1. Lion wants a tenth of AdamW's rate.",
+                    tooltip="AdamW is the safe choice; AdamW8bit saves memory on CUDA GPUs. Both Prodigys and D-adaptation find "
+                    "the rate themselves: set learning_rate to 1. Lion wants a tenth of AdamW's rate, Muon the same.",
                 ),
                 io.Combo.Input(
                     "schedule", options=list(get_args(settings.ScheduleName)), default="cosine",
@@ -357,6 +360,10 @@ def _added_later() -> list[Any]:
             "sweep",
             "Several trainings one after the other, a widget and its values a line: rank: 8, 16, 32. The grid shows them "
             "side by side. Lines are combined.",
+        ),
+        _number(
+            "text_encoder_dropout", -1.0, -1.0, 0.99, 0.01,
+            "Share of the values inside the text encoder's LoRA that a step does without; -1: as dropout says.",
         ),
     ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.grid import plan, render
 from lora_atelier.training.grid.axes import parse_epochs
 from lora_atelier.training.network.adapter import Adapter
-from lora_atelier.training.network.scope import TEXT, adaptable_layers, set_text_rate, trained_layers
+from lora_atelier.training.network.scope import TEXT, adaptable_layers, set_text_part, trained_layers
 from lora_atelier.training.performance import checkpointing
 from lora_atelier.training.runs import reader
 from PIL import Image
@@ -80,9 +80,29 @@ def test_its_own_rate_is_a_factor_on_the_optimizers(tiny):
     t = tiny("sd15")
     config = recipe(**WITH_TEXT)
     adapter = Adapter.fresh(trained_layers(adaptable_layers(t.model, t.text)[0], config), config.network, 1)
-    set_text_rate(adapter, config)
+    set_text_part(adapter, config)
     rates = {name.startswith(TEXT): branch.rate for name, branch in adapter.branches.items()}
     assert rates == {True: pytest.approx(0.5), False: 1.0}
+
+
+def test_its_own_dropout_is_that_of_its_branches_alone(tiny):
+    t = tiny("sd15")
+    for own, found in ((-1.0, {(True, None), (False, None)}), (0.0, {(True, 0.0), (False, None)})):
+        config = recipe(network=NetworkConfig(rank=4, dropout=0.2), text=TextConfig("clip", 5e-3, dropout=own))
+        adapter = Adapter.fresh(trained_layers(adaptable_layers(t.model, t.text)[0], config), config.network, 1)
+        set_text_part(adapter, config)
+        assert {(name.startswith(TEXT), branch.dropout) for name, branch in adapter.branches.items()} == found
+
+
+def test_the_same_dropout_written_twice_is_the_same_run(tiny, dataset):  # noqa: F811
+    t = tiny("sd3")
+    settings = {"network": NetworkConfig(rank=4, dropout=0.2), "length": LengthConfig(max_steps=2)}
+    shared, twice, none = (
+        go(t, dataset, recipe(name, **settings, text=TextConfig("clip", 5e-3, dropout=own))).tensors
+        for name, own in (("shared", -1.0), ("twice", 0.2), ("none", 0.0))
+    )
+    assert all(torch.equal(shared[key], twice[key]) for key in shared)
+    assert any(not torch.equal(shared[key], none[key]) for key in shared if key.startswith("lora_te"))
 
 
 def test_a_clip_without_the_wanted_encoder_is_refused(tiny):
@@ -154,6 +174,7 @@ SETTINGS = {
     "dropout": {"network": NetworkConfig(rank=4, dropout=0.2, rank_dropout=0.2, module_dropout=0.2)},
     "DoRA": {"network": NetworkConfig(rank=2, weight_decompose=True)},
     "text encoder": WITH_TEXT,
+    "text encoder's dropout": {"text": TextConfig("clip", 5e-3, dropout=0.3)},
     "checkpointing and dropout": {"network": NetworkConfig(rank=4, dropout=0.3), "gradient_checkpointing": True},
     "norms": {"network": NetworkConfig(rank=2, scale_weight_norms=0.01)},
     "schedule-free": {"optimizer": OptimizerConfig("AdamWScheduleFree", 1e-2, schedule="constant")},

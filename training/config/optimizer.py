@@ -13,6 +13,7 @@ from .refusal import check_kinds, choice, refuse
 
 OptimizerName = Literal[
     "AdamW", "AdamW8bit", "Lion", "Prodigy", "DAdaptAdam", "DAdaptAdamW", "Adafactor", "AdamWScheduleFree", "CAME", "SGD",
+    "Lion8bit", "ProdigyPlusScheduleFree", "Muon",
 ]  # fmt: skip
 ScheduleName = Literal["constant", "linear", "cosine", "cosine with restarts", "annealing", "polynomial"]
 
@@ -23,7 +24,7 @@ class OptimizerConfig:
 
     name: OptimizerName = "AdamW"
     learning_rate: float = 1e-4
-    """Peak rate; the schedule multiplies it by a factor between 0 and 1. Prodigy and D-adaptation take 1."""
+    """Peak rate; the schedule multiplies it by a factor between 0 and 1. Both Prodigys and D-adaptation take 1."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this L2 norm; 0 switches clipping off."""
@@ -104,8 +105,8 @@ class OptimizerConfig:
             "optimizer arguments: DAdaptAdamW is DAdaptAdam with decouple=True; for decouple=False choose DAdaptAdam.",
         )
         refuse(
-            self.name == "AdamWScheduleFree" and self.schedule != "constant",
-            "schedule: AdamWScheduleFree averages the weights instead of lowering the rate; choose constant.",
+            self.averages and self.schedule != "constant",
+            f"schedule: {self.name} averages the weights instead of lowering the rate; choose constant.",
         )
         relative, warm = self.args.get("relative_step", False), self.args.get("warmup_init", False)
         refuse(
@@ -139,7 +140,23 @@ class OptimizerConfig:
     @property
     def adaptive(self) -> bool:
         """Whether the optimizer estimates a rate that ``peak`` only multiplies."""
-        return self.name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW")
+        return self.name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW", "ProdigyPlusScheduleFree")
+
+    @property
+    def averages(self) -> bool:
+        """Whether the optimizer averages its weights, and has no use for a schedule."""
+        plus = self.name == "ProdigyPlusScheduleFree" and bool(self.args.get("use_schedulefree", True))
+        return plus or self.name == "AdamWScheduleFree"
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether what the optimizer keeps is held in eight bits."""
+        return self.name in ("AdamW8bit", "Lion8bit")
+
+    @property
+    def clips_itself(self) -> bool:
+        """Whether the optimizer limits its updates by itself, and clipped gradients would be in its way."""
+        return self.own_rate or self.name == "ProdigyPlusScheduleFree"
 
     @property
     def warms_up(self) -> bool:
@@ -153,8 +170,8 @@ class OptimizerConfig:
 
     @property
     def clip_norm(self) -> float:
-        """The norm that gradients are scaled down to; 0 for Adafactor with its own rate, which clips its updates instead."""
-        return 0.0 if self.own_rate else self.max_grad_norm
+        """The norm that gradients are scaled down to; 0 for what limits its updates instead."""
+        return 0.0 if self.clips_itself else self.max_grad_norm
 
     def updates(self, batches: int) -> int:
         """Steps of the optimizer in ``batches`` batches; what is left over at the end makes one more."""

@@ -27,6 +27,8 @@ HIDDEN = {"params", "capturable", "differentiable", "fsdp_in_use", "log_every", 
 # A library's default of None does not tell what else it takes; one of 0 may mean 0.0; these are the cases.
 SWITCHES = {"foreach", "fused"}
 COUNTS = {"min_8bit_size", "percentile_clipping", "slice_p"}
+NONES = {("ProdigyPlusScheduleFree", "eps")}
+"""(optimizer, argument) that may be none, though that is not its default."""
 
 
 def parse(text: str) -> dict[str, Value]:
@@ -99,7 +101,7 @@ def _fitting(name: str, key: str, value: Value, default: Any) -> Value:
         fits, wanted = isinstance(value, int) and number and value > 0, "a whole number above 0"
     else:
         fits, wanted = number, "a number"
-    if value is None and (default is None or key in SWITCHES):
+    if value is None and (default is None or key in SWITCHES or (name, key) in NONES):
         return None
     if isinstance(value, float) and math.isinf(value) and default != value:
         raise AtelierError(f"{WIDGET}: {key} of {name} has to be a number, not {_text(value)}.")

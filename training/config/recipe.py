@@ -108,12 +108,18 @@ class TextConfig:
 
     syntax: Syntax = "plain"
     """Of captions, samples' prompts and the preservation prompt alike."""
+    dropout: float = -1.0
+    """Share of the values inside the encoders' adapters that a step does without; -1 takes the network's."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
         choice("text encoder", self.encoders, TextEncoders)
         choice("prompt syntax", self.syntax, Syntax)
         refuse(not 0 <= self.learning_rate <= 10, f"text encoder rate: {self.learning_rate} is outside 0 to 10.")
+        refuse(
+            self.dropout != -1 and not 0 <= self.dropout < 1,
+            f"text_encoder_dropout: {self.dropout} is outside 0 to 0.99; -1 takes dropout.",
+        )
 
 
 @dataclass(frozen=True)
@@ -187,6 +193,10 @@ class TrainingConfig:
             and (several or any(rule.rate not in (None, 1) for rule in parse_rules(self.network.rules))),
             "optimizer: Prodigy estimates one rate for everything it trains. Set text_encoder_rate to 0, lora_plus_ratio to 1 "
             "and no rate= in rules, or choose DAdaptAdam, which keeps the ratio of different rates.",
+        )
+        refuse(
+            self.text.encoders != "none" and self.text.dropout > 0 and self.network.algorithm != "LoRA",
+            f"text_encoder_dropout: {self.network.algorithm} has no bottleneck to use it on. Set it to -1, or choose LoRA.",
         )
         refuse(not 0 <= self.offload_blocks <= 1, f"offload blocks: {self.offload_blocks} is outside 0 to 1.")
         refuse(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..config import TrainingConfig
 from ..dataset.samples import counted
 from ..families import assistant_word, edit_word, family_named, few_steps_word, seems_schnell
-from ..optim.optimizers import SOURCES
+from ..optim.optimizers import SOURCES, needs_cuda
 from ..optim.remarks import of_rates
 from ..performance.memory import size_text
 from ..runs.record import SaveKind
@@ -173,8 +173,8 @@ def _packages(prospect: Prospect) -> Iterator[str]:
             f"optimizer: {name} needs the Python package {source.package.split('>')[0]}, which is not installed. Install it for "
             f'ComfyUI\'s Python with: pip install "{source.package}", or choose {source.instead}.'
         )
-    elif name == "AdamW8bit" and prospect.device and prospect.device != "cuda":
-        yield "optimizer: AdamW8bit runs on CUDA GPUs only; choose AdamW, its full-precision twin."
+    elif prospect.device and prospect.device != "cuda" and (said := needs_cuda(prospect.config.optimizer)):
+        yield said
     if prospect.focus and not _is_installed("smartcrop"):
         yield "crop: focus needs the Python package smartcrop, which is not installed. Install it, or choose another crop."
 

@@ -20,7 +20,7 @@ from ..estimate.cautions import Prospect
 from ..families import family_named
 from ..files import room_on_disk
 from ..network.adapter import Adapter
-from ..network.scope import Layers, Names, set_text_rate, trained_layers
+from ..network.scope import Layers, Names, set_text_part, trained_layers
 from ..network.warm_start import start_from
 from ..objective.noise import NoiseLevelSampler
 from ..optim import schedules
@@ -254,5 +254,5 @@ class Job:
             adapter = start_from(host.lora_path(network.start_from), self.layers, self.names, network, wanted, seed)
         else:
             adapter = Adapter.fresh(wanted, network, seed)
-        set_text_rate(adapter, self.config)
+        set_text_part(adapter, self.config)
         return adapter.to(self.model.device)

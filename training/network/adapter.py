@@ -145,11 +145,11 @@ class Adapter(nn.Module):
 
     def drops(self, seed: int, step: int) -> Drops | None:
         """What dropout leaves out of a step, which depends on the arguments alone; None if that is nothing."""
-        if not self.dropout:
+        branches = self.branches.values()
+        shares = [self.dropout.elements if branch.dropout is None else branch.dropout for branch in branches]
+        if not self.dropout and not any(shares):
             return None
-        return self.dropout.draw(
-            [branch.rank_count for branch in self.branches.values()], seed, step, next(self.parameters()).device
-        )
+        return self.dropout.draw([branch.rank_count for branch in branches], seed, step, next(self.parameters()).device, shares)
 
     def drop(self, drops: Drops | None) -> None:
         """From here on forward passes do without what ``drops`` leaves out."""

@@ -54,6 +54,8 @@ class AdapterLayer(nn.Module):
         self.rank, self.scale = rank, scale
         self.rate = 1.0
         """Factor on the learning rate."""
+        self.dropout: float | None = None
+        """Its own share of elements that a step does without; None: the adapter's."""
         self.shape = weight_shape(layer)
         source: Any = layer
         self.conv = {k: getattr(source, k) for k in ("stride", "padding", "dilation")} if is_conv(layer) else None

@@ -31,18 +31,21 @@ class Drops:
 
     seeds: Tensor
     """(branches, 2) whole numbers below 2^32."""
-    elements: float
+    elements: tuple[float, ...]
+    """Of each branch, as in ``DropoutMask``."""
     kept: Tensor | None
     """Of all branches in a row, as in ``DropoutMask``."""
     stays: Tensor | None
     """(branches,)"""
 
-    def masks(self, sizes: Sequence[int]) -> list[DropoutMask]:
-        """One for each branch; ``sizes`` are their rank counts."""
+    def masks(self, sizes: Sequence[int]) -> list[DropoutMask | None]:
+        """One for each branch, None for one that does without nothing in any step; ``sizes`` are their rank counts."""
         none = [None] * len(sizes)
         kept = none if self.kept is None else self.kept.split(list(sizes))
         stays = none if self.stays is None else self.stays.unbind()
-        return [DropoutMask(s, self.elements, k, f) for s, k, f in zip(self.seeds.unbind(), kept, stays, strict=True)]
+        rows = zip(self.seeds.unbind(), self.elements, kept, stays, strict=True)
+        idle = self.kept is None and self.stays is None
+        return [None if idle and not share else DropoutMask(s, share, k, f) for s, share, k, f in rows]
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,11 @@ class Dropout:
     def __bool__(self) -> bool:
         return self.elements > 0 or self.ranks > 0 or self.modules > 0
 
-    def draw(self, sizes: Sequence[int], seed: int, step: int, device: torch.device) -> Drops:
-        """What branches of these rank counts do without. At least one is never skipped: a step without any has no gradient."""
+    def draw(
+        self, sizes: Sequence[int], seed: int, step: int, device: torch.device, elements: Sequence[float] | None = None
+    ) -> Drops:
+        """What branches of these rank counts do without; ``elements``: the share of each, where they have shares of their own.
+        At least one is never skipped: a step without any has no gradient."""
         stream = step_generator(seed, step, STREAM)
         fates = torch.rand(len(sizes), generator=stream)
         seeds = torch.randint(2**62, (len(sizes),), generator=stream)
@@ -74,7 +80,8 @@ class Dropout:
         kept, stays = to_device(torch.cat([factors, stays]), device).split([len(factors), len(stays)])  # one transfer for both
         named = kept if self.ranks > 0 or self.modules > 0 else None
         seeds = torch.stack([seeds % WORD, seeds // WORD], dim=1)
-        return Drops(to_device(seeds, device), self.elements, named, stays if self.modules > 0 else None)
+        shares = tuple(elements) if elements is not None else (self.elements,) * len(sizes)
+        return Drops(to_device(seeds, device), shares, named, stays if self.modules > 0 else None)
 
 
 def kept_elements(seed: Tensor, share: float, like: Tensor) -> Tensor:

@@ -64,9 +64,11 @@ def text_layers(layers: Mapping[str, nn.Module], encoders: TextEncoders) -> Laye
     return out
 
 
-def set_text_rate(adapter: Adapter, config: TrainingConfig) -> None:
-    """The text encoder's own rate, as a factor on the optimizer's."""
-    if config.text.learning_rate > 0:
-        for name, branch in adapter.branches.items():
-            if name.startswith(TEXT):
+def set_text_part(adapter: Adapter, config: TrainingConfig) -> None:
+    """The text encoder's own rate, as a factor on the optimizer's, and its own dropout."""
+    for name, branch in adapter.branches.items():
+        if name.startswith(TEXT):
+            if config.text.learning_rate > 0:
                 branch.rate *= config.text.learning_rate / config.optimizer.peak
+            if config.text.dropout >= 0:
+                branch.dropout = config.text.dropout

@@ -18,7 +18,7 @@ class FlatOptimizer:
         self._flat = flat
         self._whole = optimizers.goes_by_number(config)
         # One in 8 bits scales 256 numbers together, wherever a matrix ends, so what it keeps belongs to the whole.
-        self._splits = self._whole and config.name != "AdamW8bit"
+        self._splits = self._whole and not config.eight_bit
         parts = [(parameters, config.peak * rate) for parameters, rate in flat.parts(self._whole)]
         self._trained = [i for i, (_, rate) in enumerate(parts) if rate > 0]
         self.of_torch = optimizers.build(config, parts)

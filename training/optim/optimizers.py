@@ -32,6 +32,8 @@ class OptimizerSource:
     """Settings that differ from the library's own defaults, unless the optimizer arguments name them."""
     own: frozenset[str] = frozenset()
     """Arguments that other widgets stand for, or that do nothing."""
+    on_cuda: bool = False
+    """Whether it runs on NVIDIA GPUs alone."""
 
 
 WARM: dict[str, dict[str, optimizer_arguments.Value]] = {
@@ -52,7 +54,7 @@ SOURCES: dict[str, OptimizerSource] = {
     "AdamW": OptimizerSource("torch.optim", "AdamW", ""),
     "AdamW8bit": OptimizerSource(
         "bitsandbytes.optim", "AdamW8bit", "bitsandbytes>=0.43", "AdamW, its full-precision twin",
-        own=frozenset({"args", "optim_bits", "amsgrad", "block_wise"}),
+        own=frozenset({"args", "optim_bits", "amsgrad", "block_wise"}), on_cuda=True,
     ),
     "Lion": OptimizerSource("pytorch_optimizer", "Lion", "pytorch-optimizer>=4.1", "AdamW with ten times the learning rate"),
     "Prodigy": OptimizerSource("prodigyopt", "Prodigy", "prodigyopt>=1.1.2", PLAIN, {"use_bias_correction": True}),
@@ -68,11 +70,24 @@ SOURCES: dict[str, OptimizerSource] = {
     ),
     "CAME": OptimizerSource("pytorch_optimizer", "CAME", "pytorch-optimizer>=4.1", "Adafactor, which saves as much memory"),
     "SGD": OptimizerSource("torch.optim", "SGD", "", defaults={"momentum": 0.9}),
+    "Lion8bit": OptimizerSource(
+        "bitsandbytes.optim", "Lion8bit", "bitsandbytes>=0.43",
+        "Lion, its full-precision twin, or AdamW with ten times the learning rate",
+        own=frozenset({"args", "block_wise"}), on_cuda=True,
+    ),
+    "ProdigyPlusScheduleFree": OptimizerSource(
+        "prodigyplus", "ProdigyPlusScheduleFree", "prodigy-plus-schedule-free>=2.0", PLAIN,
+        own=frozenset({"fused_back_pass", "stochastic_rounding"}),
+    ),
+    "Muon": OptimizerSource(
+        "pytorch_optimizer", "Muon", "pytorch-optimizer>=4.1", "AdamW with the same learning rate", {"use_adjusted_lr": True},
+        own=frozenset({"adamw_lr", "adamw_wd", "ns_coeffs", "ns_method", "ns_reset_steps"}),
+    ),
 }  # fmt: skip
 
 
-BY_MATRIX = {"Adafactor", "CAME"}
-"""Optimizers that look at rows and columns."""
+BY_MATRIX = {"Adafactor", "CAME", "ProdigyPlusScheduleFree", "Muon"}
+"""Optimizers that look at rows and columns, or at a matrix as one."""
 BY_MATRIX_IF = {"use_gc", "adanorm", "cautious", "slice_p", "percentile_clipping", "min_8bit_size"}
 """Arguments with which the others look at each matrix by itself."""
 
@@ -96,13 +111,36 @@ def build(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
     _check_devices(config, devices)
     if config.name == "AdamW" and not settings.get("foreach"):
         settings.setdefault("fused", devices <= {"cpu", "cuda"})
+    if config.name == "ProdigyPlusScheduleFree" and len(parts) == 1:
+        settings["split_groups"] = False  # which it would print that it does
     try:
         optimizer: torch.optim.Optimizer = make(_groups(config, parts), **settings)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise AtelierError(f"optimizer arguments: {config.name} refuses them: {error}.") from error
     if config.name == "AdamWScheduleFree":
         optimizer.train()  # type: ignore[attr-defined]
+    if config.name == "ProdigyPlusScheduleFree":
+        _keep_formats(optimizer)
     return optimizer
+
+
+def _keep_formats(optimizer: torch.optim.Optimizer) -> None:
+    """States come back from a saved run in their own number format: torch gives all of them that of the parameters, and what
+    is added up in bf16 goes on otherwise in fp32."""
+    formats: list[dict[str, torch.dtype]] = []
+
+    def before(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+        kept = [saved["state"].get(number, {}) for group in saved["param_groups"] for number in group["params"]]
+        formats[:] = [{key: v.dtype for key, v in values.items() if isinstance(v, torch.Tensor)} for values in kept]
+
+    def after(loaded: torch.optim.Optimizer) -> None:
+        parameters = [p for group in loaded.param_groups for p in group["params"]]
+        for p, dtypes in zip(parameters, formats, strict=True):
+            for key, dtype in dtypes.items():
+                loaded.state[p][key] = loaded.state[p][key].to(dtype)
+
+    optimizer.register_load_state_dict_pre_hook(before)
+    optimizer.register_load_state_dict_post_hook(after)
 
 
 def check(config: OptimizerConfig, device: str | None = None) -> None:
@@ -113,8 +151,14 @@ def check(config: OptimizerConfig, device: str | None = None) -> None:
 
 
 def _check_devices(config: OptimizerConfig, devices: set[str]) -> None:
-    if config.name == "AdamW8bit" and devices != {"cuda"}:
-        raise AtelierError("optimizer: AdamW8bit runs on CUDA GPUs only; choose AdamW, its full-precision twin.")
+    if devices != {"cuda"} and (said := needs_cuda(config)):
+        raise AtelierError(said)
+
+
+def needs_cuda(config: OptimizerConfig) -> str:
+    """What to say where there is no NVIDIA GPU; empty for what runs elsewhere too."""
+    source = SOURCES[config.name]
+    return f"optimizer: {config.name} needs a CUDA GPU; choose {source.instead}." if source.on_cuda else ""
 
 
 def _constructor(config: OptimizerConfig) -> Callable[..., torch.optim.Optimizer]:
@@ -134,8 +178,8 @@ def _settings(config: OptimizerConfig) -> dict[str, Any]:
     source = SOURCES[config.name]
     given = optimizer_arguments.check(config.name, _constructor(config), config.args, source.own)
     given.pop("lr", None)  # in the groups, through config.peak
-    if config.name == "AdamWScheduleFree" and given.get("betas", (1.0,))[0] == 0:
-        raise AtelierError("optimizer arguments: AdamWScheduleFree needs a first beta above 0, such as betas=0.9,0.999.")
+    if config.averages and given.get("betas", (1.0,))[0] == 0:
+        raise AtelierError(f"optimizer arguments: {config.name} needs a first beta above 0, such as betas=0.9,0.999.")
     return {**_chosen(config), **given}
 
 
@@ -155,10 +199,25 @@ def _groups(config: OptimizerConfig, parts: list[tuple[list[nn.Parameter], float
             "learning rate: Prodigy estimates one rate for everything it trains. Give every part the same (usually 1) or 0, "
             "or choose DAdaptAdam, which keeps the ratio of different ones."
         )
-    if config.adaptive and config.name != "Prodigy":
+    if config.name == "Muon":
+        rows = [(matrices, rate, whole) for parameters, rate in parts for whole, matrices in _by_kind(parameters)]
+        return [
+            {"params": found, "lr": rate, "initial_lr": rate, "use_muon": whole, "weight_decay": config.decay}
+            for found, rate, whole in rows
+        ]
+    if config.name in ("DAdaptAdam", "DAdaptAdamW"):
         # One estimate for all as well, but this library has a factor for every group.
         return [{"params": parameters, "lr": top, "initial_lr": top, "layer_scale": rate / top} for parameters, rate in parts]
     return [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in parts]
+
+
+def _by_kind(parameters: Iterable[nn.Parameter]) -> Iterator[tuple[bool, list[nn.Parameter]]]:
+    """(True, matrices, a convolution's kernels among them) and (False, what is a single row or column), as far as there are
+    any: Muon evens out the singular values of the former, and a vector has only one."""
+    kinds: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for p in parameters:
+        kinds[p.ndim > 1 and min(p.shape[0], p.numel() // p.shape[0]) > 1].append(p)
+    yield from ((whole, found) for whole, found in kinds.items() if found)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -169,12 +228,14 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def used_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """What the step to come makes of the schedule's ``rate``: that times the estimate d of Prodigy or D-adaptation, or what
-    Adafactor takes for the first parameter. Others use it as it is.
+    """What the step to come makes of the schedule's ``rate``: that times the estimate d of Prodigy or D-adaptation (of the first
+    part, where each has its own), or what Adafactor takes for the first parameter. Others use it as it is.
 
     No device sync, but for an Adafactor that scales by the parameters, which waits for each of them in its step anyway.
     """
     group = optimizer.param_groups[0]
+    if group.get("shared_d") is not None:
+        return rate * float(group["shared_d"])
     if "relative_step" not in group:
         return rate * float(group.get("d", 1.0))
     first = group["params"][0]
@@ -224,16 +285,19 @@ def notes(config: OptimizerConfig, rates: Sequence[float] = ()) -> list[str]:
             out.append(f"{widget}: {used} from the optimizer arguments is used, not {value}.")
     if config.own_rate:
         out.append("learning rate: Adafactor sets its own, because of relative_step=True; the widget's is not used.")
-        if config.max_grad_norm > 0:
-            out.append("gradient clipping: off, since Adafactor clips its updates itself.")
+    if config.clips_itself and config.max_grad_norm > 0:
+        out.append(f"gradient clipping: off, since {config.name} clips its updates itself.")
     warm = {k: v for k, v in WARM.get(config.name, {}).items() if k not in config.args} if config.warms_up else {}
     if warm:
         out.append(
             f"optimizer: because of the warmup {config.name} runs with {optimizer_arguments.write(warm)}; optimizer arguments of "
             "these names win. It finds its rate by itself and needs no warmup."
         )
+    if config.name == "ProdigyPlusScheduleFree" and config.warms_up:
+        out.append(f"warmup: {config.name} begins with a low rate and raises it by itself; a warmup only puts that off.")
     if config.warms_up and (start := config.args.get("d0")) is not None and config.adaptive and float(start) < 1e-5:  # type: ignore[arg-type]
         out.append(f"optimizer arguments: with a warmup d0={start} keeps {config.name} from learning for as long as that lasts.")
-    if config.adaptive and len({rate for rate in rates if rate > 0}) > 1:
+    splits = config.name == "ProdigyPlusScheduleFree" and config.args.get("split_groups", True)
+    if config.adaptive and not splits and len({rate for rate in rates if rate > 0}) > 1:
         out.append(f"learning rate: {config.name} estimates one rate for all parts; yours count as ratios to the highest.")
     return out

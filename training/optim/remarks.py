@@ -9,9 +9,9 @@ from ..config import OptimizerConfig, TrainingConfig
 from ..errors import counted
 from . import optimizers, schedules
 
-USUAL_MOST = {"Lion": 3e-3, "SGD": 10.0}
+USUAL_MOST = {"Lion": 3e-3, "Lion8bit": 3e-3, "SGD": 10.0}
 """The rate from which on a person is told that others are usual."""
-USUAL_LEAST = {"Lion": 1e-7, "SGD": 1e-5}
+USUAL_LEAST = {"Lion": 1e-7, "Lion8bit": 1e-7, "SGD": 1e-5}
 """The rate below which a person is told that next to nothing will be learnt."""
 RELATIVE_MOST = 0.3
 """The same where the rate is a share of the weights' own size, of which a hundredth a step is usual."""
@@ -36,7 +36,13 @@ def _rate(config: OptimizerConfig) -> Iterator[str]:
     if config.adaptive and not 0.3 <= config.peak <= 3:
         yield f"learning rate: {config.name} multiplies the rate that it finds by {config.peak:g}; 1 is usual."
     if not config.adaptive and config.peak >= _most(config):
-        mend = "1e-5 is usual for Lion" if config.name == "Lion" else "1e-2 is usual" if _is_relative(config) else "1e-4 is usual"
+        mend = (
+            "1e-5 is usual for Lion"
+            if config.name.startswith("Lion")
+            else "1e-2 is usual"
+            if _is_relative(config)
+            else "1e-4 is usual"
+        )
         yield (
             f"learning rate: {config.peak:g} is far too high for {config.name} in most runs; {mend}, and 1 belongs to Prodigy "
             "and D-adaptation."
@@ -89,7 +95,7 @@ def _unused(config: OptimizerConfig) -> Iterator[str]:
         yield "cycles: with 1, cosine with restarts never restarts and is cosine; set cycles to 2 or more."
     if config.cycles == 1 and schedule == "annealing" and not config.cycle_steps:
         yield "cycles: with 1 and no cycle_steps, annealing is cosine; set cycles to 2 or more, or cycle_steps."
-    if cyclic and config.cycles > 1 and config.name == "Prodigy":
+    if cyclic and config.cycles > 1 and config.name in ("Prodigy", "ProdigyPlusScheduleFree"):
         yield "schedule: the authors of Prodigy advise against restarts, after which its estimate may be too high."
     if schedule != "constant" and schedules.lowest(config) == 1:
         yield f"min rate: it is the learning rate, so that {schedule} never falls."

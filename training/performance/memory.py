@@ -33,6 +33,7 @@ MARGIN = 1.1
 # Bytes that an optimizer keeps for each number, as its states have them.
 STATES: Mapping[str, int] = {
     "AdamW": 8, "Lion": 4, "Prodigy": 16, "DAdaptAdam": 12, "DAdaptAdamW": 12, "AdamWScheduleFree": 8, "SGD": 4,
+    "Lion8bit": 4,
 }  # fmt: skip
 FULL_BELOW = 4096
 """bitsandbytes keeps the states of smaller tensors in 32 bits."""
@@ -282,11 +283,26 @@ def state_bytes(config: OptimizerConfig, shapes: Iterable[Sequence[int]]) -> int
             total += 4 * means + (4 * numbers if config.args.get("beta1") is not None else 0)
         elif config.name == "CAME":
             total += 4 * numbers + (8 * means if len(shape) > 1 else 4 * numbers)
-        elif config.name == "AdamW8bit":
-            total += (2 if numbers >= FULL_BELOW else 8) * numbers
+        elif config.name == "ProdigyPlusScheduleFree":
+            total += _of_prodigy_plus(config, shape)
+        elif config.name == "Muon":
+            total += (4 if len(shape) > 1 and min(shape[0], numbers // shape[0]) > 1 else 8) * numbers
+        elif config.eight_bit:
+            full = 8 if config.name == "AdamW8bit" else 4
+            total += (full // 4 if numbers >= FULL_BELOW else full) * numbers
         elif config.name != "SGD" or config.args.get("momentum", 0.9):
             total += STATES[config.name] * numbers
     return total
+
+
+def _of_prodigy_plus(config: OptimizerConfig, shape: Sequence[int]) -> int:
+    """The weights (or a mean gradient) in fp32, a second moment as the product of a row and a column where a side is long
+    enough, and of every eleventh number where it began and the sum of its gradients, in bf16."""
+    numbers, args = math.prod(shape), config.args
+    rows, columns = sorted(shape)[-2:] if len(shape) > 1 else (1, 1)
+    factored = args.get("factored", True) and not args.get("use_focus", False) and len(shape) > 1 and max(shape) >= 32
+    second = numbers // rows + numbers // columns if factored else numbers
+    return 4 * numbers + 4 * second + (2 if args.get("use_speed", False) else 4) * -(-numbers // 11)
 
 
 # In words --------------------------------------------------------------------------------------------------------------
@@ -335,4 +351,6 @@ def what_helps(config: TrainingConfig, thrift: Thrift, pictures: int, device: to
         ways.append("lower rank")
     if config.optimizer.name in ("AdamW", "Prodigy", "DAdaptAdam", "DAdaptAdamW") and device.type == "cuda":
         ways.append("choose AdamW8bit")
+    if config.optimizer.name == "Lion" and device.type == "cuda":
+        ways.append("choose Lion8bit")
     return f"What helps, most first: {', '.join(ways)}."

@@ -40,6 +40,7 @@ CHOICE = re.compile(r"[{}]|\\\|")
 """Without any of these ``wildcards`` changes no caption."""
 WIDGETS = {
     "optimizer.name": "optimizer", "text.encoders": "text_encoder", "text.learning_rate": "text_encoder_rate",
+    "text.dropout": "text_encoder_dropout",
     "noise.levels": "noise_levels", "noise.lowest": "lowest_level", "noise.highest": "highest_level",
     "noise.offset": "noise_offset", "noise.perturbation": "input_perturbation", "loss.kind": "loss",
 }  # fmt: skip
@@ -195,6 +196,7 @@ def _recipe_used(flat: Mapping[str, Any]) -> dict[str, Any]:
         "network.conv_alpha": no_convolutions,
         "network.lokr_factor": flat["network.algorithm"] != "LoKr",
         "text.learning_rate": flat["text.encoders"] == "none",
+        "text.dropout": flat["text.encoders"] == "none",
         "noise.logit_mean": levels not in ("auto", "logit-normal"),
         "noise.logit_std": levels not in ("auto", "logit-normal"),
         "noise.sigmoid_scale": levels in ("uniform", "logit-normal"),

@@ -191,12 +191,16 @@ def test_a_resolution_that_is_not_the_models_own(family: str, side: int, warned:
 
 
 @pytest.mark.parametrize(
-    ("name", "missing"), [("Prodigy", "prodigyopt"), ("AdamW8bit", "bitsandbytes"), ("CAME", "pytorch-optimizer")]
-)
+    ("name", "missing"),
+    [
+        ("Prodigy", "prodigyopt"), ("AdamW8bit", "bitsandbytes"), ("CAME", "pytorch-optimizer"), ("Lion8bit", "bitsandbytes"),
+        ("ProdigyPlusScheduleFree", "prodigy-plus-schedule-free"), ("Muon", "pytorch-optimizer"),
+    ],
+)  # fmt: skip
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: str, missing: str) -> None:
     monkeypatch.setattr(module, "_is_installed", lambda _module: False)
-    rate = 1.0 if name == "Prodigy" else 1e-4
-    (said,) = cautions(Prospect(run(optimizer=OptimizerConfig(name, rate))))  # type: ignore[arg-type]
+    rate = 1.0 if name.startswith("Prodigy") else 1e-4
+    (said,) = cautions(Prospect(run(optimizer=OptimizerConfig(name, rate, schedule="constant"))))  # type: ignore[arg-type]
     assert said.startswith(f"optimizer: {name} needs the Python package {missing}, which is not installed.")
     assert "pip install" in said
     assert cautions(Prospect(run(), focus=True))[0].startswith("crop: focus needs the Python package smartcrop")
@@ -207,10 +211,11 @@ def test_packages_are_found_without_being_imported() -> None:
     assert module._is_installed("torch.optim") and not module._is_installed("no_such_package.at_all")
 
 
-def test_an_optimizer_of_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit"])
+def test_an_optimizer_of_another_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(module, "_is_installed", lambda _module: True)
-    bits = run(optimizer=OptimizerConfig("AdamW8bit"))
-    assert "CUDA GPUs only" in cautions(Prospect(bits, device="cpu"))[0] and cautions(Prospect(bits, device="cuda")) == []
+    bits = run(optimizer=OptimizerConfig(name))  # type: ignore[arg-type]
+    assert "needs a CUDA GPU" in cautions(Prospect(bits, device="cpu"))[0] and cautions(Prospect(bits, device="cuda")) == []
 
 
 def test_thousands_of_files_are_counted_and_weighed() -> None:

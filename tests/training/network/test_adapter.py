@@ -270,6 +270,38 @@ def test_a_skipped_layer_answers_as_the_model_alone_and_has_no_gradient(kind):
     assert len(seen) > 1
 
 
+def test_a_branch_with_a_share_of_its_own_drops_what_an_adapter_with_that_share_would():
+    """In the same places as ever, and one without any is what it is with no dropout at all."""
+    x = torch.randn(2, 3, 16)
+
+    def answers(dropout: Dropout, **own: float) -> list[torch.Tensor]:
+        where, adapter = dropping(dropout)
+        for name, share in own.items():
+            adapter.branches[name].dropout = share
+        with adapter.attached(where):
+            adapter.begin_step(1, 4)
+            return [where[name](x) for name in ("fc", "other")]
+
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+
+    def again(*args, **own):
+        torch.set_rng_state(state)  # equal layers
+        return answers(*args, **own)
+
+    calm, low, high = again(Dropout()), again(Dropout(0.2)), again(Dropout(0.6))
+    for dropout, own, wanted in (
+        (Dropout(0.2), {"other": 0.6}, (low[0], high[1])),
+        (Dropout(0.2), {"other": 0.0}, (low[0], calm[1])),
+        (Dropout(), {"other": 0.6}, (calm[0], high[1])),
+        (Dropout(0.2), {"fc": 0.2, "other": 0.2}, low),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(again(dropout, **own), wanted, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(low, high, strict=True))
+    ranks, apart = again(Dropout(0.2, 0.3, 0.3)), again(Dropout(0.2, 0.3, 0.3), other=0.0)
+    assert torch.equal(ranks[0], apart[0]) and not torch.equal(ranks[1], apart[1])
+
+
 def test_a_recomputed_forward_pass_drops_the_same():
     where, adapter = dropping(Dropout(0.4, 0.4, 0.0))
     x = torch.randn(2, 3, 16, requires_grad=True)

@@ -15,7 +15,7 @@ from torch import nn
 from .test_state import PACKAGES
 
 BY_NUMBER = ("AdamW", "SGD", "Lion", "Prodigy", "DAdaptAdam", "DAdaptAdamW", "AdamWScheduleFree")
-BY_MATRIX = ("Adafactor", "CAME")
+BY_MATRIX = ("Adafactor", "CAME", "ProdigyPlusScheduleFree", "Muon")
 NETWORK = NetworkConfig(3, 6.0, lora_plus_ratio=4.0)
 
 
@@ -24,7 +24,7 @@ def config_of(name: str) -> OptimizerConfig:
         pytest.importorskip(PACKAGES[name])
     if name == "Adafactor":
         pytest.importorskip("transformers")
-    rate = 1.0 if name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW") else 0.01
+    rate = 1.0 if name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW", "ProdigyPlusScheduleFree") else 0.01
     return OptimizerConfig(name, rate, schedule="constant", optimizer_args="d0=0.001" if rate == 1.0 else "")
 
 

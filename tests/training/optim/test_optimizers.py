@@ -239,9 +239,141 @@ def test_schedule_free_by_hand(warmup):
     assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
 
 
-def test_saving_in_between_changes_no_training():
-    pytest.importorskip("schedulefree")
-    config = OptimizerConfig("AdamWScheduleFree", 0.03, schedule="constant")
+PLUS = {
+    "": {},
+    "factored=False": {"factored": False},
+    "eps=none beta3=0.9": {"eps": None, "beta3": 0.9},
+    "use_schedulefree=False use_stableadamw=False": {"use_schedulefree": False, "use_stableadamw": False},
+    "use_speed=True weight_decay=0": {"use_speed": True, "weight_decay": 0.0},
+}
+
+
+@pytest.mark.parametrize("arguments", PLUS)
+def test_prodigy_plus_has_the_weights_of_its_package(arguments, capsys):
+    """A matrix with a long side among them, whose second moment is factored."""
+    library = pytest.importorskip("prodigyplus")
+    config = OptimizerConfig(
+        "ProdigyPlusScheduleFree", 1.0, 0.1, schedule="constant", optimizer_args=f"{arguments} d0=0.001 betas=0.9,0.99"
+    )
+    settings = {"weight_decay": 0.1, "d0": 0.001, "betas": (0.9, 0.99), "split_groups": False, **PLUS[arguments]}
+    ends = []
+    for make in (
+        lambda p: optimizers.build(config, [(p, 1.0)]),
+        lambda p: library.ProdigyPlusScheduleFree(p, **settings),
+    ):
+        parameters, minima = quadratic(torch.float32)
+        draw = torch.Generator().manual_seed(5)
+        parameters.append(nn.Parameter(torch.randn(40, 3, generator=draw)))
+        minima.append(torch.zeros(40, 3))
+        optimizer = make(parameters)
+        descend(optimizer, parameters, minima)
+        assert optimizers.used_rate(optimizer, 0.5) == 0.5 * optimizer.param_groups[0]["d"] > 0.0005
+        with optimizers.averaged(optimizer):
+            ends.append([p.detach().clone() for p in parameters])
+        ends.append([p.detach().clone() for p in parameters])
+    assert all(torch.equal(a, b) for a, b in zip(ends[0] + ends[1], ends[2] + ends[3], strict=True))
+    start, _ = quadratic(torch.float32)
+    assert not any(torch.equal(a, b) for a, b in zip(ends[0], start, strict=False))
+    assert ("disabled" in capsys.readouterr().out) == ("none" in arguments), "what it was told by itself is not printed"
+
+
+def test_prodigy_plus_saves_what_schedule_free_averages():
+    """Defazio et al. 2024: the gradient is taken at y = (1 - b1) z + b1 x, and x is what is saved."""
+    pytest.importorskip("prodigyplus")
+    config = OptimizerConfig("ProdigyPlusScheduleFree", 1.0, schedule="constant", optimizer_args="d0=0.01 betas=0.8,0.99")
+    parameters, minima = quadratic(torch.float32)
+    optimizer = optimizers.build(config, [(parameters, 1.0)])
+    descend(optimizer, parameters, minima)
+    averages = [(p.detach() - 0.2 * optimizer.state[p]["z"]) / 0.8 for p in parameters]
+    with optimizers.averaged(optimizer):
+        assert all(torch.allclose(p, x, atol=1e-6) for p, x in zip(parameters, averages, strict=True))
+        assert not any(torch.allclose(p, optimizer.state[p]["z"], atol=1e-4) for p in parameters)
+    with pytest.raises(AtelierError, match="ProdigyPlusScheduleFree averages the weights"):
+        OptimizerConfig("ProdigyPlusScheduleFree", 1.0)
+    with pytest.raises(AtelierError, match="finds the rate itself"):
+        OptimizerConfig("ProdigyPlusScheduleFree", schedule="constant")
+    assert config.clip_norm == 0
+    assert OptimizerConfig("ProdigyPlusScheduleFree", 1.0, optimizer_args="use_schedulefree=false").schedule == "cosine"
+
+
+def test_prodigy_plus_finds_a_rate_for_each_part():
+    pytest.importorskip("prodigyplus")
+    (a, b), minima = quadratic(torch.float32)
+    config = OptimizerConfig("ProdigyPlusScheduleFree", 1, schedule="constant", optimizer_args="d0=0.001")
+    assert not any("ratios" in note for note in optimizers.notes(config, (1.0, 0.5)))
+    optimizer = optimizers.build(config, [([a], 1.0), ([b], 0.5)])
+    descend(optimizer, [a, b], [minima[0], 100 + minima[1]])
+    first, second = (group["d"] for group in optimizer.param_groups)
+    assert first != second
+    together = OptimizerConfig("ProdigyPlusScheduleFree", 1, schedule="constant", optimizer_args="split_groups=False")
+    assert any("ratios" in note for note in optimizers.notes(together, (1.0, 0.5)))
+    mean = OptimizerConfig("ProdigyPlusScheduleFree", 1, schedule="constant", optimizer_args="split_groups_mean=True d0=0.001")
+    (a, b), minima = quadratic(torch.float32)
+    optimizer = optimizers.build(mean, [([a], 1.0), ([b], 0.5)])
+    descend(optimizer, [a, b], [minima[0], 100 + minima[1]])
+    one, other = (group["d"] for group in optimizer.param_groups)
+    assert optimizers.used_rate(optimizer, 0.5) == pytest.approx(0.5 * 2 / (1 / one + 1 / other))
+
+
+def shapes_for_muon() -> tuple[list[nn.Parameter], list[torch.Tensor]]:
+    """Both halves of a LoRA, a convolution's kernel, and what is no matrix: a vector, a column, a row."""
+    draw = torch.Generator().manual_seed(7)
+    shapes = ((4, 30), (20, 4), (4, 3, 3, 3), (7,), (20, 1), (1, 30))
+    parameters = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+    return parameters, [torch.randn(p.shape, generator=draw) for p in parameters]
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has it from 2.9 on")
+def test_muon_is_torchs_for_matrices_and_adamw_for_the_rest():
+    """Matrices against torch.optim.Muon with the scale of Liu et al. 2025, which a convolution's kernel enters as a matrix of its
+    outputs' rows (Jordan 2024). Both compute the iteration in bf16."""
+    pytest.importorskip("pytorch_optimizer")
+    parameters, minima = shapes_for_muon()
+    descend(optimizers.build(OptimizerConfig("Muon", 0.01, 0.1), [(parameters, 0.01)]), parameters, minima, 8)
+
+    expected, _ = shapes_for_muon()
+    settings = {"momentum": 0.95, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    plain = [nn.Parameter(p.detach().flatten(1)) for p in expected[:3]]
+    muon = torch.optim.Muon(plain, 0.01, **settings)
+    adamw = torch.optim.AdamW(expected[3:], 0.01, (0.9, 0.95), 1e-10, 0.1)
+    descend(muon, plain, [m.flatten(1) for m in minima[:3]], 8)
+    descend(adamw, expected[3:], minima[3:], 8)
+    start, _ = shapes_for_muon()
+    for p, wanted, began in zip(parameters, [*plain, *expected[3:]], start, strict=True):
+        assert torch.allclose(p.detach().view(wanted.shape), wanted, rtol=2e-3, atol=2e-4)
+        assert not torch.allclose(p, began, atol=1e-2)
+
+
+def test_a_step_of_muon_by_hand():
+    """Jordan 2024: five times X = a X + (b A + c A^2) X with A = X X^T, from X = G / |G|; Liu et al. 2025: times
+    0.2 sqrt(max(rows, columns)), which makes it as large as a step of AdamW. The first step's momentum only scales G."""
+    pytest.importorskip("pytorch_optimizer")
+    draw = torch.Generator().manual_seed(9)
+    p, gradient = nn.Parameter(torch.zeros(6, 24)), torch.randn(6, 24, generator=draw)
+    optimizer = optimizers.build(OptimizerConfig("Muon", 0.01, 0.0), [([p], 0.01)])
+    p.grad = gradient.clone()
+    optimizer.step()
+    x = gradient.double().numpy() / np.linalg.norm(gradient.numpy())
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    assert np.allclose(p.detach().numpy(), -0.01 * 0.2 * np.sqrt(24) * x, rtol=0.05, atol=2e-4)
+    assert p.detach().square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.25), "the paper's RMS of 0.2"
+
+
+def test_muon_takes_matrices_and_vectors_at_their_parts_rates():
+    pytest.importorskip("pytorch_optimizer")
+    parameters, _ = shapes_for_muon()
+    optimizer = optimizers.build(OptimizerConfig("Muon", 0.1, 0.2), [(parameters[:2], 0.1), (parameters[2:], 0.02)])
+    optimizers.set_rate(optimizer, 0.5)
+    found = [(group["use_muon"], group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+    assert found == [(True, 0.05, 0.2, 2), (True, 0.01, 0.2, 1), (False, 0.01, 0.2, 3)]
+
+
+@pytest.mark.parametrize("name", ["AdamWScheduleFree", "ProdigyPlusScheduleFree"])
+def test_saving_in_between_changes_no_training(name):
+    pytest.importorskip("schedulefree" if name == "AdamWScheduleFree" else "prodigyplus")
+    config = OptimizerConfig(name, 0.03, schedule="constant")
     results = []
     for saving in (False, True):
         parameters, minima = quadratic(torch.float32)
@@ -266,22 +398,26 @@ def test_other_optimizers_are_saved_as_they_are():
 
 def test_eight_bit_names_its_twin():
     parameters, _ = quadratic()
-    with pytest.raises(AtelierError, match=r"AdamW8bit .*AdamW, its full-precision twin"):
-        optimizers.build(OptimizerConfig("AdamW8bit"), [(parameters, 1e-4)])
-    with pytest.raises(AtelierError, match="AdamW, its full-precision twin"):
-        optimizers.check(OptimizerConfig("AdamW8bit"), "cpu")
+    for name, twin in (("AdamW8bit", "AdamW"), ("Lion8bit", "Lion")):
+        with pytest.raises(AtelierError, match=rf"{name} .*{twin}, its full-precision twin"):
+            optimizers.build(OptimizerConfig(name), [(parameters, 1e-4)])
+        with pytest.raises(AtelierError, match=f"{twin}, its full-precision twin"):
+            optimizers.check(OptimizerConfig(name), "cpu")
     optimizers.check(OptimizerConfig("AdamW"), "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="8-bit kernels run on CUDA only")
-def test_eight_bit_stays_near_its_twin():
+@pytest.mark.parametrize(("eight", "full"), [("AdamW8bit", "AdamW"), ("Lion8bit", "Lion")])
+def test_eight_bit_stays_near_its_twin(eight, full):
     pytest.importorskip("bitsandbytes")
+    if full == "Lion":
+        pytest.importorskip("pytorch_optimizer")
     ends = []
-    for name in ("AdamW8bit", "AdamW"):
+    for name in (eight, full):
         draw = torch.Generator().manual_seed(0)
         p = nn.Parameter(torch.randn(128, 64, generator=draw).cuda())
         optimizer = optimizers.build(OptimizerConfig(name, 0.02), [([p], 0.02)])
-        for _ in range(100):
+        for _ in range(20):
             p.grad = p.detach().clone()
             optimizer.step()
         ends.append(p.detach().square().mean().item())
@@ -434,6 +570,16 @@ def test_settings_for_a_warmup_are_the_librarys_own_ones_by_name_and_are_said():
             "needs a first beta above 0",
         ),
         (OptimizerConfig("AdamWScheduleFree", schedule="constant", optimizer_args="warmup_steps=9"), "has no 'warmup_steps'"),
+        (
+            OptimizerConfig("ProdigyPlusScheduleFree", 1, schedule="constant", optimizer_args="betas=0,0.9"),
+            "needs a first beta above 0",
+        ),
+        (
+            OptimizerConfig("ProdigyPlusScheduleFree", 1, schedule="constant", optimizer_args="fused_back_pass=true"),
+            "has no 'fused_back_pass'",
+        ),
+        (OptimizerConfig("Muon", optimizer_args="adamw_lr=1e-4"), "Muon has no 'adamw_lr'"),
+        (OptimizerConfig("Muon", optimizer_args="momentum=2"), "Muon refuses them"),
     ],
 )
 def test_wrong_arguments_are_said_before_training(config, said):

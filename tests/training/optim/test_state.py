@@ -26,15 +26,17 @@ ARGUMENTS = {
     "Prodigy": "weight_decay=0.01 decouple=True d0=0.0001 use_bias_correction=True",
     "DAdaptAdam": "decouple=True weight_decay=0.01 betas=0.9,0.999 d0=0.001",
     "DAdaptAdamW": "d0=0.001",
+    "ProdigyPlusScheduleFree": "d0=0.001",
     "Adafactor": "scale_parameter=False relative_step=False warmup_init=False beta1=0.9",
 }
 OWN_RATE = "relative_step=True scale_parameter=True warmup_init=True"
 PACKAGES = {"Lion": "pytorch_optimizer", "CAME": "pytorch_optimizer", "Prodigy": "prodigyopt", "DAdaptAdam": "dadaptation",
-            "DAdaptAdamW": "dadaptation", "AdamWScheduleFree": "schedulefree"}  # fmt: skip
+            "DAdaptAdamW": "dadaptation", "AdamWScheduleFree": "schedulefree",
+            "ProdigyPlusScheduleFree": "prodigyplus", "Muon": "pytorch_optimizer"}  # fmt: skip
 
 
 def make(name: str, schedule: str, arguments: str | None = None) -> OptimizerConfig:
-    rate = 1.0 if name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW") else 0.01
+    rate = 1.0 if name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW", "ProdigyPlusScheduleFree") else 0.01
     text = ARGUMENTS.get(name, "") if arguments is None else arguments
     return OptimizerConfig(name, rate, schedule=schedule, optimizer_args=text, **SETTINGS[schedule])
 
@@ -95,11 +97,11 @@ def equal(a, b) -> bool:
 
 
 @pytest.mark.parametrize("schedule", get_args(ScheduleName))
-@pytest.mark.parametrize("name", [name for name in get_args(OptimizerName) if name != "AdamW8bit"])
+@pytest.mark.parametrize("name", [name for name in get_args(OptimizerName) if not name.endswith("8bit")])
 def test_going_on_is_never_having_stopped(name, schedule, tmp_path):
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name])
-    if name == "AdamWScheduleFree" and schedule != "constant":
+    if name.endswith("ScheduleFree") and schedule != "constant":
         with pytest.raises(AtelierError, match="choose constant"):
             make(name, schedule)
         return
@@ -126,6 +128,19 @@ def test_adafactor_with_its_own_rate_goes_on(arguments, tmp_path):
         make("Adafactor", "cosine", arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["use_schedulefree=false", "factored=false", "use_speed=true", "eps=none", "prodigy_steps=3", "split_groups=false"],
+)
+def test_prodigy_plus_goes_on_with_its_other_settings(arguments, tmp_path):
+    pytest.importorskip("prodigyplus")
+    config = make("ProdigyPlusScheduleFree", "constant", f"{arguments} d0=0.001")
+    whole, resumed, optimizer, second = whole_and_resumed(
+        lambda weights: optimizers.build(config, weights.groups(1.0, 0.5)), config, tmp_path
+    )
+    assert equal(whole, resumed) and equal(optimizer, second)
+
+
 @pytest.mark.parametrize("arguments", ["slice_p=3", "beta3=0.9 growth_rate=1.02", "safeguard_warmup=true"])
 def test_prodigys_other_settings_go_on(arguments, tmp_path):
     pytest.importorskip("prodigyopt")
@@ -134,22 +149,23 @@ def test_prodigys_other_settings_go_on(arguments, tmp_path):
     assert equal(whole, resumed)
 
 
-def test_eight_bit_states_go_on(tmp_path):
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit"])
+def test_eight_bit_states_go_on(name, tmp_path):
     """The library computes on the CPU as well in newer versions, too slowly for use, which is enough for its state."""
     bitsandbytes = pytest.importorskip("bitsandbytes", "0.49")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = OptimizerConfig(schedule="constant")
+    config, build = OptimizerConfig(schedule="constant"), getattr(bitsandbytes.optim, name)
     ends = []
     for stops in (False, True):
         p = nn.Parameter(torch.linspace(-1, 1, 8192, device=device).view(64, 128))
-        optimizer = bitsandbytes.optim.AdamW8bit([{"params": [p], "lr": 0.01, "initial_lr": 0.01}])
+        optimizer = build([{"params": [p], "lr": 0.01, "initial_lr": 0.01}])
         for step in range(TOTAL):
             if stops and step == STOP:
                 run = Run.begin("ink", tmp_path / "runs", tmp_path / "loras")
                 run.save_state(State(step, {"p": p}, optimizer.state_dict(), {}))
                 state = run.load_state()
                 p = nn.Parameter(state.adapter["p"].to(device))
-                optimizer = bitsandbytes.optim.AdamW8bit([{"params": [p], "lr": 0.01, "initial_lr": 0.01}])
+                optimizer = build([{"params": [p], "lr": 0.01, "initial_lr": 0.01}])
                 optimizer.load_state_dict(dict(state.optimizer))
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)).to(device)
             optimizers.set_rate(optimizer, schedules.factor(config, step, TOTAL))

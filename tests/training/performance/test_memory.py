@@ -27,7 +27,8 @@ from .test_checkpointing import gradients
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PACKAGES = {"Lion": "pytorch_optimizer", "CAME": "pytorch_optimizer", "Prodigy": "prodigyopt", "DAdaptAdam": "dadaptation",
-            "DAdaptAdamW": "dadaptation", "AdamWScheduleFree": "schedulefree", "AdamW": "torch", "SGD": "torch",
+            "DAdaptAdamW": "dadaptation", "AdamWScheduleFree": "schedulefree",
+            "ProdigyPlusScheduleFree": "prodigyplus", "Muon": "pytorch_optimizer", "AdamW": "torch", "SGD": "torch",
             "Adafactor": "transformers"}  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def test_what_a_setting_keeps_of_them():
 def test_the_optimizers_states_are_as_large_as_its_real_ones(name):
     if importlib.util.find_spec(PACKAGES[name]) is None:
         pytest.skip(f"{PACKAGES[name]} is not installed")
-    adaptive = name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW")
+    adaptive = name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW", "ProdigyPlusScheduleFree")
     config = OptimizerConfig(name, 1.0 if adaptive else 1e-3, schedule="constant")
     parameters = [nn.Parameter(torch.randn(shape)) for shape in ((16, 300), (300, 16), (8, 60, 3, 3))]
     optimizer = optimizers.build(config, [(parameters, config.peak)])
@@ -96,6 +97,28 @@ def test_the_optimizers_states_are_as_large_as_its_real_ones(name):
     optimizer.step()
     real = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))
     assert memory.state_bytes(config, [p.shape for p in parameters]) == pytest.approx(real, rel=0.02, abs=100)
+
+
+@pytest.mark.parametrize("arguments", ["factored=false", "use_focus=true", "use_schedulefree=false", "use_speed=true"])
+def test_the_states_of_prodigy_plus_are_counted_as_it_is_set(arguments):
+    pytest.importorskip("prodigyplus")
+    config = OptimizerConfig("ProdigyPlusScheduleFree", 1.0, schedule="constant", optimizer_args=arguments)
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in ((16, 300), (300, 16), (8, 60, 3, 3), (16, 16), (99,))]
+    optimizer = optimizers.build(config, [(parameters, 1.0)])
+    for p in parameters:
+        p.grad = torch.randn(p.shape)
+    optimizer.step()
+    real = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))
+    assert memory.state_bytes(config, [p.shape for p in parameters]) == real
+
+
+def test_muon_keeps_one_number_for_a_matrix_and_two_for_a_row():
+    assert memory.state_bytes(OptimizerConfig("Muon"), [(4, 6), (3, 2, 3, 3), (1, 9), (9, 1), (7,)]) == 4 * (24 + 54) + 8 * 25
+
+
+@pytest.mark.parametrize(("name", "small", "large"), [("AdamW8bit", 8, 2), ("Lion8bit", 4, 1)])
+def test_eight_bit_optimizers_keep_small_tensors_as_they_are(name, small, large):
+    assert memory.state_bytes(OptimizerConfig(name), [(64, 63), (64, 64)]) == small * 64 * 63 + large * 64 * 64
 
 
 def test_sgd_without_momentum_keeps_nothing():
@@ -175,6 +198,7 @@ def test_what_helps_names_only_what_is_not_done_yet():
         base_weights="int8",
     )  # fmt: skip
     assert helps(done, 1, CUDA) == "What helps, most first: lower resolution."
+    assert "Lion8bit" in helps(TrainingConfig("a", optimizer=OptimizerConfig("Lion", 1e-5)), 1, CUDA)
     text = TrainingConfig("a", text=TextConfig("clip"), precision="fp32")
     assert "precision to bf16" in helps(text, 1, CUDA) and "text_encoder to none" in helps(text, 1, CPU)
     assert "offload" not in helps(TrainingConfig("a"), 1, CPU)

@@ -112,7 +112,8 @@ def test_nor_does_an_eps_model(tiny, one_epoch, tmp_path, weighting):
 
 
 @pytest.mark.parametrize(("name", "package"), [("Lion", "pytorch_optimizer"), ("AdamWScheduleFree", "schedulefree"),
-                                               ("Adafactor", "transformers"), ("CAME", "pytorch_optimizer")])  # fmt: skip
+                                               ("Adafactor", "transformers"), ("CAME", "pytorch_optimizer"),
+                                               ("Muon", "pytorch_optimizer")])  # fmt: skip
 def test_nor_do_these_libraries(tiny, one_epoch, tmp_path, name, package):
     """Prodigy and D-adaptation, and Adafactor where it scales by the parameters, do: their authors' code reads its estimates."""
     pytest.importorskip(package)

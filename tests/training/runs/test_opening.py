@@ -344,6 +344,15 @@ def test_so_had_a_setting_of_the_recipe_that_only_counts_beside_another():
     stored = json.loads(Inputs.of(config, pictures("a"), MODELS).stored())
     del stored["settings"]["optimizer.power"]
     assert compare(Inputs.read(stored), Inputs.of(config, pictures("a"), MODELS)).settings == ("power is 2 now and was 1",)
+    text = TrainingConfig("ink", text=TextConfig("clip"))
+    stored = json.loads(Inputs.of(text, pictures("a"), MODELS).stored())
+    del stored["settings"]["text.dropout"]
+    assert not compare(Inputs.read(stored), Inputs.of(text, pictures("a"), MODELS))
+    other = Inputs.of(TrainingConfig("ink", text=TextConfig("clip", dropout=0.1)), pictures("a"), MODELS)
+    found = compare(Inputs.read(stored), other)
+    assert found.settings == ("text_encoder_dropout is 0.1 now and was -1",) and not found.unfit
+    alone = TrainingConfig("ink", text=TextConfig(dropout=0.1))
+    assert not compare(Inputs.of(TrainingConfig("ink"), pictures("a"), MODELS), Inputs.of(alone, pictures("a"), MODELS))
 
 
 def test_every_field_of_a_recipe_is_sorted():

@@ -21,7 +21,9 @@ from safetensors.torch import load_file
 from ..test_job import Stop, dataset, fresh_folders, go, interrupt, only_training_checks, recipe  # noqa: F401
 
 PACKAGES = {"Lion": "pytorch_optimizer", "CAME": "pytorch_optimizer", "Prodigy": "prodigyopt", "DAdaptAdam": "dadaptation",
-            "DAdaptAdamW": "dadaptation", "AdamWScheduleFree": "schedulefree", "AdamW8bit": "bitsandbytes"}  # fmt: skip
+            "DAdaptAdamW": "dadaptation", "AdamWScheduleFree": "schedulefree",
+            "ProdigyPlusScheduleFree": "prodigyplus", "Muon": "pytorch_optimizer", "AdamW8bit": "bitsandbytes",
+            "Lion8bit": "bitsandbytes"}  # fmt: skip
 SCHEDULES = {
     "constant": {"warmup_steps": 2},
     "linear": {"warmup_steps": 2},
@@ -43,6 +45,9 @@ PAIRS = [
     ("AdamWScheduleFree", "constant", ""),
     ("CAME", "linear", ""),
     ("SGD", "polynomial", ""),
+    ("Lion8bit", "linear", ""),
+    ("ProdigyPlusScheduleFree", "constant", "d0=0.001"),
+    ("Muon", "linear", ""),
 ]
 """Every optimizer and every schedule; all of one with all of the other are in ``optim/test_state.py``."""
 EVERYTHING: dict[str, Any] = {
@@ -95,9 +100,9 @@ def test_three_cancels_change_nothing(tiny, with_validation, monkeypatch, interr
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name])
     t = tiny("sd3")
-    if name == "AdamW8bit" and t.model.device.type != "cuda":
+    if name.endswith("8bit") and t.model.device.type != "cuda":
         pytest.skip("8-bit optimizers need a GPU")
-    rate = 1.0 if name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW") else 1e-2
+    rate = 1.0 if name in ("Prodigy", "DAdaptAdam", "DAdaptAdamW", "ProdigyPlusScheduleFree") else 1e-2
     settings = {**EVERYTHING, "optimizer": OptimizerConfig(
         name, rate, schedule=schedule, accumulate=2, optimizer_args=arguments, **SCHEDULES[schedule]
     )}  # fmt: skip

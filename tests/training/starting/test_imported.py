@@ -508,6 +508,22 @@ def test_the_parts_say_how_memory_is_saved() -> None:
             "betas=0.9,0.999,0.9999 eps1=1e-30 eps2=1e-16",
         ),
         ({"optimizer": "LION", "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}, "betas=0.9,0.99"),
+        ({"optimizer": "LION_8BIT", "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}, "betas=0.9,0.99"),
+        (
+            {
+                "optimizer": "PRODIGY_PLUS_SCHEDULE_FREE",
+                "beta1": 0.9,
+                "beta2": 0.99,
+                "beta3": None,
+                "d_coef": 0.5,
+                "use_speed": True,
+            },
+            "betas=0.9,0.99 d_coef=0.5 use_speed=True",
+        ),
+        (
+            {"optimizer": "MUON", "momentum": 0.9, "ns_steps": 5, "nesterov": True, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8},
+            "momentum=0.9 nesterov=True ns_steps=5 adamw_betas=0.9,0.95 adamw_eps=1e-08",
+        ),
         ({"optimizer": "SGD", "momentum": 0.9, "beta1": 0.5, "beta2": 0.5}, "momentum=0.9"),
     ],
 )
@@ -517,6 +533,35 @@ def test_optimizers_of_one_trainer_get_what_they_take(optimizer: dict[str, Any],
     recipe, _ = one_trainer(optimizer=optimizer)
     assert recipe["optimizer_args"] == expected
     assert optimizer_arguments.parse(recipe["optimizer_args"])
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("Lion8bit", "Lion8bit"), ("bitsandbytes.optim.lion.Lion8bit", "Lion8bit"), ("pytorch_optimizer.Muon", "Muon"),
+        ("prodigyplus.ProdigyPlusScheduleFree", "ProdigyPlusScheduleFree"),
+        ("prodigyplus.prodigy_plus_schedulefree.ProdigyPlusScheduleFree", "ProdigyPlusScheduleFree"),
+    ],
+)  # fmt: skip
+def test_optimizers_of_kohya_however_they_are_named(name: str, optimizer: str) -> None:
+    recipe, lost = kohya(optimizer_type=name, lr_scheduler="cosine")
+    assert recipe["optimizer"] == optimizer and "optimizer_type" not in lost
+    assert recipe["schedule"] == ("constant" if optimizer.endswith("ScheduleFree") else "cosine")
+    assert ("schedule" in lost) == optimizer.endswith("ScheduleFree")
+
+
+def test_a_prodigy_plus_that_averages_nothing_keeps_its_schedule() -> None:
+    recipe, _ = kohya(
+        optimizer_type="prodigyplus.ProdigyPlusScheduleFree", lr_scheduler="cosine", optimizer_args=["use_schedulefree=False"]
+    )
+    assert recipe["schedule"] == "cosine"
+
+
+def test_the_nearest_to_automagic_finds_its_rate_as_well() -> None:
+    nodes, lost = toolkit(("optimizer: adamw8bit", "optimizer: automagic"), ("lr: 1e-4", "lr: 1e-6"))
+    recipe = nodes["ConfigureLoRA"]
+    assert (recipe["optimizer"], recipe["learning_rate"], recipe["schedule"]) == ("ProdigyPlusScheduleFree", 1.0, "constant")
+    assert "near" in lost["train.optimizer"] and "finds the rate itself" in lost["train.lr"]
 
 
 def test_distributions_of_one_trainer_that_are_others_here_are_named() -> None:

@@ -19,6 +19,7 @@ from .collector import (
     fitted,
     number_of,
     optimizer_of,
+    settle_schedule,
     truth,
 )
 
@@ -164,6 +165,7 @@ def _train(found: Collector, width: int) -> None:
     texts = fitted(name, texts)
     if texts:
         found.set(RECIPE, "optimizer_args", " ".join(f"{key}={value}" for key, value in texts.items()))
+    settle_schedule(found, name)
     found.choice(RECIPE, "precision", PRECISIONS, "train.dtype")
     found.switch(RECIPE, "gradient_checkpointing", "train.gradient_checkpointing")
     found.number(RECIPE, "max_grad_norm", "train.max_grad_norm")

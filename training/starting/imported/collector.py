@@ -170,10 +170,14 @@ OPTIMIZERS = {
     "adam_8bit": "AdamW8bit", "pagedadamw8bit": "AdamW8bit", "lion": "Lion", "prodigy": "Prodigy", "dadaptation": "DAdaptAdam",
     "dadaptadam": "DAdaptAdam", "dadapt_adam": "DAdaptAdam", "dadaptadamw": "DAdaptAdamW", "adafactor": "Adafactor",
     "adamwschedulefree": "AdamWScheduleFree", "schedule_free_adamw": "AdamWScheduleFree", "came": "CAME", "sgd": "SGD",
-    "sgdnesterov": "SGD",
+    "sgdnesterov": "SGD", "adam8": "AdamW8bit", "adamw8": "AdamW8bit", "lion8bit": "Lion8bit", "lion_8bit": "Lion8bit",
+    "pagedlion8bit": "Lion8bit", "prodigy8bit": "Prodigy", "prodigyplusschedulefree": "ProdigyPlusScheduleFree",
+    "prodigy_plus_schedule_free": "ProdigyPlusScheduleFree", "muon": "Muon", "automagic": "ProdigyPlusScheduleFree",
 }  # fmt: skip
 """Other trainers' names, in small letters."""
-NEAREST = {"adam", "adam8bit", "adam_8bit", "pagedadamw8bit", "sgdnesterov"}
+NEAREST = {
+    "adam", "adam8", "adam8bit", "adam_8bit", "pagedadamw8bit", "sgdnesterov", "pagedlion8bit", "prodigy8bit", "automagic",
+}  # fmt: skip
 """Those whose counterpart is not quite the same."""
 SCHEDULES = {
     "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",
@@ -181,7 +185,9 @@ SCHEDULES = {
     "polynomial": "polynomial",
     "adafactor": "constant", "cosine_with_min_lr": "cosine",
 }  # fmt: skip
-SELF_TUNING = {"Prodigy", "DAdaptAdam", "DAdaptAdamW"}
+SELF_TUNING = {"Prodigy", "DAdaptAdam", "DAdaptAdamW", "ProdigyPlusScheduleFree"}
+AVERAGING = {"AdamWScheduleFree", "ProdigyPlusScheduleFree"}
+"""Those that take no schedule."""
 
 
 def optimizer_of(found: Collector, value: Any, setting: str) -> str | None:
@@ -199,8 +205,19 @@ def optimizer_of(found: Collector, value: Any, setting: str) -> str | None:
     return name
 
 
+def settle_schedule(found: Collector, optimizer: str | None) -> None:
+    """A constant rate where the optimizer averages its weights, whatever the file says; other trainers take it as it is."""
+    recipe = found.nodes.get("ConfigureLoRA", {})
+    lowers = "use_schedulefree=false" in str(recipe.get("optimizer_args", "")).lower()
+    if optimizer in AVERAGING and not lowers and recipe.get("schedule") != "constant":
+        if recipe.get("schedule"):
+            found.lose("schedule", recipe["schedule"], f"became constant, since {optimizer} averages the weights instead")
+        found.set("ConfigureLoRA", "schedule", "constant")
+
+
 def fitted(optimizer: str | None, given: Mapping[str, str]) -> dict[str, str]:
-    """Arguments of an optimizer in the form that it takes here: Adafactor's two eps are one value, CAME's two are not."""
+    """Arguments of an optimizer in the form that it takes here: Adafactor's two eps are one value, CAME's two are not; betas
+    and eps of Muon are those of AdamW, which takes what is no matrix."""
     out = dict(given)
 
     def parts(key: str) -> list[str]:
@@ -213,6 +230,10 @@ def fitted(optimizer: str | None, given: Mapping[str, str]) -> dict[str, str]:
             out["eps"] = f"{first},{second or '0.001'}"
         else:
             out |= {"eps1": first, "eps2": second or "1e-16"}
+    if optimizer == "Muon" and "betas" in out:
+        out["adamw_betas"] = out.pop("betas")
+    if optimizer == "Muon" and "eps" in out:
+        out["adamw_eps"] = out.pop("eps")
     if optimizer == "CAME" and len(parts("betas")) == 2:
         out["betas"] = ",".join([*parts("betas"), "0.9999"])
     return out

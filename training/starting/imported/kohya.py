@@ -22,6 +22,7 @@ from .collector import (
     fitted,
     number_of,
     optimizer_of,
+    settle_schedule,
     square_of,
     truth,
 )
@@ -211,9 +212,8 @@ def _rates(found: Collector, default: str) -> None:
     given = fitted(name, given)
     if given:
         found.set(RECIPE, "optimizer_args", " ".join(f"{key}={value}" for key, value in given.items()))
-    schedule = found.choice(RECIPE, "schedule", SCHEDULES, "lr_scheduler")
-    if name == "AdamWScheduleFree" and schedule not in (None, "constant"):
-        found.set(RECIPE, "schedule", "constant")
+    found.choice(RECIPE, "schedule", SCHEDULES, "lr_scheduler")
+    settle_schedule(found, name)
     warmup, percent = number_of(found.take("lr_warmup_steps")), number_of(found.take("lr_warmup"))
     if not warmup and percent:
         found.set(RECIPE, "warmup_share", min(0.99, percent / 100))

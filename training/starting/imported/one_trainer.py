@@ -18,6 +18,7 @@ from .collector import (
     fitted,
     number_of,
     optimizer_of,
+    settle_schedule,
     truth,
 )
 
@@ -45,7 +46,13 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "Prodigy": ("d_coef", "d0", "decouple", "use_bias_correction", "safeguard_warmup", "eps"),
     "DAdaptAdam": ("d0", "decouple", "use_bias_correction", "eps"),
     "Adafactor": ("relative_step", "scale_parameter", "warmup_init", "clip_threshold", "decay_rate", "eps", "eps2"),
-    "CAME": ("clip_threshold", "eps", "eps2"), "SGD": ("momentum",), "Lion": (),
+    "CAME": ("clip_threshold", "eps", "eps2"), "SGD": ("momentum",), "Lion": (), "Lion8bit": (),
+    "ProdigyPlusScheduleFree": (
+        "beta3", "eps", "weight_decay_by_lr", "d0", "d_coef", "d_limiter", "prodigy_steps", "schedulefree_c", "split_groups",
+        "split_groups_mean", "factored", "factored_fp32", "use_stableadamw", "use_cautious", "use_grams", "use_adopt",
+        "use_focus", "use_schedulefree", "use_orthograd", "use_speed", "use_bias_correction",
+    ),
+    "Muon": ("momentum", "nesterov", "ns_steps", "eps"),
 }  # fmt: skip
 """What is taken of an optimizer's settings; of those that are not here, eps."""
 
@@ -144,6 +151,7 @@ def _rates(found: Collector) -> None:
         if value not in (None, False, "", {}):
             found.lose(f"optimizer.{key}", value, "has no counterpart here")
     found.choice(RECIPE, "schedule", SCHEDULES, "learning_rate_scheduler")
+    settle_schedule(found, name)
     warmup = number_of(found.take("learning_rate_warmup_steps"))
     if warmup is not None:
         found.set(
