@@ -85,7 +85,17 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="The model to draw the samples with, where it is another than the one to learn on: the distilled "
                     "model that was made from it, or this model without a training adapter. It is handed on with the LoRA too.",
                 ),
-            ], ("preview_negative", "preview_width", "preview_height", "about", "thumbnail")),
+                io.Int.Input(
+                    "preview_frames", default=1, min=1, max=1000, step=4, optional=True,
+                    tooltip="For video models: frames of each sample, such as 33 or 81; most models want 4 times a number and 1 "
+                    "more. 1: a picture. A film's middle frame stands where nothing moves.",
+                ),
+                io.Float.Input(
+                    "preview_rate", default=16.0, min=1.0, max=120.0, step=1.0, optional=True,
+                    tooltip="Frames a second of samples that are films: 16 for Wan 2.1 and 2.2 14B, 24 for Wan 2.2 5B and "
+                    "HunyuanVideo.",
+                ),
+            ], ("preview_negative", "preview_width", "preview_height", "about", "thumbnail", "preview_frames", "preview_rate")),
             outputs=[
                 EPOCHS.Output(display_name="epochs", tooltip="All saved LoRAs of the run, for Epoch Weight Grid."),
                 LORA_MODEL.Output(display_name="lora", tooltip="The final LoRA, for the stock Load LoRA Model and Save LoRA."),
@@ -127,6 +137,8 @@ class TrainLoRA(io.ComfyNode):
         keep_state: str = KEEP_STATE[0],
         preview_control: Any = None,
         preview_model: Any = None,
+        preview_frames: int = 1,
+        preview_rate: float = 16.0,
     ) -> io.NodeOutput:
         from ..training import host, job, prompting
         from ..training.config.refusal import refuse
@@ -138,6 +150,7 @@ class TrainLoRA(io.ComfyNode):
         preview = job.Preview(
             preview_prompt, preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler,
             preview_seed, preview_width, preview_height, tuple(prompting.apart(preview_control, "preview_control")),
+            preview_frames, preview_rate,
         )  # fmt: skip
         wrapped = host.Model(model)
         drawn = None if preview_model is None else host.Model(preview_model)
