@@ -68,7 +68,7 @@ def build(info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> d
     size = {"width": 640, "height": 384, "length": values["EpochWeightGrid"]["frames"], "batch_size": 1}
     latent = graph.node("EmptyHunyuanLatentVideo", 3040, 760, 300, 150, size)
     how = {"noise_seed": 1, "steps": STEPS, "cfg": 3.5, "sampler_name": "euler", "scheduler": "simple"}
-    texts = {"positive": (said[0], 0), "negative": (said[1], 0)}
+    texts: dict[str, Any] = {"positive": (said[0], 0), "negative": (said[1], 0)}
     for i, (model, part) in enumerate(zip(drawing, (BEGUN, CARRIED_ON), strict=True)):
         latent = graph.node(
             "KSamplerAdvanced", 3380, 80 + 380 * i, 320, 340, {**how, **part}, model=(model, 0), latent_image=(latent, 0), **texts

@@ -228,7 +228,7 @@ DESCRIPTIONS = (
         "HunyuanVideo 1.5", "hunyuan_video_15", f"{HUB}/Comfy-Org/HunyuanVideo_1.5_repackaged",
         "hunyuanvideo1.5_720p_t2v_fp16.safetensors",
         ["qwen_2.5_vl_7b_fp8_scaled.safetensors", "byt5_small_glyphxl_fp16.safetensors"], "hunyuanvideo15_vae_fp16.safetensors",
-        "Nobody has published settings for it; those of another model are a beginning.", start="another model", rate=24,
+        "Nobody has published settings for it; those of HunyuanImage 2.1 are a beginning.", start="HunyuanImage 2.1", rate=24,
     ),
 )  # fmt: skip
 
