@@ -16,6 +16,9 @@ from .workflow import with_widgets
 HUB = "https://huggingface.co"
 SUBJECT, MEMORY, PICTURES = "style", "16 GB", 20
 FOLDER, TRIGGER = "input/my-pictures", "ohwx"
+FILMS, CLIP = "input/my-films", 33
+"""Frames that clips, samples and cells of films have: two seconds of Wan."""
+FILM_SIDE = 512
 PROMPTS = ("a lighthouse on a cliff above a stormy sea", "an old woman reading at a window", "a fox in a winter forest")
 COLUMNS = (("Start here", 0, 500), ("1. Model", 520, 380), ("2. Pictures with captions", 920, 400), ("3. Train", 1340, 820),
            ("4. Compare epochs and strengths", 2160, 1180))  # fmt: skip
@@ -52,6 +55,8 @@ class Description:
     """Lies on the model for training alone."""
     drawn: File | None = None
     """The model that draws, where it is another."""
+    rate: int = 0
+    """Frames a second that it was made for, where it learns from films; 0: from pictures."""
 
     @property
     def every(self) -> tuple[File, ...]:
@@ -65,7 +70,23 @@ class Description:
 
     @property
     def title(self) -> str:
-        return f"My {PICTURES} {'pairs' if self.edits else 'pictures'} on {self.model}"
+        return f"My {'films' if self.rate else f'{PICTURES} pairs' if self.edits else f'{PICTURES} pictures'} on {self.model}"
+
+    @property
+    def of_films(self) -> dict[str, dict[str, Any]]:
+        """What is set otherwise than for pictures, by node; a widget that a node does not have is left out."""
+        if not self.rate:
+            return {}
+        return {
+            "LoadDataset": {
+                "clip_frames": f"1, {CLIP}",
+                "clip_start": "beginning",
+                "clip_rate": float(self.rate),
+                "resolution": FILM_SIDE,
+            },
+            "TrainLoRA": {"preview_frames": CLIP, "preview_rate": float(self.rate), "preview_width": 640, "preview_height": 384},
+            "EpochWeightGrid": {"frames": CLIP, "width": 640, "height": 384, "strengths": "0.7, 1.0"},
+        }
 
     @property
     def starting(self) -> str:
@@ -82,18 +103,20 @@ def _checkpoint(model: str, name: str, page: str, note: str = "") -> Description
 
 def _parts(
     model: str, text: str, page: str, network: str, encoders: Sequence[str], vae: str, note: str = "", start: str = "",
-    edits: bool = False, adapter: File | None = None, drawn: File | None = None, **pages: str,
+    edits: bool = False, adapter: File | None = None, drawn: File | None = None, rate: int = 0, **pages: str,
 ) -> Description:  # fmt: skip
     """``pages``: of the encoders and the VAE, where they are not on the same one."""
     files = [File(network, "diffusion_models", page)]
     files += [File(name, "text_encoders", pages.get("encoders_at", page)) for name in encoders]
-    return Description(model, (*files, File(vae, "vae", pages.get("vae_at", page))), text, note, start, edits, adapter, drawn)
+    return Description(
+        model, (*files, File(vae, "vae", pages.get("vae_at", page))), text, note, start, edits, adapter, drawn, rate
+    )
 
 
 T5, FLUX_TEXT = "t5xxl_fp8_e4m3fn_scaled.safetensors", f"{HUB}/comfyanonymous/flux_text_encoders"
 FLUX_VAE = f"{HUB}/Comfy-Org/Lumina_Image_2.0_Repackaged"
 TURBO = File("z_image_turbo_bf16.safetensors", "diffusion_models", f"{HUB}/Comfy-Org/z_image_turbo")
-WAN = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged"
+WAN, WAN22 = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged", f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
 DESCRIPTIONS = (
     _checkpoint("SDXL", "sd_xl_base_1.0.safetensors", f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0"),
     _parts(
@@ -191,6 +214,22 @@ DESCRIPTIONS = (
         "and at Train LoRA's output `model`. While the LoRA learns Turbo is in main memory. Krea 2, Flux.2 klein, SDXL with a "
         "LoRA for few steps and others are wired alike.", start="Z-Image", drawn=TURBO,
     ),
+    _parts(
+        "Wan 2.1 1.3B", "wan", WAN, "wan2.1_t2v_1.3B_bf16.safetensors", ["umt5_xxl_fp8_e4m3fn_scaled.safetensors"],
+        "wan_2.1_vae.safetensors", "The 14B model learns alike, from the same files but for the model; choose "
+        "its starting point.",
+        start="Wan 1.3B", rate=16,
+    ),
+    _parts(
+        "Wan 2.2 5B", "wan", WAN22, "wan2.2_ti2v_5B_fp16.safetensors", ["umt5_xxl_fp8_e4m3fn_scaled.safetensors"],
+        "wan2.2_vae.safetensors", rate=24,
+    ),
+    _parts(
+        "HunyuanVideo 1.5", "hunyuan_video_15", f"{HUB}/Comfy-Org/HunyuanVideo_1.5_repackaged",
+        "hunyuanvideo1.5_720p_t2v_fp16.safetensors",
+        ["qwen_2.5_vl_7b_fp8_scaled.safetensors", "byt5_small_glyphxl_fp16.safetensors"], "hunyuanvideo15_vae_fp16.safetensors",
+        "Nobody has published settings for it; those of HunyuanImage 2.1 are a beginning.", start="HunyuanImage 2.1", rate=24,
+    ),
 )  # fmt: skip
 
 
@@ -233,6 +272,8 @@ def file_name(description: Description) -> str:
 
 def build(description: Description, info: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The graph as the canvas stores it. ``info``: the server's ``/object_info``; ``values``: the starting point's, by node."""
+    values = {kind: {**of_node, **description.of_films.get(kind, {})} for kind, of_node in values.items()}
+    folder = FILMS if description.rate else FOLDER
     graph = Canvas(info)
     graph.note("What to put where", _what(description), 20, 80, 460, 520)
     graph.note("Where the values come from", _why(description, values), 20, 660, 460, 320)
@@ -246,7 +287,7 @@ def build(description: Description, info: Mapping[str, Any], values: Mapping[str
         draws = graph.node("UNETLoader", 540, 560, 340, 90, other, title="The model that draws"), 0
     wires: dict[str, Any] = {"preview_model": draws} if draws != learns else {}
     prompts = description.prompts
-    data = graph.node("LoadDataset", 940, 80, 360, 400, {**values["LoadDataset"], "folder": FOLDER})
+    data = graph.node("LoadDataset", 940, 80, 360, 400, {**values["LoadDataset"], "folder": folder})
     captions = graph.node(
         "AutoCaption", 940, 550, 360, 420, {**values["AutoCaption"], **_captions(description)}, dataset=(data, 0)
     )
@@ -277,6 +318,8 @@ def _what(description: Description) -> str:
     rows = [f"| [{file.name}]({file.page}) | `models/{file.folder}` |" for file in description.every]
     if description.edits:
         return "\n".join(_what_of_pairs(description, rows))
+    if description.rate:
+        return "\n".join(_what_of_films(description, rows))
     lines = [
         f"## {description.title}",
         "| what | where in ComfyUI |", "| --- | --- |", f"| about {PICTURES} pictures of one style | `{FOLDER}` |", *rows, "",
@@ -309,13 +352,31 @@ def _what_of_pairs(description: Description, rows: Sequence[str]) -> list[str]:
     ]  # fmt: skip
 
 
+def _what_of_films(description: Description, rows: Sequence[str]) -> list[str]:
+    return [
+        f"## {description.title}",
+        "| what | where in ComfyUI |", "| --- | --- |",
+        f"| about {PICTURES} films of a few seconds, each with its caption in a `.txt` beside it | `{FILMS}` |", *rows, "",
+        f"1. Press `R`, choose the folder in **Load Dataset** and the files in the loaders. Write a word of your own in place of "
+        f"`{TRIGGER}`: in **Auto Caption** and in both prompts.",
+        f"2. `clip_frames` says how long the clips are that are learnt from: 1 frame and {CLIP}, at `clip_rate` frames a second. "
+        "Pictures in the folder are clips of one frame. Longer clips need more memory: begin small.",
+        f"3. Queue. Samples and cells are films of {CLIP} frames (`preview_frames`, `frames`): samples move in "
+        f"**Train LoRA**, the "
+        "grid shows the middle frame, *Look and choose ...* the whole film.",
+        *(["", description.note] if description.note else []),
+        "", "`preset` of **Configure LoRA** has other subjects, and its panel other amounts of memory.",
+    ]  # fmt: skip
+
+
 def _why(description: Description, values: Mapping[str, Mapping[str, Any]]) -> str:
     data, config, grid = values["LoadDataset"], values["ConfigureLoRA"], values["EpochWeightGrid"]
     steps = -(-PICTURES * data["repeats"] // data["batch_size"]) * config["epochs"]
     return (
         f"The starting point *{description.starting}*, {SUBJECT}, {MEMORY} of GPU memory: {data['resolution']} px, rank "
         f"{config['rank']}, rate {config['learning_rate']:g}, {data['repeats']} repeats x {config['epochs']} epochs, which are "
-        f"{steps} steps with {PICTURES} pictures. Drawn with {grid['sampler_name']} / {grid['scheduler']}, "
+        f"{steps} steps with {PICTURES} {'clips' if description.rate else 'pictures'}. Drawn with "
+        f"{grid['sampler_name']} / {grid['scheduler']}, "
         f"{grid['steps']} steps, cfg "
         f"{grid['cfg']:g}.\n\n`docs/presets.md` in the pack's folder names the source of each number and what is our "
         f"own choice. How "

@@ -134,8 +134,8 @@ class Gallery extends Dialog {
 
   show() {
     const figures = this.chosen.map((place) => {
-      const { picture, failed } = this.facts(place);
-      const inside = picture ? make("img", { src: pictureOf(picture), alt: this.words(place) }) : make("span", {}, failed ?? text("notDrawn"));
+      const { picture, film, failed } = this.facts(place);
+      const inside = picture ? make("img", { src: pictureOf(film ?? picture), alt: this.words(place) }) : make("span", {}, failed ?? text("notDrawn"));
       return make("figure", {}, inside, make("figcaption", {}, this.words(place)));
     });
     this.large.replaceChildren(...(figures.length ? figures : [make("p", { class: "atelier-axis" }, text("chooseHelp"))]));

@@ -51,10 +51,10 @@ class Outlook {
     const widgets = Object.fromEntries(Object.entries(values).filter(([name]) => this.names.includes(name)));
     const [train] = trainersOf(this.node, root());
     if (!train) return { text: JSON.stringify({ widgets, datasets: null, model: null }), grids: [] };
-    const { preview_prompt: prompt = "", preview_steps: drawn } = valuesOf(train);
+    const { preview_prompt: prompt = "", preview_steps: drawn, preview_frames: frames = 1 } = valuesOf(train);
     const found = gridsOf(train, root());
     const grids = found.map((grid) => Object.fromEntries(Object.entries(valuesOf(grid)).filter(([name]) => AXES.includes(name))));
-    const samples = drawn ? Math.max(1, prompt.split("\n").filter((line) => line.trim()).length) : 0;
+    const samples = drawn ? Math.max(1, prompt.split("\n").filter((line) => line.trim()).length) * frames : 0;
     const texts = textsOf(train, root());
     const pictures = { samples, steps: drawn, guidance: guidanceOf(train), preview: drawnWith(train, root()) };
     const model = loaderOf(train, root());

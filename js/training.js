@@ -289,11 +289,13 @@ class Monitor {
     const label = labelOf(sample.label);
     const alt = text("sampleOf", { number: sample.number, label });
     const follow = ({ target }) => {
-      const film = target.closest("ul");
-      if (film) film.scrollLeft = film.scrollWidth;
+      const strip = target.closest("ul");
+      if (strip) strip.scrollLeft = strip.scrollWidth;
     };
-    const image = make("img", { src: pictureOf(sample, true), alt, title: prompt, load: follow });
-    const item = make("li", {}, make("a", { href: pictureOf(sample), target: "_blank", rel: "noopener" }, image, label));
+    // The server's small pictures stand still, so a film comes as it is.
+    const film = sample.film ? { ...sample, filename: sample.film } : null;
+    const image = make("img", { src: film ? pictureOf(film) : pictureOf(sample, true), alt, title: prompt, load: follow, loading: film ? "lazy" : "eager" });
+    const item = make("li", {}, make("a", { href: pictureOf(film ?? sample), target: "_blank", rel: "noopener" }, image, label));
     this.pictures.set(key, item);
     return item;
   }

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..training.config import Syntax, sampling
 from ..training.config.refusal import text_of
+from ..training.dataset import moving
 from ..training.dataset.augment import trained_pictures
 from ..training.errors import AtelierError
 from ..training.families import family_named
@@ -71,15 +72,18 @@ class EpochWeightGrid(io.ComfyNode):
         strengths: Given = None,
         more_seeds: Given = None,
         lora_files: Given = None,
+        shown_frame: Given = None,
     ) -> bool | str:
         """A sentence for what cannot be read or found, before anything is trained; what is linked comes as None."""
         from ..training import host
         from ..training.grid import axes, files, plan
 
-        prompts, which_epochs, strengths, more_seeds, lora_files = map(
-            first, (prompts, which_epochs, strengths, more_seeds, lora_files)
+        prompts, which_epochs, strengths, more_seeds, lora_files, shown_frame = map(
+            first, (prompts, which_epochs, strengths, more_seeds, lora_files, shown_frame)
         )
         try:
+            if shown_frame is not None:
+                moving.frame_named("shown_frame", shown_frame, moving.MOST)
             prompt_count = len(axes.prompt_lines(prompts)) if prompts is not None else 1
             strength_count = len(axes.parse_strengths(strengths)) if strengths is not None else 1
             seed_count = len(axes.parse_seeds(0, more_seeds)) if more_seeds is not None else 1
@@ -145,6 +149,8 @@ class EpochWeightGrid(io.ComfyNode):
         sampler: Any = None,
         sigmas: Any = None,
         guider: Any = None,
+        frames: int = 1,
+        shown_frame: str = "middle",
     ) -> io.NodeOutput:
         from ..training import host, prompting
         from ..training.grid import axes as typed
@@ -178,6 +184,7 @@ class EpochWeightGrid(io.ComfyNode):
         )
         plan.check_size(axes.cells, width, height)
         syntax = origin.prompt_syntax(facts) if prompt_syntax == AS_TRAINED else prompt_syntax
+        shown = moving.frame_named("shown_frame", text_of("shown_frame", shown_frame), frames) + 1
         hidden = cls.hidden
         codec = host.PictureCodec(vae)
         name = origin.model_name(hidden.prompt, hidden.unique_id) if hidden else ""
@@ -186,7 +193,7 @@ class EpochWeightGrid(io.ComfyNode):
             text.reading(syntax),
             codec,
             axes,
-            sampling.Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed),
+            sampling.Sampling(negative, sampler_name, scheduler, steps, cfg, width, height, seed, frames, shown),
             host.runs_folder() / runs[0].name / GRIDS_FOLDER,
             graph_of(hidden) if hidden else {},
             base=f"{name} ({wrapped.family})" if name else wrapped.family,
@@ -208,9 +215,9 @@ class EpochWeightGrid(io.ComfyNode):
         notes, said = "\n".join(grid.notes()), grid.statement()
         logged("Epoch Weight Grid", said)
         SHOWN.add(pages)
-        shown = [host.shown_picture(page) for page in pages]
+        images = [host.shown_picture(page) for page in pages]
         return io.NodeOutput(
-            render.to_batch(list(render.drawn_pages(pages))), notes, ui={"images": shown, **said.shown(), "text": [notes]}
+            render.to_batch(list(render.drawn_pages(pages))), notes, ui={"images": images, **said.shown(), "text": [notes]}
         )  # fmt: skip
 
 
@@ -300,6 +307,18 @@ def _more_inputs() -> list[Any]:
             "as trained: what the LoRA's recipe says.",
         ),
     ]  # fmt: skip
+    of_films = [
+        io.Int.Input(
+            "frames", default=1, min=1, max=1000, step=4, optional=True,
+            tooltip="For video models: frames of each cell, such as 33 or 81; most models want 4 times a number and 1 more. "
+            "1: pictures.",
+        ),
+        io.String.Input(
+            "shown_frame", default="middle", optional=True,
+            tooltip="Which frame of a film stands on the page and is measured: first, middle, last or a number from 1. All of "
+            "them are kept: another frame is shown without drawing again.",
+        ),
+    ]  # fmt: skip
     return [
         *folded(more, [entry.id for entry in more]),
         DATASET.Input(
@@ -326,4 +345,5 @@ def _more_inputs() -> list[Any]:
             tooltip="Takes the place of cfg: how prompts guide the model. Cells are drawn with the model and the prompts of this "
             "node; all else in the guider stays.",
         ),
+        *folded(of_films, [entry.id for entry in of_films]),
     ]  # fmt: skip

@@ -29,6 +29,8 @@ def page(query: Mapping[str, str]) -> dict[str, Any]:
     for cell in facts["cells"].values():
         if "cell" in cell:
             cell["picture"] = host.shown_picture(folder / CELLS_FOLDER / cell["cell"])
+        if "film" in cell:
+            cell["film"] = host.shown_picture(folder / CELLS_FOLDER / cell["film"])
     return {"run": query.get("run", ""), **facts}
 
 

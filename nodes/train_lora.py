@@ -99,7 +99,17 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="For the samples, in place of preview_cfg: how prompts guide the model. They are drawn with the "
                     "model that learns (or preview_model) and the prompts of this node; all else in the guider stays.",
                 ),
-            ], ("preview_negative", "preview_width", "preview_height", "about", "thumbnail")),
+                io.Int.Input(
+                    "preview_frames", default=1, min=1, max=1000, step=4, optional=True,
+                    tooltip="For video models: frames of each sample, such as 33 or 81; most models want 4 times a number and 1 "
+                    "more. 1: a picture. A film's middle frame stands where nothing moves.",
+                ),
+                io.Float.Input(
+                    "preview_rate", default=16.0, min=1.0, max=120.0, step=1.0, optional=True,
+                    tooltip="Frames a second of samples that are films: 16 for Wan 2.1 and 2.2 14B, 24 for Wan 2.2 5B and "
+                    "HunyuanVideo.",
+                ),
+            ], ("preview_negative", "preview_width", "preview_height", "about", "thumbnail", "preview_frames", "preview_rate")),
             outputs=[
                 EPOCHS.Output(display_name="epochs", tooltip="All saved LoRAs of the run, for Epoch Weight Grid."),
                 LORA_MODEL.Output(display_name="lora", tooltip="The final LoRA, for the stock Load LoRA Model and Save LoRA."),
@@ -144,6 +154,8 @@ class TrainLoRA(io.ComfyNode):
         sampler: Any = None,
         sigmas: Any = None,
         guider: Any = None,
+        preview_frames: int = 1,
+        preview_rate: float = 16.0,
     ) -> io.NodeOutput:
         from ..training import host, job, prompting
         from ..training.config.refusal import refuse
@@ -155,7 +167,7 @@ class TrainLoRA(io.ComfyNode):
         preview = job.Preview(
             preview_prompt, preview_negative, preview_steps, preview_cfg, preview_sampler, preview_scheduler,
             preview_seed, preview_width, preview_height, tuple(prompting.apart(preview_control, "preview_control")),
-            host.Wired(sampler, sigmas, guider),
+            host.Wired(sampler, sigmas, guider), preview_frames, preview_rate,
         )  # fmt: skip
         wrapped = host.Model(model)
         drawn = None if preview_model is None else host.Model(preview_model)

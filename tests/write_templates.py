@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_atelier.demo import enlarging, guiding, masking, sliding, sweeping, templates, workflow
+from lora_atelier.demo import enlarging, experts, guiding, masking, sliding, sweeping, templates, workflow
 from lora_atelier.tests.host import support
 from lora_atelier.training.starting import points
 from PIL import Image, ImageDraw, ImageFont
@@ -23,9 +23,9 @@ def values_of(description: templates.Description) -> points.Values:
     """The starting point's values, with the repeats for the template's pictures and an optimizer that every computer has."""
     choice = points.Choice(description.starting, templates.SUBJECT, templates.MEMORY)
     values = points.compose(choice, (description.draws,), eight_bit_optimizer=False)
-    batch = values["LoadDataset"]["batch_size"]
+    batch = 1 if description.rate else values["LoadDataset"]["batch_size"]
     repeats, _ = points.length_for(templates.SUBJECT, templates.PICTURES / batch)
-    return {**values, "LoadDataset": {**values["LoadDataset"], "repeats": repeats}}
+    return {**values, "LoadDataset": {**values["LoadDataset"], "batch_size": batch, "repeats": repeats}}
 
 
 def texts(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -34,7 +34,7 @@ def texts(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield templates.file_name(description), workflow.to_text(templates.build(description, info, values_of(description)))
 
 
-OTHERS = {module.TITLE: module for module in (enlarging, masking, sliding, sweeping, guiding)}
+OTHERS = {module.TITLE: module for module in (enlarging, masking, sliding, sweeping, guiding, experts)}
 """Templates that show one thing, by their titles, in the order in which they came."""
 
 

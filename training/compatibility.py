@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from . import host
+from .dataset import moving
 from .errors import AtelierError, NotFinite, is_out_of_memory
 from .estimate.activations import Shapes
+from .families import family_named
 from .protocols import CanvasText, EncodedText
 from .tensors.finite import is_finite
 
@@ -83,6 +85,25 @@ def check(model: host.Model, text: host.TextEncoder, codec: host.PictureCodec) -
         f"vae: its latent {made}, and this {model.family} model works on {read}. Connect the VAE that belongs to the model, from "
         "its Load Checkpoint or from Load VAE."
     )
+
+
+def latent_frames(widget: str, frames: int, model: host.Model, codec: host.PictureCodec) -> int:
+    """Frames of the latent of a film of ``frames``, 0 for a picture; AtelierError for what cannot be drawn."""
+    if frames == 1:
+        return 0
+    family = family_named(model.family)
+    if not model.frames or (family.known and not family.films):
+        raise AtelierError(f"{widget}: this {model.family} model draws pictures, which have one frame. Set it to 1.")
+    if not 1 < frames <= moving.MOST:
+        raise AtelierError(f"{widget}: {frames} is outside 1 to {moving.MOST}; 1 draws pictures.")
+    if codec.dimensions is not None and codec.dimensions != 3:
+        raise AtelierError(f"{widget}: the connected VAE knows pictures only. Connect the model's own, or set it to 1.")
+    fitting = moving.nearest(frames, codec.frames_into, codec.frames_out)
+    if fitting != [frames]:
+        raise AtelierError(
+            f"{widget}: {frames} frames is no length that this VAE makes; the nearest are {' and '.join(map(str, fitting))}."
+        )
+    return codec.frames_into(frames)
 
 
 def check_text(model: host.Model, text: EncodedText, wire: str = "clip") -> None:

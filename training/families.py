@@ -144,6 +144,8 @@ class Family:
     """Why it cannot be trained, as the end of a sentence that begins with the family's name; empty where it can."""
     blank_beside: bool = False
     """Its network reads a second picture as a matter of course, and an empty one is right for making pictures from text."""
+    films: bool = False
+    """Its networks draw films; others whose latents have frames draw pictures of one frame."""
     text: Text | None = None
     """None where its kinds differ too much."""
     known: bool = True
@@ -192,9 +194,9 @@ def _table() -> dict[str, Family]:
         "Chroma": Family(text=T5),
         "ChromaRadiance": Family(text=T5),
         "HunyuanImage21": Family("shifted", 5.0, guidance=1.0, text=Text(128, 3584)),
-        "HunyuanVideo": Family("shifted", 7.0, guidance=1.0),
+        "HunyuanVideo": Family("shifted", 7.0, guidance=1.0, films=True),
         # Its text-to-video form reads a picture to begin with as well, empty where there is none.
-        "HunyuanVideo15": Family("shifted", 2.0, guidance=1.0, untrainable=VISION, blank_beside=True),
+        "HunyuanVideo15": Family("shifted", 2.0, guidance=1.0, untrainable=VISION, blank_beside=True, films=True),
         "QwenImage": Family(
             "shifted", BySize(high=0.9, most=8192), untrainable=TEXT_ENDS, edits=True,
             text=Text(128, 3584, seen=196),
@@ -206,9 +208,9 @@ def _table() -> dict[str, Family]:
         "Lumina2": Family("shifted", BySize(), text=Text(128, 2304)),
         "ZImage": Family("shifted", 2.0, text=Text(128, 2560)),
         "ZImagePixelSpace": Family("shifted", 2.0),
-        "Kandinsky5": Family("shifted", 5.0, blank_beside=True),
+        "Kandinsky5": Family("shifted", 5.0, blank_beside=True, films=True),
         "Kandinsky5Image": Family("shifted", 5.0),
-        **dict.fromkeys(("WAN21_T2V", "WAN22_T2V"), Family("shifted", 3.0, text=Text(512, 4096))),
+        **dict.fromkeys(("WAN21_T2V", "WAN22_T2V"), Family("shifted", 3.0, films=True, text=Text(512, 4096))),
         "Anima": Family(text=Text(512, 1024)),
         "CosmosT2IPredict2": Family(text=Text(512, 1024)),
         "HiDream": Family("shifted", 3.0),

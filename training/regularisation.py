@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class RegularisationSet:
 
     def facts(self, picture: Planned) -> dict[str, Any]:
         """Everything that a picture depends on, as it is stored in the file."""
-        sampling = asdict(replace(self.wired.told(self.order.sampling), seed=picture.seed))
+        sampling = replace(self.wired.told(self.order.sampling), seed=picture.seed).as_dict()
         reading = self.text.reading_of(f"{picture.prompt}\n{self.order.sampling.negative}")
         syntax = {SYNTAX: reading[0]} if reading else {}
         return {"index": picture.index, "prompt_text": picture.prompt, **sampling, **self._models, **syntax, **self._through}

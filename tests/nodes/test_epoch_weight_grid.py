@@ -43,6 +43,7 @@ def test_new_widgets_are_behind_those_that_workflows_store_by_position(node):
     widgets = [name for name, kind, options, _ in canvas.input_specs(info) if canvas.is_widget(kind, options)]
     stored = list(WIDGETS) + [
         "more_seeds", "lora_files", "text_encoder", "text_encoder_strength", "cells_at_once", "scores", "prompt_syntax",
+        "frames", "shown_frame",
     ]  # fmt: skip
     assert widgets == stored
     assert {"epochs", "dataset", "clip_vision"} <= set(info["input"]["optional"])

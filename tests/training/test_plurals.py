@@ -50,6 +50,7 @@ NEVER_ONE = (
     "pictures do not fit a pass",  # for the log
     "pictures do not fit a layer",
     "strengths do not fit a layer",
+    "frames is no length that",  # one is a picture, which every model draws
 )
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from .. import compatibility, host
+from ..dataset.images import open_picture
+from ..dataset.moving import Film
 from ..errors import AtelierError
 from ..prompting import ControlPictures
 from .cell_renderer import Drawn
@@ -59,6 +61,14 @@ class CellKeeper:
     def path(self, column: Column | None, page: int, row: int) -> Path:
         """Where a cell is kept."""
         return self.store.store.path(self._facts(column, page, row))
+
+    def drawn_before(self, column: Column | None, page: int, row: int) -> Drawn | None:
+        """What a kept cell was drawn as."""
+        facts = self._facts(column, page, row)
+        if facts.sampling.frames > 1:
+            return self.store.store.film(facts)
+        path = self.store.known(facts)
+        return None if path is None else open_picture(path)
 
     def take_known(self, number: int, column: Column | None, rows: Sequence[int]) -> Work:
         """Places what was drawn before; the rest by page."""
@@ -112,11 +122,15 @@ class CellKeeper:
                 log.error("grid: no cell for %s, row %d: %s", column.label if column else "no LoRA", place[1], drawn.reason)
                 self.place(page, place, drawn)
             else:
-                self.place(page, place, self.store.save(self._facts(column, page, place[1]), drawn), drawn)
+                path = self.store.save(self._facts(column, page, place[1]), drawn)
+                self.place(page, place, path, drawn.still if isinstance(drawn, Film) else drawn)
 
     def place(self, page: int, place: Place, cell: Path | Failed, drawn: Image.Image | None = None) -> None:
         """Shows a cell; ``drawn`` is what is in its file, or will be."""
         self.book.put(page, place, cell, drawn)
+        if self.book.sampling.frames > 1 and isinstance(cell, Path):
+            column = self.book.axes.columns[place[0] - 1] if place[0] else None
+            self.book.films[page][place] = self.store.store.film_path(self._facts(column, page, place[1])).name
         self._pace.done += 1
         self.show(str(self._pace))
         self._advance(self._pace.done, self.book.preview(page))

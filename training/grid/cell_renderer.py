@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import compatibility, host
 from ..config.sampling import Sampling
 from ..dataset.images import to_picture
+from ..dataset.moving import Film
 from ..errors import NotFinite, is_out_of_memory
 from ..network.scope import Layers
 from ..prompting import ControlPictures
@@ -24,8 +25,8 @@ from .side_by_side import Beside, SideBySide
 from .waiting import CellOrder
 
 log = logging.getLogger("lora-atelier")
-Drawn = Image.Image | Failed
-"""A cell's picture, or why it is none while others of its batch may be."""
+Drawn = Image.Image | Film | Failed
+"""A cell's picture or film, or why it is none while others of its batch may be."""
 Reading = tuple[Lora | None, float, str, int]
 """A text as it is read with a LoRA at some strength (None: without any), and which control pictures are seen beside it."""
 Text = tuple[str, int]
@@ -54,11 +55,13 @@ class CellRenderer:
         self._encoded: dict[Reading, CanvasText | NotFinite] = {}
         self.network = BatchNetwork(model, layers or {})
         self._of_text = SideBySide(layers or {}, text.device)
+        self._frames = compatibility.latent_frames("frames", sampling.frames, model, codec)
 
     @property
-    def latent_size(self) -> tuple[int, int]:
+    def latent_size(self) -> tuple[int, ...]:
+        """(height, width) in cells, or (frames, height, width) of a film."""
         cell = self.codec.downscale
-        return self.sampling.height // cell, self.sampling.width // cell
+        return (*([self._frames] if self._frames else []), self.sampling.height // cell, self.sampling.width // cell)
 
     def remarks(self) -> list[str]:
         """Where a cell is not of the size that was asked for."""
@@ -230,8 +233,11 @@ class CellRenderer:
             except NotFinite as lost:
                 out.append(Failed(str(lost)))
             else:
-                out.append(to_picture(own[0]))
+                out.append(self._film(own) if self._frames else to_picture(own[0]))
         return out
+
+    def _film(self, pixels: Tensor) -> Film:
+        return Film(tuple(map(to_picture, pixels)), self.sampling.shown_frame - 1)
 
     def _reading(self, order: CellOrder | None, text: Text) -> Reading:
         said, place = text[0], text[1] if self.controls.seen(text[1]) else -1

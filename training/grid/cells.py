@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..config.sampling import Sampling
+from ..dataset import moving
 from ..dataset.cache import cache_key
 from ..dataset.index import file_digest
 from ..errors import AtelierError
 from ..files import open_plain, replacing
+from ..runs.layout import FILM
 from ..tensors.safetensors_header import contents_digest
 
 COMPRESSION = 4
@@ -44,12 +46,17 @@ class CellFacts:
 
     def key(self, base: str) -> str:
         """The same for the same picture, on models with the fingerprint ``base``."""
-        counts = (self.prompt_text, self.lora_content, self.strength, self.text_strength, asdict(self.sampling), *self.reading)
+        sampling = self.sampling.as_dict()
+        counts = (self.prompt_text, self.lora_content, self.strength, self.text_strength, sampling, *self.reading)
         return cache_key("cell", base, *counts)[:24]
 
     def as_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        return {**{k: v for k, v in values.items() if k != "sampling"}, **values["sampling"]}
+        return {**{k: v for k, v in values.items() if k != "sampling"}, **self.sampling.as_dict()}
+
+    def of_film(self) -> CellFacts:
+        """What decides the film of which the cell is a frame, whichever of its frames that is."""
+        return replace(self, sampling=replace(self.sampling, shown_frame=1))
 
 
 class CellStore:
@@ -61,8 +68,23 @@ class CellStore:
     def path(self, facts: CellFacts) -> Path:
         return self.folder / f"{facts.key(self.base)}.png"
 
+    def film_path(self, facts: CellFacts) -> Path:
+        """Where the whole film is kept of which the cell is a frame; it does not depend on which one."""
+        return self.folder / f"{facts.of_film().key(self.base)}{FILM}"
+
+    def film(self, facts: CellFacts) -> moving.Film | None:
+        """The film of which the cell is a frame, if it is there and whole."""
+        frames = moving.read(self.film_path(facts), facts.sampling.frames)
+        return moving.Film(frames, facts.sampling.shown_frame - 1) if frames else None
+
     def known(self, facts: CellFacts) -> Path | None:
-        """The cell's file if it is there and whole."""
+        """The cell's file if it is there and whole. Another frame of a film that was drawn before is taken out of that."""
+        if facts.sampling.frames > 1:
+            film = self.film(facts)
+            return None if film is None else self._picture(facts) or self._save_picture(facts, film.still)
+        return self._picture(facts)
+
+    def _picture(self, facts: CellFacts) -> Path | None:
         path = self.path(facts)
         try:
             with open_plain(path) as file, Image.open(file, formats=["PNG"]) as picture:
@@ -71,8 +93,15 @@ class CellStore:
             return None
         return path
 
-    def save(self, facts: CellFacts, picture: Image.Image) -> Path:
-        """Writes the cell; workflow and prompt are in it, so that dropping it on the canvas brings them back."""
+    def save(self, facts: CellFacts, drawn: Image.Image | moving.Film) -> Path:
+        """Writes the cell; workflow and prompt are in it, so that dropping it on the canvas brings them back. Of a film, all its
+        frames without loss, and the one that is shown as the cell."""
+        if isinstance(drawn, Image.Image):
+            return self._save_picture(facts, drawn)
+        moving.save(self.film_path(facts), drawn.frames, moving.RATE, lossless=True)
+        return self._save_picture(facts, drawn.still)
+
+    def _save_picture(self, facts: CellFacts, picture: Image.Image) -> Path:
         path = self.path(facts)
         info = png_info({**self.graph, KEY: json.dumps(facts.as_dict())})
         with replacing(path) as temporary:
@@ -105,14 +134,14 @@ class SavedBehind:
         writing = self._writing.get(self.store.path(facts))
         return writing.result() if writing is not None else self.store.known(facts)
 
-    def save(self, facts: CellFacts, picture: Image.Image) -> Path:
+    def save(self, facts: CellFacts, drawn: Image.Image | moving.Film) -> Path:
         """Where the cell will be."""
         path = self.store.path(facts)
         if path in self._writing:
             return path
-        if len(self._writing) >= MOST_WAITING:
+        if len(self._writing) >= (MOST_WAITING if isinstance(drawn, Image.Image) else WRITERS):  # films hold much memory
             self.finish()
-        self._writing[path] = self._threads.submit(self.store.save, facts, picture)
+        self._writing[path] = self._threads.submit(self.store.save, facts, drawn)
         return path
 
     def finish(self) -> None:

@@ -20,7 +20,7 @@ from ..config.sampling import Sampling
 from ..dataset.png_text import png_text
 from ..errors import AtelierError
 from ..files import Unreadable, is_file, is_inside, parse_json, read_json, replacing, write_text
-from ..runs.layout import CELL, CELLS_FOLDER, FAVOURITES, GRIDS_FOLDER, PAGE
+from ..runs.layout import CELL, CELLS_FOLDER, FAVOURITES, FILM, FILM_OR_CELL, GRIDS_FOLDER, PAGE
 from ..runs.reader import number
 from .advice import Advice
 from .pages import KEY
@@ -72,6 +72,9 @@ def page(runs: Path, run: str, name: str) -> tuple[Path, dict[str, Any]]:
             file = cell.pop("file", "").removeprefix(f"{CELLS_FOLDER}/")
             if _is_cell(runs, folder, file):
                 cell |= {"cell": file, "favourite": file in kept}
+            film = cell.pop("film", "").removeprefix(f"{CELLS_FOLDER}/")
+            if FILM_OR_CELL.fullmatch(film) and film.endswith(FILM) and _is_there(runs, folder, film):
+                cell["film"] = film
         return folder, facts
     raise AtelierError(f"page: there is no grid {name!r} of {run!r}.")
 
@@ -148,8 +151,12 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_cell(runs: Path, folder: Path, name: str) -> bool:
+    return CELL.fullmatch(name) is not None and _is_there(runs, folder, name)
+
+
+def _is_there(runs: Path, folder: Path, name: str) -> bool:
     path = folder / CELLS_FOLDER / name
-    return CELL.fullmatch(name) is not None and is_file(path) and is_inside(path, runs)
+    return is_file(path) and is_inside(path, runs)
 
 
 def _facts(path: Path, runs: Path) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def _page(stated: dict[str, Any]) -> dict[str, Any]:
 
     cells = {}
     for place, cell in _dict(stated["cells"]).items():
-        cells[place] = {name: _text(value) for name, value in _dict(cell).items() if name in ("file", "failed")}
+        cells[place] = {name: _text(value) for name, value in _dict(cell).items() if name in ("file", "film", "failed")}
         if not is_place(place):
             raise ValueError(f"a cell at {place[:20]!r}")
     names = [field.name for field in fields(Score)]

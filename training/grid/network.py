@@ -37,7 +37,7 @@ class BatchNetwork:
         """How many passes were replayed."""
         return self._replays + (0 if self._graph is None else self._graph.replays)
 
-    def settle(self, pictures: int, latent_size: tuple[int, int], beside: int) -> None:
+    def settle(self, pictures: int, latent_size: tuple[int, ...], beside: int) -> None:
         """Before the first batch, of so many ``pictures``: a resident twin draws from here on, if it fits.
 
         ``beside``: bytes that are needed on its device besides its weights and its passes.

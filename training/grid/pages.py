@@ -38,6 +38,8 @@ class Pages:
     def __init__(self, axes: Axes, sampling: Sampling, base: str, judge: Judge | None = None):
         self.axes, self.sampling, self.base, self.judge = axes, sampling, base, judge
         self.cells: list[dict[Place, Path | Failed]] = [{} for _ in axes.pages]
+        self.films: list[dict[Place, str]] = [{} for _ in axes.pages]
+        """By page; the files that hold the films of which cells are frames."""
         self.looks: list[Looks] = [{} for _ in axes.pages]
         """By page; what two equal pictures have in common."""
         self._previews: dict[int, Image.Image] = {}
@@ -103,7 +105,7 @@ class Pages:
             ],
             "strengths": list(self.axes.strengths),
             "text_strength": self.axes.text_strength,
-            **{**asdict(self.sampling), "seed": shown.seed},
+            **{**self.sampling.as_dict(), "seed": shown.seed},
         }
 
     def findings(self, page: int, advice: Advice) -> dict[str, Any]:
@@ -111,12 +113,16 @@ class Pages:
         scores = self.judge.scores.get(page, {}) if self.judge is not None else {}
         return {
             "cells": {
-                f"{x},{y}": {"failed": cell.reason} if isinstance(cell, Failed) else {"file": f"cells/{cell.name}"}
+                f"{x},{y}": {"failed": cell.reason} if isinstance(cell, Failed) else self._files(page, (x, y), cell)
                 for (x, y), cell in self.cells[page].items()
             },
             "scores": {f"{x},{y}": {k: round(v, 4) for k, v in asdict(s).items()} for (x, y), s in scores.items()},
             "advice": asdict(advice),
         }
+
+    def _files(self, page: int, place: Place, cell: Path) -> dict[str, str]:
+        film = self.films[page].get(place)
+        return {"file": f"cells/{cell.name}", **({"film": f"cells/{film}"} if film else {})}
 
     def _draw(self, page: int, columns: range, rows: range, notes: Sequence[str]) -> Image.Image:
         sheet = self._sheet(page, columns, rows, (self.sampling.width, self.sampling.height), notes)
@@ -139,6 +145,8 @@ class Pages:
         if notes is None:
             return Sheet(title, "", labels, strengths, size)
         settings = f"{s.sampler} / {s.scheduler}, {counted(s.steps, 'step')}, cfg {s.cfg:g}, seed {shown.seed}"
+        if s.frames > 1:
+            settings += f", frame {s.shown_frame} of {s.frames}"
         if shown.control >= 0:
             settings += f", beside control picture {shown.control + 1}"
         of_text = "" if axes.text_strength is None else f" of the model, {axes.text_strength:g} of the text encoder"

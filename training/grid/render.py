@@ -187,11 +187,10 @@ class Grid:
                 idle = self.axes.strengths[row] == 0 and self.axes.on_text(0.0) == 0
                 if idle and isinstance(control, Path):
                     self.keeper.finish()
-                    with Image.open(control) as opened:
-                        picture = opened.convert("RGB")
-                    self.keeper.put(page, (column, [(number, row)]), picture)
-                else:
-                    left.setdefault(page, []).append(row)
+                    if (drawn := self.keeper.drawn_before(None, page, 0)) is not None:
+                        self.keeper.put(page, (column, [(number, row)]), drawn)
+                        continue
+                left.setdefault(page, []).append(row)
         return left
 
     def _draw_waiting(self, at_least: int) -> None:

@@ -65,6 +65,20 @@ class PictureCodec:
         ratio = self.vae.downscale_ratio
         return int(ratio[-1]) if isinstance(ratio, (tuple, list)) else int(ratio)
 
+    def frames_into(self, frames: int) -> int:
+        """Frames of the latent that a film of so many frames has."""
+        return int(self._over_time(self.vae.downscale_ratio, frames))
+
+    def frames_out(self, latent_frames: int) -> int:
+        """Frames of the film that a latent of so many frames gives."""
+        return int(self._over_time(self.vae.upscale_ratio, latent_frames))
+
+    @staticmethod
+    def _over_time(ratio: Any, frames: int) -> float:
+        """The host states how time is packed as a function; a VAE that states none has a frame for each."""
+        packed: float = ratio[0](frames) if isinstance(ratio, (tuple, list)) and callable(ratio[0]) else frames
+        return packed
+
     def identity(self) -> str:
         return identity_of(self.vae.first_stage_model, self.vae.patcher) + alterations.of_sampling(self.vae.patcher)
 
@@ -146,9 +160,11 @@ class PictureCodec:
         shape = (1, 3, 1, height, width) if self.dimensions == 3 else (1, 3, height, width)
         return float(self.vae.memory_used_encode(shape, self.vae.vae_dtype))
 
-    def needed_to_decode(self, latent_size: tuple[int, int]) -> int:
-        """Bytes that it takes on its device with its weights to decode a picture of so many cells (height, width)."""
-        shape = (1, self.channels or 4, *([1] if self.dimensions == 3 else []), *latent_size)
+    def needed_to_decode(self, latent_size: tuple[int, ...]) -> int:
+        """Bytes that it takes on its device with its weights to decode so many cells: (height, width), or (frames, height, width)
+        of a film."""
+        alone = self.dimensions == 3 and len(latent_size) == 2
+        shape = (1, self.channels or 4, *([1] if alone else []), *latent_size)
         work = float(self.vae.memory_used_decode(shape, self.vae.vae_dtype))
         return int(1.1 * float(self.vae.patcher.model_size()) + work)
 

@@ -37,12 +37,13 @@ class SampledModel(ModelFacts):
         negative: CanvasText,
         settings: SamplerSettings,
         *,
-        latent_size: tuple[int, int],
+        latent_size: tuple[int, ...],
         seed: int | Sequence[int],
         on_step: Callable[[int], None] | None = None,
         wired: Wired = NOTHING_WIRED,
     ) -> Tensor:
-        """What the stock KSampler gives from an empty latent: (B, C, H, W), ``latent_size`` as (height, width) in cells.
+        """What the stock KSampler gives from an empty latent: (B, C, H, W), ``latent_size`` as (height, width) in cells, or as
+        (frames, height, width) of a film.
 
         With something ``wired`` it is what SamplerCustomAdvanced gives.
 
@@ -77,7 +78,7 @@ class SampledModel(ModelFacts):
         count: int,
         rows: lockstep.Rows,
         *,
-        latent_size: tuple[int, int],
+        latent_size: tuple[int, ...],
         seed: int,
         whole: bool = False,
         wired: Wired = NOTHING_WIRED,
@@ -137,7 +138,7 @@ class SampledModel(ModelFacts):
         return None if self.is_altered or self.has_copies else recorder_for(self.device)
 
     @contextmanager
-    def resident(self, pictures: int, latent_size: tuple[int, int], beside: int) -> Iterator[Self]:
+    def resident(self, pictures: int, latent_size: tuple[int, ...], beside: int) -> Iterator[Self]:
         """For drawing: this model, or its resident twin where that makes the network's passes recordable.
 
         The twin is taken where the host pages this model's weights in and out, and where there is room for it with what so many
@@ -156,7 +157,7 @@ class SampledModel(ModelFacts):
                     found = type(self)(twin)
             yield found
 
-    def pictures_that_fit(self, wanted: int, latent_size: tuple[int, int], beside: int = 0, references: int = 0) -> int:
+    def pictures_that_fit(self, wanted: int, latent_size: tuple[int, ...], beside: int = 0, references: int = 0) -> int:
         """How many pictures of this size can be sampled in one batch by the host's own measure, 1 to ``wanted``.
 
         ``beside``: bytes of what stands beside the model and is not there yet; ``references``: cells of the control pictures'

@@ -56,6 +56,8 @@ def _check_slider(dataset: Dataset, config: TrainingConfig) -> None:
 
 def check_texts(job: Job) -> None:
     """Refuses, by one text of each source, what the model cannot read."""
+    if job.preview.steps:
+        _ = job.preview_cells  # refuses a length of films that cannot be drawn
     captions = any(not subset.ready for subset in job.dataset.subsets)
     if captions or job.preview.steps:
         job.show("reading a first caption")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import compatibility
+from ..dataset import moving
 from ..dataset.images import to_picture
 from ..errors import AtelierError, NotFinite
 from ..network import lora_file
@@ -69,7 +70,7 @@ class Saver:
             self.run.keep_last(config.length.keep_last)
 
     def sample(self, epoch: int, step: int) -> None:
-        """One picture a prompt; that one is none is said once."""
+        """One picture or film a prompt; that one is none is said once."""
         self.now.update(phase="sampling")
         try:
             for number, prompt in enumerate(self.job.preview.prompts(self.job.dataset)):
@@ -101,24 +102,26 @@ class Saver:
         from PIL.PngImagePlugin import PngInfo
 
         job, p = self.job, self.job.preview
-        width, height = job.preview_size
-        cells = job.codec.downscale
         with self.adapter.attached(self.drawn.layers):
             latent = self.drawn.model.sample(
                 self.told(prompt, number), self.told(p.negative, number), p.settings,
-                latent_size=(height // cells, width // cells), seed=p.seed, wired=p.wired,
+                latent_size=job.preview_cells, seed=p.seed, wired=p.wired,
             )  # fmt: skip
-        pixels = job.codec.decode(latent)[0]
+        pixels = job.codec.decode(latent)[: p.frames]
         compatibility.check_picture(self.drawn.model, latent, pixels)
-        picture = to_picture(pixels)
+        frames = [to_picture(one) for one in pixels]
+        picture = frames[moving.middle(len(frames))]
         facts: dict[str, Any] = {"prompt": prompt, "negative": p.negative, "epoch": epoch, "step": step, "seed": p.seed}
+        if len(frames) > 1:
+            facts |= {"frames": len(frames), "rate": p.rate}
         if job.named.drawn:
             facts["model"] = job.named.drawn
         info = PngInfo()
         info.add_text("parameters", json.dumps(facts))
         info.add_text(beside.KEY, beside.MARK)
         epoch_ends = step % job.plan.steps_per_epoch == 0 or step == job.total
-        path = self.run.save_sample(picture, f"{epoch:06d}" if epoch_ends else f"step{step:08d}", number, info)
+        place = f"{epoch:06d}" if epoch_ends else f"step{step:08d}"
+        path = self.run.save_sample(picture, place, number, info, frames if len(frames) > 1 else (), p.rate)
         if number == 0:
             self._show_beside(path, picture, step)
         self.now.update()

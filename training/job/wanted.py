@@ -8,10 +8,11 @@ from functools import cached_property
 
 from torch import Tensor
 
-from .. import host
+from .. import compatibility, host
 from ..config import TrainingConfig
-from ..config.refusal import text_of
+from ..config.refusal import refuse, text_of
 from ..config.sampling import SamplerSettings
+from ..dataset import moving
 from ..dataset.augment import letters_of, spoken_triggers, trained_captions
 from ..dataset.encoded import EncodedDataset
 from ..dataset.plan import Plan
@@ -32,6 +33,8 @@ from ..runs.opening import Opened, open_run
 from ..runs.run import Epochs
 from ..tensors.safetensors_header import contents_digest
 
+FASTEST = 120
+"""Frames a second of a sample at most."""
 LONGEST_TRIGGER = 100
 """Characters of a trigger phrase that is taken from the captions; what is longer is a sentence."""
 
@@ -56,8 +59,13 @@ class Preview:
     """For models that edit: what each prompt is beside; empty takes those of the dataset's first pictures."""
     wired: host.Wired = host.NOTHING_WIRED
     """What came through wires in place of sampler, schedule and guidance."""
+    frames: int = 1
+    """Of a film; 1 is a picture."""
+    rate: float = moving.RATE
+    """Frames a second of a film."""
 
     def __post_init__(self) -> None:
+        refuse(not 0 < self.rate <= FASTEST, f"preview_rate: {self.rate:g} is outside 0 to {FASTEST}; 16 and 24 are usual.")
         for field in ("prompt", "negative"):
             text_of(f"preview_{field}", getattr(self, field))
 
@@ -147,7 +155,8 @@ class Job:
         return Prospect(
             self.config, self.plan.steps_per_epoch, file_bytes, state_bytes, room_on_disk(host.loras_folder()),
             self.named.model, self.model.family, memory.bytes_of(self.model.weights()), tuple(one.side for one in training),
-            self.model.device.type, samples=len(self.preview.prompts(self.dataset)) if self.preview.steps else 0,
+            self.model.device.type,
+            samples=len(self.preview.prompts(self.dataset)) * self.preview.frames if self.preview.steps else 0,
             focus=any(subset.config.crop == "focus" for subset in self.dataset.subsets if not subset.ready),
             pairs=paired if training or paired else None,
             few_steps=self.model.few_steps_mark, loras=self.named.loras, preview=self.named.drawn if self.drawn else None,
@@ -245,6 +254,14 @@ class Job:
         """(width, height) of the sample pictures in pixels."""
         bucket = max(self.plan.buckets, key=lambda row: len(row[2]))[1]
         return self.preview.width or bucket[0], self.preview.height or bucket[1]
+
+    @cached_property
+    def preview_cells(self) -> tuple[int, ...]:
+        """What the latent of a sample has: (height, width), or (frames, height, width) of a film. AtelierError for a length that
+        cannot be drawn."""
+        (width, height), cell = self.preview_size, self.codec.downscale
+        frames = compatibility.latent_frames("preview_frames", self.preview.frames, self.drawn or self.model, self.codec)
+        return (*([frames] if frames else []), height // cell, width // cell)
 
     def adapter(self) -> Adapter:
         """The adapter at step 0."""

@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args
 from ..errors import AtelierError
 from ..files import LEFT_OVER, open_plain
 from .layout import (
-    CELL,
     CELLS_FOLDER,
     FAVOURITES,
+    FILM_OR_CELL,
+    FILM_OR_SAMPLE,
     GRIDS_FOLDER,
     HISTORY_FILE,
     INPUTS_FILE,
@@ -28,7 +29,6 @@ from .layout import (
     OWNER_FILE,
     PAGE,
     RUN_FILE,
-    SAMPLE,
     SAMPLES_FOLDER,
     STATE_FILE,
     STATE_FOLDER,
@@ -179,9 +179,9 @@ def _bytes(*folders: Path) -> int:
 def _patterns(name: str) -> dict[str, re.Pattern[str]]:
     """What a run calls its files, by the folder in which they lie; folders within others come first."""
     return {
-        f"{GRIDS_FOLDER}/{CELLS_FOLDER}": CELL,
+        f"{GRIDS_FOLDER}/{CELLS_FOLDER}": FILM_OR_CELL,
         GRIDS_FOLDER: re.compile(rf"{PAGE.pattern}|{re.escape(FAVOURITES)}"),
-        SAMPLES_FOLDER: re.compile(rf"{re.escape(name)}{SAMPLE.pattern}"),
+        SAMPLES_FOLDER: re.compile(rf"{re.escape(name)}{FILM_OR_SAMPLE.pattern}"),
         STATE_FOLDER: re.compile("|".join(re.escape(file.rpartition("/")[2]) for file in (STATE_FILE, OLDER_STATE_FILE))),
     }
 

@@ -20,7 +20,7 @@ from ..config import check_run_name
 from ..dataset.png_text import png_text
 from ..errors import AtelierError
 from ..files import Unreadable, is_file, is_inside, open_plain, parse_json
-from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLE, SAMPLES_FOLDER
+from .layout import HISTORY_FILE, MEASURED_FILE, RUN_FILE, SAMPLE, SAMPLES_FOLDER, film_of
 from .record import read_record
 
 FADE = 0.02
@@ -273,7 +273,7 @@ def thinned(rows: list[dict[str, Any]], most: int = MOST_ROWS) -> list[dict[str,
 def samples(folder: Path) -> list[dict[str, Any]]:
     """The sample pictures in the order in which they were drawn: file, ``label`` (start, epoch 3, step 250), ``number`` of the
     prompt, the ``prompt`` itself where the picture says it (else None), and the ``stamp`` of its last change, by which
-    one that was drawn anew is told.
+    one that was drawn anew is told. One that is a frame of a film names that ``film``.
 
     Nothing that a link brings in from outside the runs' folder is one.
     """
@@ -296,6 +296,9 @@ def samples(folder: Path) -> list[dict[str, Any]]:
                 "label": BEFORE if match["epoch"] == "000000" else label,
                 "number": int(match["number"] or 1),
             }
+            film = film_of(path)
+            if is_file(film) and is_inside(film, folder.parent):
+                facts["film"] = film.name
             out.append((stamp[0], {**facts, "prompt": _prompt(path, stamp), "stamp": stamp[0] // 10**6}))
     return [row for _, row in sorted(out, key=lambda pair: (pair[0], pair[1]["file"]))]
 

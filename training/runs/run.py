@@ -28,21 +28,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dataset import moving
 from ..errors import AtelierError, is_out_of_memory
 from ..files import HandedOn, Serialised, Unreadable, append_text, flush, parse_json, replacing, sweep, write_text
 from ..tensors.transfer import to_cpu
 from . import preview
 from .layout import (
+    FILM_OR_SAMPLE,
     HISTORY_FILE,
     INPUTS_FILE,
     MEASURED_FILE,
     OLDER_STATE_FILE,
     OWNER_FILE,
     RUN_FILE,
-    SAMPLE,
     SAMPLES_FOLDER,
     STATE_FILE,
     STATE_FOLDER,
+    film_of,
 )
 from .metadata import content_hashes, is_whole
 from .record import Record, SavedLoRA, SaveKind, read_record
@@ -296,16 +298,23 @@ class Run:
         """Before a run begins: the samples of an earlier beginning are none of its own. Other pictures stay."""
         folder = self.folder / SAMPLES_FOLDER
         for path in folder.iterdir() if folder.is_dir() else ():
-            if SAMPLE.fullmatch(path.name.removeprefix(self.name)) and path.name.startswith(self.name):
+            if FILM_OR_SAMPLE.fullmatch(path.name.removeprefix(self.name)) and path.name.startswith(self.name):
                 with suppress(OSError):
                     path.unlink()
 
-    def save_sample(self, picture: Any, place: str, number: int, info: Any = None) -> Path:
-        """A sample as PNG; ``picture`` is a PIL image of the ``number``-th prompt (from 0), ``info`` PNG metadata.
+    def save_sample(
+        self, picture: Any, place: str, number: int, info: Any = None, film: Sequence[Any] = (), rate: float = moving.RATE
+    ) -> Path:
+        """A sample as PNG; ``picture`` is a PIL image of the ``number``-th prompt (from 0), ``info`` PNG metadata. The frames of
+        the ``film`` that it is one of lie beside it as an animated WebP, which is there first.
 
         ``place`` is where the run stood: ``000003`` after an epoch, ``step00000250`` within one.
         """
         path = self.folder / SAMPLES_FOLDER / f"{self.name}-{place}{f'-{number + 1}' if number else ''}.png"
+        if film:
+            moving.save(film_of(path), film, rate)
+        else:
+            film_of(path).unlink(missing_ok=True)  # of an earlier beginning
         with replacing(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=info)
         return path
