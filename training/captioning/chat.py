@@ -92,8 +92,8 @@ class ChatCaptioner:
             if question in text and str(parts) not in text and any(mark in text for mark in _marks(self.processor)):
                 return str(text)
         raise AtelierError(
-            f"captioner: {self.name}'s chat template cannot ask about a picture ({why}). Take the template that was published with "
-            "the model, or choose another captioner."
+            f"captioner: {self.name}'s chat template cannot ask about a picture ({why}). Take the template that was published "
+            "with the model, or choose another captioner."
         )
 
 

@@ -246,8 +246,8 @@ class Filling:
             yield f"somebody wrote these while the captioner worked, and they were left as they are: {some(self.meanwhile)}."
         if self.declined:
             yield (
-                f"the captioner declined, and nothing was written: {some(self.declined)}. Write these captions yourself, ask in other "
-                "words, or choose another captioner."
+                f"the captioner declined, and nothing was written: {some(self.declined)}. Write these captions yourself, ask in "
+                "other words, or choose another captioner."
             )
         if self.cut:
             yield f"cut off in the middle, because max_length was reached: {some(self.cut)}. Raise max_length, and read them."

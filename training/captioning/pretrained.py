@@ -47,7 +47,7 @@ def refuse_unreadable(folder: Path, kind: str) -> None:
         )
 
 
-class Pair:
+class PictureAndText:
     """A processor of pictures and a tokenizer that lie in a folder without a common one."""
 
     def __init__(self, folder: Path) -> None:
@@ -69,7 +69,7 @@ def load_pretrained(folder: Path, device: torch.device, dtype: torch.dtype) -> t
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
-            processor = Pair(folder)
+            processor = PictureAndText(folder)
         model = AutoModelForImageTextToText.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **precision
         )

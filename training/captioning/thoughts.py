@@ -6,7 +6,9 @@ import re
 
 from .protocol import CutShort
 
-THINKING = "The model was still thinking when max_length was reached; raise max_length, or take the form of the model that does not think."
+THINKING = (
+    "The model was still thinking when max_length was reached; raise max_length, or take a form of the model that does not think."
+)
 THOUGHT = re.compile(r"(<think(?:ing)?>|◁think▷).*?(</think(?:ing)?>|◁/think▷)", re.DOTALL)
 OPEN = re.compile(r"<think(?:ing)?>|◁think▷")
 FRAME = re.compile(r"</?answer>|<\|(?:begin|end)_of_box\|>")

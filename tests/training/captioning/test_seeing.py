@@ -163,5 +163,5 @@ def test_a_folder_without_a_part_is_named(tmp_path, part):
     folder = tiny_seeing.build(tmp_path / "half", "vit-gpt2")
     for path in folder.glob(f"{part}*"):
         path.unlink()
-    with pytest.raises(AtelierError, match="captioner: half cannot be loaded .*config, tokenizer, preprocessor and safetensors"):
+    with pytest.raises(AtelierError, match=r"captioner: half cannot be loaded .*config, tokenizer, preprocessor and safetensors"):
         load("half", tmp_path, "", GenerationSettings(), CPU)

@@ -13,7 +13,8 @@ from .tiny_blip import WORDS
 QUESTION_WORDS = "What is this ? user assistant USER ASSISTANT system Describe caption en An image".split()
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<image>", "<end>")
 VISION = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
+    "patch_size": 8,
 }  # fmt: skip
 PARTS = (
     "{% for message in messages %}{{ message['role'] }} : {% for part in message['content'] %}{% if part['type'] == 'image' %}"
@@ -49,7 +50,8 @@ def llama(kind: str = "llama", *more: str, **settings: Any) -> dict[str, Any]:
     return {
         "model_type": kind, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 1, "head_dim": 16, "vocab_size": len(vocabulary(*more)), "max_position_embeddings": 4096,
-        "initializer_range": 0.5, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, **settings,
+        "initializer_range": 0.5, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
+        **settings,
     }  # fmt: skip
 
 
@@ -170,8 +172,9 @@ def git() -> tuple[Any, Any]:
 
     words = BertTokenizerFast(vocab={w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])})
     config = GitConfig(
-        vision_config=vision("git_vision_model"), vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=64, initializer_range=0.5, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+        vision_config=vision("git_vision_model"), vocab_size=len(words), hidden_size=32, intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.5, bos_token_id=2,
+        eos_token_id=3, pad_token_id=0,
     )  # fmt: skip
     return GitForCausalLM(config), GitProcessor(clip(), words)
 
