@@ -44,8 +44,8 @@ class AutoCaption(io.ComfyNode):
                 io.Combo.Input(
                     "captioner", options=captioning.list_captioners(host.captioner_folder()), default=captioning.FILE_NAME,
                     tooltip="'file name' makes captions from the names of the files; 'existing captions' works on the text that "
-                    "is there; 'connected clip' asks the language model at the input clip. Folders in models/captioners (BLIP, "
-                    "Florence-2, Qwen-VL, WD tagger) look at the pictures.",
+                    "is there; 'connected clip' asks the language model at the input clip. Folders in models/captioners "
+                    "(JoyCaption, Qwen-VL, Florence-2, BLIP, WD tagger and others) look at the pictures.",
                 ),
                 io.Combo.Input(
                     "mode", options=["fill missing", "overwrite", "append"], default="fill missing",
@@ -68,7 +68,7 @@ class AutoCaption(io.ComfyNode):
                 ),
                 io.String.Input(
                     "prompt", default="",
-                    tooltip="BLIP: words that the caption begins with. Florence-2: a task such as <CAPTION> or "
+                    tooltip="BLIP, GIT: words that the caption begins with. Florence-2: a task such as <CAPTION> or "
                     "<MORE_DETAILED_CAPTION>. Chat models: what they are asked. Empty: a detailed caption.",
                 ),
                 io.Int.Input(

@@ -114,17 +114,16 @@ def load(
 
 
 def _language_model(path: Path, settings: GenerationSettings, device: torch.device, check: Check) -> Captioner:
-    from . import blip, chat, florence
+    """By its kind; one that no other captioner knows is a chat model."""
+    from . import blip, chat, florence, plain
     from .pretrained import refuse_unreadable
 
-    kind, known = model_type(path), (*blip.MODEL_TYPES, *florence.MODEL_TYPES, *chat.MODEL_TYPES)
-    if kind not in known:
-        raise AtelierError(
-            f"captioner: {path.name} is a {kind!r} model; supported are {', '.join(known)}, and taggers in ONNX form."
-        )
+    kind = model_type(path)
     refuse_unreadable(path, kind)
     if kind in florence.MODEL_TYPES:
         return florence.FlorenceCaptioner(path, settings, device, check)
-    if kind in chat.MODEL_TYPES:
-        return chat.ChatCaptioner(path, settings, device, check)
-    return blip.BlipCaptioner(path, kind, settings, device, check)
+    if kind in blip.MODEL_TYPES:
+        return blip.BlipCaptioner(path, kind, settings, device, check)
+    if kind in plain.MODEL_TYPES:
+        return plain.PlainCaptioner(path, kind, settings, device, check)
+    return chat.ChatCaptioner(path, kind, settings, device, check)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .chat import MAX_PIXELS, QUESTION, within
-from .pretrained import in_one_line
 from .protocol import Picture
 from .settings import GenerationSettings
+from .thoughts import THINKING, still_thinking, without_thoughts
 
 
 class Writer(Protocol):
@@ -30,10 +30,13 @@ class ConnectedCaptioner:
 
     def __init__(self, writer: Writer, settings: GenerationSettings) -> None:
         self.writer, self.settings = writer, settings
+        self.silence = ""
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:
         question = self.settings.prompt.strip() or QUESTION
-        return in_one_line([self.writer.write(_pixels(p), question, self.settings.max_length) for p in pictures])
+        said = [self.writer.write(_pixels(picture), question, self.settings.max_length) for picture in pictures]
+        self.silence = THINKING if any(map(still_thinking, said)) else self.silence
+        return [without_thoughts(text) for text in said]
 
 
 def _pixels(picture: Picture) -> Tensor:

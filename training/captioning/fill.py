@@ -20,12 +20,13 @@ from ..dataset.samples import Dataset, counted
 from ..dataset.scan import refresh_captions
 from ..dataset.words import composed
 from ..errors import AtelierError
-from ..files import settle
+from ..files import settle, shortened
 from . import originals
 from .existing import ExistingCaptioner
 from .protocol import Captioner, CutShort, Picture
 from .report import Change, Report
 from .text import TextWork, appended, by_frequency, repeats
+from .thoughts import declines
 
 Mode = Literal["fill missing", "overwrite", "append"]
 Advance = Callable[..., None]
@@ -183,6 +184,7 @@ class Filling:
         self.classes_gone: list[str] = []
         self.cut: list[str] = []
         self.repeating: list[str] = []
+        self.declined: list[str] = []
         self.kept_originals: list[str] = []
         self.as_utf8: list[str] = []
         self.meanwhile: list[str] = []
@@ -193,6 +195,10 @@ class Filling:
         """A captioner's words for a picture."""
         if not said.strip():
             self.empty.append(task.picture)
+            return
+        if looks and declines(said):
+            self.empty.append(task.picture)
+            self.declined.append(f"{task.picture.name} ({shortened(said.strip(), 80)})")
             return
         lines = [self.text.body(line) for line in self._lines(task, said)]
         final = self._framed(lines)
@@ -238,6 +244,11 @@ class Filling:
             )
         if self.meanwhile:
             yield f"somebody wrote these while the captioner worked, and they were left as they are: {some(self.meanwhile)}."
+        if self.declined:
+            yield (
+                f"the captioner declined, and nothing was written: {some(self.declined)}. Write these captions yourself, ask in "
+                "other words, or choose another captioner."
+            )
         if self.cut:
             yield f"cut off in the middle, because max_length was reached: {some(self.cut)}. Raise max_length, and read them."
         if self.repeating:

@@ -147,7 +147,9 @@ def test_a_picture_that_has_gone_is_named(captioners, tmp_path):
 
 def test_another_kind_of_model_is_refused(tmp_path):
     tiny_blip.of_another_kind(tmp_path / "bert")
-    with pytest.raises(AtelierError, match="captioner: bert is a 'bert' model; supported are blip, blip-2, florence2"):
+    with pytest.raises(
+        AtelierError, match=r"captioner: bert is a 'bert' model, which writes no text about pictures\. Take one such as"
+    ):
         load("bert", tmp_path, "", GenerationSettings(), CPU)
 
 

@@ -607,6 +607,15 @@ def test_answers_that_are_cut_off_or_repeat_themselves_are_named(folder):
     assert "max_length was reached: cat-face.png." in text and "repeats itself: crab_01.png." in text
 
 
+def test_a_refusal_is_not_written_and_named(folder):
+    says = Says(cat="I'm sorry, but I can't help with that.", cra="a red crab", hot="a hot dog")
+    captioned, report = fill(dataset(folder), says)
+    assert set(texts(folder)) == {"crab_01", "hot-dog"} and [path.name for path in report.empty] == ["cat-face.png"]
+    assert "declined, and nothing was written: cat-face.png (I'm sorry, but I can't help with that.)" in report.describe(
+        captioned
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
