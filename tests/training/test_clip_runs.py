@@ -26,7 +26,6 @@ from .dataset.made_films import levels, write
 from .test_job import Stop, fresh_folders, go, interrupt, recipe  # noqa: F401
 
 WAN = Recipe("Wan 2.1, tiny", "WAN21_T2V", wan(text_dim=768), cond(768), loads=False)
-WAN_5B = Recipe("Wan 2.2 5B, tiny", "WAN22_T2V", wan(in_dim=48, out_dim=48, text_dim=768), cond(768), loads=False)
 HUNYUAN = Recipe(
     "HunyuanVideo, tiny", "HunyuanVideo",
     hunyuan(
@@ -37,24 +36,18 @@ HUNYUAN = Recipe(
 )  # fmt: skip
 
 
-def video_vae(wide: bool = False):
-    """The host's VAE of Wan 2.1 with few channels, or ``wide`` that of Wan 2.2 5B, with random weights.
+def video_vae():
+    """The host's VAE of Wan 2.1 with few channels and random weights.
 
     HunyuanVideo's has the same latent: 16 channels, four frames and 8 x 8 pixels a cell.
     """
     import comfy.sd
-    from comfy.ldm.wan import vae, vae2_2
+    from comfy.ldm.wan import vae
 
-    if wide:
-        made = vae2_2.WanVAE(
-            dim=160, dec_dim=256, z_dim=48, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
-            temperal_downsample=[False, True, True], dropout=0.0,
-        )  # fmt: skip
-    else:
-        made = vae.WanVAE(
-            dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True],
-            dropout=0.0,
-        )  # fmt: skip
+    made = vae.WanVAE(
+        dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True],
+        dropout=0.0,
+    )  # fmt: skip
     stream, tensors = torch.Generator().manual_seed(5), {}
     for name, tensor in made.state_dict().items():
         noise = torch.randn(tensor.shape, generator=stream)
@@ -119,16 +112,12 @@ def test_a_cached_clip_is_what_the_hosts_vae_makes_of_its_frames(videos, folder)
 
 
 def test_a_lora_is_learnt_from_clips_and_pictures(videos, folder):
-    learnt = go(videos, clips(folder, batch_size=2), of("clips", length=LengthConfig(epochs=12)))
+    learnt = go(videos, clips(folder, batch_size=2), of("clips", length=LengthConfig(epochs=5)))
     losses = [row if isinstance(row, float) else row[-1] for row in learnt.losses]
-    assert np.mean(losses[-9:]) < np.mean(losses[:9])
-    again = go(videos, clips(folder, batch_size=2), of("again", length=LengthConfig(epochs=12)))
-    assert all(torch.equal(learnt.tensors[k], again.tensors[k]) for k in learnt.tensors)
-    stills = go(videos, clips(folder, "1", batch_size=2), of("stills", length=LengthConfig(epochs=12)))
-    assert any(not torch.equal(learnt.tensors[k], stills.tensors[k]) for k in learnt.tensors)
+    assert np.mean(losses[-6:]) < np.mean(losses[:6])
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(videos, folder, interrupt, monkeypatch):
+def test_a_resumed_run_is_the_uninterrupted_one(videos, folder, interrupt, monkeypatch):  # noqa: F811
     dataset = clips(folder, clip_start="chunks", flip=True, crop="random")
     whole = go(videos, dataset, of("whole"))
     with monkeypatch.context() as patch:

@@ -180,7 +180,7 @@ def test_films_come_to_the_encoder_one_by_one_and_pictures_together(folder, ahea
 def test_thumbnails_show_the_middle_of_each_clip(folder, tmp_path):
     (subset,) = scan(folder, config("5", clip_start="chunks"))
     written = write_thumbnails(Dataset((subset,)), tmp_path / "small")
-    assert len(set(written)) == len(subset.samples) and {Image.open(path).size for path in written} == {(64, 64)}
+    assert len(set(written)) == len(subset.samples) and all(max(Image.open(path).size) <= 192 for path in written)
 
 
 def test_masks_hold_for_all_frames_and_what_cannot_be_is_refused(folder):
