@@ -22,7 +22,7 @@ RARE = frozenset({
     "bucket_step", "caption_extension", "nested", "class_caption", "caption_prefix", "caption_suffix", "shuffle_captions",
     "keep_tokens", "caption_dropout", "tag_dropout", "loss_weight", "validation_share", "validation_seed", "mask_floor", "broken",
     "variants", "caption_encoding", "caption_lines", "head_margin", "fixed_height", "bucket_no_upscale", "wildcards",
-    "further_captions", "trigger_words", "keep_separator", "dropped_caption",
+    "further_captions", "trigger_words", "keep_separator", "dropped_caption", "clip_frames", "clip_start", "clip_rate",
 })  # fmt: skip
 """Widgets that most folders need no change of."""
 
@@ -81,6 +81,7 @@ class LoadDataset(io.ComfyNode):
                     tooltip="Another dataset in front of this one, to train on several folders or sizes in one run.",
                 ),
                 *more_inputs(),
+                *clip_inputs(),
             ], RARE),
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Auto Caption, another Load Dataset, or Train LoRA.")],
             is_output_node=True,
@@ -96,11 +97,13 @@ class LoadDataset(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, caption_extension: str = ".txt", nested: bool = False, **others: Any) -> str:
+    def fingerprint_inputs(
+        cls, folder: str, caption_extension: str = ".txt", nested: bool = False, clip_frames: str = "", **others: Any
+    ) -> str:  # fmt: skip
         """Changes with the folder's pictures and captions, so that an edited folder is read again."""
         try:
             path, root = _resolve(folder)
-            return folder_stamp(path, caption_extension, root, nested)
+            return folder_stamp(path, caption_extension, root, nested, bool(clip_frames.strip()))
         except AtelierError as error:
             return str(error)
 
@@ -127,6 +130,27 @@ class LoadDataset(io.ComfyNode):
         own = Dataset(subsets_of(path, config, root, host.progress))
         chained = dataset + own if dataset is not None else own
         return io.NodeOutput(chained, ui=shown(own, chained, "Load Dataset"))
+
+
+def clip_inputs() -> list[Any]:
+    """How films become clips."""
+    return [
+        io.String.Input(
+            "clip_frames", default="", optional=True,
+            tooltip="For models of films (Wan, HunyuanVideo): frames of a clip, or several numbers with commas between them, as "
+            "1, 17, 33; each film has the largest that fits. Mostly 4k + 1, as the VAE wants. Empty: films are not used.",
+        ),
+        io.Combo.Input(
+            "clip_start", options=["beginning", "middle", "chunks", "evenly"], default="beginning", optional=True,
+            tooltip="Which clips of a film. beginning, middle: one from there. chunks: one behind the other, without the rest at "
+            "the end. evenly: as many as cover the whole film, overlapping where they must.",
+        ),
+        io.Float.Input(
+            "clip_rate", default=0.0, min=0.0, max=1000.0, step=1.0, optional=True,
+            tooltip="Frames a second for which the model was made: Wan 16, Wan 2.2 5B 24, HunyuanVideo 24. Films of other rates "
+            "give the frames nearest in time. 0: all frames of a film, one after the other.",
+        ),
+    ]  # fmt: skip
 
 
 def more_inputs() -> list[Any]:

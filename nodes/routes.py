@@ -22,6 +22,7 @@ from ..training.captioning import review
 from ..training.captioning.editing import Changed
 from ..training.config import NetworkConfig, SliderSource, SubsetConfig, TrainingConfig, sweep
 from ..training.dataset.controls import nearest
+from ..training.dataset.plan import latent_frames
 from ..training.dataset.steps_ahead import SubsetSource, controls, pairs, steps_per_epoch
 from ..training.errors import AtelierError
 from ..training.estimate import activations, disk
@@ -290,8 +291,17 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | Non
 
 
 def largest_batches(subsets: Sequence[SubsetConfig]) -> list[tuple[int, int]]:
-    """(side of a square in pixels, pictures) of the batches among which the one that needs most is: none has more of both."""
-    sizes = {(round(one.side / 64) * 64 if one.fixed_height else one.resolution, one.batch_size) for one in subsets}
+    """(side of a square in pixels, pictures) of the batches among which the one that needs most is: none has more of both.
+
+    A clip counts as so many pictures as its latent has frames, by the largest number that a film may have.
+    """
+    sizes = {
+        (
+            round(one.side / 64) * 64 if one.fixed_height else one.resolution,
+            one.batch_size * latent_frames(max(one.clip_counts, default=1)),
+        )
+        for one in subsets
+    }
     return sorted(a for a in sizes if not any(a != b and a[0] <= b[0] and a[1] <= b[1] for b in sizes))
 
 

@@ -18,6 +18,7 @@ Broken = Literal["stop", "leave out"]
 
 CaptionLines = Literal["one text", "alternatives", "first line"]
 DroppedCaption = Literal["empty", "trigger words"]
+ClipStart = Literal["beginning", "middle", "chunks", "evenly"]
 ENDING = re.compile(r"(\.[A-Za-z0-9_-]{1,20}){1,2}")
 FURTHER_ENDING = re.compile(r'(\.(?! )[^.,，、､،/\\:*?"<>|\x00-\x1f\x7f]{1,100}(?<! )){1,2}')
 """A further file's ending may have any words; commas stand between several of them."""
@@ -115,6 +116,12 @@ class SubsetConfig:
     """What parts a caption: the parts in front of it, and behind a second one, are neither moved nor dropped (``|||``)."""
     dropped_caption: DroppedCaption = "empty"
     """What ``caption_dropout`` leaves of a caption: nothing, or those of the trigger words that stand in it."""
+    clip_frames: str = ""
+    """Numbers of frames that clips of films may have, with commas between them (``1, 17, 33``); empty: films are not used."""
+    clip_start: ClipStart = "beginning"
+    """Which clips of a film: one from its beginning or middle, one behind the other, or overlapping ones that cover all of it."""
+    clip_rate: float = 0.0
+    """Frames a second of the clips; 0 is each film's own."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -158,6 +165,7 @@ class SubsetConfig:
         for widget, value, allowed in (("role", self.role, Role), ("masks", self.masks, Masks), ("broken", self.broken, Broken)):
             choice(widget, value, allowed)
         self._check_captions()
+        self._check_clips()
         self._check_use()
 
     @property
@@ -179,6 +187,25 @@ class SubsetConfig:
     def triggers(self) -> tuple[str, ...]:
         """The trigger words."""
         return listed(self.trigger_words)
+
+    @property
+    def clip_counts(self) -> tuple[int, ...]:
+        """Numbers of frames of clips, ascending; none where films are not used."""
+        return tuple(sorted(int(part) for part in listed(self.clip_frames) if part.isdecimal()))
+
+    def _check_clips(self) -> None:
+        choice("clip start", self.clip_start, ClipStart)
+        for part in listed(self.clip_frames):
+            refuse(
+                not (part.isdecimal() and 1 <= int(part) <= 10_000),
+                f"clip frames: {part!r} is no number of frames from 1 to 10000. Write whole numbers with commas between them, "
+                "such as 1, 17, 33, or leave it empty to do without films.",
+            )
+        rate = self.clip_rate
+        refuse(
+            not (rate == 0 or 0.1 <= rate <= 1000),
+            f"clip rate: {rate} is outside 0.1 to 1000 frames a second; 0 is the film's own.",
+        )
 
     def _check_captions(self) -> None:
         choice("caption lines", self.caption_lines, CaptionLines)

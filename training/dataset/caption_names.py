@@ -34,6 +34,7 @@ def captions_by_picture(
         if found := spare.get(key(picture.stem)) or spare.get(key(picture.name)):
             others[picture] = found
     without = {picture for picture in pictures if caption_path(picture, extension) not in exact}
+    used = set(pictures)
     taken = exact | {file for picture, file in others.items() if picture in without}
     complete = without <= others.keys()
     known = {key(part) for picture in pictures for part in (picture.stem, picture.name)}
@@ -42,7 +43,7 @@ def captions_by_picture(
     for file in files:
         suffix, stem = file.suffix.lower(), key(file.stem)
         owner, rest = _owner(file.name, known) if suffix in (*names.CAPTION_ENDINGS, ".json") else ("", "")
-        if file in taken or suffix in EXTENSIONS or suffix == ".jsonl":
+        if file in taken or file in used or suffix in EXTENSIONS or suffix == ".jsonl":
             continue
         owner = "" if stem in unread else owner  # cat.2.txt is of cat.2.heic, not of cat.png
         if file in texts:

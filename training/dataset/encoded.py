@@ -22,7 +22,7 @@ from .buckets import Size
 from .cache import TensorCache, cache_key
 from .controls import NONE, Controls, Shown
 from .images import to_unit
-from .plan import Batch, Plan
+from .plan import Batch, Plan, latent_frames
 from .samples import Dataset, Sample
 from .views import View, view, view_of_before, views
 from .workers import Behind
@@ -290,7 +290,7 @@ class EncodedDataset:
     def pixels(self, batch: Batch, place: int) -> int:
         """Of a batch's picture, and of what the model is given beside it."""
         subset = self.dataset.subsets[batch.subset]
-        own = batch.size[0] * batch.size[1]
+        own = batch.size[0] * batch.size[1] * latent_frames(batch.frames)
         if subset.ready or not self.shows.shown:
             return own
         return own + self.shows.pixels(*self._shown(batch)[place])
@@ -374,7 +374,10 @@ class EncodedDataset:
 
     def _encoded(self, batch: stream.PixelBatch) -> list[Encoded]:
         pixels = to_unit(to_device(batch.levels, self._pictures.device))
-        latents = self._pictures.encode(pixels)
+        if pixels.ndim == 5:
+            latents = torch.cat([self._pictures.encode_film(film) for film in pixels])
+        else:
+            latents = self._pictures.encode(pixels)
         if len(latents) != len(pixels):
             # A video VAE takes several pictures for one film.
             latents = torch.cat([self._pictures.encode(one[None]) for one in pixels])

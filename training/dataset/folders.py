@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from ..config import RESERVED
 from ..errors import AtelierError
 from ..files import is_file, is_inside
+from .films import ENDINGS
 from .images import EXTENSIONS
 from .names import NUMBERED, is_companion, is_text, natural_key, passed_over
 from .samples import printable
@@ -49,7 +50,7 @@ class _Folder:
                     elif entry.is_dir():
                         self.below.append(entry)
                     else:
-                        self.holds_picture |= os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+                        self.holds_picture |= os.path.splitext(entry.name)[1].lower() in EXTENSIONS | ENDINGS
         except OSError:
             return
 

@@ -7,12 +7,12 @@ from .samples import Dataset, Subset
 
 
 def chosen(subset: Subset) -> frozenset[str]:
-    """Keys of the pictures that the subset's validation share holds out: ``how_many`` of them.
+    """``origin`` of the pictures that the subset's validation share holds out: ``how_many`` of them.
 
     Those with the smallest SHA-256 of "<validation seed>:<key>", so that the choice depends on neither the run's seed nor the
     order of the files, a picture that is added changes at most one place, and subsets of the same pictures choose alike.
     """
-    keys = {sample.key for sample in subset.samples}
+    keys = {sample.origin for sample in subset.samples}
     seed = subset.config.validation_seed
     ranked = sorted(keys, key=lambda key: rank(seed, key))
     return frozenset(ranked[: how_many(subset.config.validation_share, len(keys))])
@@ -25,7 +25,7 @@ def how_many(share: float, pictures: int) -> int:
 
 def remarks(subset: Subset) -> list[str]:
     """A sentence where the share cannot be kept."""
-    share, pictures = subset.config.validation_share, len({sample.key for sample in subset.samples})
+    share, pictures = subset.config.validation_share, len({sample.origin for sample in subset.samples})
     held = how_many(share, pictures)
     if not share or not pictures or (held and held == round(share * pictures)):
         return []
@@ -35,9 +35,9 @@ def remarks(subset: Subset) -> list[str]:
 
 
 def held_out(dataset: Dataset) -> frozenset[str]:
-    """Keys of every picture that is held out: what one subset validates with, no other subset trains on."""
+    """``origin`` of every picture that is held out: what one subset validates with, no other subset trains on."""
     out: frozenset[str] = frozenset()
     for subset in dataset.subsets:
         everything = subset.config.role == "validation"
-        out |= {sample.key for sample in subset.samples} if everything else chosen(subset)
+        out |= {sample.origin for sample in subset.samples} if everything else chosen(subset)
     return out

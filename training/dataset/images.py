@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..errors import AtelierError, NotFinite
 from ..files import Unreadable, open_plain
 from ..tensors.finite import is_finite
+from .films import is_film, middle_frame
 from .png_chunks import without_what_pillow_refuses
 
 HEIF = frozenset({".heic", ".heif", ".hif"})
@@ -52,6 +54,8 @@ BOX = 256
 MARKS = ((b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"BM", "BMP"), (b"GIF8", "GIF"))
 # Formats in which several pictures are frames or pages; in an MPO the others are depth or brightness of the first.
 SERIES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
+UNSAID = 100.0
+"""Milliseconds that programs show a frame of an animated picture which does not say how long."""
 JPEG_END = b"\xff\xd9"
 # Bytes at a JPEG's end in which its end mark is looked for.
 TAIL = 4096
@@ -221,9 +225,32 @@ def _structure(path: Path, file: BinaryIO) -> tuple[str | None, bool]:
 def open_picture(path: Path) -> Image.Image:
     """The picture in RGB: EXIF rotation applied, ICC profile converted to sRGB, 16-bit scaled, alpha laid on white, first frame.
 
-    Raises AtelierError naming the file if it is broken, or too large to be safe.
+    Of a film it is a frame from its middle. Raises AtelierError naming the file if it is broken, or too large to be safe.
     """
-    return decoded(path)
+    return middle_frame(path) if is_film(path) else decoded(path)
+
+
+def timing_of(path: Path) -> tuple[int, Fraction]:
+    """(frames, frames a second on average) of an animated picture; pages of a TIFF are none, so that it counts as one frame."""
+    with opened(path) as image, naming(path):
+        if image.format == "TIFF" or not getattr(image, "is_animated", False):
+            return 1, Fraction(1)
+        shown = 0.0
+        for number in range(frames := int(getattr(image, "n_frames", 1))):
+            image.seek(number)
+            image.load()
+            shown += float(image.info.get("duration") or UNSAID)
+        return frames, Fraction(round(1000 * frames), max(1, round(shown)))
+
+
+def frames_of_picture(path: Path, places: Sequence[int]) -> Iterator[Image.Image]:
+    """Those frames of an animated picture, from 0 and ascending, as ``open_picture`` has the first."""
+    with opened(path) as image, naming(path):
+        for place in places:
+            image.seek(place)
+            frame = image.copy()
+            frame.info = dict(image.info)
+            yield _finished(frame)
 
 
 def decoded(path: Path, file: BinaryIO | None = None) -> Image.Image:

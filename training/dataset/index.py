@@ -12,15 +12,18 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import AtelierError
 from ..files import Unreadable, open_plain, read_json, write_text
+from . import films
 from .buckets import Size
+from .films import Film
 from .focus import detector_name, focus_point
 from .heads import DETECTOR, Face, largest_face
-from .images import look_at, open_picture
+from .images import look_at, open_picture, timing_of
 from .near_duplicates import LENGTH, look_of
 
 VERSION = 2
@@ -49,7 +52,9 @@ class Facts:
     heads: dict[str, list[float]] = field(default_factory=dict)
     """Detector -> (left, top, right, bottom) of the largest face, and how many others there are; nothing without a face."""
     several: bool = False
-    """Whether the file holds further frames or pages, which are not used."""
+    """Whether the file holds further frames or pages, of which the first is the picture."""
+    film: list[int] = field(default_factory=list)
+    """[frames, and frames a second as a fraction's two numbers] of a film, and of an animated picture as far as it was asked."""
 
     @property
     def face(self) -> Face | None:
@@ -73,6 +78,11 @@ def _digest(file: BinaryIO) -> str:
 
 def look_into(path: Path) -> Facts:
     """Facts of a sound picture, its file opened once; AtelierError if it is none or may not be read, OSError if it is gone."""
+    if films.is_film(path):
+        film, frame = films.look_at(path)
+        rate = film.rate.limit_denominator(1_000_000)
+        counts = [film.frames, max(1, rate.numerator), rate.denominator]
+        return Facts(film.width, film.height, file_digest(path), look_of(frame), film=counts)
     with open_plain(path) as opened:
         file: BinaryIO = io.BytesIO(opened.read()) if os.fstat(opened.fileno()).st_size <= AT_ONCE else opened
         (width, height), small, several = look_at(path, file)  # first, for of what is no picture there may be gigabytes
@@ -126,6 +136,18 @@ class Index:
             self._keep(path, stamp, facts)
         x, y = facts.focus[name]
         return x, y
+
+    def film(self, path: Path) -> Film | None:
+        """What a film is, or an animated picture as one; None for a picture of one frame."""
+        stamp, facts = self._used[path]
+        if facts.several and not facts.film:
+            frames, rate = timing_of(path)
+            facts = dataclasses.replace(facts, film=[frames, max(1, rate.numerator), rate.denominator])
+            self._keep(path, stamp, facts)
+        if not facts.film or (facts.several and facts.film[0] == 1):
+            return None
+        frames, above, below = facts.film
+        return Film(facts.width, facts.height, frames, Fraction(above, below))
 
     def head(self, path: Path) -> Face | None:
         """The largest face of the picture; None without any."""
@@ -182,7 +204,8 @@ def _row(row: Any) -> tuple[tuple[int, int], Facts] | None:
     sound = sound and all(isinstance(text, str) for text in (facts.key, facts.look)) and isinstance(facts.focus, dict)
     sound = sound and isinstance(facts.several, bool)
     sound = sound and KEY.fullmatch(facts.key) is not None and LOOK.fullmatch(facts.look) is not None
-    sound = sound and all(map(_is_point, facts.focus.values()))
+    sound = sound and all(map(_is_point, facts.focus.values())) and isinstance(facts.film, list) and len(facts.film) in (0, 3)
+    sound = sound and all(type(number) is int and number > 0 for number in facts.film)
     sound = sound and isinstance(facts.heads, dict) and all(map(_is_head, facts.heads.values()))
     return ((stamp[0], stamp[1]), facts) if sound else None
 

@@ -12,6 +12,7 @@ from ..files import is_inside
 from . import names, unused
 from .caption_names import captions_by_picture, has_whole_name, shared_stems
 from .captions import caption_file_of
+from .films import ENDINGS, is_film
 from .images import EXTENSIONS
 from .names import key, natural_key
 from .samples import some
@@ -84,8 +85,8 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         raise AtelierError(f"folder: {folder} cannot be read ({error.strerror}). Allow reading it.") from error
 
 
-def holds_pictures(folder: Path) -> bool:
-    """Whether a picture lies anywhere below; links are not followed, and what cannot be read holds none."""
+def holds_pictures(folder: Path, films: bool = False) -> bool:
+    """Whether a picture, or with ``films`` a film, lies anywhere below; links are not followed; what cannot be read has none."""
     waiting = [str(folder)]
     while waiting:
         try:
@@ -95,7 +96,7 @@ def holds_pictures(folder: Path) -> bool:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
-                    elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    elif os.path.splitext(entry.name)[1].lower() in (EXTENSIONS | ENDINGS if films else EXTENSIONS):
                         return True
         except OSError:
             continue
@@ -114,14 +115,17 @@ class Companions:
 NOBODY = Companions()
 
 
-def look(folder: Path, root: Path, extension: str, elsewhere: Companions = NOBODY) -> tuple[FoundFolder, list[Path]]:
+def look(
+    folder: Path, root: Path, extension: str, elsewhere: Companions = NOBODY, films: bool = False
+) -> tuple[FoundFolder, list[Path]]:  # fmt: skip
     """The folder's own files, and its sub-folders as far as they are neither masks nor control pictures of those files.
 
-    ``extension``: ending of caption files.
+    ``extension``: ending of caption files. ``films``: whether films count as pictures.
     """
     files, folders, passed = _sorted(folder)
-    images = [file for file in files if file.suffix.lower() in EXTENSIONS]
-    for file in (one for one in files if one.suffix.lower() in (*EXTENSIONS, ".jsonl")):
+    endings = EXTENSIONS | ENDINGS if films else EXTENSIONS
+    images = [file for file in files if file.suffix.lower() in endings]
+    for file in (one for one in files if one.suffix.lower() in (*endings, ".jsonl")):
         refuse_outside(file, root)
     pictures, masks, controls, lookalikes = _by_mark(images)
     folders, beside = _companions(folders, pictures, root, passed)
@@ -172,14 +176,14 @@ def _by_mark(images: Sequence[Path]) -> tuple[list[Path], list[tuple[str, Path, 
     stems = {key(file.stem) for file in images}
     for file in images:
         kind, stem, sure = names.mark(file.stem)
-        if kind and (sure or key(stem) in stems):
+        if kind and (sure or key(stem) in stems) and not is_film(file):
             if kind == "mask":
                 masks.append((stem, file, sure))
             else:
                 controls.append(file)
             continue
         pictures.append(file)
-        if kind == "mask":
+        if kind == "mask" and not is_film(file):
             lookalikes.append(file.name)
     return pictures, sorted(masks, key=lambda one: not one[2]), controls, lookalikes
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ..config import CAPTION_ENDINGS as CAPTION_ENDINGS
 from . import unused
+from .films import ENDINGS as FILMS
 from .images import EXTENSIONS, HEIF
 from .unused import Reason
 from .words import composed
@@ -55,7 +56,7 @@ _RAW = frozenset({
     ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".sr2", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".raw",
 })  # fmt: skip
 _FILMS = frozenset({
-    ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wmv", ".mpg", ".mpeg", ".flv", ".3gp", ".mts", ".m2ts", ".ogv",
+    ".wmv", ".mpg", ".mpeg", ".flv", ".3gp", ".mts", ".m2ts", ".ogv",
 })  # fmt: skip
 _FORMATS = frozenset({
     ".psd", ".psb", ".jxl", ".svg", ".xcf", ".kra", ".clip", ".sai", ".sai2", ".exr", ".hdr", ".ico", ".eps", ".ai", ".pdf",
@@ -66,11 +67,12 @@ _FORMATS = frozenset({
 _ARCHIVES = frozenset({".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst"})
 _UNFINISHED = frozenset({".part", ".partial", ".crdownload", ".download", ".tmp", ".!ut", ".opdownload"})
 _BY_ENDING = (
-    (_FILMS, unused.FILMS), (HEIF, unused.HEIC), (frozenset({".avif"}), unused.AVIF), (_RAW, unused.RAW),
+    (FILMS, unused.FILMS), (_FILMS, unused.OTHER_FILMS),
+    (HEIF, unused.HEIC), (frozenset({".avif"}), unused.AVIF), (_RAW, unused.RAW),
     (_FORMATS, unused.FORMAT), (_ARCHIVES, unused.ARCHIVES),
     (_UNFINISHED, unused.UNFINISHED), (_LEFT_ENDINGS, unused.LEAVINGS), (frozenset({""}), unused.BARE),
 )  # fmt: skip
-PICTURE_LIKE = EXTENSIONS | _FILMS | HEIF | {".avif"} | _RAW | _FORMATS
+PICTURE_LIKE = EXTENSIONS | FILMS | _FILMS | HEIF | {".avif"} | _RAW | _FORMATS
 """Endings of what a caption file may belong to although it is not read."""
 
 

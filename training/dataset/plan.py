@@ -35,6 +35,13 @@ class Batch:
     """Indices into the subset's samples; the last batch of a bucket may be shorter than the batch size."""
     sightings: tuple[int, ...] = ()
     """For each sample how often its picture was shown before in this run, or ``FIXED`` where nothing is left to chance."""
+    frames: int = 1
+    """Frames of every clip of the batch; 1 for pictures."""
+
+    @property
+    def work(self) -> int:
+        """What a model has to do for it, in pixels of pictures: about four frames of a film become one of its latent."""
+        return self.size[0] * self.size[1] * latent_frames(self.frames) * len(self.samples)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class BucketRow:
     """What is shown per epoch: images x repeats; for regularisation this bucket's part of as many as are trained."""
     batches: int
     """Steps per epoch, ceil(sightings / batch size)."""
+    frames: int = 1
+    """Frames of its clips; 1 for pictures."""
 
 
 class Plan:
@@ -67,7 +76,8 @@ class Plan:
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """(subset, size, indices of its samples) of what is trained, by subset and size; empty buckets are not listed."""
+        """(subset, size, indices of its samples, of one number of frames) of what is trained, by subset, size and frames; empty
+        buckets are not listed."""
         return self._sorted(held=False)
 
     @cached_property
@@ -100,8 +110,12 @@ class Plan:
         for number, size, members in buckets:
             width = self.dataset.subsets[number].config.batch_size
             parts = [members[i : i + width] for i in range(0, len(members), width)]
-            batches += [Batch(number, size, part, (FIXED,) * len(part)) for part in parts]
+            batches += [Batch(number, size, part, (FIXED,) * len(part), self._frames(number, part)) for part in parts]
         return tuple(batches)
+
+    def _frames(self, subset: int, members: Sequence[int]) -> int:
+        """Frames of the samples of one bucket, which are equal."""
+        return self.dataset.subsets[subset].samples[members[0]].frames
 
     def _sorted(self, held: bool) -> tuple[Bucket, ...]:
         """The buckets of what is held out, or of the rest."""
@@ -110,11 +124,11 @@ class Plan:
         for number, subset in enumerate(self.dataset.subsets):
             if held and not (subset.config.role == "validation" or subset.config.validation_share > 0):
                 continue
-            members: dict[Size, list[int]] = {}
+            members: dict[tuple[Size, int], list[int]] = {}
             for index, sample in enumerate(subset.samples):
-                if (sample.key in out) == held:
-                    members.setdefault(size_of(sample, subset.config), []).append(index)
-            rows += [(number, size, tuple(members[size])) for size in sorted(members)]
+                if (sample.origin in out) == held:
+                    members.setdefault((size_of(sample, subset.config), sample.frames), []).append(index)
+            rows += [(number, bucket[0], tuple(members[bucket])) for bucket in sorted(members)]
         return tuple(rows)
 
     @cached_property
@@ -171,7 +185,7 @@ class Plan:
 
     def largest_batch(self) -> Batch:
         """The batch of the first epoch with the most pixels."""
-        return max(self.epoch_batches(0), key=lambda batch: batch.size[0] * batch.size[1] * len(batch.samples))
+        return max(self.epoch_batches(0), key=lambda batch: batch.work)
 
     def _shuffled(self, epoch: int) -> tuple[Batch, ...]:
         generator = epoch_order(self.seed, epoch)
@@ -187,7 +201,7 @@ class Plan:
             width = self.dataset.subsets[number].config.batch_size
             for i in range(0, len(order), width):
                 indices, turns = zip(*order[i : i + width], strict=True)
-                batches.append(Batch(number, size, indices, turns))
+                batches.append(Batch(number, size, indices, turns, self._frames(number, members)))
         generator.shuffle(batches)
         return tuple(batches)
 
@@ -196,7 +210,7 @@ class Plan:
         rows = []
         for (number, size, members), quota in zip(self.buckets, self.quotas, strict=True):
             batches = -(-quota // self.dataset.subsets[number].config.batch_size)
-            rows.append(BucketRow(number, size, len(members), quota, batches))
+            rows.append(BucketRow(number, size, len(members), quota, batches, self._frames(number, members)))
         return tuple(rows)
 
     def describe(self) -> str:
@@ -206,7 +220,7 @@ class Plan:
             rest = row.sightings % self.dataset.subsets[row.subset].config.batch_size
             short = f", the last with {rest}" if rest and row.batches > 1 else ""
             name = f"subset {row.subset + 1}, " if len(self.dataset.subsets) > 1 else ""
-            size, pictures = f"{row.size[0]} x {row.size[1]}", counted(row.images, "picture")
+            size, pictures = bucket_name(row), counted(row.images, "clip" if row.frames > 1 else "picture")
             prior = self.dataset.subsets[row.subset].config.role == "regularisation"
             role = f" for regularisation, {counted(row.sightings, 'sighting')}" if prior else ""
             rows.append(f"{name}{size}: {pictures}{role}, {counted(row.batches, 'step')}{short}")
@@ -214,6 +228,17 @@ class Plan:
         if held:
             rows.append(f"held out for validation: {counted(held, 'picture')}")
         return "\n".join([*rows, f"{counted(self.steps_per_epoch, 'step')} an epoch"])
+
+
+def bucket_name(row: BucketRow) -> str:
+    """ "512 x 768", "512 x 768, 17 frames"."""
+    sides = f"{row.size[0]} x {row.size[1]}"
+    return f"{sides}, {row.frames} frames" if row.frames > 1 else sides
+
+
+def latent_frames(frames: int) -> int:
+    """About how many a latent has of a clip of so many: those of Wan and HunyuanVideo have one, and one more for every four."""
+    return 1 + (frames + 2) // 4
 
 
 def bucket_of(width: int, height: int, config: SubsetConfig) -> Size:

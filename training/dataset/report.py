@@ -11,7 +11,7 @@ from ..errors import AtelierError
 from .controls import whole_size
 from .focus import NO_FACES, finds_faces
 from .near_duplicates import duplicates
-from .plan import Plan, size_of
+from .plan import Plan, bucket_name, size_of
 from .samples import Dataset, Sample, Subset, counted, printable, some
 from .statement import Statement, Table
 from .views import View, view
@@ -40,6 +40,13 @@ class Inspected:
     controls: tuple[Sample, ...] = ()
 
     @property
+    def name(self) -> str:
+        """Of the file, and which of its frames."""
+        stretch = self.shown.stretch
+        which = f" ({stretch.frames[0] + 1}–{stretch.frames[-1] + 1})" if stretch else ""
+        return printable(self.path.name) + which
+
+    @property
     def enlarged(self) -> float:
         """Factor by which the picture is scaled; 0.5 halves its sides."""
         return max(s / o for s, o in zip(self.shown.scaled, self.shown.original, strict=True))
@@ -63,7 +70,7 @@ class Inspected:
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values for the canvas."""
         return {
-            "name": printable(self.path.name), "subset": self.subset + 1, "repeats": self.repeats, "size": self.shown.original,
+            "name": self.name, "subset": self.subset + 1, "repeats": self.repeats, "size": self.shown.original,
             "bucket": self.shown.size, "box": self.box, "caption": self.caption, "enlarged": round(self.enlarged, 2),
         }  # fmt: skip
 
@@ -185,7 +192,7 @@ def plan_of(dataset: Dataset) -> tuple[list[str], tuple[Table, ...]]:
         last = rest if rest and row.batches > 1 else min(config.batch_size, row.sightings)
         numbers = map(str, (row.images, row.sightings, row.batches, last))
         rows.append((
-            *((str(row.subset + 1), config.role) if several else ()), f"{row.size[0]} x {row.size[1]}", *numbers,
+            *((str(row.subset + 1), config.role) if several else ()), bucket_name(row), *numbers,
         ))  # fmt: skip
     columns = (*(("subset", "role") if several else ()), "bucket", "pictures", "sightings", "steps", "in the last")
     held = sum(len(batch.samples) for batch in plan.validation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,10 @@ from pathlib import Path
 from ..config import SubsetConfig, to_dict
 from ..errors import counted as counted
 
-LATER = {"wildcards": False, "further_captions": "", "trigger_words": "", "keep_separator": "", "dropped_caption": "empty"}
+LATER = {
+    "wildcards": False, "further_captions": "", "trigger_words": "", "keep_separator": "", "dropped_caption": "empty",
+    "clip_frames": "", "clip_start": "beginning", "clip_rate": 0.0,
+}  # fmt: skip
 """Settings that came later, with what they were before: a dataset that does without them stays the same."""
 
 
@@ -20,6 +24,18 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """ "a, b, c and 2 more", on one line whatever the names hold."""
     rest = len(names) - most
     return ", ".join(printable(name) for name in names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def contents(samples: Sequence[Sample]) -> str:
+    """ "12 pictures", "3 films (5 clips of 17 frames) and 2 pictures"."""
+    clips = [sample for sample in samples if sample.stretch]
+    pictures = len(samples) - len(clips)
+    if not clips:
+        return counted(pictures, "picture")
+    of = Counter(sample.frames for sample in clips)
+    each = ", ".join(f"{counted(of[frames], 'clip')} of {counted(frames, 'frame')}" for frames in sorted(of))
+    said = f"{counted(len({sample.path for sample in clips}), 'film')} ({each})"
+    return f"{said} and {counted(pictures, 'picture')}" if pictures else said
 
 
 def printable(name: str) -> str:
@@ -43,8 +59,20 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Which frames of a film a clip is."""
+
+    film: str
+    """SHA-256 (hex) of the film's file."""
+    frames: tuple[int, ...]
+    """Their places in the film, from 0 and in the order of showing."""
+    of: int
+    """Frames of the film."""
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One picture and its caption."""
+    """One picture, or one clip of a film, and its caption."""
 
     path: Path
     width: int
@@ -55,7 +83,7 @@ class Sample:
     """None: neither a caption file nor a class caption; an empty text is a caption that somebody left empty; of several lines
     each is a caption."""
     key: str
-    """SHA-256 (hex) of the file's bytes."""
+    """SHA-256 (hex) of the file's bytes; of a clip, of these and of its frames."""
     fallback: str | None = None
     """Caption from a .jsonl file or from the node that made the dataset: what holds while there is no caption file."""
     focus: tuple[float, float] | None = None
@@ -78,6 +106,18 @@ class Sample:
     """The picture that stands for a slider's strength -1, where this one stands for 1."""
     head: tuple[float, float, float, float] | None = None
     """(left, top, right, bottom) of the face in shares of width and height; only for the crop ``head``, None without a face."""
+    stretch: Stretch | None = None
+    """Which frames of the file are the clip; None: it is a picture."""
+
+    @property
+    def frames(self) -> int:
+        """Frames of the clip; 1 for a picture."""
+        return len(self.stretch.frames) if self.stretch else 1
+
+    @property
+    def origin(self) -> str:
+        """SHA-256 (hex) of the file, which several clips share."""
+        return self.stretch.film if self.stretch else self.key
 
 
 @dataclass(frozen=True)
@@ -122,7 +162,7 @@ class Subset:
             f"buckets around {width}" if self.config.buckets else f"square {width}" if width == height else f"{width} x {height}"
         )
         return (
-            f"{self.config.folder}: {counted(len(self.samples), 'picture')} x {self.repeats}, {shape} px, "
+            f"{self.config.folder}: {contents(self.samples)} x {self.repeats}, {shape} px, "
             f"batch {self.config.batch_size}, {captions}"
         )
 
@@ -188,6 +228,7 @@ class Dataset:
         """One line a subset, and the sum."""
         lines = [subset.describe() for subset in self.subsets]
         if len(self.subsets) > 1:
-            pictures = sum(len(subset.samples) for subset in self.subsets)
-            lines.append(f"together: {counted(pictures, 'picture')}, {sum(s.sightings for s in self.subsets)} sightings an epoch")
+            lines.append(
+                f"together: {contents(tuple(self.samples))}, {sum(s.sightings for s in self.subsets)} sightings an epoch"
+            )
         return lines

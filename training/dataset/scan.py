@@ -17,6 +17,7 @@ from .caption_reader import CaptionReader
 from .captions import caption_file_of, caption_path
 from .change_stamps import files_stamp
 from .choice_notes import choice_notes
+from .clips import clips_of, is_slow
 from .heads import Face
 from .index import Facts, Index, file_digest
 from .jsonl import captions_of
@@ -122,7 +123,10 @@ def _subset(
     facts, broken = _facts(found.pictures, config, index, steps)
     class_caption = config.class_caption.strip() or found.class_caption
     in_parallel(partial(_looked_at, index), [file for path in facts for file in found.controls.get(path, ())], steps)
-    samples, reader = [], CaptionReader(config)
+    samples: list[Sample] = []
+    reader = CaptionReader(config)
+    short: list[Path] = []
+    slow: list[str] = []
     faces: dict[Path, Face | None] = {}
     for path, one in facts.items():
         other = found.captions.get(path)
@@ -143,25 +147,41 @@ def _subset(
                 raise
             broken[path] = f"{path}: left out with its control picture. {error}"
             continue
-        samples.append(
-            Sample(
+        whole = Sample(
                 path, one.width, one.height, caption, one.key, texts.get(path), focus, mask, mask_key, one.look,
                 caption_file=other, head=face.box if face else None, further=further, controls=controls,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        film = index.film(path) if config.clip_counts else None
+        if film is None:
+            samples.append(whole)
+        else:
+            refuse_beside(whole, config)
+            samples += (own := clips_of(whole, film, config))
+            short += [] if own else [path]
+            slow += [path.name] if own and is_slow(film, config) else []
         steps.step()
-    if not samples:
+    if not samples and broken:
         raise AtelierError(next(iter(broken.values())))
+    if not samples:
+        raise AtelierError(
+            f"clip frames: every film in {found.folder} has fewer frames than {config.clip_counts[0]}. Write a smaller number "
+            "there as well, or bring longer films."
+        )
     repeats, unusual = repeats_of(found, config)
     subset = Subset(config, tuple(samples), repeats, class_caption)
     meant = {file for path in found.pictures for file in _further(found, path, config).values()}
-    passed = (*(one for one in found.unused if one[1] not in meant), *_not_used(found, config, broken))
+    passed = (
+        *(one for one in found.unused if one[1] not in meant),
+        *_not_used(found, config, broken),
+        *((unused.SHORT, path) for path in short),
+    )
     said = [
         *([unusual] if unusual else []), *found.warnings, *broken.values(), *reader.notes(),
         *_mask_notes(found, config, samples), *unused.sentences(passed, base, quiet=False),
         *_content_notes(facts, found, config, samples), *choice_notes(samples, config), *control_notes(config, samples),
         *holdout.remarks(subset),
         *(head_notes(faces) if config.crop == "head" else []),
+        *slow_notes(slow, config),
     ]  # fmt: skip
     for warning in said:
         log.warning("dataset %s: %s", config.folder, warning)
@@ -169,6 +189,30 @@ def _subset(
         subset, warnings=tuple(said), notes=tuple(unused.sentences(passed, base, quiet=True)),
         passed_over=(*((unused.name_of(path, base), why) for path, why in broken.items()), *unused.each(passed, base)),
     )  # fmt: skip
+
+
+def refuse_beside(film: Sample, config: SubsetConfig) -> None:
+    """AtelierError naming what cannot belong to a film."""
+    if film.controls:
+        raise AtelierError(
+            f"{film.path}: this is a film, and {film.controls[0].path.name} would be its control picture, which only pictures "
+            "have. Rename or remove that, or leave clip_frames empty."
+        )
+    if config.masks == "alpha":
+        raise AtelierError(
+            f"masks: {film.path.name} is a film, whose transparency is not read. Set masks to files, where one mask holds for "
+            "all frames, or put films and pictures into folders of their own."
+        )
+
+
+def slow_notes(slow: Sequence[str], config: SubsetConfig) -> list[str]:
+    """What to know of films with fewer frames a second than ``clip_rate``."""
+    if not slow:
+        return []
+    return [
+        f"fewer than {config.clip_rate:g} frames a second, so that some frames come twice and motion may be learnt as jerky "
+        f"({len(slow)}): {some(slow)}. Lower clip_rate, or take them out."
+    ]
 
 
 def head_notes(faces: Mapping[Path, Face | None]) -> list[str]:
@@ -240,7 +284,8 @@ def _content_notes(
 ) -> list[str]:  # fmt: skip
     """What was seen in the files: further frames, empty captions, captions from files under other names."""
     said = []
-    if several := [path.name for path, one in facts.items() if one.several]:
+    films = {sample.path for sample in samples if sample.stretch}
+    if several := [path.name for path, one in facts.items() if one.several and path not in films]:
         said.append(f"of several frames or pages only the first is used ({len(several)}): {some(several)}.")
     if config.captions and (empty := [s.path.name for s in samples if s.caption == ""]):
         said.append(f"captions that are empty, and are trained on as that ({len(empty)}): {some(empty)}.")
@@ -263,7 +308,7 @@ def scan(
     inside = (root or folder).resolve()
     memory = Index(index)
     subsets = []
-    every = find(folder, root, config.nested, config.caption_extension)
+    every = find(folder, root, config.nested, config.caption_extension, bool(config.clip_counts))
     beside = sum(len(group) for found in every for group in found.controls.values())
     steps = Steps(progress, 2 * sum(len(found.pictures) for found in every) + beside)
     tables = [table for found in every for table in found.tables]
@@ -282,9 +327,11 @@ def scan(
     return tuple(subsets)
 
 
-def folder_stamp(folder: Path, caption_extension: str = ".txt", root: Path | None = None, nested: bool = False) -> str:
+def folder_stamp(
+    folder: Path, caption_extension: str = ".txt", root: Path | None = None, nested: bool = False, films: bool = False
+) -> str:  # fmt: skip
     """Hex digest that changes when a picture, caption or mask in the folder comes, goes or changes; opens no file."""
-    every = find(folder, root, nested, caption_extension)
+    every = find(folder, root, nested, caption_extension, films)
     pairs = [(path, found) for found in every for path in found.pictures]
     beside = [
         file for path, found in pairs

@@ -6,15 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
 from ..config import Crop, SliderSource, SubsetConfig
 from ..errors import AtelierError
 from .buckets import Size
+from .clips import clips_of
 from .controls import whole_size
+from .films import Film, header, is_film
 from .heads import DETECTOR, Box
-from .images import picture_size
+from .images import picture_size, timing_of
 from .index import Index
 from .plan import Plan
 from .samples import Dataset, Sample, Subset
@@ -82,8 +85,8 @@ def _subsets(source: SubsetSource) -> list[Subset]:
     index, out = Index(source.index), []
     crop: Crop = "head" if source.config.crop == "head" else "center"
     config = dataclasses.replace(source.config, crop=crop, masks="off")
-    for found in find(source.folder, source.root, config.nested, config.caption_extension):
-        samples = []
+    for found in find(source.folder, source.root, config.nested, config.caption_extension, bool(config.clip_counts)):
+        samples: list[Sample] = []
         for path in found.pictures:
             try:
                 width, height, key = _known(path, index)
@@ -91,9 +94,22 @@ def _subsets(source: SubsetSource) -> list[Subset]:
                 if config.broken == "stop":
                     raise
                 continue
-            samples.append(Sample(path, width, height, None, key, head=_head(path, index) if crop == "head" else None))
+            whole = Sample(path, width, height, None, key, head=_head(path, index) if crop == "head" else None)
+            film = _film(path, index) if config.clip_counts else None
+            samples += [whole] if film is None else clips_of(whole, film, config)
         out.append(Subset(config, tuple(samples), repeats_of(found, config)[0]))
     return out
+
+
+def _film(path: Path, index: Index) -> Film | None:
+    """What a film is, by its header where it was never read."""
+    facts = index.remembered(path)
+    if facts is not None and (facts.film or not facts.several):
+        return Film(facts.width, facts.height, facts.film[0], Fraction(*facts.film[1:])) if facts.film else None
+    if is_film(path):
+        return header(path)
+    frames, rate = timing_of(path)
+    return Film(*picture_size(path), frames, rate) if frames > 1 else None
 
 
 def _head(path: Path, index: Index) -> Box | None:
@@ -118,4 +134,7 @@ def _known(path: Path, index: Index) -> tuple[int, int, str]:
 
 @lru_cache(maxsize=20_000)
 def _header(path: Path, _size: int, _changed: int) -> tuple[int, int]:
+    if is_film(path):
+        found = header(path)
+        return found.width, found.height
     return picture_size(path)

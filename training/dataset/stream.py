@@ -27,7 +27,7 @@ class PixelBatch:
 
     shown: Sequence[Shown]
     levels: Tensor
-    """Uint8 (B, H, W, 3) in main memory, pinned where asked for."""
+    """Uint8 (B, H, W, 3), or (B, T, H, W, 3) of clips, in main memory, pinned where asked for."""
     masks: Sequence[Tensor | None]
     """Uint8 (H, W) of each picture that has a mask."""
 
@@ -35,12 +35,12 @@ class PixelBatch:
 def batches(
     pictures: Sequence[Shown], at_once: Callable[[Size], int], ahead: bool, pinned: bool = False
 ) -> Generator[PixelBatch, None, None]:  # fmt: skip
-    """``pictures`` in batches of one size, sizes and pictures in their order.
+    """``pictures`` in batches of one size and one number of frames, sizes and pictures in their order.
 
-    ``at_once(size)`` says how many of a size go together, and is asked when a batch is begun. ``ahead``: several threads read
-    what comes next while the caller works on a batch, each into its place in it; else nothing is read before its turn. However
-    many pictures there are, no more wait than one batch and two a thread. What a file raises is raised in its turn. When the
-    iterator is closed no thread is left.
+    ``at_once(size)`` says how many pictures of a size go together, and is asked when a batch is begun; clips go alone. ``ahead``:
+    several threads read what comes next while the caller works on a batch, each into its place in it; else nothing is read before
+    its turn. However many pictures there are, no more wait than one batch and two a thread. What a file raises is raised in its
+    turn. When the iterator is closed no thread is left.
     """
     coming = _plan(pictures, at_once)
     if not ahead:
@@ -70,18 +70,18 @@ def _has_room(waiting: Sequence[Sequence[Shown]], following: Sequence[Shown]) ->
     pictures = [sample for shown in waiting for sample, _ in shown]
     if not pictures:
         return True
-    pixels = sum(sample.width * sample.height for sample in (*pictures, *(sample for sample, _ in following)))
+    pixels = sum(sample.width * sample.height * sample.frames for sample in (*pictures, *(sample for sample, _ in following)))
     return len(pictures) < 2 * WORKERS and pixels * BYTES_A_PIXEL <= MEMORY
 
 
 def _plan(pictures: Sequence[Shown], at_once: Callable[[Size], int]) -> Iterator[list[Shown]]:
-    by_size: dict[Size, list[Shown]] = {}
+    by_size: dict[tuple[Size, int], list[Shown]] = {}
     for one in pictures:
-        by_size.setdefault(one[1].size, []).append(one)
-    for size, group in by_size.items():
+        by_size.setdefault((one[1].size, one[1].frames), []).append(one)
+    for (size, frames), group in by_size.items():
         begin = 0
         while begin < len(group):
-            end = begin + max(1, at_once(size))
+            end = begin + (max(1, at_once(size)) if frames == 1 else 1)
             yield group[begin:end]
             begin = end
 
@@ -92,7 +92,9 @@ class _Begun:
     def __init__(self, shown: Sequence[Shown], pinned: bool) -> None:
         width, height = shown[0][1].size
         self.shown = shown
-        self.levels = torch.empty(len(shown), height, width, 3, dtype=torch.uint8, pin_memory=pinned)
+        frames = shown[0][1].frames
+        shape = (len(shown), *([frames] if frames > 1 else []), height, width, 3)
+        self.levels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         self._places = self.levels.numpy()
 
     def read(self, number: int) -> Tensor | None:

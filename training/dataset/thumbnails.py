@@ -8,7 +8,6 @@ from PIL import Image, ImageDraw
 
 from ..files import replacing
 from .cache import cache_key
-from .images import open_picture
 from .report import Inspected, inspect
 from .samples import Dataset
 
@@ -28,7 +27,7 @@ def write_thumbnails(dataset: Dataset, folder: Path, limit: int = 24) -> list[Pa
         whole = dataset.subsets[picture.subset].config.crop in ("focus", "head")
         path = folder / f"{cache_key(*picture.shown.parts, *(('whole',) if whole else ()))[:32]}.jpg"
         if not path.is_file():
-            image = open_picture(picture.path)
+            image = picture.shown.still(picture.path)
             small = _framed(image, picture) if whole else _part(image, picture)
             with replacing(path) as temporary:
                 small.save(temporary, "JPEG", quality=88)

@@ -24,7 +24,15 @@ class Reason:
 
 Unused = tuple[tuple[Reason, Path], ...]
 
-FILMS = Reason("films are not trained on", "Save the frames that you want as pictures.")
+FILMS = Reason(
+    "films are not trained on",
+    "Set clip_frames of Load Dataset to train a model of films on their frames, or save the frames that you want as pictures.",
+)
+OTHER_FILMS = Reason("films in a format that is not read are not used", "Save them as MP4, MOV, MKV, WebM or AVI.")
+SHORT = Reason(
+    "films with fewer frames than the smallest number in clip_frames are not used",
+    "Write a smaller number there as well, or take them out.",
+)
 HEIC = Reason(
     "HEIC pictures are not used, since reading them needs the Python package pillow-heif",
     "Install it in ComfyUI's environment and restart, or save them as PNG or JPEG.",

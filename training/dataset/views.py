@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -13,10 +14,11 @@ from ..errors import AtelierError
 from ..seeding import crop_draw
 from .augment import FIXED, mirrored
 from .buckets import Size, crop_box, head_box
+from .clips import frames_of
 from .heads import window
 from .images import cut, open_picture, to_unit
 from .masks import open_mask
-from .samples import Sample
+from .samples import Sample, Stretch
 
 LOTS = 24
 """Sightings at one place after which both ways of mirroring have come up, but for a chance of less than 1 in 10^6."""
@@ -40,6 +42,13 @@ class View:
     """Mirrored left to right, after the cut."""
     side: int = 0
     """Pixels of the picture's square that was cut out as a picture of its own; 0 for none."""
+    stretch: Stretch | None = None
+    """Which frames of the file; ``sample_key`` stands for them as well."""
+
+    @property
+    def frames(self) -> int:
+        """Frames of the clip; 1 for a picture."""
+        return len(self.stretch.frames) if self.stretch else 1
 
     @property
     def described(self) -> tuple[Size, tuple[int, int]]:
@@ -52,8 +61,21 @@ class View:
         return (self.sample_key, self.size, self.scaled, self.crop, *(("flipped",) if self.flipped else ()))
 
     def levels(self, path: Path) -> torch.Tensor:
-        """Uint8 (H, W, 3); AtelierError if the file is broken or was replaced since the folder was read."""
-        image = open_picture(path)
+        """Uint8 (H, W, 3), of a clip of several frames (T, H, W, 3); AtelierError if the file is broken or was replaced since the
+        folder was read."""
+        if self.stretch is None:
+            return self._whole(open_picture(path), path)
+        every = [self._whole(frame, path).numpy() for frame in frames_of(path, self.stretch)]
+        return torch.from_numpy(every[0] if len(every) == 1 else np.stack(every))
+
+    def still(self, path: Path) -> Image.Image:
+        """The whole picture, or the middle frame of a clip."""
+        if self.stretch is None:
+            return open_picture(path)
+        middle = self.stretch.frames[len(self.stretch.frames) // 2]
+        return next(frames_of(path, replace(self.stretch, frames=(middle,))))
+
+    def _whole(self, image: Image.Image, path: Path) -> torch.Tensor:
         if image.size != self.original:
             raise AtelierError(f"{path}: the picture has changed since the folder was read. Queue the workflow again.")
         return self._cut(image)
@@ -92,14 +114,16 @@ def view(sample: Sample, config: SubsetConfig, size: Size, seed: int = 0, sighti
         square = window(sample.head, config.head_margin, sample.width, sample.height)
         cut_out = head_box(sample.width, sample.height, size, square)
         place, side = (cut_out.left, cut_out.top), round(square.side)
-        return View(sample.key, size, (sample.width, sample.height), place, cut_out.scaled, flipped, side)
+        return View(sample.key, size, (sample.width, sample.height), place, cut_out.scaled, flipped, side, sample.stretch)
     draw, crop = (0.5, 0.5), config.crop
     if crop == "random" and sighting != FIXED:
         draw = crop_draw(seed, sighting % config.variants if config.variants else sighting, sample.key)
     elif crop == "focus" and sample.focus is not None:
         draw = sample.focus
     placed = crop_box(sample.width, sample.height, size, crop, draw)
-    return View(sample.key, size, (sample.width, sample.height), (placed.left, placed.top), placed.scaled, flipped)
+    return View(
+        sample.key, size, (sample.width, sample.height), (placed.left, placed.top), placed.scaled, flipped, stretch=sample.stretch
+    )
 
 
 def views(sample: Sample, config: SubsetConfig, size: Size, seed: int, sightings: int) -> list[View]:

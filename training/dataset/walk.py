@@ -28,10 +28,12 @@ class Walk:
     """Resolved folders all of whose sub-folders are visited: the chosen one, and those that links led to."""
     passed: list[tuple[Reason, Path]] = field(default_factory=list)
     """Folders that are not used."""
+    films: bool = False
+    """Whether films count as pictures."""
 
     def visit(self, folder: Path, elsewhere: Companions = NOBODY) -> list[FoundFolder]:
         """``folder`` with all that belongs to it, then each ``N_name`` folder below."""
-        own, below = look(folder, self.root, self.extension, elsewhere)
+        own, below = look(folder, self.root, self.extension, elsewhere, self.films)
         numbered: list[FoundFolder] = []
         beside = {names.key(path.name) for path in below}
         is_prepared = "img" in beside and bool(beside & {"reg", "log", "model"})
@@ -67,9 +69,11 @@ class Walk:
 
     def _flat(self, path: Path, elsewhere: Companions) -> FoundFolder:
         """A numbered folder without what lies in its sub-folders."""
-        found, below = look(path, self.root, self.extension, elsewhere)
+        found, below = look(path, self.root, self.extension, elsewhere, self.films)
         for inner in below:
-            reason = self._turned_away(inner, False) or (unused.DEEPER if holds_pictures(inner) else self._ignored(inner))
+            reason = self._turned_away(inner, False) or (
+                unused.DEEPER if holds_pictures(inner, self.films) else self._ignored(inner)
+            )
             self.passed.append((reason, inner))
         return found
 
@@ -81,7 +85,7 @@ class Walk:
                 refuse_outside(path, self.root)
             if reason := self._link(path):
                 return reason
-        if name in names.REGULARISATION_FOLDERS and holds_pictures(path):
+        if name in names.REGULARISATION_FOLDERS and holds_pictures(path, self.films):
             return unused.REGULARISATION
         return unused.LEAVINGS if is_prepared and name in ("log", "model") else None
 
@@ -98,9 +102,9 @@ class Walk:
         return None
 
     def _ignored(self, path: Path) -> Reason:
-        if names.key(path.name) in names.CAPTION_FOLDERS and not holds_pictures(path):
+        if names.key(path.name) in names.CAPTION_FOLDERS and not holds_pictures(path, self.films):
             return unused.CAPTION_FOLDER
-        return unused.UNNUMBERED if holds_pictures(path) else unused.NO_PICTURES
+        return unused.UNNUMBERED if holds_pictures(path, self.films) else unused.NO_PICTURES
 
 
 def _joined(own: FoundFolder, inner: FoundFolder) -> FoundFolder:
@@ -112,17 +116,19 @@ def _joined(own: FoundFolder, inner: FoundFolder) -> FoundFolder:
     )  # fmt: skip
 
 
-def find(folder: Path, root: Path | None = None, nested: bool = False, extension: str = ".txt") -> tuple[FoundFolder, ...]:
+def find(
+    folder: Path, root: Path | None = None, nested: bool = False, extension: str = ".txt", films: bool = False
+) -> tuple[FoundFolder, ...]:  # fmt: skip
     """``folder`` and its ``N_name`` sub-folders, as far as they hold pictures; AtelierError if there is none.
 
     ``nested``: the pictures of all other sub-folders, however deep, belong to the folder around them. Links may lead anywhere
-    inside ``root`` (default: the folder itself) and nowhere else. ``extension``: ending of caption files. Every other file and
-    folder is in some ``unused``. What lies in folders without pictures belongs to the first that has some: files that are not
-    used, and tables, which may name pictures of sub-folders.
+    inside ``root`` (default: the folder itself) and nowhere else. ``extension``: ending of caption files. ``films``: whether
+    films count as pictures. Every other file and folder is in some ``unused``. What lies in folders without pictures belongs to
+    the first that has some: files that are not used, and tables, which may name pictures of sub-folders.
     """
     inside = (root or folder).resolve()
     refuse_outside(folder, inside)
-    walk = Walk(inside, nested, extension, [folder.resolve()])
+    walk = Walk(inside, nested, extension, [folder.resolve()], films=films)
     found = walk.visit(folder, _siblings(folder, inside))
     with_pictures = [one for one in found if one.pictures]
     bare = [one for one in found if not one.pictures]

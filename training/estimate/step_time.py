@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
 def circumstances(config: TrainingConfig, plan: Plan, model: str, device: str, shows: Controls = NONE) -> dict[str, str]:
     """What a step's time depends on; ``model``: its identity, ``device``: its name; ``shows``: of control pictures."""
     batches = plan.epoch_batches(0)
-    pixels = sum(batch.size[0] * batch.size[1] * len(batch.samples) for batch in batches) / len(batches)
+    pixels = sum(batch.work for batch in batches) / len(batches)
     network = {name: value for name, value in to_dict(config.network).items() if name != "start_from"}
     return {
         "model": model, "device": device, "pixels a step": f"{pixels:.3g}", "precision": config.precision,
@@ -92,7 +92,7 @@ def _masked(plan: Plan) -> float:
     for batch in plan.epoch_batches(0):
         samples = plan.dataset.subsets[batch.subset].samples
         has_masks = any(samples[i].mask is not None for i in batch.samples)
-        found[has_masks] += batch.size[0] * batch.size[1] * len(batch.samples)
+        found[has_masks] += batch.work
     return found[True] / sum(found.values())
 
 
@@ -148,9 +148,9 @@ def expected(runs: Path, wanted: Mapping[str, str], session: Session) -> StepTim
     found = earlier(runs, wanted)
     if found is None and session.pass_seconds is not None:
         batches = session.plan.epoch_batches(0)
-        width, height = session.plan.largest_batch().size  # the timed picture is one of these
-        largest = width * height
-        pictures = sum(batch.size[0] * batch.size[1] * len(batch.samples) for batch in batches) / (largest * len(batches))
+        timed = session.plan.largest_batch()  # the timed picture is one of these
+        largest = timed.work // len(timed.samples)
+        pictures = sum(batch.work for batch in batches) / (largest * len(batches))
         masked = _masked(session.plan) if session.config.loss.mask_preservation else 0.0
         found = from_passes(session.pass_seconds, session.thrift, session.config, pictures, masked, _slider(session.plan))
     return found

@@ -112,6 +112,40 @@ class PictureCodec:
         with torch.inference_mode(False), torch.no_grad():
             return latents.detach().to("cpu", torch.float32, copy=True)
 
+    def encode_film(self, pixels: Tensor) -> Tensor:
+        """(T, H, W, 3) in 0..1, the frames of one film -> its latent (1, C, t, h, w) on the CPU, unscaled.
+
+        AtelierError as in ``encode``.
+        """
+        if any(model.device == self.vae.patcher.load_device for model in held) and not self._fits_beside(pixels, len(pixels)):
+            raise AtelierError(
+                "crop variants: there is too little memory for the VAE beside the model that is trained. Set it above 0, so that "
+                "the films are encoded before the training."
+            )
+        with torch.inference_mode():
+            latent: Tensor = self.vae.encode(pixels)
+        with torch.inference_mode(False), torch.no_grad():
+            return latent.detach().to("cpu", torch.float32, copy=True)
+
+    def nearest_frames(self, frames: int) -> tuple[int, ...]:
+        """``frames`` alone where the VAE encodes all of so many; else the nearest numbers of which it does.
+
+        By what the host says of how many frames a latent has, and of how many frames are made of it.
+        """
+        down, up = (getattr(self.vae, name, None) for name in ("downscale_ratio", "upscale_ratio"))
+        fewer, more = (ratio[0] if isinstance(ratio, (tuple, list)) else None for ratio in (down, up))
+        if not callable(fewer) or not callable(more):
+            return (frames,)
+        cells = int(fewer(frames))
+        if int(more(cells)) == frames:
+            return (frames,)
+        return tuple(n for n in (int(more(at)) for at in range(max(0, cells - 1), cells + 2)) if n >= 1)
+
+    @property
+    def takes_films(self) -> bool:
+        """Whether several frames become one latent."""
+        return self._takes_films
+
     def _encode(self, pixels: Tensor) -> Tensor:
         if len(pixels) == 1:
             alone: Tensor = self.vae.encode(pixels)
@@ -155,9 +189,9 @@ class PictureCodec:
     def _takes_films(self) -> bool:
         return self.dimensions == 3 and not getattr(self.vae, "not_video", False)
 
-    def _work(self, width: int, height: int) -> float:
-        """Bytes that the VAE takes to encode one picture, by the host's own measure."""
-        shape = (1, 3, 1, height, width) if self.dimensions == 3 else (1, 3, height, width)
+    def _work(self, width: int, height: int, frames: int = 1) -> float:
+        """Bytes that the VAE takes to encode one picture, or one film, by the host's own measure."""
+        shape = (1, 3, frames, height, width) if self.dimensions == 3 else (1, 3, height, width)
         return float(self.vae.memory_used_encode(shape, self.vae.vae_dtype))
 
     def needed_to_decode(self, latent_size: tuple[int, ...]) -> int:
@@ -172,14 +206,14 @@ class PictureCodec:
         """Bytes that what is not yet loaded of the VAE will take."""
         return 1.1 * float(self.vae.patcher.model_size() - self.vae.patcher.loaded_size())
 
-    def _fits_beside(self, pixels: Tensor) -> bool:
+    def _fits_beside(self, pixels: Tensor, frames: int = 1) -> bool:
         """Whether the VAE can encode ``pixels`` while all other models stay where they are, by the host's own measure."""
         management = comfy.model_management
         if self._on_cpu:
             return True
         if management.DISABLE_SMART_MEMORY:
             return False
-        work = self._work(pixels.shape[2], pixels.shape[1]) + management.extra_reserved_memory()
+        work = self._work(pixels.shape[2], pixels.shape[1], frames) + management.extra_reserved_memory()
         needed: float = max(management.minimum_inference_memory(), work)
         free: int = management.get_free_memory(self.vae.patcher.load_device)
         return free > self._missing() + needed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import compatibility
+from .. import compatibility, host
 from ..config import TrainingConfig
 from ..dataset.samples import Dataset
 from ..errors import AtelierError
@@ -34,6 +34,29 @@ def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
             "output preservation: there are no regularisation pictures at whose captions it could hold the model. Give it a "
             "prompt, or connect a Load Dataset whose role is regularisation."
         )
+
+
+def check_clips(dataset: Dataset, model: host.Model, codec: host.PictureCodec) -> None:
+    """Refuses clips of films that the model does not know, or of which the VAE would leave frames out."""
+    for number, subset in enumerate(dataset.subsets, start=1):
+        counts = sorted({sample.frames for sample in subset.samples} - {1})
+        if not counts:
+            continue
+        where = f"clip frames: subset {number} ({subset.config.folder}) has clips of {counts[-1]} frames"
+        if not model.frames:
+            raise AtelierError(
+                f"{where}, and a {model.family} model draws single pictures. Choose a model of films, set clip_frames to 1, "
+                "which takes one frame of each, or leave it empty."
+            )
+        if not codec.takes_films:
+            raise AtelierError(f"{where}, and this VAE encodes single pictures. Connect the VAE that belongs to the model.")
+        wrong = [frames for frames in counts if codec.nearest_frames(frames) != (frames,)]
+        if wrong:
+            near = [n for n in codec.nearest_frames(wrong[0]) if n != wrong[0]]
+            raise AtelierError(
+                f"clip frames: the VAE does not encode all frames of a clip of {wrong[0]}, and would leave the last ones out. "
+                f"Write {' or '.join(map(str, near))} in place of it."
+            )
 
 
 def _check_slider(dataset: Dataset, config: TrainingConfig) -> None:

@@ -39,7 +39,7 @@ from ..runs.run import SAVED_LORAS, Epochs, Run
 from ..session import total_steps
 from ..tensors.precision import compute_dtype
 from . import drawing
-from .checks import check_dataset, check_texts
+from .checks import check_clips, check_dataset, check_texts
 from .telling import of_models
 from .training import follow_job, train_job
 from .wanted import NOTHING_NAMED, Job, Named, Preview, Trained
@@ -90,6 +90,7 @@ def run_training(
             preview_model = None  # copies of their own the host would take for others, and move all weights at each pause
     check_dataset(dataset, config)
     precomputed.check(dataset, model.latent_channels, model.frames)
+    check_clips(dataset, model, codec)
     check_weighting(model.prediction, config.loss)
     optimizers.check(config.optimizer, model.device.type)
     model = model.for_training(compute_dtype(config.precision, model.device), config.base_weights, config.guidance)

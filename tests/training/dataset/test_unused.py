@@ -113,9 +113,7 @@ def test_the_reasons_are_grouped_counted_and_name_the_first_few(tmp_path):
     for name in ("a.mp4", "b.MOV", "c.mkv", "d.webm", "e.avi", "f.nef", "g.psd", "h.zip", "i.png.part", "j"):
         put(tmp_path / name)
     subsets = scan(tmp_path, config())
-    assert "films are not trained on (5): a.mp4, b.MOV, c.mkv and 2 more. Save the frames that you want as pictures." in said(
-        subsets
-    )
+    assert "films are not trained on (5): a.mp4, b.MOV, c.mkv and 2 more. Set clip_frames of Load Dataset" in said(subsets)
     for name, words in {
         "f.nef": "raw photos",
         "g.psd": "format",
