@@ -24,6 +24,8 @@ NEVER_ONE = (
     "pictures would have to be encoded anew",  # a kind of pictures
     "batches are outside 1 to",
     "steps is below 0",
+    "has clips of {",  # of more than one frame
+    "{row.frames} frames",
     "layers is outside 0 to",
     "of {updates} steps have less than",  # a twentieth of the run is at least two steps of it
     "cells; at most",
