@@ -49,7 +49,7 @@ def write_pictures(folder: Path) -> None:
 
 def work(folder: Path, steps: int) -> None:
     """What each process does."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("LOCAL_RANK", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(int(os.environ.get("LOCAL_RANK", "0")) % int(os.environ["ATELIER_DEVICES"]))
     _common.use_host()
     logging.disable(logging.WARNING)
     import comfy.sd
@@ -74,7 +74,7 @@ def work(folder: Path, steps: int) -> None:
         )
 
 
-def measure(processes: int, steps: int) -> float:
+def measure(processes: int, steps: int, devices: int) -> float:
     """Steps (batches) a second of them all."""
     with tempfile.TemporaryDirectory(prefix="scaling-bench-") as name:
         folder = Path(name)
@@ -82,7 +82,11 @@ def measure(processes: int, steps: int) -> float:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
         line = [sys.executable, *launcher, __file__, "--work", name, "--steps", str(steps)]
         threads = str(max(1, (os.cpu_count() or 1) // processes))
-        subprocess.run(line, check=True, env={**os.environ, "LORA_ATELIER_TEAM": "1", "OMP_NUM_THREADS": threads})
+        subprocess.run(
+            line,
+            check=True,
+            env={**os.environ, "LORA_ATELIER_TEAM": "1", "OMP_NUM_THREADS": threads, "ATELIER_DEVICES": str(devices)},
+        )
         pace = json.loads((folder / "runs" / "scaling" / "run.json").read_text(encoding="utf-8"))["pace"]
         return 1 / float(pace["seconds"])
 
@@ -101,7 +105,7 @@ def main() -> None:
     result: dict[str, Any] = {**_common.machine(), "devices": devices, "processes": {}}
     alone = 0.0
     for count in sorted({1, *counts}):
-        speed = measure(count, options.steps)
+        speed = measure(count, options.steps, devices)
         alone = alone or speed
         found = {"steps_per_second": round(speed, 3), "efficiency": round(speed / (count * alone), 3), "shared": count > devices}
         result["processes"][str(count)] = found

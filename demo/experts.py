@@ -1,4 +1,4 @@
-"""The template "Wan 2.2 14B, both halves": the models of much and of little noise, each trained by itself, drawing together.
+"""The template "Both halves of Wan 2.2 14B": the models of much and of little noise, each trained by itself, drawing together.
 
 Standard library only.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from .templates import COLOURS, FILMS, PICTURES, TRIGGER, WAN, WAN22, Canvas, Description, File
 
-TITLE = "Wan 2.2 14B, both halves"
+TITLE = "Both halves of Wan 2.2 14B"
 BOUNDARY = 0.875
 """Noise level at which the second takes over, as Wan 2.2's own configuration has it for making films from text
 (https://github.com/Wan-Video/Wan2.2/blob/main/wan/configs/wan_t2v_A14B.py)."""

@@ -40,8 +40,10 @@ LINE_EVERY = 5.0  # s between two lines that only count steps
 COUNTS_STEPS = re.compile(r": epoch \d+/\d+ · step (\d+)/(\d+) · ")
 POLL = 0.2  # s
 IN_EARNEST = 2.0  # s between two signals that are not one
-WHO = f" in process {os.environ['RANK']}" if os.environ.get("RANK", "0") != "0" else ""
-RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+# Some machines have these variables set for programs of others.
+TEAM = os.environ.get("LORA_ATELIER_TEAM") == "1"
+RANK, SIZE = (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))) if TEAM else (0, 1)
+WHO = f" in process {RANK}" if RANK else ""
 LONGEST = 400  # letters of a line on the terminal
 
 
@@ -146,8 +148,9 @@ def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, d
     info = host.loop.run_until_complete(host.object_info())
     prompt = assigned(prompt_of(canvas, info), info, job["set"])
     wanted = targets(prompt, job["everything"])
-    if RANK:
-        prompt, wanted = followed(prompt, wanted)
+    if SIZE > 1:
+        part, ends = followed(prompt, wanted)
+        prompt, wanted = (part, ends) if RANK else (prompt, wanted)
     extra = {"extra_pnginfo": {"workflow": canvas}} if "nodes" in canvas else {}
     entry = host.loop.run_until_complete(host.run(prompt, wanted, extra))
     problem, interrupted = problem_of(entry)
@@ -185,27 +188,30 @@ def _interrupt_on_signals(terminal: Terminal) -> None:
         signal.signal(number, stop)
 
 
-def _apart(job: dict[str, Any]) -> list[str]:
+def _apart(job: dict[str, Any], arguments: list[str]) -> list[str]:
     """A log, a database, a folder for what is temporary and a GPU for this one of several processes; arguments for ComfyUI.
 
     The GPU is chosen before torch is imported, which then sees no other.
     """
     own = int(os.environ.get("LOCAL_RANK", "0"))
-    there = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    os.environ["CUDA_VISIBLE_DEVICES"] = there[own] if own < len(there) else "" if there else str(own)
+    for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        there = [name for name in os.environ.get(variable, "").split(",") if name]
+        if there or variable.startswith("CUDA"):
+            os.environ[variable] = there[own] if own < len(there) else "" if there else str(own)
     if not RANK:
         return []
     log = Path(job["log"])
     job["log"] = str(log.with_name(f"{log.stem}-{RANK}{log.suffix}"))
     beside = log.with_name(f"{log.stem}-{RANK}")
     beside.mkdir(parents=True, exist_ok=True)
-    return ["--temp-directory", str(beside)]
+    database = ["--database-url", f"sqlite:///{(beside / 'comfyui.db').as_posix()}"] if "--database-url" in arguments else []
+    return ["--temp-directory", str(beside), *database]
 
 
 def main(line: list[str]) -> int:
     comfyui, job, arguments = Path(line[0]), json.loads(line[1]), line[2:]
     if SIZE > 1:
-        arguments += _apart(job)
+        arguments += _apart(job, arguments)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     log = open(job["log"], "ab", buffering=0)  # noqa: SIM115 it is this process's output from here on
     for stream in (1, 2):
@@ -217,9 +223,10 @@ def main(line: list[str]) -> int:
         host = Host(comfyui, arguments)
         _interrupt_on_signals(terminal)
         code, result = run_job(host, job, terminal)
-    except (WorkflowError, OSError) as error:
+    except Exception as error:
         traceback.print_exc()
-        terminal.say(f"\nstudio.py train stopped{WHO}: {error}")
+        where = "" if isinstance(error, (WorkflowError, OSError)) else f" ({type(error).__name__}; {job['log']})"
+        terminal.say(f"\nstudio.py train stopped{WHO}: {error}{where}")
         code, result = 1, {"success": False, "error": str(error), "loras": [], "grids": []}
     if RANK:
         return code

@@ -106,7 +106,10 @@ def _value(said: str, text: str, kind: Any) -> Any:
 
 
 def followed(prompt: Prompt, wanted: list[str] | None) -> tuple[Prompt, list[str]]:
-    """The prompt, and its ends, of a process that takes part in the trainings of another one, which writes captions and draws."""
+    """The prompt, and its ends, of a process that takes part in the training of another one, which writes captions and draws.
+
+    WorkflowError for what several processes cannot do in one go.
+    """
     replaced = {key: node["inputs"].get("dataset") for key, node in prompt.items() if node["class_type"] in WRITERS}
 
     def source(value: Any) -> Any:
@@ -115,7 +118,28 @@ def followed(prompt: Prompt, wanted: list[str] | None) -> tuple[Prompt, list[str
         return value
 
     found = {key: {**node, "inputs": {n: source(v) for n, v in node["inputs"].items()}} for key, node in prompt.items()}
-    return found, [key for key in wanted or found if found[key]["class_type"] == TRAINS]
+    trains = [key for key in wanted or found if found[key]["class_type"] == TRAINS]
+    if len(trains) > 1:
+        raise WorkflowError(
+            f"--processes: the workflow has {len(trains)} Train LoRA nodes, and several processes train one at a time. Mute the "
+            "others"
+        )
+    needed, waiting = set[str](), list(trains)
+    while waiting:
+        key = waiting.pop()
+        if key not in needed:
+            needed.add(key)
+            values = found[key]["inputs"].values()
+            waiting += [
+                str(value[0]) for value in values if isinstance(value, list) and len(value) == 2 and str(value[0]) in found
+            ]
+    left = sorted({prompt[key]["class_type"] for key in needed & replaced.keys()})
+    if left or any(value is None for value in found[trains[0]]["inputs"].values()):
+        raise WorkflowError(
+            f"--processes: {', '.join(left) or 'what writes captions'} hands on more than its dataset. Run it once with one "
+            "process, and load its folder with Load Dataset"
+        )
+    return found, trains
 
 
 def targets(prompt: Prompt, everything: bool) -> list[str] | None:

@@ -37,6 +37,11 @@ class Machines:
                 "--nodes: say where the machines meet, with --rendezvous HOST:PORT of the first one, on each of them"
             )
 
+    def check(self, gpus: int) -> None:
+        if 0 < gpus < self.processes:
+            there = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+            raise WorkflowError(f"--processes {self.processes}: torch sees {there} here, and each process needs one of its own")
+
     def launcher(self) -> list[str]:
         """What comes between Python and the script: PyTorch's own engine for several processes, and nothing for one."""
         if self.processes * self.nodes == 1:
@@ -45,6 +50,13 @@ class Machines:
         if self.nodes == 1:
             return [*line, "--standalone"]
         return [*line, "--rdzv-backend", "c10d", "--rdzv-endpoint", self.rendezvous, "--rdzv-id", "lora-atelier"]
+
+
+def gpu_count(python: str) -> int:
+    answer = subprocess.run(
+        [python, "-c", "import torch; print(torch.cuda.device_count())"], capture_output=True, text=True
+    )  # fmt: skip
+    return int(answer.stdout.strip() or 0) if answer.returncode == 0 else 0
 
 
 def train(
@@ -62,6 +74,8 @@ def train(
         "log": str(log), "json": as_json,
     }  # fmt: skip
     several = machines.launcher()
+    if machines.processes > 1 and "--cpu" not in server.options():
+        machines.check(gpu_count(server.python))
     line = [server.python, *(several or ["-u"]), str(HEADLESS), str(server.comfyui), json.dumps(job), *server.options()]
     # Signals of the terminal reach the child by themselves; what reaches this process alone is handed on.
     variables = server.variables()

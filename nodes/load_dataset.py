@@ -98,12 +98,12 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, folder: str, caption_extension: str = ".txt", nested: bool = False, clip_frames: str = "", **others: Any
+        cls, folder: str, caption_extension: str = ".txt", nested: bool = False, clip_frames: str | None = "", **others: Any
     ) -> str:  # fmt: skip
         """Changes with the folder's pictures and captions, so that an edited folder is read again."""
         try:
             path, root = _resolve(folder)
-            return folder_stamp(path, caption_extension, root, nested, bool(clip_frames.strip()))
+            return folder_stamp(path, caption_extension, root, nested, bool((clip_frames or "").strip()))
         except AtelierError as error:
             return str(error)
 

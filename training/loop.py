@@ -100,10 +100,11 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
             while not finished:
                 pause, commands = step if due else next_pause(step, config, plan, total), frozenset[str]()
                 while step < pause:
-                    callbacks.check()
-                    steps.acquire()
                     together = team.round(step, pause, width)
-                    loss = steps.run(step + team.rank) if step + team.rank in together else None
+                    with team.together(callbacks.cancelled, callbacks.check):
+                        callbacks.check()
+                        steps.acquire()
+                        loss = steps.run(step + team.rank) if step + team.rank in together else None
                     complete = together.stop % width == 0 or together.stop == total
                     losses = team.added_up(flat.message, len(together), loss, complete)
                     factor = schedules.factor(config.optimizer, step // width, updates)
@@ -155,6 +156,7 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
                         callbacks.sample(epoch, step)
                 due = False
                 snapshot()
+                team.equalise(flat.weights)  # different GPUs round differently
     except LostNumbers as lost:
         raise AtelierError(lost_numbers(lost.step, lost.step <= width and not config.network.start_from)) from lost
     except BaseException as error:

@@ -238,7 +238,14 @@ def form_of(session: Session, batch: Batch) -> Hashable:
     if slider is not None:
         ends = session.encoded.ends(batch) if slider.source == "prompts" else ()
         asked = slider.source, slider.guidance, tuple(map(_shapes, ends))
-    return batch.size, config.role == "regularisation", has_mask, _shapes(session.encoded.conditionings(batch)), asked
+    return (
+        batch.size,
+        batch.frames,
+        config.role == "regularisation",
+        has_mask,
+        _shapes(session.encoded.conditionings(batch)),
+        asked,
+    )
 
 
 def _shapes(texts: Sequence[EncodedText]) -> Hashable:

@@ -77,6 +77,32 @@ def test_nothing_to_train_and_nobody_to_read_are_refused() -> None:
         prompt.targets(prompt.assigned(graph(), INFO, [("AutoCaption", "pause", "true")]), everything=False)
 
 
+def chained(**more: Any) -> dict[str, Any]:
+    data = {"class_type": "LoadDataset", "inputs": {"folder": "a"}}
+    captions = {"class_type": "AutoCaption", "inputs": {"dataset": ["1", 0], "pause": False}}
+    drawn = {"class_type": "RenderRegularisation", "inputs": {"dataset": ["2", 0]}}
+    train = {"class_type": "TrainLoRA", "inputs": {"dataset": ["3", 0]}}
+    grid = {"class_type": "EpochWeightGrid", "inputs": {"epochs": ["4", 0]}}
+    return {"1": data, "2": captions, "3": drawn, "4": train, "5": grid, **more}
+
+
+def test_who_takes_part_trains_and_writes_nothing() -> None:
+    given = chained()
+    found, ends = prompt.followed(given, ["4", "5"])
+    assert ends == ["4"] and found["4"]["inputs"]["dataset"] == ["1", 0]
+    assert given["4"]["inputs"]["dataset"] == ["3", 0]
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"6": {"class_type": "TrainLoRA", "inputs": {"dataset": ["1", 0]}}}, "one at a time"),
+    ({"1": {"class_type": "LoadDataset", "inputs": {"folder": ["3", 1]}}}, "RenderRegularisation hands on more"),
+    ({"3": {"class_type": "RenderRegularisation", "inputs": {}}}, "more than its dataset"),
+])  # fmt: skip
+def test_what_several_processes_cannot_do_is_said(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(WorkflowError, match=said):
+        prompt.followed(chained(**more), None)
+
+
 def test_files_of_every_form_are_read(tmp_path: Path) -> None:
     file = tmp_path / "one.json"
     for content, found in ((graph(), graph()), ({"prompt": graph(), "client_id": "x"}, graph()), ({"nodes": []}, {"nodes": []})):

@@ -35,19 +35,21 @@ def work(told: dict[str, Any]) -> None:
         recipe = from_dict(TrainingConfig, one["recipe"])
         preview = job.Preview("", "", one.get("preview", 0), 1.0, "euler", "normal", 0)
         if one.get("stop") and team().rank == team().size - 1:
-            stop_at(host, one["stop"])
+            stop_at(host, one["stop"], one.get("how", "killed"))
         with torch.inference_mode():
             job.run_training(t.model, t.text, t.codec, dataset, recipe, preview=preview, graph={})
 
 
-def stop_at(host: Any, step: int) -> None:
-    """This process ends at a step as if it were killed."""
+def stop_at(host: Any, step: int, how: str) -> None:
+    """This process ends at a step: ``killed``, or because it ``fails``."""
     seen, real = 0, host.check_interrupt
 
     def check() -> None:
         nonlocal seen
         real()
         seen += 1
+        if seen == step and how == "fails":
+            raise RuntimeError("this process has failed")
         if seen == step:
             os._exit(9)
 

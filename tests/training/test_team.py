@@ -54,8 +54,13 @@ KINDS = {
 }  # fmt: skip
 
 
-def begin(size: int, base: Path, pictures: Path, runs: list[dict[str, Any]]) -> list[subprocess.Popen[str]]:
-    told = json.dumps({"base": str(base), "pictures": str(pictures), "runs": runs})
+def begin(
+    size: int, base: Path, pictures: Path, runs: list[dict[str, Any]], others: dict[int, list[dict[str, Any]]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """``others``: what some processes are given in place of ``runs``."""
+    told = [
+        json.dumps({"base": str(base), "pictures": str(pictures), "runs": (others or {}).get(rank, runs)}) for rank in range(size)
+    ]  # fmt: skip
     shared = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -66,7 +71,7 @@ def begin(size: int, base: Path, pictures: Path, runs: list[dict[str, Any]]) -> 
     shared[MARK] = "1"
     return [
         subprocess.Popen(
-            [sys.executable, str(WORK), told], env={**shared, "RANK": str(rank)}, stdout=subprocess.PIPE,
+            [sys.executable, str(WORK), told[rank]], env={**shared, "RANK": str(rank)}, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         )
         for rank in range(size)
@@ -146,6 +151,26 @@ def test_every_steps_loss_is_written_down_once(found: dict[int, Path], name: str
 def test_only_one_draws(found: dict[int, Path]) -> None:
     drawn = [sorted(path.name for path in (base / "runs" / "lora").rglob("*.png")) for base in found.values()]
     assert drawn[0] == drawn[1] == drawn[2] and drawn[0]
+
+
+def test_where_one_fails_all_end_at_that_step_and_what_was_learnt_is_kept(pictures: Path, tmp_path: Path) -> None:
+    model, config = KINDS["lora"]
+    run = {"name": "lora", "model": model, "recipe": to_dict(named(2, config)), "stop": 3, "how": "fails"}
+    first, last = ended(begin(2, tmp_path, pictures, [run]))
+    assert first[0] == last[0] == 1
+    assert "this process has failed" in last[1] and "Another process of this training has ended" in first[1]
+    done = len(history(tmp_path, "lora"))
+    assert 0 < done < 2 * PICTURES
+    assert [name for name in files(tmp_path, "lora") if str(done) in name]
+
+
+def test_what_would_be_trained_otherwise_is_not_trained(pictures: Path, tmp_path: Path) -> None:
+    model, config = KINDS["lora"]
+    others = {0: {}, 1: {"seed": 8}}
+    runs = [[{"name": "lora", "model": model, "recipe": to_dict(replace(config, **others[rank]))}] for rank in range(2)]
+    said = ended(begin(2, tmp_path, pictures, runs[0], {1: runs[1]}))
+    assert all(code for code, _ in said)
+    assert "would train different things (settings)" in said[1][1]
 
 
 def test_it_goes_on_with_another_number_of_processes(pictures: Path, tmp_path: Path, found: dict[int, Path]) -> None:

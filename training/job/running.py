@@ -123,13 +123,21 @@ def run_training(
 
 def _followed(job: Job, team: Team) -> Trained:
     """What another process trains, and hands on."""
-    theirs, finished = team.told(("", False))
-    own = job.inputs.models["model"]
-    if theirs != own:
-        raise AtelierError("model: the processes have loaded different models. Give every machine the same files.")
+    nothing: dict[str, object] = {}
+    theirs, finished = team.told((nothing, False))
+    own = _decides(job)
+    if others := [name for name, value in own.items() if theirs.get(name) != value]:
+        raise AtelierError(
+            f"The processes would train different things ({', '.join(others)}). Give every machine the same files."
+        )
     if not finished:
         follow_job(job, team)
     return Trained(Epochs(job.config.run_name, job.model.family, (), (), ()), {}, [])
+
+
+def _decides(job: Job) -> dict[str, object]:
+    """What must be alike in processes that train together."""
+    return {**job.inputs.models, "settings": job.inputs.stored(), "name": job.config.run_name, "steps": job.total}
 
 
 def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], team: Team) -> Trained:
@@ -156,7 +164,7 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], t
     )
     job.show(why)
     log.info("%s", why)
-    team.told((job.inputs.models["model"], finished))
+    team.told((_decides(job), finished))
     if finished:
         run.write(opening=why)
         now.update(phase="finished")
@@ -181,7 +189,7 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], t
                 if not job.keep_state:
                     _drop_state(job, run, account)
         except AtelierError as error:
-            if not config.varied:
+            if not config.varied or team.size > 1:  # several processes go on or end together
                 raise
             # One value may be too much for the memory or break the training; the others of the sweep are trained all the same.
             failed = str(error)

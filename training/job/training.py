@@ -57,6 +57,8 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account, team: Team =
     text, begun = job.text if job.learns_text else None, run.state_step()
     name = host.device_name(job.model.device)
     like = step_time.circumstances(job.config, job.plan, job.inputs.models["model"], name, encoded.shows)
+    if team.size > 1:
+        like["processes"] = str(team.size)
     pace = step_time.earlier(host.runs_folder(), like)
     session = Session(job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config)
     try:
@@ -65,7 +67,9 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account, team: Team =
         if (said := compatibility.told(error, job.model)) is not None:
             raise said from error
         raise
-    if (expected := pace or step_time.expected(host.runs_folder(), like, session)) is not None and job.total > begun:
+    alone = team.size == 1  # else a timed pass of one says nothing of them all
+    expected = pace or (step_time.expected(host.runs_folder(), like, session) if alone else None)
+    if expected is not None and job.total > begun:
         teller.count(expected.sentence(job.total - begun))
     try:
         train(session, run, callbacks, team)
@@ -92,7 +96,7 @@ def follow_job(job: Job, team: Team) -> None:
     text = job.text if job.learns_text else None
     session = Session(job.model, text, layers, adapter, job.levels, job.encoded, job.plan, job.config)
     session = preflight.fit(session, job.show, job.show, times=False)
-    train(session, Followed(), Callbacks(check=host.check_interrupt, warn=job.show, cancelled=host.is_interrupt), team)
+    train(session, Followed(), Callbacks(check=host.check_interrupt, cancelled=host.is_interrupt), team)
 
 
 def _rests(job: Job, adapter: Adapter) -> tuple[str, ...]:

@@ -8,11 +8,14 @@ is trained, and a few bytes a step. The first process leads: it alone writes, dr
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,10 +26,15 @@ from ..errors import AtelierError
 T = TypeVar("T")
 MARK = "LORA_ATELIER_TEAM"
 """Set in the environment of processes that were started to train together; other packs may have process groups of their own."""
+MEETING = timedelta(minutes=10)
+"""So long they wait for each other at first, and for what all of them have said that they are about to do."""
 PATIENCE = timedelta(days=7)
-"""So long they wait for each other: while samples are drawn, and pictures encoded. A process that is gone is noticed at once."""
+"""So long for the first one, while it draws samples or encodes. A process that is gone is noticed at once all the same."""
+SECONDS_TO_STOP = 5.0
+"""A signal that stops one process reaches the others within these."""
 CARRIED = ("cpu", "cuda")
 """Devices whose tensors are sent as they are; those of others by way of main memory."""
+GOES_ON, IS_STOPPED, HAS_FAILED = range(3)
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,10 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    words: Any = None
+    """torch's group for what is said, in main memory."""
+    numbers: Any = None
+    """torch's group for gradients and weights: NCCL's where every process has a GPU of its own."""
 
     @property
     def leads(self) -> bool:
@@ -53,8 +65,8 @@ class Team:
         if self.size == 1:
             return value
         box = [value if self.leads else None]
-        with _gone():
-            dist.broadcast_object_list(box, device=torch.device("cpu"))
+        with _Gone():
+            dist.broadcast_object_list(box, group=self.words, device=torch.device("cpu"))
         found: T = box[0]  # type: ignore[assignment]
         return found
 
@@ -63,19 +75,42 @@ class Team:
         if self.size == 1:
             return wanted
         answer = torch.tensor([int(wanted)])
-        with _gone():
-            dist.broadcast(answer, 0)
+        with _Gone():
+            dist.broadcast(answer, 0, group=self.words)
         return bool(answer.item())
 
     def wait(self) -> None:
         """Until all processes are here."""
-        self.told(None)
-        self._sum(torch.zeros(1))
+        if self.size > 1:
+            with _Gone():
+                dist.all_reduce(torch.zeros(1), group=self.words)
 
     def equalise(self, weights: Tensor) -> None:
         """The weights become those of the first process."""
         if self.size > 1:
-            self._carry(weights, lambda tensor: dist.broadcast(tensor, 0))
+            self._carry(weights, lambda tensor: dist.broadcast(tensor, 0, group=self.numbers))
+
+    @contextmanager
+    def together(self, cancelled: Callable[[BaseException], bool], check: Callable[[], None]) -> Iterator[None]:
+        """A process's part of a round, after which all know whether all have done theirs: so all leave the training at one step,
+        and none waits on its device for a gradient that never comes.
+
+        ``cancelled`` tells a stop from an error, ``check`` raises where this process is to stop as well.
+        """
+        try:
+            yield
+        except BaseException as error:
+            with suppress(AtelierError):
+                self._said(IS_STOPPED if cancelled(error) else HAS_FAILED)
+            raise
+        said = self._said(GOES_ON)
+        if said == IS_STOPPED:
+            deadline = time.monotonic() + SECONDS_TO_STOP
+            while time.monotonic() < deadline:
+                check()
+                time.sleep(0.1)
+        if said != GOES_ON:
+            raise AtelierError(GONE)
 
     def added_up(self, message: Tensor, losses: int, loss: Tensor | None, complete: bool) -> list[Tensor]:
         """The losses, ``losses`` of them, of a round of which this process's is ``loss``.
@@ -90,33 +125,41 @@ class Team:
         places.zero_()
         if loss is not None:
             places[self.rank] = loss
-        self._sum(message if complete else places)
+        self._carry(message if complete else places, lambda tensor: dist.all_reduce(tensor, group=self.numbers))
         return list(places[:losses].clone().unbind())
 
-    def _sum(self, tensor: Tensor) -> None:
-        if self.size > 1:
-            self._carry(tensor, dist.all_reduce)
+    def _said(self, mine: int) -> int:
+        """The worst that any process has to say."""
+        if self.size == 1:
+            return GOES_ON
+        worst = torch.tensor([mine])
+        with _Gone():
+            dist.all_reduce(worst, dist.ReduceOp.MAX, group=self.words)
+        return int(worst.item())
 
     @staticmethod
-    def _carry(tensor: Tensor, act: object) -> None:
+    def _carry(tensor: Tensor, act: Callable[[Tensor], object]) -> None:
         there = tensor if tensor.device.type in CARRIED else tensor.cpu()
-        with _gone():
-            act(there)  # type: ignore[operator]
+        with _Gone():
+            act(there)
         if there is not tensor:
             tensor.copy_(there)
 
 
-class _gone:
+GONE = (
+    "Another process of this training has ended; its log says why. What was learnt is kept: start the same command again, and it "
+    "goes on from there."
+)
+
+
+class _Gone:
     """What torch says where another process is gone becomes a sentence."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, RuntimeError):
-            raise AtelierError(
-                "Another process of this training is gone. What was learnt is kept: start the same command again, and it goes on "
-                "from there."
-            ) from error
+            raise AtelierError(GONE) from error
 
 
 ALONE = Team()
@@ -127,8 +170,21 @@ def team() -> Team:
     """The processes that were started with this one to train together; ``ALONE`` where none were."""
     if os.environ.get(MARK) != "1" or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE
-    if not dist.is_available():
-        raise AtelierError("This torch was built without torch.distributed, so several processes cannot train together.")
+    if not (dist.is_available() and dist.is_gloo_available()):
+        raise AtelierError("This torch was built without torch.distributed and gloo, so several processes cannot train together.")
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    return Team(dist.get_rank(), dist.get_world_size())
+        try:
+            dist.init_process_group("gloo", timeout=MEETING)
+        except RuntimeError as error:
+            raise AtelierError(f"The processes did not find each other within {MEETING}: {error}") from error
+    places: list[tuple[str, str, bool]] = [("", "", False)] * dist.get_world_size()
+    dist.all_gather_object(places, (socket.gethostname(), _gpu(), dist.is_nccl_available()))
+    apart = len({place[:2] for place in places}) == len(places) and all(gpu and nccl for _, gpu, nccl in places)
+    words = dist.new_group(backend="gloo", timeout=PATIENCE)
+    numbers = dist.new_group(backend="nccl", timeout=MEETING) if apart else words
+    return Team(dist.get_rank(), dist.get_world_size(), words, numbers)
+
+
+def _gpu() -> str:
+    """What tells this process's GPU from others; empty without one."""
+    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid) if torch.cuda.is_available() else ""
