@@ -158,6 +158,23 @@ def _stamp(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def write_film(path: Path, frames: np.ndarray) -> None:
+    """Writes frames (T, H, W, 3) of 8 bits as a Matroska film of FFV1 (RFC 9043), which keeps every level."""
+    try:
+        import av
+    except ImportError as error:
+        raise AtelierError(
+            "clip_frames: films are written by the Python package av, which is missing here although ComfyUI needs it, too. "
+            "Install it in ComfyUI's environment (pip install av) and restart."
+        ) from error
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=USUAL_RATE)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """(container, its first stream of pictures); what PyAV raises inside becomes a sentence about the file."""
