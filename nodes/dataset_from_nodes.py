@@ -12,7 +12,7 @@ from ..training.dataset.cache import CACHE_LIMIT, TensorCache
 from ..training.dataset.samples import Dataset, Subset
 from ..training.errors import AtelierError
 from .io_types import CATEGORY, DATASET, folded, searched
-from .load_dataset import RARE, more_inputs
+from .load_dataset import RARE, clip_inputs, more_inputs
 from .shown import shown
 
 ABSENT = ("nested", "captions", "class_caption", "masks", "mask_floor", "broken", "caption_encoding", "further_captions")
@@ -88,6 +88,13 @@ class DatasetFromNodes(io.ComfyNode):
                     "Load Image is white where a picture is transparent: put Invert Mask behind it.",
                 ),
                 *(entry for entry in more_inputs() if entry.id == "mask_floor"),
+                io.String.Input(
+                    "clip_frames", default="", optional=True,
+                    tooltip="For models of films (Wan, HunyuanVideo): each batch of images is a film, as Get Video Components "
+                    "gives it, with one text. Frames of a clip, or several numbers with commas between them, as 1, 17, 33; each "
+                    "film has the largest that fits. Empty: each image is a picture.",
+                ),
+                *(entry for entry in clip_inputs() if entry.id == "clip_start"),
             ], RARE),
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Auto Caption, Load Dataset, or Train LoRA.")],
             is_output_node=True,

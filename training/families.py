@@ -36,6 +36,8 @@ NOT_SCHNELL = re.compile(r"(?<![a-z])(ovis|libre[-_ ]?flux|open[-_ ]?flux|flex)"
 """Words in the names of models that have Flux.1 schnell's layers and draw in as many steps as others."""
 EDIT = re.compile(r"(?<![a-z])(kontext|edit(?:ing)?)(?![a-z])", re.IGNORECASE)
 """Words in a file's name that stand for a model that makes pictures out of others."""
+HALF = re.compile(r"(?:(?<![A-Za-z])(?i:(high|low))|(High|Low))[-_. ]?(?i:noise)(?![a-z])")
+"""Words in a file's name that stand for one of two models which share the levels of noise between them."""
 WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 """Where one word of a name like ``dreamXLTurbo`` ends."""
 
@@ -52,6 +54,13 @@ def assistant_word(lora_name: str) -> str:
     does."""
     found = ASSISTANT.search(WORDS.sub(" ", lora_name))
     return found[0].lower() if found else ""
+
+
+def noise_half(file_name: str) -> str:
+    """``high`` or ``low`` where a model's file name says that it draws only the noisy or only the clear steps, as the two halves
+    of a Wan 2.2 14B do; empty if nothing does, or both."""
+    found = {(one[1] or one[2]).lower() for one in HALF.finditer(file_name)}
+    return found.pop() if len(found) == 1 else ""
 
 
 def seems_schnell(family: str, file_name: str) -> bool:

@@ -18,12 +18,12 @@ from PIL import Image
 
 from ..config import SubsetConfig
 from . import films
-from .films import Film
+from .films import FilmFacts
 from .images import frames_of_picture
 from .samples import Sample, Stretch
 
 
-def clips_of(sample: Sample, film: Film, config: SubsetConfig) -> list[Sample]:
+def clips_of(sample: Sample, film: FilmFacts, config: SubsetConfig) -> list[Sample]:
     """A sample for every clip of a film, whose whole is ``sample``; none where it is too short.
 
     The first alone keeps its look, by which near duplicates are told.
@@ -61,7 +61,7 @@ def stretches(frames: int, rate: Fraction, config: SubsetConfig) -> list[tuple[i
     return [tuple(places[start : start + count]) for start in starts]
 
 
-def is_slow(film: Film, config: SubsetConfig) -> bool:
+def is_slow(film: FilmFacts, config: SubsetConfig) -> bool:
     """Whether a film has fewer frames a second than are wanted, so that some come twice."""
     return bool(config.clip_rate) and film.rate < Fraction(str(config.clip_rate)) * Fraction(99, 100)
 

@@ -30,7 +30,7 @@ USUAL_RATE = Fraction(24)
 
 
 @dataclass(frozen=True)
-class Film:
+class FilmFacts:
     """What a film is."""
 
     width: int
@@ -46,7 +46,7 @@ def is_film(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
-def header(path: Path) -> Film:
+def header(path: Path) -> FilmFacts:
     """What the film's beginning says of it, which need not be exact; nothing is decoded but its first frame."""
     with _opened(path) as (container, stream):
         first = next(container.decode(stream), None)
@@ -55,10 +55,10 @@ def header(path: Path) -> Film:
         size = _upright(first)
         rate = _rate(stream)
         seconds = stream.duration * stream.time_base if stream.duration else Fraction((container.duration or 0), 1_000_000)
-        return Film(*size, max(1, stream.frames or round(seconds * rate)), rate)
+        return FilmFacts(*size, max(1, stream.frames or round(seconds * rate)), rate)
 
 
-def look_at(path: Path) -> tuple[Film, Image.Image]:
+def look_at(path: Path) -> tuple[FilmFacts, Image.Image]:
     """The film, its frames counted by decoding them all, and its middle frame; AtelierError naming what cannot be read."""
     with _opened(path) as (container, stream):
         rate, size, count = _rate(stream), None, 0
@@ -68,7 +68,7 @@ def look_at(path: Path) -> tuple[Film, Image.Image]:
         raise _broken(path, "there is no frame in it")
     if size[0] * size[1] > MAX_PIXELS:
         raise _broken(path, f"its frames have more than {MAX_PIXELS // 1_000_000} million pixels")
-    film = Film(*size, count, rate)
+    film = FilmFacts(*size, count, rate)
     return film, next(frames_of(path, [count // 2], count))
 
 
@@ -156,6 +156,23 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise _broken(path, error.strerror) from error
     return stat.st_size, stat.st_mtime_ns
+
+
+def write_film(path: Path, frames: np.ndarray) -> None:
+    """Writes frames (T, H, W, 3) of 8 bits as a Matroska film of FFV1 (RFC 9043), which keeps every level."""
+    try:
+        import av
+    except ImportError as error:
+        raise AtelierError(
+            "clip_frames: films are written by the Python package av, which is missing here although ComfyUI needs it, too. "
+            "Install it in ComfyUI's environment (pip install av) and restart."
+        ) from error
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=USUAL_RATE)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from .cache import cache_key
 from .caption_reader import CaptionReader
 from .captions import arranged
 from .choice_notes import choice_notes
+from .clips import clips_of
+from .films import write_film
 from .heads import Face
 from .index import Facts, Index
 from .masks import same_shape
@@ -31,6 +33,8 @@ from .workers import Advance, Steps, in_parallel
 
 CHANNELS = (1, 3, 4)
 """Grey, colour, colour with transparency."""
+FILM = ".mkv"
+"""Ending of films that are written."""
 LIMIT = 5 * 2**30
 """Bytes on disk for the pictures; the longest unused go first."""
 IN_USE = 86_400.0
@@ -51,14 +55,16 @@ def subset_of(
 
     Every picture is written once into ``folder``, as a PNG of 8 bits under a name that stands for its pixels and its text: a
     caption file that Auto Caption puts beside it is not taken for a picture that comes with another text. A caption file wins
-    over the text. ``progress`` as in ``scan``. AtelierError naming the input for an empty list, numbers that don't fit, or
+    over the text. With ``clip_frames`` each IMAGE is a film, written as one of FFV1, which loses nothing; one of a single
+    frame is a picture. ``progress`` as in ``scan``. AtelierError naming the input for an empty list, numbers that don't fit, or
     no picture.
     """
-    pictures = _flat(images)
+    if config.clip_counts:
+        _refuse_beside_films(controls, masks)
+    pictures = _films(images) if config.clip_counts else _flat(images)
     if texts is not None and len(texts) not in (1, len(pictures)):
-        raise AtelierError(
-            f"texts: there are {len(texts)} for {counted(len(pictures), 'picture')}. Connect one for all, or one for each."
-        )
+        what = counted(len(pictures), "film" if config.clip_counts else "picture")
+        raise AtelierError(f"texts: there are {len(texts)} for {what}. Connect one for all, or one for each.")
     for number, given in enumerate(texts or (), start=1):
         if not isinstance(given, str):
             raise AtelierError(f"texts: number {number} is {type(given).__name__} and no text. Connect a node that gives texts.")
@@ -94,6 +100,30 @@ def subset_of(
     memory.save()
     trim(folder, LIMIT)
     return Subset(config, tuple(samples), config.repeats or 1, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _refuse_beside_films(controls: Mapping[str, Sequence[Tensor]] | None, masks: Sequence[Tensor] | None) -> None:
+    for name in (*(controls or {}), *(() if masks is None else ("masks",))):
+        raise AtelierError(
+            f"{name}: clip_frames makes films of the images, and only pictures have such beside them. Disconnect {name}, or "
+            "leave clip_frames empty."
+        )
+
+
+def _films(images: Sequence[Tensor]) -> list[Tensor]:
+    """Every film (T, H, W, C), or picture (H, W, C) where there is but one frame."""
+    found: list[Tensor] = []
+    for number, batch in enumerate(images, start=1):
+        frames = _flat([batch])
+        if len(frames) > 1 and frames[0].shape[-1] == 4:
+            raise AtelierError(
+                f"images: film {number} has transparency, which films are not trained with. Connect it as it comes from Get "
+                "Video Components, or lay it on a background."
+            )
+        found.append(torch.stack(frames) if len(frames) > 1 else frames[0])
+    if not found:
+        raise AtelierError("images: the list is empty. Connect a node that gives at least one film.")
+    return found
 
 
 def _each(name: str, found: Sequence[Tensor], count: int, hint: str = "") -> list[Tensor]:
@@ -158,6 +188,7 @@ def _samples(
 ) -> tuple[list[Sample], list[str]]:
     """(samples, warnings about their captions)."""
     samples: list[Sample] = []
+    short = 0
     faces: dict[Path, Face | None] = {}
     reader = CaptionReader(config)
     for (path, facts), text in zip(files, captions, strict=True):
@@ -165,17 +196,36 @@ def _samples(
         focus = memory.focus(path, bucket_of(facts.width, facts.height, config)) if config.crop == "focus" else None
         face = faces[path] = memory.head(path) if config.crop == "head" else None
         head = face.box if face else None
-        samples.append(Sample(path, facts.width, facts.height, caption, facts.key, text, focus, look=facts.look, head=head))
+        whole = Sample(path, facts.width, facts.height, caption, facts.key, text, focus, look=facts.look, head=head)
+        film = memory.film(path) if config.clip_counts else None
+        own = [whole] if film is None else clips_of(whole, film, config)
+        short += not own
+        samples += own
         steps.step()
-    return samples, [*reader.notes(), *choice_notes(samples, config), *(head_notes(faces) if config.crop == "head" else [])]
+    if not samples:
+        raise AtelierError(
+            f"clip_frames: every film of the images has fewer frames than {config.clip_counts[0]}. Write a smaller number there "
+            "as well, or connect longer films."
+        )
+    too_short = [f"clip_frames: too few frames, and so not used: {short} of {counted(len(files), 'film')}."] if short else []
+    return samples, [
+        *too_short,
+        *reader.notes(),
+        *choice_notes(samples, config),
+        *(head_notes(faces) if config.crop == "head" else []),
+    ]
 
 
 def write_picture(pixels: Tensor, text: str | None, folder: Path) -> Path:
-    """The file of a picture (H, W, C) in 0..1, written if it isn't there; its time of access becomes that of its last use."""
+    """The file of a picture (H, W, C), or of a film (T, H, W, C), in 0..1, written if it is not there; its time of access becomes
+    that of its last use."""
     levels = (pixels.detach().cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
     digest = hashlib.sha256(levels.contiguous().numpy().tobytes()).hexdigest()
-    path = folder / f"{cache_key(digest, tuple(levels.shape), text)[:32]}.png"
-    if not path.is_file():
+    path = folder / f"{cache_key(digest, tuple(levels.shape), text)[:32]}{FILM if levels.ndim == 4 else '.png'}"
+    if not path.is_file() and levels.ndim == 4:
+        with replacing(path) as temporary:
+            write_film(temporary, levels.expand(-1, -1, -1, 3).numpy())
+    elif not path.is_file():
         image = Image.fromarray(levels.squeeze(-1).numpy() if levels.shape[-1] == 1 else levels.numpy())
         with replacing(path) as temporary:
             image.save(temporary, "PNG", compress_level=4)
@@ -192,7 +242,7 @@ def trim(folder: Path, limit: int) -> None:
     Caption files beside them stay: somebody may have edited them, and they count again when the picture comes back.
     """
     rows: list[tuple[int, int, Path]] = []
-    for path in folder.glob("*.png"):
+    for path in (*folder.glob("*.png"), *folder.glob(f"*{FILM}")):
         with suppress(OSError):
             facts = path.stat()
             rows.append((facts.st_atime_ns, facts.st_size, path))

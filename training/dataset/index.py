@@ -20,7 +20,7 @@ from ..errors import AtelierError
 from ..files import Unreadable, open_plain, read_json, write_text
 from . import films
 from .buckets import Size
-from .films import Film
+from .films import FilmFacts
 from .focus import detector_name, focus_point
 from .heads import DETECTOR, Face, largest_face
 from .images import look_at, open_picture, timing_of
@@ -137,7 +137,7 @@ class Index:
         x, y = facts.focus[name]
         return x, y
 
-    def film(self, path: Path) -> Film | None:
+    def film(self, path: Path) -> FilmFacts | None:
         """What a film is, or an animated picture as one; None for a picture of one frame."""
         stamp, facts = self._used[path]
         if facts.several and not facts.film:
@@ -147,7 +147,7 @@ class Index:
         if not facts.film or (facts.several and facts.film[0] == 1):
             return None
         frames, above, below = facts.film
-        return Film(facts.width, facts.height, frames, Fraction(above, below))
+        return FilmFacts(facts.width, facts.height, frames, Fraction(above, below))
 
     def head(self, path: Path) -> Face | None:
         """The largest face of the picture; None without any."""

@@ -210,9 +210,8 @@ def slow_notes(slow: Sequence[str], config: SubsetConfig) -> list[str]:
     if not slow:
         return []
     return [
-        f"fewer frames a second than clip_rate asks for ({config.clip_rate:g}), so that some frames come twice and motion may "
-        f"be learnt as jerky "
-        f"({len(slow)}): {some(slow)}. Lower clip_rate, or take them out."
+        f"fewer frames a second than clip_rate asks for ({config.clip_rate:g}), so that some frames come twice and motion may be "
+        f"learnt as jerky ({len(slow)}): {some(slow)}. Lower clip_rate, or take them out."
     ]
 
 

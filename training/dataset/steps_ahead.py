@@ -15,7 +15,7 @@ from ..errors import AtelierError
 from .buckets import Size
 from .clips import clips_of
 from .controls import whole_size
-from .films import Film, header, is_film
+from .films import FilmFacts, header, is_film
 from .heads import DETECTOR, Box
 from .images import picture_size, timing_of
 from .index import Index
@@ -101,15 +101,15 @@ def _subsets(source: SubsetSource) -> list[Subset]:
     return out
 
 
-def _film(path: Path, index: Index) -> Film | None:
+def _film(path: Path, index: Index) -> FilmFacts | None:
     """What a film is, by its header where it was never read."""
     facts = index.remembered(path)
     if facts is not None and (facts.film or not facts.several):
-        return Film(facts.width, facts.height, facts.film[0], Fraction(*facts.film[1:])) if facts.film else None
+        return FilmFacts(facts.width, facts.height, facts.film[0], Fraction(*facts.film[1:])) if facts.film else None
     if is_film(path):
         return header(path)
     frames, rate = timing_of(path)
-    return Film(*picture_size(path), frames, rate) if frames > 1 else None
+    return FilmFacts(*picture_size(path), frames, rate) if frames > 1 else None
 
 
 def _head(path: Path, index: Index) -> Box | None:

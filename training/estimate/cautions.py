@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..config import TrainingConfig
 from ..dataset.samples import counted
-from ..families import assistant_word, edit_word, family_named, few_steps_word, seems_schnell
+from ..families import assistant_word, edit_word, family_named, few_steps_word, noise_half, seems_schnell
 from ..optim.optimizers import SOURCES, needs_cuda
 from ..optim.remarks import of_rates
 from ..performance.memory import size_text
@@ -59,6 +59,12 @@ ADAPTERS = {
 """Where training adapters are published, by the host's name of the family."""
 MOST_STEPS, LEAST_GUIDANCE = 16, 2.0
 """Nobody asks a model that was distilled for few steps for more steps than that at a guidance from here on."""
+
+HALVES = {"WAN21_T2V": 0.875}
+"""By the host's name of the family: the level at which the second half of a model of two takes over, which for Wan 2.2 T2V A14B
+its makers publish (``boundary`` in ``wan_t2v_A14B.py``). The host calls such a half as it calls a Wan 2.1."""
+NEARLY = 0.01
+"""By how much a range of levels may go beyond a half, of which nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,8 @@ class Expected:
 def cautions(prospect: Prospect) -> list[str]:
     """All of them, the gravest first."""
     return [
-        *_packages(prospect), *of_rates(prospect.config), *_distilled(prospect), *pair_cautions(prospect), *_sizes(prospect),
+        *_packages(prospect), *of_rates(prospect.config), *_distilled(prospect), *_halves(prospect),
+        *pair_cautions(prospect), *_sizes(prospect),
         *_saves(prospect),
     ]  # fmt: skip
 
@@ -241,6 +248,23 @@ def _trained_on_few_steps(prospect: Prospect) -> Iterator[str]:
         )
     elif prospect.few_steps:
         yield f"model: {prospect.few_steps}, so it was distilled for few steps. {WHY_NOT}{ways.format('', page)}."
+
+
+def _halves(prospect: Prospect) -> Iterator[str]:
+    """Where one of two models that share the levels between them is trained on what the other draws."""
+    half, boundary = noise_half(prospect.model), HALVES.get(prospect.family)
+    noise = prospect.config.noise
+    if not half or boundary is None:
+        return
+    lowest, highest = (boundary, 1.0) if half == "high" else (0.0, boundary)
+    if noise.lowest >= lowest - NEARLY and noise.highest <= highest + NEARLY:
+        return
+    widget = "lowest_level" if half == "high" else "highest_level"
+    yield (
+        f"{widget}: by its name, {prospect.model} is the {half}-noise half of a Wan 2.2 14B and draws levels from {lowest:g} to "
+        f"{highest:g}, and it would be trained on {noise.lowest:g} to {noise.highest:g}, which reaches into what the other half "
+        f"draws. Set lowest_level to {lowest:g} and highest_level to {highest:g}, and train the other half by itself."
+    )
 
 
 def _in_brackets(said: str) -> str:

@@ -11,7 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.config import SubsetConfig
-from lora_atelier.training.dataset.clips import stretches
+from lora_atelier.training.dataset import from_nodes
+from lora_atelier.training.dataset.clips import frames_of, stretches
+from lora_atelier.training.dataset.images import open_picture
 from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, scan
@@ -219,3 +221,46 @@ def test_the_index_knows_films_again(folder, tmp_path, monkeypatch):
 def test_numbers_that_are_none_are_refused(wrong):
     with pytest.raises(AtelierError, match="clip frames: "):
         config(wrong)
+
+
+def test_films_from_nodes_are_those_of_a_folder(tmp_path):
+    """Two films of other lengths, of which one holds a frame twice, and a picture."""
+    frames = [levels(12), levels(7, seed=1), levels(1, seed=2)]
+    frames[1][3] = frames[1][2]
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for number, one in enumerate(frames[:2]):
+        write(folder / f"{number}.mkv", one)
+        (folder / f"{number}.txt").write_text(f"film {number}")
+    Image.fromarray(frames[2][0]).save(folder / "2.png")
+    (folder / "2.txt").write_text("film 2")
+    settings = config("1, 5", clip_start="chunks")
+    given = [torch.from_numpy(one.astype(np.float32) / 255) for one in frames]
+    made = from_nodes.subset_of(given, [f"film {number}" for number in range(3)], settings, tmp_path / "made")
+    read = scan(folder, settings)[0]
+
+    def seen(subset):
+        read = [frames_of(one.path, one.stretch) if one.stretch else [open_picture(one.path)] for one in subset.samples]
+        return [(one.caption, one.frames) for one in subset.samples], [np.stack(list(map(np.asarray, one))) for one in read]
+
+    (said, shown), (wanted, expected) = seen(made), seen(read)
+    assert said == wanted == [("film 0", 5), ("film 0", 5), ("film 1", 5), ("film 2", 1)]
+    own = [frames[0][:5], frames[0][5:10], frames[1][:5], frames[2]]
+    for one, other, source in zip(shown, expected, own, strict=True):
+        assert np.array_equal(one, other) and np.array_equal(one, source)
+
+
+def test_what_films_from_nodes_cannot_be(tmp_path):
+    film, settings = torch.rand(6, 32, 32, 3), config("5")
+    for what, said in (
+        ({"controls": {"control": [film]}}, "control: clip_frames makes films"),
+        ({"masks": [film[..., 0]]}, "masks: clip_frames"),
+    ):
+        with pytest.raises(AtelierError, match=said):
+            from_nodes.subset_of([film], None, settings, tmp_path, **what)
+    with pytest.raises(AtelierError, match="texts: there are 6 for 1 film"):
+        from_nodes.subset_of([film], ["a"] * 6, settings, tmp_path)
+    with pytest.raises(AtelierError, match="fewer frames than 9"):
+        from_nodes.subset_of([film], None, config("9"), tmp_path)
+    with pytest.raises(AtelierError, match="film 1 has transparency"):
+        from_nodes.subset_of([torch.rand(6, 32, 32, 4)], None, settings, tmp_path)

@@ -20,7 +20,7 @@ def test_a_film_of_each_kind_is_read_as_it_is_decoded(tmp_path, ending):
     path = write(tmp_path / f"film{ending}", levels(11), 12)
     film, middle = films.look_at(path)
     own = decoded(path)
-    assert film == films.Film(64, 48, 11, Fraction(12)) and len(own) == 11
+    assert film == films.FilmFacts(64, 48, 11, Fraction(12)) and len(own) == 11
     assert np.array_equal(np.asarray(middle), own[5])
     found = list(films.frames_of(path, [0, 3, 3, 10], 11))
     assert all(np.array_equal(np.asarray(one), own[i]) for one, i in zip(found, (0, 3, 3, 10), strict=True))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lora_atelier.training.config import LengthConfig, NetworkConfig, OptimizerConfig, TextConfig, TrainingConfig
+from lora_atelier.training.config import LengthConfig, NetworkConfig, NoiseConfig, OptimizerConfig, TextConfig, TrainingConfig
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.estimate import cautions as module
 from lora_atelier.training.estimate.cautions import Prospect, cautions, expected_files
-from lora_atelier.training.families import assistant_word
+from lora_atelier.training.families import assistant_word, noise_half
 from lora_atelier.training.grid.foreseen import missing_epochs
 from lora_atelier.training.loop import save_kind
 from lora_atelier.training.starting import points
@@ -216,6 +216,40 @@ def test_an_optimizer_of_another_device(monkeypatch: pytest.MonkeyPatch, name: s
     monkeypatch.setattr(module, "_is_installed", lambda _module: True)
     bits = run(optimizer=OptimizerConfig(name))  # type: ignore[arg-type]
     assert "needs a CUDA GPU" in cautions(Prospect(bits, device="cpu"))[0] and cautions(Prospect(bits, device="cuda")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "half"),
+    [
+        ("wan2.2_t2v_high_noise_14B_fp8_scaled", "high"), ("wan2.2_t2v_low_noise_14B_fp16", "low"),
+        ("Wan2.2-T2V-A14B-HighNoise-Q8_0", "high"), ("Wan22T2VLowNoise", "low"), ("wan22-t2v-HIGH-NOISE", "high"),
+        ("low noise wan", "low"), ("wan2.1_t2v_14B", ""), ("wan_slow_noise", ""), ("high_noise_and_low_noise_merged", ""),
+        ("wan_high_noisey", ""), ("wan_high_quality", ""),
+    ],
+)  # fmt: skip
+def test_a_half_is_told_by_its_name(name: str, half: str) -> None:
+    assert noise_half(name) == half
+
+
+@pytest.mark.parametrize(
+    ("half", "lowest", "highest", "warned"),
+    [
+        ("high", 0.0, 1.0, True), ("high", 0.875, 1.0, False), ("high", 0.87, 1.0, False), ("high", 0.9, 0.95, False),
+        ("high", 0.0, 0.875, True), ("low", 0.0, 1.0, True), ("low", 0.0, 0.875, False), ("low", 0.0, 0.88, False),
+        ("low", 0.875, 1.0, True), ("low", 0.2, 0.5, False),
+    ],
+)  # fmt: skip
+def test_the_half_of_a_model_is_trained_on_its_own_levels(half: str, lowest: float, highest: float, warned: bool) -> None:
+    """0.875 is ``boundary`` of wan_t2v_A14B in Wan 2.2's own configurations."""
+    config = run(noise=NoiseConfig(lowest=lowest, highest=highest))
+    said = cautions(Prospect(config, model=f"wan2.2_t2v_{half}_noise_14B", family="WAN21_T2V"))
+    assert len(said) == warned
+    if warned:
+        widget, own = ("lowest_level", "0.875 and highest_level to 1") if half == "high" else (
+            "highest_level", "0 and highest_level to 0.875")  # fmt: skip
+        assert said[0].startswith(f"{widget}: by its name") and f"Set lowest_level to {own}," in said[0]
+    assert cautions(Prospect(config, model=f"other_{half}_noise", family="Flux")) == []
+    assert cautions(Prospect(config, model="wan2.1_t2v_14B", family="WAN21_T2V")) == []
 
 
 def test_thousands_of_files_are_counted_and_weighed() -> None:
