@@ -186,7 +186,7 @@ class Gallery extends Dialog {
   async keep() {
     const { epoch, strength, clip } = this.current();
     const chosen = this.loader.value === "" ? null : this.loaders[Number(this.loader.value)];
-    const { lora } = await ask("loras/keep", { lora: epoch.file, name: this.name.value });
+    const { lora } = await ask("loras/keep", epoch.mean ? { mean: epoch.mean, name: this.name.value } : { lora: epoch.file, name: this.name.value });
     await app.refreshComboInNodes?.(); // every loader lists it without a restart
     if (chosen) {
       for (const [name, value] of [["lora_name", lora], ["strength_model", strength], ["strength_clip", clip]]) {

@@ -259,7 +259,10 @@ def _inputs() -> list[Any]:
         EPOCHS.Input("epochs", optional=True, tooltip="Saved LoRAs, from Train LoRA; or name files in lora_files."),
         io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line; each gets a page of its own."),
         io.String.Input("negative", multiline=True, default="", tooltip="Negative prompt of every cell."),
-        io.String.Input("which_epochs", default="all", tooltip="all, every 2, or numbers: 1, 3, 6-10(+2), last."),
+        io.String.Input(
+            "which_epochs", default="all",
+            tooltip="all, every 2, or numbers: 1, 3, 6-10(+2), last. mean 3-5, mean 2 4 6: the mean of several as one column.",
+        ),
         io.String.Input("strengths", default="0.6, 0.8, 1.0", tooltip="0.6, 0.8, 1.0 or 0-1(+0.25) or 0-1[5]."),
         io.Combo.Input("sampler_name", options=host.samplers(), default="euler", tooltip="Sampler of every cell."),
         io.Combo.Input("scheduler", options=host.schedulers(), default="normal", tooltip="Scheduler of every cell."),

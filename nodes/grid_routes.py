@@ -5,7 +5,7 @@ The routes themselves are in ``routes.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..training import host
@@ -41,11 +41,15 @@ def favourite(run: str, cell: str, on: bool) -> dict[str, Any]:
     return {"favourite": on}
 
 
-def keep(lora: str, name: str) -> dict[str, Any]:
-    """Copies a listed LoRA; answers with the name under which every loader lists the copy."""
-    from ..training.grid import gallery
+def keep(loras: Sequence[str], name: str) -> dict[str, Any]:
+    """Copies a listed LoRA, or writes the mean of several; answers with the name under which every loader lists the file."""
+    from ..training.grid import gallery, mean
 
-    if lora not in host.lora_files():
-        raise AtelierError(f"lora: {lora!r} is not in the list of Load LoRA.")
-    kept = gallery.keep(host.lora_path(lora), name, host.all_loras_folder())
+    known = host.lora_files()
+    for lora in loras:
+        if lora not in known:
+            raise AtelierError(f"lora: {lora!r} is not in the list of Load LoRA.")
+    paths = list(map(host.lora_path, loras))
+    folder = host.all_loras_folder()
+    kept = mean.keep(paths, name, folder) if len(paths) > 1 else gallery.keep(paths[0], name, folder)
     return {"lora": host.lora_name(kept)}

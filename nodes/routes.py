@@ -47,6 +47,8 @@ LONGEST = 10_000
 """Characters of a text."""
 MOST_LORAS = 256
 """Names that are looked at."""
+MOST_OF_MEAN = 1000
+"""Files of a mean that is kept."""
 OUTLOOK = ("widgets", "datasets", "model", "loras", "texts", "grids", "samples", "steps", "guidance", "preview")
 
 
@@ -475,5 +477,12 @@ async def post_favourite(request: web.Request) -> Any:
 @table.post(f"{PREFIX}/loras/keep")
 @answered
 async def post_keep(request: web.Request) -> Any:
-    values = await body_of(request, fields=("lora", "name"))
-    return await apart(grid_routes.keep, text_of(values, "lora"), text_of(values, "name", 200))
+    """``mean``: of several files, instead of ``lora``."""
+    values = await body_of(request, fields=("lora", "name", "mean"))
+    several = values.get("mean")
+    if several is None:
+        return await apart(grid_routes.keep, [text_of(values, "lora")], text_of(values, "name", 200))
+    if not isinstance(several, list) or not 1 < len(several) <= MOST_OF_MEAN:
+        raise Refused(400, f"mean: a list of 2 to {MOST_OF_MEAN} LoRAs is needed.")
+    loras = [text_of({"mean": one}, "mean") for one in several]
+    return await apart(grid_routes.keep, loras, text_of(values, "name", 200))

@@ -65,6 +65,7 @@ def test_every_widget_has_a_tooltip_and_the_help_page_names_it(node, root: Path)
         ({"strengths": "0-1(+0)"}, "strengths"),
         ({"which_epochs": "1.5"}, "which_epochs"),
         ({"which_epochs": "every 0"}, "which_epochs"),
+        ({"which_epochs": "all, mean 3"}, "which_epochs"),
         ({"more_seeds": "x"}, "more_seeds"),
         ({"lora_files": "nowhere"}, "lora_files"),
         ({"strengths": "0-1[500]", "prompts": "a\nb\nc"}, "cells"),

@@ -189,6 +189,7 @@ def test_any_name_in_a_body_is_answered(client: Any, run: Path, name: str) -> No
         ("captions", {"folder": "input/hostile", "edits": [{"picture": name, "caption": name, "version": ""}]}),
         ("grids/favourite", {"run": name, "cell": name, "on": True}),
         ("loras/keep", {"lora": name, "name": name}),
+        ("loras/keep", {"mean": [name, name], "name": name}),
         ("family", {"widget": "ckpt_name", "file": name}),
     ):  # fmt: skip
         client(lambda c, path=path, body=body: answer(c, "POST", path, json.dumps(body).encode()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_atelier.tests import tiny_models
@@ -556,6 +557,26 @@ def test_no_name_leads_out_of_the_grids(routes, drawn, name):
         {"run": RUN, "cell": CELL, "on": 1},
     ):
         assert post(routes, "grids/favourite", values)[0] == 400
+
+
+def test_a_mean_is_kept_as_one_lora(routes):
+    from lora_atelier.training import host
+    from safetensors.torch import load_file, save_file
+
+    sources = [host.loras_folder() / f"routes-{number:06d}.safetensors" for number in (1, 2)]
+    kept = host.all_loras_folder() / "routes-mean-1-2.safetensors"
+    for source in sources:
+        save_file({"lora_unet_a.lora_down.weight": torch.ones(2, 3), "lora_unet_a.lora_up.weight": torch.ones(4, 2)}, source)
+    names = [host.lora_name(source) for source in sources]
+    try:
+        status, answer = post(routes, "loras/keep", {"mean": names, "name": "routes-mean-1-2"})
+        assert (status, answer) == (200, {"lora": kept.name}) and kept.name in host.lora_files()
+        assert load_file(kept)["lora_unet_a.lora_down.weight"].shape == (4, 3)
+        for several in (names[:1], [], names[0], [names[0], "../secret.safetensors"], [names[0], 1], names * 501):
+            assert post(routes, "loras/keep", {"mean": several, "name": "x"})[0] == 400
+    finally:
+        for path in (*sources, kept):
+            path.unlink(missing_ok=True)
 
 
 def test_a_chosen_lora_is_listed_at_once(routes):

@@ -31,6 +31,8 @@ class Judged:
     """Fixed loss of the trained pictures."""
     run: str = ""
     """The training that it is of."""
+    is_mean: bool = False
+    """It is the mean of several epochs, which is shown beside them and never recommended: it was not trained to be one."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ def recommend(epochs: Sequence[Judged], scale: Scale | None) -> Advice:
 
     Without scores the lowest held-out loss decides; where epochs are alike, the lower held-out loss, else the earlier one.
     """
+    if epochs and all(epoch.is_mean for epoch in epochs):
+        return Advice(None, "Only means of epochs are shown, and a hint is one among epochs; add all to which_epochs.")
+    epochs = [epoch for epoch in epochs if not epoch.is_mean]
     scored = [epoch for epoch in epochs if epoch.scores]
     if not scored or scale is None:
         return _by_loss(epochs)

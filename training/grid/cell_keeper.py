@@ -151,8 +151,8 @@ class CellKeeper:
         reading = (*self.text.reading_of(f"{shown.prompt}\n{sampling.negative}"), *([beside] if beside else []))
         if column is None:
             return CellFacts(shown.prompt, None, None, None, 0, 0, sampling, reading)
-        path, strength = column.file.path, axes.strengths[row]
+        name, strength = ", ".join(map(host.lora_name, column.paths)), axes.strengths[row]
+        epoch = None if column.mean_of else column.file.epoch
         return CellFacts(
-            shown.prompt, host.lora_name(path), contents.of(path), column.file.epoch, strength, axes.on_text(strength),
-            sampling, reading,
-        )  # fmt: skip
+            shown.prompt, name, contents.of_all(column.paths), epoch, strength, axes.on_text(strength), sampling, reading
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,10 +34,11 @@ class CellFacts:
 
     prompt_text: str
     lora: str | None
-    """As the stock loaders list the file; its name does not count."""
+    """As the stock loaders list the file (of a mean all of them); its name does not count."""
     lora_content: str | None
-    """SHA-256 of the file's tensors."""
+    """SHA-256 of the file's tensors, or of what those of a mean's files are."""
     epoch: int | None
+    """None for a mean of several."""
     strength: float
     text_strength: float
     sampling: Sampling
@@ -166,6 +167,11 @@ class Contents:
             except AtelierError:  # which is told where the file is read
                 self._known[path] = (stamp, file_digest(path))
         return self._known[path][1]
+
+    def of_all(self, paths: Sequence[Path]) -> str:
+        """Of one file that of its tensors; of several, of which the mean is meant, that of all, in whichever order."""
+        found = sorted(map(self.of, paths))
+        return found[0] if len(found) == 1 else cache_key("mean", *found)
 
 
 contents = Contents()

@@ -38,6 +38,8 @@ TAIL = re.compile(
 )
 """What may follow the number: of the halves of a model with two experts (ai-toolkit), and of what other tools have converted."""
 NUMBERED = re.compile(r"(?P<stem>.+?)[-_. ]*[-_. (](?P<number>\d{1,10})\)?")
+MEAN_OF = "lora_atelier.mean_of"
+"""What the metadata of a kept mean have: the files that it is of. It is no epoch of their run."""
 STEPS = ("checkpoint", "globalstep", "global_step", "step", "steps", "iter", "iteration")
 
 
@@ -82,6 +84,8 @@ def tell(name: str, facts: Mapping[str, str]) -> Told:
     """What the name of a file (as the loaders list it) and its metadata say; the metadata wins."""
     path = PurePosixPath(name.replace("\\", "/"))
     path = path.with_name(path.name.rpartition(".")[0] or path.name)
+    if MEAN_OF in facts:
+        return Told(str(path), "", "nothing")
     if ALIKE.fullmatch(path.name) and len(path.parts) > 1:
         path = path.parent
     by_name = _counted(path) or _file(path)

@@ -38,6 +38,17 @@ def missing_epochs(choices: Iterable[str], files: Sequence[Numbered] | None) -> 
             continue
         there = some([str(file.counted) for file in files], 6) + (f" up to {files[-1].counted}" if len(files) > 6 else "")
         missing = choice.missing(files)
+        for mean in choice.means:
+            if lacking := mean.missing(files):
+                names = some([str(number) for number in lacking])
+                out.append(
+                    f"which_epochs: {mean.label} needs {names}, but {there}. Change which_epochs, or save_every of Configure "
+                    "LoRA."
+                )
+            elif len(mean.of(files)) < 2:
+                out.append(f"which_epochs: {mean.label} would be one of a single file; write two or more that will be saved.")
+        if choice.means_alone:
+            continue
         if not choice.of(files):
             out.append(f"which_epochs: the run will save none of {choice.text!r}, but {there}. Write some of these, or all.")
         elif missing:

@@ -178,10 +178,7 @@ def _facts(path: Path, runs: Path) -> dict[str, Any]:
 
 def _page(stated: dict[str, Any]) -> dict[str, Any]:
     """The known parts of a page's facts; KeyError, TypeError or ValueError if one is not as a grid writes it."""
-    epochs = [
-        {"file": _text(c["file"]), "label": _text(c["label"]), "epoch": _whole(c["epoch"]), "step": _whole(c["step"])}
-        for c in _list(stated["epochs"])
-    ]
+    epochs = [_column(_dict(column)) for column in _list(stated["epochs"])]
     strengths = [_number(value) for value in _list(stated["strengths"])]
     of_text = stated.get("text_strength")
     known = {field.name: stated[field.name] for field in fields(Sampling) if field.name in stated}
@@ -214,6 +211,13 @@ def _page(stated: dict[str, Any]) -> dict[str, Any]:
         "scores": scores,
         "advice": advice,
     }
+
+
+def _column(stated: dict[str, Any]) -> dict[str, Any]:
+    """A file, or a mean of those in ``mean``; None for an epoch and step that nobody knows."""
+    number = {name: None if stated[name] is None else _whole(stated[name]) for name in ("epoch", "step")}
+    several = {"mean": [_text(name) for name in _list(stated["mean"])]} if "mean" in stated else {}
+    return {"file": _text(stated["file"]), "label": _text(stated["label"]), **number, **several}
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -71,9 +71,10 @@ def judged(axes: Axes, losses: Mapping[str, Losses], judge: Judge | None, page: 
     means = mean_scores(pages)
     out = []
     for number, column in enumerate(axes.columns, 1):
-        held_out, training = losses.get(column.run, {}).get(column.file.step, (None, None))
+        of_run = {} if column.mean_of else losses.get(column.run, {})  # nobody has measured the loss of a mean
+        held_out, training = of_run.get(column.file.step, (None, None))
         scores = {s: means[number, row] for row, s in enumerate(axes.strengths) if (number, row) in means}
-        out.append(Judged(column.label, scores, held_out, training, column.run))
+        out.append(Judged(column.label, scores, held_out, training, column.run, bool(column.mean_of)))
     return out
 
 

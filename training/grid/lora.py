@@ -16,25 +16,26 @@ from torch import Tensor
 
 from .. import host
 from ..errors import AtelierError, counted
-from ..files import read_tensors
 from ..network import lora_file
 from ..network.lora import LoRALayer
 from ..network.scope import TEXT, Layers, Names
 from ..protocols import CanvasText
+from . import mean
 from .side_by_side import Branches
 
 log = logging.getLogger("lora-atelier")
 
 
 class Lora:
-    """One file on one model and its text encoder; ``beside``: it can stand beside the layers."""
+    """One file, or the mean of several, on one model and its text encoder; ``beside``: it can stand beside the layers."""
 
-    def __init__(self, path: Path, model: host.Model, text: host.TextEncoder, layers: Layers, names: Names):
-        self.path, self.model, self.text = path, model, text
-        self.tensors = read_tensors(path, "take it out of the grid, or train again")
-        if (bad := lora_file.lost(self.tensors)) is not None:
-            raise AtelierError(f"{path.name} holds NaN or infinite numbers ({bad}). Take it out of the grid, or train again.")
-        branches = _plain(path, self.tensors, layers, names)
+    def __init__(self, paths: Sequence[Path], model: host.Model, text: host.TextEncoder, layers: Layers, names: Names):
+        self.name, self.model, self.text = ", ".join(path.name for path in paths), model, text
+        self.files: list[dict[str, Tensor]] = mean.read_whole(paths)
+        """What the host lays on the model, each with an equal share of the strength: one file's tensors where that can be."""
+        one = mean.combined(paths, self.files) if len(paths) > 1 else self.files[0]
+        self.files = self.files if one is None else [one]
+        branches = {} if one is None else _plain(self.name, one, layers, names)
         self.beside = bool(branches) and not model.has_copies
         self.of_text: Branches = {name: branch for name, branch in branches.items() if name.startswith(TEXT)}
         self.of_model: Branches = {name: branch for name, branch in branches.items() if name not in self.of_text}
@@ -44,13 +45,17 @@ class Lora:
 
         AtelierError when nothing in the file belongs to either.
         """
+        count = len(self.files)
         with torch.inference_mode():
-            model, clip = self.model.with_lora(self.text.clip, self.tensors, strength, text_strength)
+            model, clip = self.model.patcher, self.text.clip
+            for tensors in self.files:
+                model, clip = host.Model(model).with_lora(clip, tensors, strength / count, text_strength / count)
         changed = host.patched(self.model.patcher, model) + host.patched(self.text.clip.patcher, clip.patcher)
         if not changed:
-            count = len({key[: part.start()] if (part := lora_file.PART.search(key)) else key for key in self.tensors})
+            keys = {key for tensors in self.files for key in tensors}
+            count = len({key[: part.start()] if (part := lora_file.PART.search(key)) else key for key in keys})
             raise AtelierError(
-                f"{self.path.name}: none of its {counted(count, 'layer')} belongs to this model ({self.model.family}); it was "
+                f"{self.name}: none of its {counted(count, 'layer')} belongs to this model ({self.model.family}); it was "
                 "made for another."
             )
         return host.Model(model), host.TextEncoder(clip, self.text.syntax)
@@ -78,19 +83,19 @@ def join(conditionings: Sequence[CanvasText]) -> CanvasText | None:
     return [[torch.cat(texts), joined]]
 
 
-def _plain(path: Path, tensors: Mapping[str, Tensor], layers: Layers, names: Names) -> dict[str, LoRALayer]:
+def _plain(name: str, tensors: Mapping[str, Tensor], layers: Layers, names: Names) -> dict[str, LoRALayer]:
     """The file's branches, none unless they are all that it holds and all plain LoRA; AtelierError for another model's file."""
     try:
         branches, unknown = lora_file.read(tensors, layers, names)
     except (ValueError, AtelierError) as error:
         if "other sizes" in str(error):  # the host would only log it, and draw the cell without these layers
-            raise AtelierError(f"{path.name} was made for another model: {error}.") from error
-        log.info("%s: %s; the host applies it", path.name, error)
+            raise AtelierError(f"{name} was made for another model: {error}.") from error
+        log.info("%s: %s; the host applies it", name, error)
         return {}
     plain = {n: branch for n, branch in branches.items() if isinstance(branch, LoRALayer) and branch.magnitude is None}
     if unknown or not branches or len(plain) < len(branches):
         what = f"parts such as {unknown[0]}" if unknown else "another algorithm than LoRA"
-        log.info("%s: it has %s; the host applies it, one strength at a time", path.name, what)
+        log.info("%s: it has %s; the host applies it, one strength at a time", name, what)
         return {}
     return plain
 

@@ -98,8 +98,9 @@ class Pages:
                 {
                     "file": host.lora_name(c.file.path),
                     "label": c.label,
-                    "epoch": c.file.epoch or None,
-                    "step": c.file.step or None,
+                    "epoch": None if c.mean_of else c.file.epoch or None,
+                    "step": None if c.mean_of else c.file.step or None,
+                    **({"mean": list(map(host.lora_name, c.paths))} if c.mean_of else {}),
                 }
                 for c in self.axes.columns
             ],

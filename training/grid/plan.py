@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import sweep
+from ..dataset.samples import some
 from ..errors import AtelierError, counted
 from ..runs.record import SavedLoRA
 from ..runs.run import Epochs
-from .axes import EpochChoice
+from .axes import EpochChoice, EpochMean
 
 MAX_CELLS = 1000
 MAX_CELL_PIXELS = 50_000_000
@@ -23,9 +24,10 @@ PAGE_SIDE = 16_000
 
 @dataclass(frozen=True)
 class Column:
-    """One LoRA file of the grid."""
+    """One LoRA file of the grid, or the mean of several."""
 
     file: SavedLoRA
+    """Of a mean the last one."""
     run: str
     """The name that its epochs share."""
     label: str
@@ -33,6 +35,13 @@ class Column:
     """The name that the trainings of a sweep share."""
     varied: str = ""
     """What tells its run from the others of the sweep."""
+    mean_of: tuple[SavedLoRA, ...] = ()
+    """The files of which it is the mean, first to last; empty for a file that is shown as it is."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """Its files, first to last."""
+        return [file.path for file in self.mean_of or (self.file,)]
 
 
 @dataclass(frozen=True)
@@ -104,24 +113,46 @@ def beside(prompts: Sequence[str], controls: int) -> tuple[tuple[str, ...], tupl
 
 
 def columns_of(runs: Sequence[Epochs], choice: EpochChoice) -> tuple[Column, ...]:
-    """The chosen files of every run, in order, each once and each with a name of its own; AtelierError when there are none."""
+    """The chosen files of every run, in order, each once and each with a name of its own, and behind them the run's means;
+    AtelierError when there are none, or no run has all files of a mean."""
     chosen = [(run, choice.of(run.files)) for run in runs]
-    if not any(files for _, files in chosen):
-        if not any(run.files for run in runs):
-            raise AtelierError("epochs: there is no saved LoRA to show; train first, or name files in lora_files.")
+    if not any(run.files for run in runs):
+        raise AtelierError("epochs: there is no saved LoRA to show; train first, or name files in lora_files.")
+    for mean in choice.means:
+        if not any(_has(run, mean) for run in runs):
+            raise AtelierError(f"{_lacking(runs, mean)} Write epochs that were saved, such as mean 2 4 6 or mean 2-6(+2).")
+    if not any(files for _, files in chosen) and not choice.means_alone:
         raise AtelierError(f"which_epochs: none of {choice.text!r} was saved; there are {_there(runs)}.")
-    shown = [run for run, files in chosen if files]
+    shown = [run for run, files in chosen if files or any(_has(run, mean) for mean in choice.means)]
     swept = all(run.varied for run in shown) and len({run.recipe for run in shown}) == 1
     lasts = swept and all(len(files) == 1 and files[0].kind == "last" for _, files in chosen if files)
-    out: dict[Path, Column] = {}
+    out: dict[tuple[Path, ...], Column] = {}
     for run, files in chosen:
         name = sweep.label(run.varied) if swept else run.name
+        own = (run.recipe, run.varied) if swept else ("", "")
         for file in files:
             numbered = bool(file.label) and (len(run.files) > 1 or file.kind != "last") and not (lasts and len(shown) > 1)
             label = file.label if numbered and len(shown) == 1 else f"{name} {file.label}" if numbered else name
-            own = (run.recipe, run.varied) if swept else ("", "")
-            out.setdefault(file.path, Column(file, run.name, label, *own))
+            out.setdefault((file.path,), Column(file, run.name, label, *own))
+        for mean in choice.means:
+            if _has(run, mean):
+                several = tuple(mean.of(run.files))
+                label = mean.label if len(shown) == 1 else f"{name} {mean.label}"
+                out.setdefault(tuple(file.path for file in several), Column(several[-1], run.name, label, *own, several))
     return _told_apart(list(out.values()))
+
+
+def _has(run: Epochs, mean: EpochMean) -> bool:
+    return not mean.missing(run.files) and len(mean.of(run.files)) > 1
+
+
+def _lacking(runs: Sequence[Epochs], mean: EpochMean) -> str:
+    """Why there is no such mean of these runs."""
+    lacking = sorted({number for run in runs for number in mean.missing(run.files)})
+    if not lacking:
+        return f"which_epochs: {mean.label} would be one of a single file; there are {_there(runs)}."
+    was = f"epoch {lacking[0]}, which was" if len(lacking) == 1 else f"the epochs {some(list(map(str, lacking)), 6)}, which were"
+    return f"which_epochs: {mean.label} needs {was} not saved; there are {_there(runs)}."
 
 
 def _told_apart(columns: Sequence[Column]) -> tuple[Column, ...]:
@@ -146,6 +177,8 @@ def remarks(runs: Sequence[Epochs], choice: EpochChoice, strengths: Sequence[flo
         out.append(
             f"which_epochs: {_list(missing)} {'was' if len(missing) == 1 else 'were'} not saved; there are {_there(runs)}."
         )
+    lacking = [(run, mean) for mean in choice.means for run in runs if run.files and not _has(run, mean)]
+    out += [f"{run.name}: {_lacking([run], mean)}" for run, mean in lacking]
     twice = Counter(file.path for run in runs for file in choice.of(run.files))
     out += [f"{path.name} is named twice and shown once." for path, count in twice.items() if count > 1]
     if any(file.label == "unnumbered" for run in runs for file in run.files):

@@ -148,16 +148,17 @@ class Grid:
         """What is known of one file, and the rest to be drawn; a file that cannot be read costs its own cells only."""
         rows = range(len(self.axes.strengths))
         try:
-            if not column.file.path.is_file():
-                raise AtelierError(f"{column.file.path.name} is gone; train again, or choose other epochs.")
-            if said := passed_over(column.file.path, self._names):
-                self._of_files[number] = f"{column.label}: {said}"
+            for path in column.paths:
+                if not path.is_file():
+                    raise AtelierError(f"{path.name} is gone; train again, or choose other epochs.")
+                if said := passed_over(path, self._names):
+                    self._of_files[number] = f"{column.label}: {said}"
             missing = self.keeper.take_known(number, column, rows)
             if not missing:
                 return
-            lora = Lora(column.file.path, self.model, self.text, self._layers, self._names)
+            lora = Lora(column.paths, self.model, self.text, self._layers, self._names)
         except (AtelierError, OSError, ValueError, RuntimeError) as error:
-            log.exception("grid: %s cannot be used", column.file.path)
+            log.exception("grid: %s cannot be used", column.label)
             for page in range(len(self.axes.pages)):
                 for row in rows:
                     if (number, row) not in self.book.cells[page]:
@@ -215,7 +216,7 @@ class Grid:
             self._waiting.take(page, [due for due in batch if due.places[0] in self.book.cells[page]])
             passed = [lora for lora in before if any(file is lora.of_model or file is lora.of_text for file in error.files)]
             for lora in passed or before:
-                log.warning("grid: %s: %s; the host merges it instead", lora.path.name, error)
+                log.warning("grid: %s: %s; the host merges it instead", lora.name, error)
                 taken = self._waiting.take_all_of(lora)
                 for column in dict.fromkeys(due.column for _, due in taken):
                     self._draw_merged(column, lora, [(page, due.places) for page, due in taken if due.column is column])

@@ -56,6 +56,17 @@ def test_a_page_names_the_cells_that_are_there(runs: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_page_with_a_mean_or_a_file_of_unknown_epoch_opens(runs: Path) -> None:
+    unknown = {"file": "x.safetensors", "label": "x", "epoch": None, "step": None}
+    pages = {"333333333333": unknown, "444444444444": {**unknown, "mean": ["a", "b"]}}
+    for page, column in pages.items():
+        write_page(runs / "foxes" / "grids" / f"grid-{page}.png", FACTS | {"epochs": [column]})
+        assert gallery.page(runs, "foxes", f"grid-{page}")[1]["epochs"] == [column]
+    write_page(runs / "foxes" / "grids" / "grid-555555555555.png", FACTS | {"epochs": [{**unknown, "mean": [1]}]})
+    with pytest.raises(AtelierError, match="page: "):
+        gallery.page(runs, "foxes", "grid-555555555555")
+
+
 def test_a_mark_stays_until_it_is_taken_away(runs: Path) -> None:
     for _ in range(2):
         gallery.mark(runs, "foxes", CELL, True)

@@ -14,7 +14,7 @@ import torch
 from lora_atelier.training import files, host
 from lora_atelier.training.config import NetworkConfig
 from lora_atelier.training.config.sampling import SamplerSettings
-from lora_atelier.training.grid import cell_renderer, cells, lora, plan, render, side_by_side
+from lora_atelier.training.grid import cell_renderer, cells, lora, mean, plan, render, side_by_side
 from lora_atelier.training.grid.features import ColoursAndEdges
 from lora_atelier.training.grid.judge import Judge
 from lora_atelier.training.grid.sheet import Failed
@@ -53,7 +53,7 @@ def alike(a, b) -> bool:
 
 
 def opened(t, path: Path) -> lora.Lora:
-    return lora.Lora(path, t.model, t.text, *adaptable_layers(t.model, t.text))
+    return lora.Lora([path], t.model, t.text, *adaptable_layers(t.model, t.text))
 
 
 def sampling(**changes) -> render.Sampling:
@@ -417,14 +417,14 @@ def test_a_file_whose_layers_are_passed_by_is_merged_and_the_others_are_not(tiny
     merged, real, real_merged = [], cell_renderer.CellRenderer.beside, lora.Lora.merged
 
     def refuse(brush, orders, page):
-        if bad := [order.lora for order in orders if order.lora.path == passed]:
+        if bad := [order.lora for order in orders if order.lora.name == passed.name]:
             raise side_by_side.UnusedLayers("one layer was passed by", [bad[0].of_model])
         return real(brush, orders, page)
 
     monkeypatch.setattr(cell_renderer.CellRenderer, "beside", refuse)
-    monkeypatch.setattr(lora.Lora, "merged", lambda self, *how: merged.append(self.path) or real_merged(self, *how))
+    monkeypatch.setattr(lora.Lora, "merged", lambda self, *how: merged.append(self.name) or real_merged(self, *how))
     grid = drawn(grid_of(t, tmp_path, good, passed, strengths=(0.5, 1.0)))
-    assert set(merged) == {passed}
+    assert set(merged) == {passed.name}
     assert np.array_equal(pixels(grid, 0, (2, 1)), stock(t, passed, 1.0, "a fox", sampling()))
     assert alike(pixels(grid, 0, (1, 1)), stock(t, good, 1.0, "a fox", sampling()))
 
@@ -487,8 +487,8 @@ def test_each_file_is_read_once_and_each_prompt_encoded_once(tiny, tmp_path, mon
     t = tiny("sd15")
     plain, reading = (write_lora(t, tmp_path / f"{x}.safetensors", seed=x, text=x == 2) for x in (1, 2))
     read, encoded = [], []
-    real_read, real_encode = lora.read_tensors, host.TextEncoder.for_sampling_all
-    monkeypatch.setattr(lora, "read_tensors", lambda path, *more: read.append(path.stem) or real_read(path, *more))
+    real_read, real_encode = mean.read_tensors, host.TextEncoder.for_sampling_all
+    monkeypatch.setattr(mean, "read_tensors", lambda path, *more: read.append(path.stem) or real_read(path, *more))
 
     def encode(self, texts, *more):
         encoded.extend(texts)
