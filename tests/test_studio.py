@@ -27,7 +27,7 @@ def clone(tmp_path: Path) -> Path:
 def test_it_starts_with_the_standard_library_alone(root: Path) -> None:
     line = [sys.executable, "-S", "-E", str(root / "studio.py"), "--help"]
     shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    assert "demo,serve,test,check,bench,setup,workflows" in shown
+    assert "demo,train,serve,test,check,bench,setup,workflows" in shown
 
 
 def test_a_python_that_is_too_old_can_still_read_why(root: Path) -> None:
