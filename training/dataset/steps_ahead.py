@@ -106,6 +106,12 @@ def _film(path: Path, index: Index) -> FilmFacts | None:
     facts = index.remembered(path)
     if facts is not None and (facts.film or not facts.several):
         return FilmFacts(facts.width, facts.height, facts.film[0], Fraction(*facts.film[1:])) if facts.film else None
+    stat = path.stat()
+    return _unread_film(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=20_000)
+def _unread_film(path: Path, _size: int, _changed: int) -> FilmFacts | None:
     if is_film(path):
         return header(path)
     frames, rate = timing_of(path)
