@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.tests.training.captioning import cancel, tiny_blip, tiny_chat
+from lora_atelier.tests.training.captioning.described import CPU, described
 from lora_atelier.training.captioning import load
 from lora_atelier.training.captioning.chat import within
 from lora_atelier.training.captioning.protocol import Picture
@@ -13,7 +13,6 @@ from lora_atelier.training.captioning.settings import GenerationSettings
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
-CPU = torch.device("cpu")
 KINDS = tuple(tiny_chat.KINDS)
 
 
@@ -23,20 +22,6 @@ def captioners(tmp_path_factory):
     for kind in KINDS:
         tiny_chat.build_chat(folder / kind, kind)
     return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Of three shapes, so that a batch has questions of different lengths."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for i, size in enumerate(((56, 56), (112, 56), (56, 84))):
-        noise_picture(size, 60 + 20 * i, i).save(folder / f"{i}.png")
-    return sorted(folder.iterdir())
-
-
-def described(captioners, name, paths, **settings):
-    captioner = load(name, captioners, "", GenerationSettings(**settings), CPU)
-    return captioner.caption([Picture(path) for path in paths])
 
 
 @pytest.mark.parametrize("kind", KINDS)

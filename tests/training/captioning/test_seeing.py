@@ -6,14 +6,13 @@ import json
 
 import pytest
 import torch
-from lora_atelier.tests.noise_pictures import noise_picture
 from lora_atelier.tests.training.captioning import cancel, tiny_seeing
+from lora_atelier.tests.training.captioning.described import CPU, described
 from lora_atelier.training.captioning import load
 from lora_atelier.training.captioning.protocol import Picture
 from lora_atelier.training.captioning.settings import GenerationSettings
 from lora_atelier.training.errors import AtelierError
 
-CPU = torch.device("cpu")
 CHAT = ("joy", "llava-next", "llava-onevision", "idefics3", "gemma3")
 BEGINS = ("git", "vit-gpt2")
 """Kinds whose caption begins with the prompt."""
@@ -25,20 +24,6 @@ def captioners(tmp_path_factory):
     for kind in tiny_seeing.KINDS:
         tiny_seeing.build(folder / kind, kind)
     return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Of three shapes, so that models that cut a picture up have questions of different lengths."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for i, size in enumerate(((56, 56), (112, 56), (56, 84))):
-        noise_picture(size, 60 + 20 * i, i).save(folder / f"{i}.png")
-    return sorted(folder.iterdir())
-
-
-def described(captioners, name, paths, **settings):
-    captioner = load(name, captioners, "", GenerationSettings(**settings), CPU)
-    return captioner.caption([Picture(path) for path in paths])
 
 
 def documented(folder, kind, path, question, length):
