@@ -1,4 +1,4 @@
-"""Pictures of three shapes: models that cut a picture up, or are asked of several at once, then have questions of unlike lengths."""
+"""Pictures of three shapes: models that cut a picture up, or are asked of several at once, have questions of unlike lengths."""
 
 from __future__ import annotations
 
