@@ -273,8 +273,8 @@ def test_a_record_that_is_damaged_meanwhile_hides_no_other_error(tiny, dataset, 
 def test_files_that_are_moved_away_meanwhile_are_named(tiny, dataset, monkeypatch):  # noqa: F811
     real = job.training.train
 
-    def moved(session, run, callbacks):
-        real(session, run, callbacks)
+    def moved(session, run, callbacks, team):
+        real(session, run, callbacks, team)
         run.lora_folder.rename(run.lora_folder.with_name("elsewhere"))
 
     monkeypatch.setattr(job.training, "train", moved)
