@@ -13,7 +13,7 @@ from ..training.dataset.folders import folder_to_fill
 from ..training.dataset.samples import Dataset, counted
 from ..training.errors import AtelierError
 from .folders import subsets_of
-from .io_types import CATEGORY, DATASET, searched
+from .io_types import CATEGORY, DATASET, folded, searched
 from .shown import shown
 from .train_lora import graph_of
 
@@ -28,7 +28,7 @@ class RenderRegularisation(io.ComfyNode):
             category=CATEGORY,
             description="Draws pictures of the class (a man, a cat) with the model as it is, and hands them on as a "
             "regularisation set, so that the model keeps what it knew. Pictures that are there already are not drawn again.",
-            inputs=[*_inputs(), *_more_inputs()],
+            inputs=folded([*_inputs(), *_more_inputs()], ("render_batch_size", "class_caption", "write_captions")),
             outputs=[
                 DATASET.Output(display_name="dataset", tooltip="For Train LoRA, or another Load Dataset."),
                 io.String.Output(display_name="folder", tooltip="The folder of the pictures, as Load Dataset lists it."),
