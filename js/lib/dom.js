@@ -43,6 +43,7 @@ export function addPanel(node, name, element, height) {
   element.addEventListener("keydown", (event) => {
     if (event.target.closest("button, select, a, summary")) event.stopPropagation();
   });
+  if (node.graph) makeRoom(node); // in one that stands on the canvas already, the panel itself is the first that takes room
   let before = height();
   const fit = () => {
     element.style.minHeight = `${height()}px`;
