@@ -104,12 +104,21 @@ class Host:
 
 def _refusals(prompt: dict[str, Any], error: Any, problems: dict[str, Any]) -> list[str]:
     said = [
-        f"{prompt[key]['class_type']} (node {key}): {': '.join(filter(None, (one.get('message'), one.get('details'))))}"
+        f"{prompt[key]['class_type']} (node {key}): {_sentence(one, prompt[key]['inputs'])}"
         for key, found in problems.items() for one in found.get("errors", [])
     ]  # fmt: skip
     if not said and isinstance(error, dict):
         said = [f"{error.get('message', '')} {error.get('details', '')}".strip()]
     return list(dict.fromkeys(said))
+
+
+def _sentence(problem: dict[str, Any], inputs: dict[str, Any]) -> str:
+    message, details = problem.get("message", ""), problem.get("details", "")
+    if problem.get("type") == "custom_validation_failed" and " - " in details:  # the node's own sentence says it all
+        sentence = details.partition(" - ")[2]
+        named = sentence.partition(":")[0] in inputs  # and the widget itself; the host names the first of several
+        return sentence if named else details
+    return ": ".join(filter(None, (message, details)))
 
 
 def found_files(entry: dict[str, Any], prompt: dict[str, Any], output: Path) -> dict[str, list[str]]:

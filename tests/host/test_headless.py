@@ -95,6 +95,7 @@ def test_what_the_host_refuses_is_said_in_its_words(host: support.Host, tmp_path
     code, said, result = ended(begin(host, file, "EpochWeightGrid.which_epochs=soon", "LoadDataset.resolution=1"))
     assert code == 1 and not result["success"]
     assert "EpochWeightGrid" in result["error"] and "LoadDataset" in result["error"], said
+    assert "(node 6): which_epochs: 'soon'" in result["error"] and "Custom validation failed" not in result["error"], said
     assert not (host.loras / "lora-atelier" / "by-command-wrong").exists()
 
 
