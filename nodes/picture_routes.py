@@ -23,7 +23,7 @@ from ..training.dataset.images import EXTENSIONS
 from ..training.dataset.incoming import MOST, Incoming, bring
 from ..training.errors import AtelierError
 from ..training.files import is_inside
-from .caption_routes import config_of, is_plain, place_of, wrong
+from .caption_routes import WHERE, config_of, is_plain, place_of, wrong
 
 STAGED = "lora-atelier-incoming"
 """Folder inside the host's temp folder, into which the page uploads through the host; each drop has a folder of its own there."""
@@ -151,19 +151,20 @@ def turn(body: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+FIELDS = ("extension", *WHERE)
 POSTS = {
     "pictures/add": (add, ("folder", "extension", "files", "names")),
     "pictures/forget": (forget, ("place",)),
-    "pictures/remove": (remove, ("folder", "extension", "nested", "pictures")),
-    "pictures/restore": (restore, ("folder", "extension", "nested", "entry")),
-    "pictures/turn": (turn, ("folder", "extension", "nested", "pictures", "quarters")),
+    "pictures/remove": (remove, (*FIELDS, "pictures")),
+    "pictures/restore": (restore, (*FIELDS, "entry")),
+    "pictures/turn": (turn, (*FIELDS, "pictures", "quarters")),
 }
 """What answers to which path, and the fields that it takes."""
 
 
 def _place(body: Mapping[str, Any]) -> tuple[Path, Path, SubsetConfig]:
     """(folder, its root, the settings that say which pictures there are)."""
-    widgets = {"folder": "folder", "extension": "caption_extension", "nested": "nested"}
+    widgets = {"extension": "caption_extension", **WHERE}
     config = config_of({widget: body[field] for field, widget in widgets.items() if field in body})
     return *place_of(config.folder), config
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lora_atelier.tests.training.dataset.made_films import levels, write
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
@@ -158,3 +159,20 @@ def test_the_newest_are_offered_however_many_there_are(routes: Any, base: Path, 
     listed = routes.made()
     assert [one["filename"] for one in listed["pictures"]] == ["many_5.png", "many_4.png"]
     assert listed["more"] == 5 and listed["unseen"], "the sub-folder was not looked into"
+
+
+def test_a_film_is_put_aside_with_its_caption_and_never_turned(routes: Any, base: Path) -> None:
+    write(base / "input/shapes/walk.mp4", levels(12))
+    (base / "input/shapes/walk.txt").write_text("someone walks")
+    place = {**PLACE, "clip_frames": "9"}
+    before = (base / "input/shapes/walk.mp4").read_bytes()
+    with pytest.raises(AtelierError, match=r"walk.mp4: films are not turned here, since every frame .* bring them again"):
+        routes.turn({**place, "pictures": ["wide.png", "walk.mp4"], "quarters": 1})
+    with Image.open(base / "input/shapes/wide.png") as image:
+        assert image.size == (300, 150), "all or none"
+    with pytest.raises(AtelierError, match=r"walk.mp4: not in shapes"):
+        routes.remove({**PLACE, "pictures": ["walk.mp4"]})
+    entry = routes.remove({**place, "pictures": ["walk.mp4"]})["entry"]
+    assert sorted(path.name for path in (base / "input/shapes").iterdir()) == [".removed-pictures", "wide.png"]
+    assert routes.restore({**place, "entry": entry})["files"] == ["walk.mp4", "walk.txt"]
+    assert (base / "input/shapes/walk.mp4").read_bytes() == before
