@@ -6,10 +6,10 @@ import { CaptionFilter, dropEmpty } from "./lib/caption_filter.js";
 import { Dialog } from "./lib/dialog.js";
 import { make } from "./lib/dom.js";
 import { below, bring } from "./lib/files.js";
-import { place, tools } from "./lib/picture_tools.js";
+import { filmMark, place, tools } from "./lib/picture_tools.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
-import { Adding, account, came, receive } from "./upload.js";
+import { Adding, account, came, receive, usesFilms } from "./upload.js";
 
 const SETTINGS = [
   "folder", "resolution", "repeats", "buckets", "bucket_step", "crop", "caption_extension", "nested", "captions", "class_caption",
@@ -53,9 +53,11 @@ class Captions extends Dialog {
     const { folder, caption_extension: extension } = this.settings;
     const answer = await bring(below(files), folder, extension, (done, count) => { this.said.textContent = text("sent", { done, count }); });
     await this.inTurn(() => this.load());
-    const isShown = !answer.new.length || answer.new.some(([, path]) => this.rows.has(path));
+    const unused = new Set(usesFilms(this.node) ? [] : answer.films);
+    const fresh = answer.new.filter(([, path]) => !unused.has(path));
+    const isShown = !fresh.length || fresh.some(([, path]) => this.rows.has(path));
     const more = [...(isShown ? [] : [text("noneListed", { folder })]), this.said.textContent].map((sentence) => make("p", {}, sentence));
-    this.said.replaceChildren(came(answer), ...account(answer), ...more);
+    this.said.replaceChildren(came(answer, this.node), ...account(answer), ...more);
   }
 
   /** Pictures have come into a folder, which may be another one than this window's. */
@@ -139,9 +141,8 @@ class Captions extends Dialog {
     const shown = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), count: repeats });
     const facts = [shown, ...(film ? this.film(film) : []), ...(choices > 1 ? [text("choices", { count: choices })] : [])].join(" · ");
     const image = this.image(this.settings.folder, picture);
-    const mark = film ? [make("i", { class: "atelier-is-film", "aria-hidden": "true" }, "▶")] : [];
     const item = make(
-      "li", {}, make("div", {}, make("div", { class: "atelier-shown" }, image, kept, ...mark), ...this.controls(controls), tools(this, picture, Boolean(film))),
+      "li", {}, make("div", {}, make("div", { class: "atelier-shown" }, image, kept, ...filmMark(film)), ...this.controls(controls), tools(this, picture, Boolean(film))),
       make("div", { class: "atelier-words" }, make("b", {}, picture), make("span", { class: "atelier-axis" }, facts), words),
     );
     this.rows.set(picture, { item, words, caption, version, seen: words.value });

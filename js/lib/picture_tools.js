@@ -9,6 +9,9 @@ const QUARTERS = 4;
 /** Of the settings of a window, those by which the server finds its pictures. */
 export const place = ({ folder, caption_extension: extension, nested, clip_frames = "" }) => ({ folder, extension, nested: Boolean(nested), clip_frames });
 
+/** The sign on a small picture that it stands for a film. */
+export const filmMark = (isFilm) => (isFilm ? [make("i", { class: "atelier-is-film", "aria-hidden": "true" }, "▶")] : []);
+
 /** The buttons of a picture, or of a film, which isn't turned. `desk`: the window, with its settings, rows, past, load(), keep() and said. */
 export function tools(desk, picture, isFilm = false) {
   const where = place(desk.settings); // also when a step is taken back after the window has turned to another folder
