@@ -1,4 +1,4 @@
-"""Pictures and films that are brought into a folder, with all that belongs to them: none takes another's place, none comes in silence.
+"""Pictures and films that are brought into a folder, with all that belongs to them: none takes another's place in silence.
 
 What a picture brings along follows it: where ``cat.jpg`` has to be called ``cat (2).jpg``, its caption becomes ``cat (2).txt``,
 and so do its masks, its control pictures, and its line in a table of captions.
