@@ -252,7 +252,9 @@ def films_of(values: Mapping[str, Any], model: Path | None, sources: list[Subset
     with suppress(AtelierError, OSError):  # as for its name
         drawn = model_of(values["preview"].get("model")) if values.get("preview") else model
         found = None if drawn is None else _outline(drawn, drawn.stat().st_mtime_ns, None)
-    needed = found.drawing_bytes(size, latent_frames(frames)) if found is not None and found.frames else None
+    needed = None
+    if found is not None and found.frames:
+        needed = found.drawing_bytes((latent_frames(frames), *found.latents(size).shape[2:]))
     return {"film": (frames, *size), "film_bytes": needed, "device_bytes": host.memory()[1]}
 
 

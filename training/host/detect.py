@@ -87,11 +87,6 @@ class Outline(AnsweringModel):
         cells = getattr(self.base.latent_format, "spacial_downscale_ratio", 8)
         return torch.empty(1, self.latent_channels, size[1] // cells, size[0] // cells, device="meta")
 
-    def drawing_bytes(self, size: tuple[int, int], frames: int) -> int:
-        """What drawing one film of so many ``frames`` of its latent takes beside the weights, by the host's own measure."""
-        latent = self.latents(size)
-        return int(self.base.memory_required([1, latent.shape[1], frames, *latent.shape[2:]]))
-
 
 def outline_of(model: ModelFacts) -> Outline | None:
     """A loaded model without its weights; None if the host cannot make one, or if other nodes have a part in what it is."""

@@ -80,7 +80,7 @@ def refusal(sentence: str) -> str:
 
 def upload_limit() -> int:
     """Bytes that the server takes of one file."""
-    return round(args.max_upload_size * 1024 * 1024)
+    return int(args.max_upload_size * 1024 * 1024)
 
 
 def shown_picture(path: Path) -> dict[str, str]:
