@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,12 +14,12 @@ from PIL import Image
 
 from ..training.captioning import editing
 from ..training.config import SubsetConfig
-from ..training.dataset.films import ENDINGS
+from ..training.dataset.films import ENDINGS, is_film
 from ..training.dataset.images import EXTENSIONS, open_picture
 from ..training.dataset.samples import Dataset, Stretch
 from ..training.dataset.words import joined, parts
 from ..training.errors import AtelierError
-from ..training.files import is_inside
+from ..training.files import is_inside, replacing
 from .folders import named, subsets_of
 
 LOOKS = (
@@ -50,6 +51,8 @@ WHERE = {"folder": "folder", "nested": "nested", "clip_frames": "clip_frames"}
 """Fields of a request, with the widgets that decide which pictures there are."""
 SHOWN = EXTENSIONS | ENDINGS
 """Endings of what there are thumbnails of."""
+FILMS = "lora-atelier-films"
+"""Folder inside the host's temp folder with small pictures of films."""
 THUMBNAIL = 224
 """Longer side in pixels."""
 MAX_CAPTIONS = 10_000
@@ -151,7 +154,7 @@ def thumbnail(query: Mapping[str, str]) -> bytes:
     ``films``: animated pictures of the folder are films.
     """
     if "made" in query:
-        return _small(open_picture(_made(query["made"])))
+        return _thumbnail(_made(query["made"]), False)
     name, wanted = query.get("folder", ""), query.get("picture", "")
     if not (is_plain(name) and is_plain(wanted)):
         raise wrong("picture", "names of at most 1000 letters")
@@ -165,17 +168,32 @@ def thumbnail(query: Mapping[str, str]) -> bytes:
         there = False
     if not (plain and there):
         raise AtelierError(f"picture: {wanted!r} is not in {name}.")
-    return _small(_still(path, bool(query.get("films"))))
+    return _thumbnail(path, bool(query.get("films")))
 
 
-def _still(path: Path, films: bool) -> Image.Image:
-    """The picture, or the middle frame of what is a film; how long that is is known since its folder was read."""
+def _thumbnail(path: Path, films: bool) -> bytes:
+    """A small JPEG of the picture, or of the middle frame of what is a film; ``films``: animated pictures are films.
+
+    How long a film is is known since its folder was read. Finding its middle takes a while, so its JPEG is kept until the host
+    empties its temp folder.
+    """
+    from ..training import host
+    from ..training.dataset.cache import cache_key
     from ..training.dataset.clips import middle_of
-    from ..training.dataset.films import is_film
     from ..training.dataset.index import Index
 
     facts = Index().remembered(path) if films or is_film(path) else None
-    return middle_of(path, facts.film[0]) if facts and facts.film else open_picture(path)
+    length = facts.film[0] if facts and facts.film else 0
+    if not (length or is_film(path)):
+        return _small(open_picture(path))
+    stat = path.stat()
+    kept = host.temp_folder() / FILMS / f"{cache_key(str(path), stat.st_size, stat.st_mtime_ns, length)[:32]}.jpg"
+    with suppress(OSError):
+        return kept.read_bytes()
+    small = _small(middle_of(path, length) if length else open_picture(path))
+    with suppress(OSError, AtelierError), replacing(kept, durable=False) as temporary:  # a full disk costs only time
+        temporary.write_bytes(small)
+    return small
 
 
 def _made(name: str) -> Path:

@@ -36,7 +36,7 @@ from ..training.performance.thrift import Thrift
 from ..training.tensors.precision import compute_dtype
 from ..training.tensors.safetensors_header import read_header
 from . import caption_routes, grid_routes, picture_routes, preset_routes, run_routes
-from .asked import LARGE, PREFIX, Handler, Refused, answered, apart, body_of, copying, table, text_of
+from .asked import LARGE, PREFIX, Handler, Refused, answered, apart, body_of, copying, looking, table, text_of
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build_all
 from .folders import index_of, named
@@ -473,7 +473,7 @@ async def post_go_on(request: web.Request) -> Any:
 @table.get(f"{PREFIX}/thumbnail")
 async def get_thumbnail(request: web.Request) -> web.StreamResponse:
     try:
-        data = await apart(caption_routes.thumbnail, request.query)
+        data = await apart(caption_routes.thumbnail, request.query, worker=looking)
     except (ValueError, OSError) as error:
         return web.json_response({"error": str(error)}, status=404)
     return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "no-store"})

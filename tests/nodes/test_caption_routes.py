@@ -304,6 +304,18 @@ def test_films_are_shown_that_nobody_has_looked_into_yet(routes: Any, films: Pat
     assert routes.thumbnail({"folder": "input/films", "picture": "walk.mp4"})
 
 
+def test_a_films_small_picture_is_kept_until_the_film_changes(routes: Any, films: Path) -> None:
+    asked = {"folder": "input/films", "picture": "walk.mp4", "films": "1"}
+    routes.pictures({"settings": OF_FILMS})
+    before = routes.thumbnail(asked)
+    (kept,) = (films.parents[1] / "temp" / routes.FILMS).iterdir()
+    assert kept.read_bytes() == before == routes.thumbnail(asked)
+    kept.write_bytes(b"kept")
+    assert routes.thumbnail(asked) == b"kept", "or it was looked for anew"
+    write(films / "walk.mp4", levels(30, seed=5))
+    assert routes.thumbnail(asked) not in (b"kept", before)
+
+
 def test_a_films_caption_is_saved_beside_it_and_taken_back(routes: Any, films: Path) -> None:
     place = {"folder": "input/films", "extension": ".txt", "nested": False, "clip_frames": "9"}
     walk = next(r for r in routes.pictures({"settings": OF_FILMS})["pictures"] if r["picture"] == "walk.mp4")
