@@ -169,9 +169,9 @@ export const usesFilms = (node) => Boolean(String(widgetOf(node, "clip_frames")?
 /** What became of files, in one line; `node`: the Load Dataset that they were brought to. */
 export function came({ folder, new: fresh, there, left, films = [] }, node) {
   const parts = [text("came", { count: fresh.length, folder })];
+  if (films.length && !usesFilms(node)) parts.push(text("filmsUnused", { count: films.length }));
   if (there.length) parts.push(text("wasThere", { count: there.length }));
   if (left.length) parts.push(text("wasLeft", { count: left.length }));
-  if (films.length && !usesFilms(node)) parts.push(text("filmsUnused", { count: films.length }));
   return parts.join(" · ");
 }
 
