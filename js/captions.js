@@ -6,15 +6,15 @@ import { CaptionFilter, dropEmpty } from "./lib/caption_filter.js";
 import { Dialog } from "./lib/dialog.js";
 import { make } from "./lib/dom.js";
 import { below, bring } from "./lib/files.js";
-import { tools } from "./lib/picture_tools.js";
+import { filmMark, place, tools } from "./lib/picture_tools.js";
 import { ask } from "./lib/server.js";
 import { text } from "./lib/text.js";
-import { Adding, account, came, receive } from "./upload.js";
+import { Adding, account, came, receive, usesFilms } from "./upload.js";
 
 const SETTINGS = [
   "folder", "resolution", "repeats", "buckets", "bucket_step", "crop", "caption_extension", "nested", "captions", "class_caption",
   "caption_encoding", "caption_lines", "head_margin", "fixed_height", "bucket_no_upscale", "caption_prefix", "caption_suffix",
-  "wildcards", "further_captions",
+  "wildcards", "further_captions", "clip_frames", "clip_start", "clip_rate",
 ]; // widgets that decide which pictures there are and how they are cut
 const OPERATIONS = ["add", "addFirst", "remove", "replace"];
 const share = (part, whole) => `${(100 * part) / whole}%`;
@@ -53,9 +53,11 @@ class Captions extends Dialog {
     const { folder, caption_extension: extension } = this.settings;
     const answer = await bring(below(files), folder, extension, (done, count) => { this.said.textContent = text("sent", { done, count }); });
     await this.inTurn(() => this.load());
-    const isShown = !answer.new.length || answer.new.some(([, path]) => this.rows.has(path));
+    const unused = new Set(usesFilms(this.node) ? [] : answer.films);
+    const fresh = answer.new.filter(([, path]) => !unused.has(path));
+    const isShown = !fresh.length || fresh.some(([, path]) => this.rows.has(path));
     const more = [...(isShown ? [] : [text("noneListed", { folder })]), this.said.textContent].map((sentence) => make("p", {}, sentence));
-    this.said.replaceChildren(came(answer), ...account(answer), ...more);
+    this.said.replaceChildren(came(answer, this.node), ...account(answer), ...more);
   }
 
   /** Pictures have come into a folder, which may be another one than this window's. */
@@ -82,7 +84,10 @@ class Captions extends Dialog {
     for (const picture of hidden) if (this.rows.has(picture)) this.rows.get(picture).item.hidden = true;
     this.list.scrollTop = at;
     const told = elsewhere.length ? [text("elsewhere", { names: elsewhere.join(", ") })] : [];
-    this.said.textContent = [...told, text("count", { count: pictures.length }), ...notes].join(" · ");
+    const films = pictures.filter((one) => one.film).length;
+    const stills = pictures.length - films;
+    const counts = [...(stills || !films ? [text("count", { count: stills })] : []), ...(films ? [text("films", { count: films })] : [])];
+    this.said.textContent = [...told, ...counts, ...notes].join(" · ");
   }
 
   /** Puts what was not saved back into the rows, over what the person saw when writing it; gives the pictures whose file is another now. */
@@ -102,7 +107,8 @@ class Captions extends Dialog {
 
   /** A small picture of a folder, as it is now. */
   image(folder, picture, alt = "") {
-    const query = new URLSearchParams({ folder, picture, nested: this.settings.nested ? "1" : "0", load: this.loads });
+    const films = this.settings.clip_frames ? { films: "1" } : {};
+    const query = new URLSearchParams({ folder, picture, nested: this.settings.nested ? "1" : "0", load: this.loads, ...films });
     return make("img", { src: api.apiURL(`/lora_atelier/thumbnail?${query}`), alt, loading: "lazy" });
   }
 
@@ -115,7 +121,13 @@ class Captions extends Dialog {
     return shown.length ? [make("div", { class: "atelier-controls" }, ...shown)] : [];
   }
 
-  row({ picture, caption, version, fallback, size, bucket, box, repeats, choices, controls = [] }) {
+  /** How long a film is, and what its clips are. */
+  film({ frames, seconds, clips, each }) {
+    const length = text(seconds ? "filmFacts" : "filmFrames", { count: frames, seconds });
+    return [length, text(each > 1 ? "filmClips" : "filmStills", { count: clips, each })];
+  }
+
+  row({ picture, caption, version, fallback, size, bucket, box, repeats, choices, film, controls = [] }) {
     const kept = make("span", { title: text("kept") });
     Object.assign(kept.style, {
       left: share(box[0], size[0]), top: share(box[1], size[1]),
@@ -127,10 +139,10 @@ class Captions extends Dialog {
     });
     words.value = caption ?? "";
     const shown = text("facts", { size: size.join(" × "), bucket: bucket.join(" × "), count: repeats });
-    const facts = choices > 1 ? `${shown} · ${text("choices", { count: choices })}` : shown;
+    const facts = [shown, ...(film ? this.film(film) : []), ...(choices > 1 ? [text("choices", { count: choices })] : [])].join(" · ");
     const image = this.image(this.settings.folder, picture);
     const item = make(
-      "li", {}, make("div", {}, make("div", { class: "atelier-shown" }, image, kept), ...this.controls(controls), tools(this, picture)),
+      "li", {}, make("div", {}, make("div", { class: "atelier-shown" }, image, kept, ...filmMark(film)), ...this.controls(controls), tools(this, picture, Boolean(film))),
       make("div", { class: "atelier-words" }, make("b", {}, picture), make("span", { class: "atelier-axis" }, facts), words),
     );
     this.rows.set(picture, { item, words, caption, version, seen: words.value });
@@ -213,8 +225,8 @@ class Captions extends Dialog {
 
   /** Writes edits to the files; answers with those that undo them, or with nothing if the person rather keeps an encoding. */
   async write(edits, utf8 = false) {
-    const { folder, caption_extension: extension, caption_encoding: encoding = "detect", nested } = this.settings;
-    const { undo, now, unclear } = await ask("captions", { folder, extension, encoding, nested: Boolean(nested), edits, utf8 });
+    const { caption_encoding: encoding = "detect" } = this.settings;
+    const { undo, now, unclear } = await ask("captions", { ...place(this.settings), encoding, edits, utf8 });
     if (unclear) {
       this.said.textContent = unclear;
       return window.confirm(text("asUtf8", { reason: unclear })) ? this.write(edits, true) : undefined;

@@ -51,12 +51,13 @@ class Outlook {
     const widgets = Object.fromEntries(Object.entries(values).filter(([name]) => this.names.includes(name)));
     const [train] = trainersOf(this.node, root());
     if (!train) return { text: JSON.stringify({ widgets, datasets: null, model: null }), grids: [] };
-    const { preview_prompt: prompt = "", preview_steps: drawn, preview_frames: frames = 1 } = valuesOf(train);
+    const { preview_prompt: prompt = "", preview_steps: drawn, preview_frames: frames = 1, preview_width: width = 0, preview_height: height = 0 } = valuesOf(train);
     const found = gridsOf(train, root());
     const grids = found.map((grid) => Object.fromEntries(Object.entries(valuesOf(grid)).filter(([name]) => AXES.includes(name))));
     const samples = drawn ? Math.max(1, prompt.split("\n").filter((line) => line.trim()).length) * frames : 0;
     const texts = textsOf(train, root());
-    const pictures = { samples, steps: drawn, guidance: guidanceOf(train), preview: drawnWith(train, root()) };
+    const film = drawn && frames > 1 ? { frames, width, height } : null;
+    const pictures = { samples, film, steps: drawn, guidance: guidanceOf(train), preview: drawnWith(train, root()) };
     const model = loaderOf(train, root());
     const asked = { widgets, datasets: datasetsOf(train, root()), model, loras: lorasOf(train, root()), texts, grids, ...pictures };
     return { text: JSON.stringify(asked), grids: found };

@@ -6,6 +6,7 @@ import { Dialog } from "./lib/dialog.js";
 import { make } from "./lib/dom.js";
 import { below, bring, chosen, dropped, folderOf, mayBring } from "./lib/files.js";
 import { ask } from "./lib/server.js";
+import { filmMark } from "./lib/picture_tools.js";
 import { text } from "./lib/text.js";
 import { folded } from "./lib/told.js";
 
@@ -119,7 +120,7 @@ export class Adding extends Dialog {
   choice(held) {
     const path = held.subfolder && held.subfolder !== "." ? `${held.subfolder}/${held.filename}` : held.filename;
     const image = make("img", { src: api.apiURL(`/lora_atelier/thumbnail?${new URLSearchParams({ made: path })}`), alt: path, loading: "lazy" });
-    const button = make("button", { type: "button", "aria-pressed": "false", title: path, click: () => this.toggle(button, held) }, image);
+    const button = make("button", { type: "button", "aria-pressed": "false", title: path, click: () => this.toggle(button, held) }, image, ...filmMark(held.film));
     return button;
   }
 
@@ -157,14 +158,18 @@ export class Adding extends Dialog {
   }
 
   tell(answer) {
-    this.said.textContent = came(answer);
+    this.said.textContent = came(answer, this.node);
     this.done.replaceChildren(...account(answer));
   }
 }
 
-/** What became of files, in one line. */
-export function came({ folder, new: fresh, there, left }) {
+/** Whether a Load Dataset node uses films. */
+export const usesFilms = (node) => Boolean(String(widgetOf(node, "clip_frames")?.value ?? "").trim());
+
+/** What became of files, in one line; `node`: the Load Dataset that they were brought to. */
+export function came({ folder, new: fresh, there, left, films = [] }, node) {
   const parts = [text("came", { count: fresh.length, folder })];
+  if (films.length && !usesFilms(node)) parts.push(text("filmsUnused", { count: films.length }));
   if (there.length) parts.push(text("wasThere", { count: there.length }));
   if (left.length) parts.push(text("wasLeft", { count: left.length }));
   return parts.join(" · ");

@@ -26,6 +26,8 @@ _worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-rou
 """One thread: what is asked twice waits, and a training is never crowded out."""
 copying = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-copying")
 """Another one for what takes as long as a disk does, so that no panel waits for it."""
+looking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-looking")
+"""And one for small pictures, of which a window asks for many."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 table = web.RouteTableDef()
 

@@ -6,16 +6,20 @@ import dataclasses
 import io
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from PIL import Image
+
 from ..training.captioning import editing
 from ..training.config import SubsetConfig
+from ..training.dataset.films import ENDINGS, is_film
 from ..training.dataset.images import EXTENSIONS, open_picture
-from ..training.dataset.samples import Dataset
+from ..training.dataset.samples import Dataset, Stretch
 from ..training.dataset.words import joined, parts
 from ..training.errors import AtelierError
-from ..training.files import is_inside
+from ..training.files import is_inside, replacing
 from .folders import named, subsets_of
 
 LOOKS = (
@@ -38,8 +42,17 @@ LOOKS = (
     "caption_suffix",
     "wildcards",
     "further_captions",
+    "clip_frames",
+    "clip_start",
+    "clip_rate",
 )
 """Settings of Load Dataset that decide which pictures there are and how they are cut."""
+WHERE = {"folder": "folder", "nested": "nested", "clip_frames": "clip_frames"}
+"""Fields of a request, with the widgets that decide which pictures there are."""
+SHOWN = EXTENSIONS | ENDINGS
+"""Endings of what there are thumbnails of."""
+FILMS = "lora-atelier-films"
+"""Folder inside the host's temp folder with small pictures of films."""
 THUMBNAIL = 224
 """Longer side in pixels."""
 MAX_CAPTIONS = 10_000
@@ -58,8 +71,10 @@ LONGEST_WIDGET = 10_000
 
 
 def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Every picture of a folder with size, bucket, crop box, caption file and its version, and where its control pictures are;
-    ``notes`` are remarks on them."""
+    """Every picture of a folder with size, bucket, crop box, caption file and its version, and where its control pictures are.
+
+    A film comes once, with its length and its clips. ``notes`` are remarks on them.
+    """
     from ..training.dataset.augment import count_of
     from ..training.dataset.report import inspect, remarks
 
@@ -70,16 +85,31 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     folder, root = place_of(config.folder)
     subsets = subsets_of(folder, dataclasses.replace(config, broken="leave out"), root)
     files = {one.picture: one for one in editing.listed(folder, config, root)}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    films: dict[tuple[int, Path], dict[str, Any]] = {}
     for picture in inspect(Dataset(subsets)):
         name = picture.path.relative_to(folder).as_posix()
+        if (known := films.get((picture.subset, picture.path))) is not None:
+            known["clips"] += 1
+            continue
         controls = [place for one in picture.controls if (place := _named(one.path, folder, config.folder))]
         said = {
             "choices": count_of(picture.caption, config), "fallback": picture.caption or "", "caption": files[name].caption,
             "version": files[name].version, "controls": controls,
         }  # fmt: skip
         rows.append({**picture.to_dict(), "picture": name, **said})
+        if picture.shown.stretch is not None:
+            films[picture.subset, picture.path] = rows[-1]["film"] = _film(picture.path, picture.shown.stretch)
     return {"pictures": rows, "notes": [remark for subset in subsets for remark in (*subset.warnings, *remarks(subset))]}
+
+
+def _film(path: Path, stretch: Stretch) -> dict[str, Any]:
+    """How long a film is, and what its clips are."""
+    from ..training.dataset.index import Index
+
+    facts = Index().remembered(path)
+    seconds = round(stretch.of * facts.film[2] / facts.film[1], 2) if facts and facts.film else None
+    return {"frames": stretch.of, "seconds": seconds, "clips": 1, "each": len(stretch.frames)}
 
 
 def _named(path: Path, folder: Path, name: str) -> dict[str, str] | None:
@@ -119,9 +149,12 @@ def place_of(name: str) -> tuple[Path, Path]:
 
 
 def thumbnail(query: Mapping[str, str]) -> bytes:
-    """A small JPEG of one picture of a folder, or with ``made`` of one in the host's output folder."""
+    """A small JPEG of one picture of a folder, or with ``made`` of one in the host's output folder; of a film its middle frame.
+
+    ``films``: animated pictures of the folder are films.
+    """
     if "made" in query:
-        return _small(_made(query["made"]))
+        return _thumbnail(_made(query["made"]), False)
     name, wanted = query.get("folder", ""), query.get("picture", "")
     if not (is_plain(name) and is_plain(wanted)):
         raise wrong("picture", "names of at most 1000 letters")
@@ -130,12 +163,37 @@ def thumbnail(query: Mapping[str, str]) -> bytes:
     path = folder.joinpath(*steps)
     plain = bool(steps) and not wanted.startswith("/") and not any(step.startswith(".") or "\\" in step for step in steps)
     try:
-        there = path.suffix.lower() in EXTENSIONS and path.is_file() and path.resolve().is_relative_to(root.resolve())
+        there = path.suffix.lower() in SHOWN and path.is_file() and path.resolve().is_relative_to(root.resolve())
     except OSError:  # a name that is too long for the disk
         there = False
     if not (plain and there):
         raise AtelierError(f"picture: {wanted!r} is not in {name}.")
-    return _small(path)
+    return _thumbnail(path, bool(query.get("films")))
+
+
+def _thumbnail(path: Path, films: bool) -> bytes:
+    """A small JPEG of the picture, or of the middle frame of what is a film; ``films``: animated pictures are films.
+
+    How long a film is is known since its folder was read. Finding its middle takes a while, so its JPEG is kept until the host
+    empties its temp folder.
+    """
+    from ..training import host
+    from ..training.dataset.cache import cache_key
+    from ..training.dataset.clips import middle_of
+    from ..training.dataset.index import Index
+
+    facts = Index().remembered(path) if films or is_film(path) else None
+    length = facts.film[0] if facts and facts.film else 0
+    if not (length or is_film(path)):
+        return _small(open_picture(path))
+    stat = path.stat()
+    kept = host.temp_folder() / FILMS / f"{cache_key(str(path), stat.st_size, stat.st_mtime_ns, length)[:32]}.jpg"
+    with suppress(OSError):
+        return kept.read_bytes()
+    small = _small(middle_of(path, length) if length else open_picture(path))
+    with suppress(OSError, AtelierError), replacing(kept, durable=False) as temporary:  # a full disk costs only time
+        temporary.write_bytes(small)
+    return small
 
 
 def _made(name: str) -> Path:
@@ -144,16 +202,15 @@ def _made(name: str) -> Path:
     top = host.output_folder()
     try:
         path = top / name if is_plain(name) and not name.startswith("/") and "\\" not in name else top
-        there = path.suffix.lower() in EXTENSIONS and is_inside(path, top) and path.is_file()
+        there = path.suffix.lower() in SHOWN and is_inside(path, top) and path.is_file()
     except OSError:  # a name that is too long for the disk
         there = False
     if not there:
-        raise AtelierError(f"made: {name[:100]!r} is no picture in ComfyUI's output folder.")
+        raise AtelierError(f"made: {name[:100]!r} is no picture or film in ComfyUI's output folder.")
     return path
 
 
-def _small(path: Path) -> bytes:
-    image = open_picture(path)
+def _small(image: Image.Image) -> bytes:
     image.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=85)
@@ -171,7 +228,7 @@ def save(body: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(edits, list):
         raise wrong("edits", "a list")
     wanted = [_edit(edit) for edit in edits]
-    widgets = {"extension": "caption_extension", "encoding": "caption_encoding", "folder": "folder", "nested": "nested"}
+    widgets = {"extension": "caption_extension", "encoding": "caption_encoding", **WHERE}
     config = config_of({widget: body[field] for field, widget in widgets.items() if field in body})
     folder, root = place_of(config.folder)
     try:

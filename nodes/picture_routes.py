@@ -18,12 +18,12 @@ from ..training import host
 from ..training.config import SubsetConfig
 from ..training.dataset import put_aside, turning
 from ..training.dataset.belonging import useless
+from ..training.dataset.films import is_film
 from ..training.dataset.folders import folder_to_fill
-from ..training.dataset.images import EXTENSIONS
 from ..training.dataset.incoming import MOST, Incoming, bring
 from ..training.errors import AtelierError
 from ..training.files import is_inside
-from .caption_routes import config_of, is_plain, place_of, wrong
+from .caption_routes import SHOWN, WHERE, config_of, is_plain, place_of, wrong
 
 STAGED = "lora-atelier-incoming"
 """Folder inside the host's temp folder, into which the page uploads through the host; each drop has a folder of its own there."""
@@ -40,8 +40,8 @@ def add(body: Mapping[str, Any]) -> dict[str, Any]:
 
     ``files``: objects with ``name``, as the person has it, the host's ``filename``, ``subfolder`` and ``type``, and ``batch``,
     the number of the choice with which it came (none: all came with one). Answers with the folder's name, what is ``new``, what
-    was ``there`` and what was ``left``, with its reason. With ``names`` nothing is brought: ``left`` are those of them that need
-    not be sent.
+    was ``there`` and what was ``left``, with its reason, and which of the new ones are ``films``. With ``names`` nothing is
+    brought: ``left`` are those of them that need not be sent, and ``most`` the bytes that the host takes of one file.
     """
     files, extension = body.get("files"), body.get("extension", ".txt")
     if not isinstance(files, list) or len(files) > MOST or not all(isinstance(file, dict) for file in files):
@@ -49,11 +49,13 @@ def add(body: Mapping[str, Any]) -> dict[str, Any]:
     name, folder = folder_to_fill(_text(body, "folder"), host.dataset_roots())
     config = config_of({"folder": name, "caption_extension": extension})
     if "names" in body:
-        return {"folder": name, "new": [], "there": [], "left": _useless(body["names"], config.caption_extension)}
+        left = _useless(body["names"], config.caption_extension)
+        return {"folder": name, "new": [], "there": [], "left": left, "most": host.upload_limit()}
     incoming = [Incoming(_held(file), _text(file, "name", 4000), _batch(file)) for file in files]
     with _cleared(incoming):
         done = bring(incoming, folder, config.caption_extension)
-    return {"folder": name, "new": done.new, "there": done.there, "left": done.left}
+    films = [path for _, path in done.new if is_film(Path(path))]
+    return {"folder": name, "new": done.new, "there": done.there, "left": done.left, "films": films}
 
 
 def _useless(named: Any, extension: str) -> list[tuple[str, str]]:
@@ -85,7 +87,7 @@ def _cleared(files: list[Incoming]) -> Iterator[None]:
 
 
 def made() -> dict[str, Any]:
-    """The newest pictures in the host's output folder, as the host finds them; the runs' own pictures are left out.
+    """The newest pictures and films in the host's output folder, as the host finds them; the runs' own are left out.
 
     ``more``: how many older ones there are; ``unseen`` says whether there were too many files to look into every folder.
     """
@@ -93,7 +95,7 @@ def made() -> dict[str, Any]:
     pictures = _Drawn()
     newest = heapq.nlargest(LISTED, pictures.below(top))
     return {
-        "pictures": [host.shown_picture(path) for _, path in newest if is_inside(path, top)],
+        "pictures": [{**host.shown_picture(path), "film": is_film(path)} for _, path in newest if is_inside(path, top)],
         "more": pictures.count - len(newest), "unseen": bool(pictures.waiting),
     }  # fmt: skip
 
@@ -121,7 +123,7 @@ class _Drawn:
                             self.waiting += [entry.path] if entry.path != runs else []
                             continue
                         self.looked += 1
-                        if os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                        if os.path.splitext(entry.name)[1].lower() in SHOWN:
                             with suppress(OSError):
                                 yield entry.stat().st_mtime, Path(entry.path)
                                 self.count += 1
@@ -151,19 +153,20 @@ def turn(body: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+FIELDS = ("extension", *WHERE)
 POSTS = {
     "pictures/add": (add, ("folder", "extension", "files", "names")),
     "pictures/forget": (forget, ("place",)),
-    "pictures/remove": (remove, ("folder", "extension", "nested", "pictures")),
-    "pictures/restore": (restore, ("folder", "extension", "nested", "entry")),
-    "pictures/turn": (turn, ("folder", "extension", "nested", "pictures", "quarters")),
+    "pictures/remove": (remove, (*FIELDS, "pictures")),
+    "pictures/restore": (restore, (*FIELDS, "entry")),
+    "pictures/turn": (turn, (*FIELDS, "pictures", "quarters")),
 }
 """What answers to which path, and the fields that it takes."""
 
 
 def _place(body: Mapping[str, Any]) -> tuple[Path, Path, SubsetConfig]:
     """(folder, its root, the settings that say which pictures there are)."""
-    widgets = {"folder": "folder", "extension": "caption_extension", "nested": "nested"}
+    widgets = {"extension": "caption_extension", **WHERE}
     config = config_of({widget: body[field] for field, widget in widgets.items() if field in body})
     return *place_of(config.folder), config
 

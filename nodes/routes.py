@@ -36,7 +36,7 @@ from ..training.performance.thrift import Thrift
 from ..training.tensors.precision import compute_dtype
 from ..training.tensors.safetensors_header import read_header
 from . import caption_routes, grid_routes, picture_routes, preset_routes, run_routes
-from .asked import LARGE, PREFIX, Handler, Refused, answered, apart, body_of, copying, table, text_of
+from .asked import LARGE, PREFIX, Handler, Refused, answered, apart, body_of, copying, looking, table, text_of
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build_all
 from .folders import index_of, named
@@ -45,11 +45,15 @@ __all__ = ["run_routes", "table"]  # whose routes are in the table once it is im
 MOST_DATASETS = 64
 LONGEST = 10_000
 """Characters of a text."""
+LARGEST_SIDE = 16_384
+"""Pixels, as Train LoRA's widgets have it."""
+MOST_SAMPLES = 10_000_000
+"""Of one save, each frame of a film counted."""
 MOST_LORAS = 256
 """Names that are looked at."""
 MOST_OF_MEAN = 1000
 """Files of a mean that is kept."""
-OUTLOOK = ("widgets", "datasets", "model", "loras", "texts", "grids", "samples", "steps", "guidance", "preview")
+OUTLOOK = ("widgets", "datasets", "model", "loras", "texts", "grids", "samples", "steps", "guidance", "preview", "film")
 
 
 @lru_cache
@@ -169,7 +173,7 @@ def outlook(values: dict[str, Any]) -> dict[str, Any]:
         beside, full = disk.beside_loras(host.runs_folder(), host.loras_folder(), expected.state)
         prospect = _prospect(config, steps, dataclasses.replace(expected, state=beside), model, sources, samples)
         prospect = dataclasses.replace(prospect, trainings=len(recipes))
-        prospect = dataclasses.replace(prospect, **pictures_of(values, model))
+        prospect = dataclasses.replace(prospect, **pictures_of(values, model), **films_of(values, model, sources))
         files = expected_files(prospect)
         of_grids = [grid_cautions(grid, files) for grid in grids]
         warned = [*cautions(prospect), *full]
@@ -195,11 +199,11 @@ def grids_of(values: Any) -> tuple[dict[str, str], ...]:
 
 
 def samples_of(value: Any) -> int:
-    """Pictures that Train LoRA draws at every save."""
+    """Pictures, or frames of films, that Train LoRA draws at every save."""
     if value is None:
         return 0
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LONGEST:
-        raise Refused(400, f"samples: a number up to {LONGEST} is needed.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_SAMPLES:
+        raise Refused(400, f"samples: a number up to {MOST_SAMPLES} is needed.")
     return value
 
 
@@ -229,6 +233,29 @@ def pictures_of(values: Mapping[str, Any], model: Path | None) -> dict[str, Any]
     on_drawn = loras_of(other.get("loras"))
     assisted = drawn is not None and drawn == model and set(on_drawn) < set(loras)
     return {**found, "preview": drawn.stem if drawn else "", "preview_loras": on_drawn, "assisted": assisted}
+
+
+def films_of(values: Mapping[str, Any], model: Path | None, sources: list[SubsetSource] | None) -> dict[str, Any]:
+    """What a prospect has of samples that are films: a side of 0 is that of the largest pictures that are trained on."""
+    film = values.get("film")
+    if film is None:
+        return {}
+    if not isinstance(film, dict) or film.keys() != {"frames", "width", "height"}:
+        raise Refused(400, "film: an object with frames, width and height is needed.")
+    if not all(type(number) is int and 0 <= number <= LARGEST_SIDE for number in film.values()):
+        raise Refused(400, f"film: numbers from 0 to {LARGEST_SIDE} are needed.")
+    side = max((source.config.side for source in sources or ()), default=0)
+    size, frames = (film["width"] or side, film["height"] or side), film["frames"]
+    if frames < 2 or not all(size):
+        return {}
+    drawn, found = model, None
+    with suppress(AtelierError, OSError):  # as for its name
+        drawn = model_of(values["preview"].get("model")) if values.get("preview") else model
+        found = None if drawn is None else _outline(drawn, drawn.stat().st_mtime_ns, None)
+    needed = None
+    if found is not None and found.frames:
+        needed = found.drawing_bytes((latent_frames(frames), *found.latents(size).shape[2:]))
+    return {"film": (frames, *size), "film_bytes": needed, "device_bytes": host.memory()[1]}
 
 
 def _prospect(
@@ -446,7 +473,7 @@ async def post_go_on(request: web.Request) -> Any:
 @table.get(f"{PREFIX}/thumbnail")
 async def get_thumbnail(request: web.Request) -> web.StreamResponse:
     try:
-        data = await apart(caption_routes.thumbnail, request.query)
+        data = await apart(caption_routes.thumbnail, request.query, worker=looking)
     except (ValueError, OSError) as error:
         return web.json_response({"error": str(error)}, status=404)
     return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "no-store"})

@@ -62,15 +62,16 @@ export function below(files) {
 }
 
 /**
- * Brings files into a folder of the server; gives its answer, {folder, new, there, left}. What cannot be sent is among what is left.
+ * Brings files into a folder of the server; gives its answer, {folder, new, there, left, films}. What cannot be sent is among what is left.
  * `said(done, count)` hears how many were sent; `signal` ends it, and then nothing is brought.
  */
 export async function bring(all, folder, extension, said, signal) {
-  // Names that cannot be, and what is of no use, are said before anything is sent.
-  const { left: useless = [] } = await ask("pictures/add", { folder, extension, files: [], names: all.map(({ name }) => name) });
+  // Names that cannot be, what is of no use, and what is too large are said before anything is sent.
+  const { left: useless = [], most = Infinity } = await ask("pictures/add", { folder, extension, files: [], names: all.map(({ name }) => name) });
   const passed = new Set(useless.map(([name]) => name));
-  const files = all.filter(({ name, why }) => !why && !passed.has(name));
-  const left = [...useless, ...all.filter(({ name, why }) => why && !passed.has(name)).map(({ name, why }) => [name, why])];
+  const reason = ({ why, file }) => why ?? (file?.size > most ? text("tooLarge") : undefined);
+  const files = all.filter((one) => !reason(one) && !passed.has(one.name));
+  const left = [...useless, ...all.filter((one) => reason(one) && !passed.has(one.name)).map((one) => [one.name, reason(one)])];
   const key = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const sent = [];
   const waiting = files.map((one, number) => ({ ...one, number }));

@@ -6,15 +6,22 @@ import { text } from "./text.js";
 
 const QUARTERS = 4;
 
-const place = ({ folder, caption_extension: extension, nested }) => ({ folder, extension, nested: Boolean(nested) });
+/** Of the settings of a window, those by which the server finds its pictures. */
+export const place = ({ folder, caption_extension: extension, nested, clip_frames = "" }) => ({ folder, extension, nested: Boolean(nested), clip_frames });
 
-/** The buttons of a picture. `desk`: the window, with its settings, rows, past, load(), keep() and said. */
-export function tools(desk, picture) {
+/** The sign on a small picture that it stands for a film. */
+export const filmMark = (isFilm) => (isFilm ? [make("i", { class: "atelier-is-film", "aria-hidden": "true" }, "▶")] : []);
+
+/** The buttons of a picture, or of a film, which isn't turned. `desk`: the window, with its settings, rows, past, load(), keep() and said. */
+export function tools(desk, picture, isFilm = false) {
   const where = place(desk.settings); // also when a step is taken back after the window has turned to another folder
-  const button = (key, sign, act, quarters) =>
-    make("button", {
-      type: "button", title: text(`${key}Help`), "aria-label": text(key, { picture }), "data-quarters": quarters, click: act,
+  const button = (key, sign, act, quarters) => {
+    const isBarred = isFilm && quarters !== undefined;
+    return make("button", {
+      type: "button", title: text(isBarred ? "turnFilm" : `${key}Help`), "aria-label": text(key, { picture }), "data-quarters": quarters,
+      disabled: isBarred, click: act,
     }, sign);
+  };
   const inTurn = (act) => () => desk.inTurn(async () => desk.rows.has(picture) && act()); // it may have been taken out since the click
   const turn = async (quarters) => {
     await ask("pictures/turn", { ...where, pictures: [picture], quarters });

@@ -76,7 +76,10 @@ def test_a_picture_is_turned_and_taken_out_and_both_are_taken_back(seen: dict[st
 
 
 def test_what_is_dropped_on_the_window_takes_no_pictures_place(seen: dict[str, Any]) -> None:
-    assert "2 files came into input/edited" in seen["dropped"]["said"] and "film.mp4: films" in seen["dropped"]["said"]
+    assert (
+        "2 files came into input/edited" in seen["dropped"]["said"]
+        and "film.mp4: this film cannot be read" in seen["dropped"]["said"]
+    )
     assert "a purple one" in seen["dropped"]["captions"]
 
 

@@ -8,14 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lora_atelier.tests.training.dataset.made_films import decoded, levels, write
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
 WIDGETS = {"folder": "input/shapes", "resolution": 128, "bucket_step": 64, "crop": "center", "caption_extension": ".txt"}
-FIELDS = "settings folder extension encoding nested edits utf8 captions operation text other".split()
+FIELDS = "settings folder extension encoding nested clip_frames edits utf8 captions operation text other".split()
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -252,3 +254,77 @@ def test_long_words_around_captions_are_no_mistake(routes):
     assert routes.config_of({"folder": "input/x", "caption_prefix": "a" * 9000}).caption_prefix == "a" * 9000
     with pytest.raises(AtelierError, match="caption_prefix: expected a text of at most 10000 letters"):
         routes.config_of({"folder": "input/x", "caption_prefix": "a" * 10_001})
+
+
+@pytest.fixture
+def films(folder: Path) -> Path:
+    """``input/films``: a film of two clips with a caption, one that is too short, a moving picture and a still one."""
+    place = folder.with_name("films")
+    place.mkdir()
+    write(place / "walk.mp4", levels(24), 12)
+    write(place / "short.mkv", levels(3))
+    first, *others = map(Image.fromarray, levels(10))
+    first.save(place / "wave.webp", save_all=True, append_images=others, duration=125, lossless=True)
+    Image.new("RGB", (64, 48), "red").save(place / "still.png")
+    (place / "walk.txt").write_text("someone walks", encoding="utf-8")
+    return place
+
+
+OF_FILMS = {**WIDGETS, "folder": "input/films", "bucket_step": 16, "clip_frames": "1, 9", "clip_start": "chunks", "clip_rate": 0}
+
+
+def test_a_film_is_one_row_with_its_length_and_clips(routes: Any, films: Path) -> None:
+    answer = routes.pictures({"settings": OF_FILMS})
+    rows = {row["picture"]: row for row in answer["pictures"]}
+    assert [*rows] == ["short.mkv", "still.png", "walk.mp4", "wave.webp"] and len(answer["pictures"]) == 4
+    assert rows["walk.mp4"]["film"] == {"frames": 24, "seconds": 2.0, "clips": 2, "each": 9}
+    assert rows["wave.webp"]["film"] == {"frames": 10, "seconds": 1.25, "clips": 1, "each": 9}
+    assert rows["short.mkv"]["film"] == {"frames": 3, "seconds": 0.12, "clips": 3, "each": 1}
+    assert "film" not in rows["still.png"] and rows["walk.mp4"]["caption"] == "someone walks"
+    bare = next(note for note in answer["notes"] if note.startswith("no caption"))
+    assert bare.count("short.mkv") == 1 and "walk.mp4" not in bare
+    without = routes.pictures({"settings": {**OF_FILMS, "clip_frames": ""}})
+    assert [row["picture"] for row in without["pictures"]] == ["still.png", "wave.webp"]
+    assert any("films are not trained on (2)" in note for note in without["notes"])
+
+
+def test_a_film_shows_its_middle_frame(routes: Any, films: Path) -> None:
+    routes.pictures({"settings": OF_FILMS})
+    for name, films_too, wanted in (
+        ("walk.mp4", "1", decoded(films / "walk.mp4")[12]), ("wave.webp", "1", levels(10)[5]), ("wave.webp", "", levels(10)[0]),
+    ):  # fmt: skip
+        data = routes.thumbnail({"folder": "input/films", "picture": name, "films": films_too})
+        shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+        assert shown.shape == wanted.shape and np.abs(shown - wanted).mean() < 6, (name, films_too)
+    with pytest.raises(AtelierError, match="picture: "):
+        routes.thumbnail({"folder": "input/films", "picture": "../shapes/none.mp4"})
+
+
+def test_films_are_shown_that_nobody_has_looked_into_yet(routes: Any, films: Path) -> None:
+    assert routes.thumbnail({"folder": "input/films", "picture": "walk.mp4"})
+
+
+def test_a_films_small_picture_is_kept_until_the_film_changes(routes: Any, films: Path) -> None:
+    asked = {"folder": "input/films", "picture": "walk.mp4", "films": "1"}
+    routes.pictures({"settings": OF_FILMS})
+    before = routes.thumbnail(asked)
+    (kept,) = (films.parents[1] / "temp" / routes.FILMS).iterdir()
+    assert kept.read_bytes() == before == routes.thumbnail(asked)
+    kept.write_bytes(b"kept")
+    assert routes.thumbnail(asked) == b"kept", "or it was looked for anew"
+    write(films / "walk.mp4", levels(30, seed=5))
+    assert routes.thumbnail(asked) not in (b"kept", before)
+
+
+def test_a_films_caption_is_saved_beside_it_and_taken_back(routes: Any, films: Path) -> None:
+    place = {"folder": "input/films", "extension": ".txt", "nested": False, "clip_frames": "9"}
+    walk = next(r for r in routes.pictures({"settings": OF_FILMS})["pictures"] if r["picture"] == "walk.mp4")
+    answer = routes.save({**place, "edits": [{"picture": "walk.mp4", "caption": "someone runs", "version": walk["version"]}]})
+    assert (films / "walk.txt").read_text() == "someone runs\n" and answer["now"][0]["picture"] == "walk.mp4"
+    routes.save({**place, "edits": answer["undo"]})
+    assert (films / "walk.txt").read_text() == "someone walks"
+    with pytest.raises(AtelierError, match=r"walk.mp4' is not a picture of films"):
+        routes.save({**place, "clip_frames": "", "edits": [{"picture": "walk.mp4", "caption": "x", "version": walk["version"]}]})
+    for wrong in (9, None, ["9"], "nine"):
+        with pytest.raises(AtelierError, match=r"clip.frames: "):
+            routes.save({**place, "clip_frames": wrong, "edits": []})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lora_atelier.tests.training.dataset.made_films import levels, write
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
@@ -45,6 +46,8 @@ def staged(base: Path, names: list[str]) -> list[dict[str, str]]:
         where = folder / f"{number}{ending}"
         if ending == ".png":
             Image.new("RGB", (8, 8), (number, 0, 0)).save(where)
+        elif name.startswith("real") and ending != ".txt":
+            write(where, levels(5))
         else:
             where.write_text(name)
         files.append({"name": name, "filename": where.name, "subfolder": "lora-atelier-incoming/abc", "type": "temp"})
@@ -55,7 +58,8 @@ def test_uploaded_files_go_into_a_new_folder_and_nothing_stays_behind(routes: An
     files = staged(base, ["a.png", "a.txt", "film.mp4"])
     answer = routes.add({"folder": "input/new/10_cat", "extension": ".txt", "files": files})
     assert answer["folder"] == "input/new/10_cat" and answer["new"] == [("a.png", "a.png"), ("a.txt", "a.txt")]
-    assert [name for name, _ in answer["left"]] == ["film.mp4"]
+    ((name, why),) = answer["left"]
+    assert name == "film.mp4" and why.startswith("this film cannot be read (") and answer["films"] == []
     assert sorted(path.name for path in (base / "input/new/10_cat").iterdir()) == ["a.png", "a.txt"]
     assert not (base / "temp/lora-atelier-incoming/abc").exists()
 
@@ -131,9 +135,9 @@ def test_thumbnails_of_what_was_drawn_are_of_the_output_folder_only(routes: Any,
 
 
 def test_what_need_not_be_sent_is_said_before(routes: Any, base: Path) -> None:
-    names = ["a.png", "a.txt", "b/metadata.jsonl", "film.mp4", ".hidden.png", "x.safetensors", "film.mp4", "a.CAPTION"]
+    names = ["a.png", "a.txt", "b/metadata.jsonl", "film.wmv", ".hidden.png", "x.safetensors", "film.wmv", "a.CAPTION"]
     answer = routes.add({"folder": "input/shapes", "extension": ".txt", "files": [], "names": names})
-    assert [name for name, _ in answer["left"]] == ["film.mp4", ".hidden.png", "x.safetensors"] and not answer["new"]
+    assert [name for name, _ in answer["left"]] == ["film.wmv", ".hidden.png", "x.safetensors"] and not answer["new"]
     with pytest.raises(AtelierError, match="too many"):
         routes.add({"folder": "input/shapes", "extension": ".txt", "files": [], "names": ["a.png"] * 20_001})
 
@@ -158,3 +162,48 @@ def test_the_newest_are_offered_however_many_there_are(routes: Any, base: Path, 
     listed = routes.made()
     assert [one["filename"] for one in listed["pictures"]] == ["many_5.png", "many_4.png"]
     assert listed["more"] == 5 and listed["unseen"], "the sub-folder was not looked into"
+
+
+def test_a_film_is_put_aside_with_its_caption_and_never_turned(routes: Any, base: Path) -> None:
+    write(base / "input/shapes/walk.mp4", levels(12))
+    (base / "input/shapes/walk.txt").write_text("someone walks")
+    place = {**PLACE, "clip_frames": "9"}
+    before = (base / "input/shapes/walk.mp4").read_bytes()
+    with pytest.raises(AtelierError, match=r"walk.mp4: films are not turned here, since every frame .* bring them again"):
+        routes.turn({**place, "pictures": ["wide.png", "walk.mp4"], "quarters": 1})
+    with Image.open(base / "input/shapes/wide.png") as image:
+        assert image.size == (300, 150), "all or none"
+    with pytest.raises(AtelierError, match=r"walk.mp4: not in shapes"):
+        routes.remove({**PLACE, "pictures": ["walk.mp4"]})
+    entry = routes.remove({**place, "pictures": ["walk.mp4"]})["entry"]
+    assert sorted(path.name for path in (base / "input/shapes").iterdir()) == [".removed-pictures", "wide.png"]
+    assert routes.restore({**place, "entry": entry})["files"] == ["walk.mp4", "walk.txt"]
+    assert (base / "input/shapes/walk.mp4").read_bytes() == before
+
+
+def test_films_are_brought_with_their_captions_and_told_apart(routes: Any, base: Path) -> None:
+    files = staged(base, ["real.mp4", "real.txt", "a.png", "masks/real_2.mp4"])
+    answer = routes.add({"folder": "input/new", "extension": ".txt", "files": files})
+    assert sorted(path for _, path in answer["new"]) == ["a.png", "real.mp4", "real.txt"] and answer["films"] == ["real.mp4"]
+    ((name, why),) = answer["left"]
+    assert name == "masks/real_2.mp4" and "neither masks nor control pictures. Bring it into a folder of another name" in why
+
+
+def test_what_need_not_be_sent_comes_with_the_most_that_the_host_takes(routes: Any, base: Path) -> None:
+    from comfy.cli_args import args
+
+    asked = {"folder": "input/new", "extension": ".txt", "files": [], "names": ["a.mp4", "b.wmv", "c.png"]}
+    answer = routes.add(asked)
+    assert [name for name, _ in answer["left"]] == ["b.wmv"] and answer["most"] == args.max_upload_size * 1024 * 1024
+
+
+def test_films_that_were_drawn_here_are_offered_with_their_middle_frame(routes: Any, base: Path) -> None:
+    from lora_atelier.nodes import caption_routes
+
+    write(base / "output/sub/drawn.mp4", levels(8))
+    listed = routes.made()["pictures"]
+    assert [one["filename"] for one in listed if one["film"]] == ["drawn.mp4"] == [listed[0]["filename"]]
+    assert caption_routes.thumbnail({"made": "sub/drawn.mp4"})
+    (base / "output/sub/none.mp4").write_text("no film")
+    with pytest.raises(AtelierError, match=r"none.mp4: this film cannot be read"):
+        caption_routes.thumbnail({"made": "sub/none.mp4"})

@@ -171,6 +171,41 @@ def test_a_distilled_model_and_what_lies_on_it_are_told_with_the_outlook(routes)
     assert said == [["model", "preview_cfg"], ["preview_model"], [], [], ["preview_model"], [], ["model"]]
 
 
+def test_films_that_no_device_of_this_size_can_draw_are_told_with_the_outlook(routes, folder, monkeypatch):
+    """A side of 0 is that of the pictures; what it takes is what the host reckons for the loaded model."""
+    import comfy.model_management
+    import comfy.supported_models
+    import folder_paths
+    import torch
+    from comfy.sd import load_diffusion_model
+    from lora_atelier.tests.zoo.recipes import wan
+    from safetensors.torch import save_file
+
+    config = comfy.supported_models.WAN21_T2V(dict(wan()))
+    config.unet_config.update(wan())
+    config.set_inference_dtype(torch.float32, None)
+    network = config.get_model({}, "", device=torch.device("cpu")).diffusion_model
+    path = Path(folder_paths.get_folder_paths("diffusion_models")[0]) / "tiny_wan.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: torch.zeros_like(tensor) for name, tensor in network.state_dict().items()}, path)
+    body = {
+        "widgets": {"max_steps": 9}, "model": {"widget": "unet_name", "file": path.name}, "samples": 2 * 33,
+        "datasets": [{"folder": folder, "resolution": 64, "bucket_step": 8}],
+    }  # fmt: skip
+    try:
+        needed = load_diffusion_model(str(path)).model.memory_required([1, 16, 9, 64 // 8, 128 // 8])
+        told = []
+        for there in (int(needed) - 1, int(needed) + 1):
+            monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_, there=there: there)
+            film = {"frames": 33, "width": 128, "height": 0}
+            told.append(post(routes, "outlook", {**body, "film": film})[1]["warnings"])
+            assert post(routes, "outlook", {**body, "film": {**film, "frames": 1}})[1]["warnings"] == []
+    finally:
+        path.unlink()
+    ((said,), nothing) = told
+    assert said.startswith("preview_frames: a sample of 33 frames at 128 x 64 takes about ") and nothing == []
+
+
 @pytest.mark.parametrize("name", ["half.safetensors", "old.ckpt"])
 def test_a_model_that_cannot_be_read_costs_nothing_but_its_sizes(routes, name):
     import folder_paths
@@ -213,6 +248,11 @@ def test_many_long_prompts_of_a_grid_are_no_mistake(routes):
         {"loras": "x"},
         {"loras": [1]},
         {"preview": "x"},
+        {"film": "x"},
+        {"film": {"frames": 81}},
+        {"film": {"frames": 81, "width": -1, "height": 0}},
+        {"film": {"frames": True, "width": 64, "height": 64}},
+        {"film": {"frames": 81, "width": 64, "height": 1e9}},
     ],
 )
 def test_what_is_asked_besides_is_checked(routes, body):

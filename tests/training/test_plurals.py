@@ -18,6 +18,8 @@ NOUNS = (
 NEVER_ONE = (
     "files would be saved",  # a caution about far too many
     "pictures would be drawn on the way",
+    "frames in all would be drawn",
+    "a sample of {frames} frames",  # one is a picture
     "steps/s",
     "files at once are too many",
     "which burns them",  # more steps than models of that kind want

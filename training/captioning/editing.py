@@ -224,7 +224,7 @@ def _files(folder: Path, config: SubsetConfig, root: Path | None) -> dict[str, P
     """Caption file by the name of its picture; a link that leads out of ``root`` is refused."""
     inside = (root or folder).resolve()
     files = {}
-    for found in find(folder, root, config.nested, config.caption_extension):
+    for found in find(folder, root, config.nested, config.caption_extension, bool(config.clip_counts)):
         for picture in found.pictures:
             file = caption_file_of(picture, config.caption_extension, found.captions.get(picture))
             if os.path.islink(file) and not is_inside(file, inside):

@@ -16,7 +16,7 @@ from ..dataset.caption_reader import CaptionFile, CaptionReader
 from ..dataset.captions import caption_file_of, put_caption, some
 from ..dataset.change_stamps import remember, stamp
 from ..dataset.encodings import writable
-from ..dataset.samples import Dataset, counted
+from ..dataset.samples import Dataset, counted, one_each
 from ..dataset.scan import refresh_captions
 from ..dataset.words import composed
 from ..errors import AtelierError
@@ -52,10 +52,12 @@ class Task:
     """``SubsetConfig.caption_encoding``."""
     below: str = ""
     """Lines of the file that are no part of the caption, and stay as they are."""
+    frames: int = 0
+    """Of a film; 0 for a picture."""
 
     def fresh(self) -> Picture:
         """Without pixels, so that those of earlier batches are not kept."""
-        return Picture(self.picture, self.class_caption, self.before)
+        return Picture(self.picture, self.class_caption, self.before, self.frames)
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,9 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False, only: S
                 before = "\n".join(text for path in sample.further for text in reader.further(path)) or None
             below = found.text.partition("\n")[2] if found and subset.config.caption_lines == "first line" else ""
             tasks[file] = Task(
-                sample.path, subset.class_caption or "", file, found, before, others, subset.config.caption_encoding, below
-            )
+                sample.path, subset.class_caption or "", file, found, before, others, subset.config.caption_encoding, below,
+                sample.stretch.of if sample.stretch else 0,
+            )  # fmt: skip
         notes += reader.notes()
     work: list[Task] = []
     kept: list[Task] = []
@@ -126,8 +129,7 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False, only: S
             "fill missing": task.before is not None or unread, "append": task.before == "" or unread, "overwrite": False,
         }[mode]  # fmt: skip
         (kept if is_kept else work).append(task)
-    everything = sum(len(subset.samples) for subset in dataset.subsets)
-    passed_over = everything - sum(len(subset.samples) for subset in captioned)
+    passed_over = sum(len(one_each(s.samples)) for s in dataset.subsets) - sum(len(one_each(s.samples)) for s in captioned)
     notes += _notes(kept, shared)
     elsewhere = [task.picture.name for task in kept if task.before and not task.found]
     remarks = (f"kept, because a table, another file or another node describes them: {some(elsewhere)}.",) if elsewhere else ()

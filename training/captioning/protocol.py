@@ -10,6 +10,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from ..dataset.clips import middle_of
 from ..dataset.images import open_picture
 
 Check = Callable[[], None]
@@ -33,11 +34,13 @@ class Picture:
     """Text after the first ``_`` of an ``N_name`` folder, if there is one."""
     caption: str | None = None
     """What its caption file, table or node says; None without any."""
+    frames: int = 0
+    """Of a film, of which the middle one is looked at; 0: it is a picture."""
 
     @cached_property
     def image(self) -> Image.Image:
         """The picture in RGB; AtelierError naming the file if it is broken."""
-        return open_picture(self.path)
+        return middle_of(self.path, self.frames) if self.frames else open_picture(self.path)
 
 
 class Captioner(Protocol):

@@ -11,10 +11,13 @@ from pathlib import Path
 from ..config import CAPTION_ENDINGS, RESERVED
 from ..files import shortened
 from . import names, unused
+from .films import ENDINGS
 from .images import EXTENSIONS
 from .names import key
 from .unused import Reason
 
+PICTURES = EXTENSIONS | ENDINGS
+"""Endings of what may have captions and masks: pictures and films."""
 LONGEST_NAME = 180
 """Bytes of a file's name without its ending, so that there is room for a number and for the ending of a caption."""
 FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f\ud800-\udfff]')
@@ -120,7 +123,7 @@ class Sorting:
         self.tables: list[Incoming] = []
         self.left: list[tuple[str, str]] = []
         kept = [(file, file.path) for file in files if self._is_used(file)]
-        images = [(file, path) for file, path in kept if apart(path)[2] in EXTENSIONS]
+        images = [(file, path) for file, path in kept if apart(path)[2] in PICTURES]
         self._seen = self._by_folder(images)
         self._folders = {key(apart(path)[0]): apart(path)[0] for _, path in kept}
         self._controls = {
@@ -133,7 +136,7 @@ class Sorting:
             folder, stem, ending = apart(path)
             if file in claims:
                 self._give(file, claims[file])
-            elif ending in EXTENSIONS:
+            elif ending in PICTURES:
                 self._group(file.batch, folder, stem).pictures.append(file)
             elif ending in (self.extension.lower(), *CAPTION_ENDINGS, ".json"):
                 own = self.extension if ending == self.extension.lower() else os.path.splitext(path)[1]
@@ -149,6 +152,9 @@ class Sorting:
 
     def _is_used(self, file: Incoming) -> bool:
         why = useless(file.name, self.extension)
+        folder, _, ending = apart(file.path)
+        if not why and ending in ENDINGS and names.is_companion(folder.rpartition("/")[2]):
+            why = f"{unused.FILM_BESIDE.what}. {unused.FILM_BESIDE.remedy}"
         self.left += [(file.name, why)] if why else []
         return not why
 
@@ -183,8 +189,10 @@ class Sorting:
         return marked if kind == "control" else stem
 
     def _claim(self, batch: int, path: str) -> _Claim | None:
-        """Whose mask or control picture a picture is; None for a picture of its own."""
-        folder, stem, _ = apart(path)
+        """Whose mask or control picture a picture is; None for a picture of its own, which every film is."""
+        folder, stem, kind_of_file = apart(path)
+        if kind_of_file in ENDINGS:
+            return None
         ending = os.path.splitext(path)[1]
         above, _, last = folder.rpartition("/")
         kind, marked, sure = names.mark(stem)
@@ -245,7 +253,7 @@ def useless(name: str, extension: str) -> str:
     if why is not None and why is not unused.NOT_UTF8:  # its name is made such that every system has it
         return why.what
     ending = apart("/".join(map(safe, parts)))[2]
-    if ending in EXTENSIONS or ending in (extension.lower(), ".jsonl", ".json", *CAPTION_ENDINGS):
+    if ending in PICTURES or ending in (extension.lower(), ".jsonl", ".json", *CAPTION_ENDINGS):
         return ""
     reason = names.left_over(ending)
     return f"{reason.what}. {reason.remedy}".strip()

@@ -73,6 +73,11 @@ def frames_of(path: Path, stretch: Stretch) -> Iterator[Image.Image]:
     return frames_of_picture(path, stretch.frames)
 
 
+def middle_of(path: Path, of: int) -> Image.Image:
+    """The middle one of ``of`` frames, in RGB; AtelierError as for ``frames_of``."""
+    return next(frames_of(path, Stretch("", (of // 2,), of)))
+
+
 def _key(stretch: Stretch) -> str:
     said = json.dumps(["clip", stretch.film, stretch.frames])
     return hashlib.sha256(said.encode()).hexdigest()

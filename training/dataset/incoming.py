@@ -1,4 +1,4 @@
-"""Pictures that are brought into a folder, with all that belongs to them: none takes another's place, and none comes in silence.
+"""Pictures and films that are brought into a folder, with all that belongs to them: none takes another's place in silence.
 
 What a picture brings along follows it: where ``cat.jpg`` has to be called ``cat (2).jpg``, its caption becomes ``cat (2).txt``,
 and so do its masks, its control pictures, and its line in a table of captions.
@@ -18,9 +18,9 @@ from pathlib import Path
 
 from ..errors import AtelierError
 from ..files import full_disk_named, is_inside, parse_json, read_limited, settle, temporary_beside
-from . import jsonl, unused
-from .belonging import Around, Companion, Group, Incoming, Pictures, Sorting, apart, safe
-from .images import EXTENSIONS, check_picture
+from . import films, jsonl, unused
+from .belonging import PICTURES, Around, Companion, Group, Incoming, Pictures, Sorting, apart, safe
+from .images import check_picture
 from .names import key
 from .words import composed
 
@@ -44,8 +44,8 @@ class Brought:
 def bring(files: Sequence[Incoming], folder: Path, extension: str = ".txt") -> Brought:
     """Copies the files into the folder; ``extension`` is the ending of its caption files.
 
-    A picture goes by its name, made such that every system can have it. Where another picture has that name, whatever its ending,
-    it gets a number. AtelierError for too many files, and for a folder that cannot be written to.
+    A picture or film goes by its name, made such that every system can have it. Where another one has that name, whatever its
+    ending, it gets a number. AtelierError for too many files, and for a folder that cannot be written to.
     """
     if len(files) > MOST:
         raise AtelierError(f"pictures: {len(files)} files at once are too many; {MOST} is the most.")
@@ -75,7 +75,7 @@ class _Bringing:
     def pictures(self, below: str) -> Pictures:
         """What lies in a folder below, looked at once."""
         if below not in self._pictures:
-            found = [name for name in _names_in(self._place(below)) if os.path.splitext(name)[1].lower() in EXTENSIONS]
+            found = [name for name in _names_in(self._place(below)) if os.path.splitext(name)[1].lower() in PICTURES]
             self._pictures[below] = Pictures(found)
         return self._pictures[below]
 
@@ -108,7 +108,7 @@ class _Bringing:
 
     def _is_readable(self, file: Incoming) -> bool:
         try:
-            check_picture(file.source)
+            films.header(file.source) if films.is_film(Path(_name(file))) else check_picture(file.source)
         except AtelierError as error:
             self.done.left.append((file.name, str(error).removeprefix(f"{file.source}: ")))
             return False

@@ -22,8 +22,8 @@ ENTRY = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 
 
 def pictures_of(folder: Path, config: SubsetConfig, root: Path) -> dict[str, tuple[Path, FoundFolder]]:
-    """(file, the folder's listing) of every picture, by its path below the folder, with ``/``."""
-    every = find(folder, root, config.nested, config.caption_extension)
+    """(file, the folder's listing) of every picture, and film where films are used, by its path below the folder, with ``/``."""
+    every = find(folder, root, config.nested, config.caption_extension, bool(config.clip_counts))
     return {path.relative_to(folder).as_posix(): (path, found) for found in every for path in found.pictures}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import groupby
 
 from ..errors import AtelierError
 from ..files import is_file
+from .clips import clips_of
 from .index import Index, file_digest
 from .masks import check_mask
 from .plan import bucket_of
@@ -18,24 +20,42 @@ def renewed(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
 
     Pictures that came meanwhile are not looked for. AtelierError naming one that cannot be read any more, and if none is left.
     """
-    index, gone, changed = Index(), [], []
+    index, gone, changed, short = Index(), [], [], []
 
     def now(subset: Subset) -> Subset:
-        kept = []
-        for sample in subset.samples:
-            if not sample.ready and not is_file(sample.path):
-                gone.append(sample.path.name)
+        kept: list[Sample] = []
+        for _, several in groupby(subset.samples, lambda sample: sample.path if sample.stretch else id(sample)):
+            own = list(several)
+            name = own[0].path.name
+            if not own[0].ready and not is_file(own[0].path):
+                gone.append(name)
                 continue
-            fresh = sample if sample.ready else _now(sample, subset, index)
-            changed.extend([] if fresh == sample else [sample.path.name])
-            kept.append(fresh)
+            fresh = own if own[0].ready else _clips(own, subset, index) if own[0].stretch else [_now(own[0], subset, index)]
+            if not fresh:
+                short.append(name)
+            elif fresh != own:
+                changed.append(name)
+            kept += fresh
         return dataclasses.replace(subset, samples=tuple(kept))
 
     after = Dataset(tuple(subset for one in dataset.subsets if (subset := now(one)).samples))
     if not after.subsets:
         raise AtelierError("dataset: all of its pictures were taken out meanwhile. Put some back, and queue again.")
-    notes = [f"taken out meanwhile, and not trained on: {some(gone)}."] if gone else []
-    return after, (*notes, *([f"changed meanwhile, and trained on as they are now: {some(changed)}."] if changed else []))
+    notes = [
+        (gone, "taken out meanwhile, and not trained on"), (changed, "changed meanwhile, and trained on as they are now"),
+        (short, "changed meanwhile, have too few frames for clip_frames now, and are not trained on"),
+    ]  # fmt: skip
+    return after, tuple(f"{what}: {some(names)}." for names, what in notes if names)
+
+
+def _clips(own: list[Sample], subset: Subset, index: Index) -> list[Sample]:
+    """The clips of a film as it is now; none where it has become too short."""
+    before = dataclasses.replace(own[0], key=own[0].origin, stretch=None)
+    now = _now(before, subset, index)
+    if now.key == before.key:
+        return [dataclasses.replace(clip, mask=now.mask, mask_key=now.mask_key) for clip in own]
+    film = index.film(now.path)
+    return [now] if film is None else clips_of(now, film, subset.config)
 
 
 def _now(sample: Sample, subset: Subset, index: Index) -> Sample:

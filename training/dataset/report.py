@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import AtelierError
@@ -12,7 +12,7 @@ from .controls import whole_size
 from .focus import NO_FACES, finds_faces
 from .near_duplicates import duplicates
 from .plan import Plan, bucket_name, size_of
-from .samples import Dataset, Sample, Subset, counted, printable, some
+from .samples import Dataset, Sample, Subset, counted, one_each, printable, some
 from .statement import Statement, Table
 from .views import View, view
 
@@ -89,15 +89,16 @@ def _view(sample: Sample, subset: Subset) -> View:
 
 
 def remarks(subset: Subset) -> list[str]:
-    """One sentence for each kind of oddity among the subset's pictures, naming the first few."""
-    pictures = inspect(Dataset((subset,)))
+    """One sentence for each kind of oddity among the subset's pictures, naming the first few; a film counts once."""
+    samples = one_each(subset.samples)
+    pictures = inspect(Dataset((replace(subset, samples=tuple(samples)),)))
     soft = [p for p in pictures if p.enlarged > ENLARGED]
     small = [p for p in pictures if 1 < p.enlarged <= ENLARGED]
     least = TINY * math.prod(subset.config.fixed_size) if subset.config.bucket_no_upscale else 0
     tiny = [p for p in pictures if math.prod(p.shown.size) < least]
     odd = [p for p in pictures if p.cut > CUT and not p.shown.side]  # around a head most is cut off on purpose
     bare = [p.path for p in pictures if p.caption is None]
-    pairs = duplicates([sample.look for sample in subset.samples])
+    pairs = duplicates([sample.look for sample in samples])
     said = []
     if soft:
         details = [f"{p.path.name} ({p.shown.original[0]} x {p.shown.original[1]}, {p.enlarged:.1f} times)" for p in soft]
@@ -115,7 +116,7 @@ def remarks(subset: Subset) -> list[str]:
         details = [f"{p.path.name} ({p.cut:.0%} cut off)" for p in odd]
         said.append(f"unusual shape: {some(details)}.")
     if pairs:
-        names = [f"{subset.samples[b].path.name} looks like {subset.samples[a].path.name}" for a, b in pairs]
+        names = [f"{samples[b].path.name} looks like {samples[a].path.name}" for a, b in pairs]
         said.append(f"may be duplicates ({len(pairs)}): {some(names)}.")
     if bare and len(bare) < len(pictures):
         said.append(f"no caption: {some([path.name for path in bare])}.")

@@ -38,6 +38,17 @@ def contents(samples: Sequence[Sample]) -> str:
     return f"{said} and {counted(pictures, 'picture')}" if pictures else said
 
 
+def one_each(samples: Iterable[Sample]) -> list[Sample]:
+    """Every picture, and of each film its first clip."""
+    films, found = set[Path](), []
+    for sample in samples:
+        if sample.stretch is None or sample.path not in films:
+            found.append(sample)
+        if sample.stretch is not None:
+            films.add(sample.path)
+    return found
+
+
 def printable(name: str) -> str:
     """The name with line breaks and the like, and bytes that are no text, as escapes: "a\\nb", "caf\\xe9"."""
     bare = "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in name)
@@ -152,7 +163,7 @@ class Subset:
         if self.ready:
             pairs = f"{counted(len(self.samples), 'latent')} x {self.repeats}, sizes as they are"
             return f"{self.config.folder}: {pairs}, batch {self.config.batch_size}, all with conditioning"
-        without = sum(sample.caption is None for sample in self.samples)
+        without = sum(sample.caption is None for sample in one_each(self.samples))
         captions = "all with captions" if without == 0 else f"{without} without caption"
         with_controls = sum(bool(sample.controls) for sample in self.samples)
         if with_controls:

@@ -24,7 +24,7 @@ from .jsonl import captions_of
 from .listing import FoundFolder, refuse_outside
 from .names import key
 from .plan import bucket_of
-from .samples import Dataset, Sample, Subset, some
+from .samples import Dataset, Sample, Subset, one_each, some
 from .unused import Unused
 from .walk import find
 from .workers import Advance, Steps, in_parallel
@@ -175,10 +175,11 @@ def _subset(
         *_not_used(found, config, broken),
         *((unused.SHORT, path) for path in short),
     )
+    each = one_each(samples)
     said = [
         *([unusual] if unusual else []), *found.warnings, *broken.values(), *reader.notes(),
-        *_mask_notes(found, config, samples), *unused.sentences(passed, base, quiet=False),
-        *_content_notes(facts, found, config, samples), *choice_notes(samples, config), *control_notes(config, samples),
+        *_mask_notes(found, config, each), *unused.sentences(passed, base, quiet=False),
+        *_content_notes(facts, found, config, each), *choice_notes(each, config), *control_notes(config, each),
         *holdout.remarks(subset),
         *(head_notes(faces) if config.crop == "head" else []),
         *slow_notes(slow, config),

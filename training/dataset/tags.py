@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import PurePosixPath
 
-from .samples import Dataset, Subset
+from .samples import Dataset, Subset, one_each
 from .words import parts
 
 NUMBERED = re.compile(r"\d+_")
@@ -31,7 +31,7 @@ def tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
         if subset.config.folder in seen:
             continue
         seen.add(subset.config.folder)
-        for sample in subset.samples:
+        for sample in one_each(subset.samples):
             for line in (sample.caption or "").splitlines():
                 counts.update(tag.lower() for tag in parts(line))
     return {name: dict(counts.most_common()) for name, counts in out.items()}

@@ -18,6 +18,7 @@ from ..config import SubsetConfig
 from ..errors import AtelierError
 from ..files import open_plain, write_all
 from .captions import some
+from .films import is_film
 from .images import EXIF_ORIENTATION, SERIES, decoded, naming, opened, orientation_of
 from .listing import FoundFolder, refuse_outside
 from .put_aside import chosen, pictures_of
@@ -43,6 +44,12 @@ def turn(folder: Path, names: Sequence[str], quarters: int, config: SubsetConfig
     """
     known = pictures_of(folder, config, root)
     leaving = chosen(names, known, folder)
+    films = [name for name, (path, _) in leaving.items() if is_film(path)]
+    if films:
+        raise AtelierError(
+            f"pictures: {some(films)}: films are not turned here, since every frame would have to be encoded anew. Turn them "
+            "with a program for films, and bring them again."
+        )
     files = {name: _files(path, found, root) for name, (path, found) in known.items()}
     turned = {file: turned_file(file, quarters) for name in leaving for file in dict.fromkeys(files[name])}
     shared = [name for name, own in files.items() if name not in leaving and not turned.keys().isdisjoint(own)]

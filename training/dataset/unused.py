@@ -29,6 +29,7 @@ FILMS = Reason(
     "Set clip_frames of Load Dataset to train a model of films on their frames, or save the frames that you want as pictures.",
 )
 OTHER_FILMS = Reason("films in a format that is not read are not used", "Save them as MP4, MOV, MKV, WebM or AVI.")
+FILM_BESIDE = Reason("films are neither masks nor control pictures", "Bring it into a folder of another name to train on it.")
 SHORT = Reason(
     "films with fewer frames than the smallest number in clip_frames are not used",
     "Write a smaller number there as well, or take them out.",

@@ -108,6 +108,12 @@ class Prospect:
     """(steps, guidance) of the samples, where some are drawn."""
     trainings: int = 1
     """Those of a sweep, which leave their files one after the other."""
+    film: tuple[int, int, int] | None = None
+    """(frames, width, height) of the samples, where they are films; then ``samples`` counts frames."""
+    film_bytes: int | None = None
+    """What drawing one of these takes beside the model's weights."""
+    device_bytes: int | None = None
+    """Memory of the device that models work on."""
 
     @property
     def total(self) -> int | None:
@@ -141,7 +147,7 @@ def cautions(prospect: Prospect) -> list[str]:
     return [
         *_packages(prospect), *of_rates(prospect.config), *_distilled(prospect), *_halves(prospect),
         *pair_cautions(prospect), *_sizes(prospect),
-        *_saves(prospect),
+        *_saves(prospect), *_films(prospect),
     ]  # fmt: skip
 
 
@@ -309,9 +315,26 @@ def _saves(prospect: Prospect) -> Iterator[str]:
             f"disk: {of} {counted(kept, 'file')} and what it needs to go on take about {size_text(needed)}, and "
             f"{size_text(free)} are free. Raise save_every, set keep_last, or make room."
         )
-    drawn = prospect.samples * _times_drawn(prospect, written)
-    if drawn > DRAWINGS:
+    drawn, film = prospect.samples * _times_drawn(prospect, written), prospect.film
+    if drawn > DRAWINGS and film:
+        yield (
+            f"samples: films of {drawn:,} frames in all would be drawn on the way. Raise sample_every, lower preview_frames, or "
+            "write fewer preview prompts."
+        )
+    elif drawn > DRAWINGS:
         yield f"samples: {drawn:,} pictures would be drawn on the way. Raise sample_every, or write fewer preview prompts."
+
+
+def _films(prospect: Prospect) -> Iterator[str]:
+    """Of samples that no device of this size can draw, wherever the weights are meanwhile."""
+    film, needed, there = prospect.film, prospect.film_bytes, prospect.device_bytes
+    if film and prospect.samples and needed and there and needed > there:
+        frames, width, height = film
+        yield (
+            f"preview_frames: a sample of {frames} frames at {width} x {height} takes about {size_text(needed)} beside the "
+            f"model's weights, by ComfyUI's own measure, and {size_text(there)} is all the memory there is. Lower "
+            "preview_frames, preview_width or preview_height."
+        )
 
 
 def _times_drawn(prospect: Prospect, saves: int) -> int:

@@ -36,6 +36,7 @@ from .server import (
     send,
     shown_picture,
     status_of,
+    upload_limit,
 )
 from .text import Conditioning, TextEncoder, TextWriter
 from .weights import patched
@@ -87,4 +88,5 @@ __all__ = [
     "temp_folder",
     "text_outline",
     "torch_device",
+    "upload_limit",
 ]

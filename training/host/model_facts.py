@@ -101,6 +101,10 @@ class ModelFacts:
         """What other nodes inject beside the weights while the model works, such as a LoRA in bypass mode."""
         return sum(map(len, self.patcher.injections.values()))
 
+    def drawing_bytes(self, cells: tuple[int, ...]) -> int:
+        """What drawing one picture or film takes beside the weights, by the host's own measure; ``cells``: its latent's sides."""
+        return int(self.base.memory_required([1, self.latent_channels, *cells]))
+
     @property
     def frames(self) -> bool:
         """Whether its latents are (B, C, T, H, W), of which a picture is one frame."""

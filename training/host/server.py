@@ -11,6 +11,7 @@ from typing import Any
 import comfy.model_management
 import comfy.samplers
 import comfy.utils
+from comfy.cli_args import args
 
 from .folders import output_folder
 
@@ -75,6 +76,11 @@ class _SaidOnce(str):
 def refusal(sentence: str) -> str:
     """What ``validate_inputs`` gives back for a sentence that the person is to read once."""
     return _SaidOnce(sentence)
+
+
+def upload_limit() -> int:
+    """Bytes that the server takes of one file."""
+    return int(args.max_upload_size * 1024 * 1024)
 
 
 def shown_picture(path: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -161,8 +162,15 @@ class Job:
             pairs=paired if training or paired else None,
             few_steps=self.model.few_steps_mark, loras=self.named.loras, preview=self.named.drawn if self.drawn else None,
             preview_loras=self.named.drawn_loras, assisted=self.drawn is not None and self.model.has_more_patches(self.drawn),
-            drawn_at=self.preview.drawn_at,
+            drawn_at=self.preview.drawn_at, **self._films(),
         )  # fmt: skip
+
+    def _films(self) -> dict[str, Any]:
+        """What a prospect has of samples that are films."""
+        if not self.preview.steps or self.preview.frames == 1:
+            return {}
+        needed = (self.drawn or self.model).drawing_bytes(self.preview_cells)
+        return {"film": (self.preview.frames, *self.preview_size), "film_bytes": needed, "device_bytes": host.memory()[1]}
 
     @cached_property
     def trigger(self) -> str:

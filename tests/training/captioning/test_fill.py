@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import pytest
+from lora_atelier.tests.training.dataset.made_films import decoded, levels, write
 from lora_atelier.training.captioning import list_captioners, load
 from lora_atelier.training.captioning.existing import ExistingCaptioner
 from lora_atelier.training.captioning.file_name import FileNameCaptioner
@@ -635,3 +637,54 @@ def test_the_disk_is_waited_for_once_whatever_the_number_of_captions(tmp_path, m
     monkeypatch.setattr(os, "sync", lambda: waits.append("sync"))
     fill(pictures, NAMES)
     assert len(texts(tmp_path)) == 40 and waits == ["sync"]
+
+
+class Looking:
+    """Says which pixels it was shown."""
+
+    looks = True
+
+    def __init__(self):
+        self.shown = {}
+
+    def caption(self, pictures):
+        self.shown |= {picture.path.name: np.asarray(picture.image) for picture in pictures}
+        return [f"seen, {picture.path.stem}" for picture in pictures]
+
+
+@pytest.fixture
+def films(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "run.mkv", levels(70))
+    write(folder / "walk.mp4", levels(12))
+    first, *others = map(Image.fromarray, levels(10))
+    first.save(folder / "wave.webp", save_all=True, append_images=others, duration=80, lossless=True)
+    Image.new("RGB", (64, 48), "red").save(folder / "still.png")
+    return folder
+
+
+def of_films(folder):
+    return dataset(folder, clip_frames="5, 1", clip_start="chunks", resolution=64, bucket_step=16)
+
+
+def test_a_film_has_one_caption_from_its_middle_frame_however_many_clips_it_makes(films):
+    captioner = Looking()
+    captioned, report = fill(of_films(films), captioner, text=TextWork(order="by frequency"))
+    assert texts(films) == {name: f"seen, {name}" for name in ("run", "walk", "wave", "still")}
+    wanted = {"run.mkv": levels(70)[35], "walk.mp4": decoded(films / "walk.mp4")[6], "wave.webp": levels(10)[5]}
+    assert all(np.array_equal(captioner.shown[name], frame) for name, frame in wanted.items())
+    assert len(report.changes) == 4 and not report.notes and len(list(captioned.samples)) > 15
+    assert all(sample.caption == f"seen, {sample.path.stem}" for sample in captioned.samples)
+    told = {table.title: table for table in report.told(captioned).tables}
+    assert len(told["captions"].rows) == 4 and dict(told["tags"].rows)["seen"] == "4"
+
+
+def test_one_film_is_asked_for_its_caption_again_and_others_are_kept(films):
+    (films / "walk.txt").write_text("someone walks", encoding="utf-8")
+    captioner = Looking()
+    _, report = fill(of_films(films), captioner, "overwrite", dry_run=True, only=["input/set/walk.mp4"])
+    assert [(change.picture.name, change.after) for change in report.changes] == [("walk.mp4", "seen, walk")]
+    assert [*captioner.shown] == ["walk.mp4"] and texts(films) == {"walk": "someone walks"}
+    _, report = fill(of_films(films), captioner, "append", only=["walk.mp4"])
+    assert texts(films) == {"walk": "someone walks, seen, walk"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -15,10 +16,12 @@ from lora_atelier.training.dataset import from_nodes
 from lora_atelier.training.dataset.clips import frames_of, stretches
 from lora_atelier.training.dataset.images import open_picture
 from lora_atelier.training.dataset.plan import Plan
+from lora_atelier.training.dataset.report import remarks
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import folder_stamp, scan
 from lora_atelier.training.dataset.steps_ahead import SubsetSource, steps_per_epoch
 from lora_atelier.training.dataset.stream import batches
+from lora_atelier.training.dataset.tags import tag_frequency
 from lora_atelier.training.dataset.thumbnails import write_thumbnails
 from lora_atelier.training.dataset.views import view
 from lora_atelier.training.errors import AtelierError
@@ -264,3 +267,21 @@ def test_what_films_from_nodes_cannot_be(tmp_path):
         from_nodes.subset_of([film], None, config("9"), tmp_path)
     with pytest.raises(AtelierError, match="film 1 has transparency"):
         from_nodes.subset_of([torch.rand(6, 32, 32, 4)], None, settings, tmp_path)
+
+
+def test_what_is_told_of_a_folder_counts_films_and_not_clips(folder):
+    """Copies of a film, missing captions, odd shapes and tags are each named once, however many clips there are."""
+    write(folder / "copy.mkv", levels(15, seed=8))
+    write(folder / "again.mkv", levels(15, seed=8))
+    (folder / "again.txt").write_text("a square, walking", encoding="utf-8")
+    Image.new("RGB", (64, 48), "white").save(folder / "again.mask.png")
+    found = Dataset(scan(folder, config("5", clip_start="chunks", masks="files")))
+    names = [sample.path.name for sample in found.samples]
+    assert names.count("copy.mkv") == names.count("again.mkv") == 3
+    said = " ".join([*remarks(found.subsets[0]), *found.warnings])
+    assert "may be duplicates (1): copy.mkv looks like again.mkv." in said
+    bare = re.search(r"no caption: ([^.]+\.\w+[^.]*)\.", said)
+    assert said.count("no caption: ") == 1 and bare and bare[1].count("copy.mkv") == 1
+    assert "4 without caption" in found.describe()
+    assert list(tag_frequency(found).values()) == [{"a square": 1, "walking": 1, "a long walk": 1}]
+    assert "no mask, so all of the picture is learnt: copy.mkv, long.mp4, mid.mkv and others." in said

@@ -13,6 +13,8 @@ from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
+from .made_films import levels, write
+
 
 def png(colour):
     buffer = io.BytesIO()
@@ -222,7 +224,12 @@ def test_what_is_no_picture_is_named_with_its_reason(folder):
     })  # fmt: skip
     assert tree(folder) == {} and not (folder.parent / "out.png").exists()
     why = dict(done.left)
-    assert len(why) == 9 and "films" in why["c.mp4"] and "cannot be read" in why["a.png"] and "0 bytes" in why["g.png"]
+    assert (
+        len(why) == 9
+        and "this film cannot be read" in why["c.mp4"]
+        and "cannot be read" in why["a.png"]
+        and "0 bytes" in why["g.png"]
+    )
     assert not any(str(folder.parent) in reason for reason in why.values())
 
 
@@ -307,3 +314,46 @@ def test_a_renamed_picture_is_read_as_it_would_be_read_alone(tmp_path_factory, n
         (new,) = [s for s in samples_of(folder) if s.path.read_bytes() == BLUE]
         read.append((new.caption, new.mask_key, [c.key for c in new.controls]))
     assert read[0] == read[1]
+
+
+@pytest.fixture
+def film(tmp_path):
+    def made(seed=0):
+        return write(tmp_path / f"{seed}.mkv", levels(6, seed=seed)).read_bytes()
+
+    return made
+
+
+def test_a_film_comes_with_its_caption_and_mask_and_takes_no_others_name(folder, film):
+    files = {"walk.mkv": film(), "walk.txt": b"someone walks", "walk.mask.png": png("white"), "walk_mask.mkv": film(3)}
+    done = drop(folder, files)
+    assert tree(folder) == files and not done.left
+    other = film(1)
+    done = drop(folder, {"walk.mkv": other, "walk.txt": b"someone runs"})
+    assert dict(done.new) == {"walk.mkv": "walk (2).mkv", "walk.txt": "walk (2).txt"} and not done.left
+    found = captions(folder, clip_frames="5")
+    assert (found["walk.mkv"], found["walk (2).mkv"]) == ("someone walks", "someone runs")
+    done = drop(folder, {"walk.mkv": other, "walk.txt": b"someone runs", "walk.png": RED})
+    assert dict(done.new) == {"walk.png": "walk (3).png", "walk.txt": "walk (3).txt"} and "walk.mkv" in done.there
+
+
+def test_a_caption_finds_the_film_that_lies_there(folder, film):
+    drop(folder, {"walk.mkv": film()})
+    done = drop(folder, {"walk.txt": b"someone walks"})
+    assert dict(done.new) == {"walk.txt": "walk.txt"} and captions(folder, clip_frames="5") == {"walk.mkv": "someone walks"}
+
+
+def test_what_is_no_film_or_would_be_a_mask_is_left_out_with_its_reason(folder, film):
+    files = {
+        "a.mkv": b"no film" * 99,
+        "a.txt": b"its caption",
+        "b.mp4": RED,
+        "control/c.mkv": film(),
+        "c.png": RED,
+        "d.wmv": b"x",
+    }
+    done = drop(folder, files)
+    why = dict(done.left)
+    assert "this film cannot be read" in why["a.mkv"] and "this film cannot be read" in why["b.mp4"]
+    assert "neither masks nor control pictures" in why["control/c.mkv"] and "Save them as MP4" in why["d.wmv"]
+    assert why["a.txt"] == "captions of pictures that are not used" and tree(folder) == {"c.png": RED}

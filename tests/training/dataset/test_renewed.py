@@ -11,6 +11,8 @@ from lora_atelier.training.dataset.sliders import slider_of
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
+from .made_films import levels, write
+
 CONFIG = SubsetConfig("input/set", masks="files")
 
 
@@ -71,3 +73,40 @@ def test_a_pair_without_its_other_end_is_told(folder, pair):
     (folder / "control_2" / "a.png").unlink()
     with pytest.raises(AtelierError, match=r"control_2.a\.png: this picture, from before a\.png, was taken out"):
         renewed(pair)
+
+
+@pytest.fixture
+def films(tmp_path):
+    for name, seed in (("a.mkv", 1), ("b.mkv", 2)):
+        write(tmp_path / name, levels(12, seed=seed))
+        Image.new("RGB", (64, 48), "white").save(tmp_path / f"{name[0]}.mask.png")
+    return tmp_path
+
+
+CLIPS = SubsetConfig("input/films", masks="files", clip_frames="5", clip_start="chunks", resolution=64, bucket_step=16)
+
+
+def test_films_that_stay_are_the_same_and_others_are_read_as_a_scan_reads_them(films):
+    before = Dataset(scan(films, CLIPS))
+    assert len(list(before.samples)) == 4 and renewed(before) == (before, ())
+    write(films / "a.mkv", levels(16, seed=3))
+    after, notes = renewed(before)
+    assert after.subsets[0].samples == Dataset(scan(films, CLIPS)).subsets[0].samples and len(list(after.samples)) == 5
+    assert notes == ("changed meanwhile, and trained on as they are now: a.mkv.",)
+
+
+def test_a_films_mask_is_read_anew_for_all_clips(films):
+    before = Dataset(scan(films, CLIPS))
+    Image.new("RGB", (64, 48), "black").save(films / "b.mask.png")
+    after, notes = renewed(before)
+    assert after.subsets[0].samples == Dataset(scan(films, CLIPS)).subsets[0].samples and "b.mkv" in notes[0]
+
+
+def test_films_that_are_gone_or_too_short_by_now_are_named_once(films):
+    before = Dataset(scan(films, CLIPS))
+    write(films / "a.mkv", levels(3))
+    after, notes = renewed(before)
+    assert [sample.path.name for sample in after.samples] == ["b.mkv", "b.mkv"]
+    assert notes == ("changed meanwhile, have too few frames for clip_frames now, and are not trained on: a.mkv.",)
+    (films / "a.mkv").unlink()
+    assert renewed(before)[1] == ("taken out meanwhile, and not trained on: a.mkv.",)

@@ -252,6 +252,18 @@ def test_the_half_of_a_model_is_trained_on_its_own_levels(half: str, lowest: flo
     assert cautions(Prospect(config, model="wan2.1_t2v_14B", family="WAN21_T2V")) == []
 
 
+def test_films_that_are_too_many_or_too_large_are_told() -> None:
+    """120 saves of 3 films of 81 frames are 29,160 frames."""
+    many = prospect(LengthConfig(epochs=120), samples=3 * 81, film=(81, 832, 480))
+    (said,) = [one for one in cautions(many) if one.startswith("samples: ")]
+    assert "films of 29,160 frames in all" in said and "lower preview_frames" in said
+    small = {"film": (81, 832, 480), "film_bytes": 30 * GB, "device_bytes": 24 * GB}
+    (said,) = cautions(prospect(LengthConfig(epochs=2), samples=81, **small))
+    assert said.startswith("preview_frames: a sample of 81 frames at 832 x 480 takes about") and "Lower preview_frames" in said
+    for none in ({"samples": 0}, {"device_bytes": 32 * GB}, {"film_bytes": None}):
+        assert cautions(prospect(LengthConfig(epochs=2), **{"samples": 81, **small, **none})) == []
+
+
 def test_thousands_of_files_are_counted_and_weighed() -> None:
     """12,500 epochs of 19 MB are 237.5 GB."""
     found = cautions(prospect(LengthConfig(epochs=12_500), file_bytes=19_000_000, free_bytes=100 * GB))
