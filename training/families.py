@@ -265,8 +265,8 @@ def _table() -> dict[str, Family]:
         ),
         "CosmosT2V": Family(refused="predicts on a noise scale of its own (EDM's), which is not trained here."),
         "CogVideoX_T2V": Family(
-            refused="is drawn with by a sampler of its own alone (VOID's), since the others give it noise of another strength than "
-            "it knows, so that no sample could be drawn while it is trained."
+            refused="is drawn with by a sampler of its own alone (VOID's): the others give it noise of another strength than it "
+            "knows, so that no sample could be drawn while it is trained."
         ),
         "WAN21_CausalAR_T2V": Family(
             refused="is a video model that draws frame after frame, each beside those before, which is not trained here. Load "

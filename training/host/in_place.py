@@ -1,4 +1,4 @@
-"""The host's functions that change tensors in place by name, which autograd may still need: what is rewritten while a model is held."""
+"""The host's functions that change tensors in place by name, which autograd may still need; rewritten while a model is held."""
 
 from __future__ import annotations
 

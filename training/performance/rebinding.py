@@ -1,8 +1,9 @@
 """Functions that change tensors in place by name (``x.addcmul_(y, z)``), with code that makes new tensors instead.
 
-``OutOfPlace`` sees such a call, but not who counts on it: Python binds no name anew. So the code itself is rewritten, for functions
-that were read and pass on what they have changed: the statement ``x.addcmul_(y, z)`` as ``x = x.addcmul(y, z)``, a change of a
-part of ``x`` on a copy of it. The numbers are the same, to the bit. A function keeps its identity, since only its code changes.
+``OutOfPlace`` sees such a call, but not who counts on it: Python binds no name anew. So the code itself is rewritten, for
+functions that were read and pass on what they have changed: the statement ``x.addcmul_(y, z)`` as ``x = x.addcmul(y, z)``, a
+change of a part of ``x`` on a copy of it. The numbers are the same, to the bit. A function keeps its identity, since only its
+code changes.
 """
 
 from __future__ import annotations
