@@ -153,10 +153,14 @@ class Family:
     """Why it cannot be trained, as the end of a sentence that begins with the family's name; empty where it can."""
     blank_beside: bool = False
     """Its network reads a second picture as a matter of course, and an empty one is right for making pictures from text."""
+    square: int = 1
+    """Pixels of which a picture's sides have to be multiples for the network, beside those that a cell of the latent covers."""
     films: bool = False
     """Its networks draw films; others whose latents have frames draw pictures of one frame."""
     text: Text | None = None
     """None where its kinds differ too much."""
+    reads_tokens: str = ""
+    """The part of a text that holds its words as numbers, where the network reads them itself."""
     known: bool = True
     """False for a family that this table does not have."""
 
@@ -231,10 +235,10 @@ def _table() -> dict[str, Family]:
         "Ideogram4": Family(),
         # Its authors' flow_shift at 1024 px, the host's too.
         "PixelDiTT2I": Family("shifted", 4.0, untrainable=TEXT_ENDS, text=Text(300, 2304)),
-        # Its captions are read by the network itself, so the text has no width.
-        "HiDreamO1": Family("shifted", 3.0),
+        # The host's own shift in sampling.
+        "HiDreamO1": Family("shifted", 3.0, of_controls=r"^visual\.", square=32, reads_tokens="text_input_ids"),
         # mu of Lightricks' own trainer: 0.95 at 1024 tokens, 2.05 at 4096.
-        "LTXV": Family("shifted", BySize(patch=1, low=0.675, high=2.05), films=True, text=T5),
+        "LTXV": Family("shifted", BySize(patch=1, low=0.675, high=2.05), square=32, films=True, text=T5),
         "GenmoMochi": Family("uniform", films=True, text=T5),
         **dict.fromkeys(
             (

@@ -45,6 +45,8 @@ class Animal:
                 out[name] = torch.ones(shape, dtype=torch.long)
             elif name.endswith("_ids"):
                 out[name] = torch.randint(1, 1000, shape, generator=stream)
+                if name in self.recipe.ends:
+                    out[name][..., -1] = self.recipe.ends[name]
             else:
                 out[name] = torch.randn(shape, generator=stream)
         return out

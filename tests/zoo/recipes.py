@@ -34,6 +34,8 @@ class Recipe:
     """Names of empty tensors by which the host knows a variant."""
     constant: Mapping[str, float] = field(default_factory=dict)
     """Standard deviation of single tensors that the host's detection looks at."""
+    ends: Mapping[str, int] = field(default_factory=dict)
+    """The whole number at the end of such a part of the text."""
     centred: bool = False
     """Its norms multiply by one more than their weights."""
     large: bool = False
@@ -380,6 +382,22 @@ RECIPES = (
             "txt_embed_dim": 64, "txt_max_length": 16,
         },
         cond(64), loads=False, cells=(32, 32),
+    ),
+    Recipe(
+        "HiDream O1", "HiDreamO1",
+        {
+            "image_model": "hidream_o1",
+            "text_config_overrides": {
+                "vocab_size": 151680, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "rope_dims": [6, 5, 5],
+            },
+            "vision_config_overrides": {
+                "hidden_size": 32, "num_heads": 1, "intermediate_size": 32, "depth": 1, "num_position_embeddings": 16,
+                "deepstack_visual_indexes": (),
+            },
+        },
+        {"cond": (1, TOKENS, 1), "text_input_ids": (1, TOKENS)}, loads=False, cells=(64, 96),
+        ends={"text_input_ids": 151673},  # where it reads the level of noise
     ),
     Recipe(
         "LTX-Video, one frame", "LTXV",

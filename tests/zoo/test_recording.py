@@ -28,6 +28,7 @@ NOT_ALONE = {
     "LTX-Video, one frame": "NotDeviceWork: it makes numbers in main memory for the device",
     "HunyuanImage 2.1 distilled": "NotDeviceWork: it waits for a number of the device (nonzero)",
     "HiDream I1": "NotDeviceWork: it waits for a number of the device (index)",
+    "HiDream O1": "NotDeviceWork: it waits for a number of the device (index)",
 }  # fmt: skip
 """Recipes whose own code in the host does more in a step, and what; their runs stay without recordings. The copies are tables of
 positions and frequencies, made anew in every pass."""

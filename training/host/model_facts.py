@@ -166,7 +166,7 @@ class ModelFacts:
 
     def blocks(self) -> list[nn.Module]:
         """What gradient checkpointing may compute twice."""
-        return blocks_of(self.base.diffusion_model)
+        return blocks_of(self.base.diffusion_model, whole=True)
 
     def weights(self) -> list[Tensor]:
         """All parameters and buffers."""
