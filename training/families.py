@@ -274,7 +274,7 @@ def _table() -> dict[str, Family]:
         ),
         "WAN21_CausalAR_T2V": Family(
             refused="is a video model that draws frame after frame, each beside those before, which is not trained here. Load "
-            "Wan 2.1; the LoRA works in this one too."
+            "Wan 2.1."
         ),
         **dict.fromkeys(
             ("LTXAV", "MiniMaxH3"),

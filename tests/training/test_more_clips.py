@@ -74,7 +74,10 @@ KINDS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, id=kind.name, marks=[pytest.mark.all_models] if kind.name == "Mochi" else []) for kind in KINDS],
+)
 def films(request, comfyui) -> SimpleNamespace:
     kind = request.param
     reader = "T5 (Mochi)" if kind.name == "Mochi" else "T5 (LTX-Video)"

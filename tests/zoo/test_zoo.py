@@ -165,6 +165,20 @@ def test_the_gradient(animal, record_property):
     record_property("megabytes", round(sum(p.nbytes for p in animal.model.base.diffusion_model.parameters()) / 1e6))
 
 
+@pytest.mark.parametrize("recipe", params([r for r in RECIPES if family_named(r.family).films and not refuses(r)]))
+def test_the_gradient_of_a_film(recipe, comfyui):
+    """Three frames of the latent."""
+    film = dataclasses.replace(build(present(recipe)), length=3)
+    adapter = new_adapter(film)
+    found = gradients(film, adapter, [0])
+    assert [name for name, g in found.items() if not (g.isfinite().all() and g.abs().sum() > 0)] == []
+    direction = {name: g / g.norm() * named(adapter)[name].detach().norm() for name, g in found.items()}
+    expected = sum((g * direction[name]).sum().item() for name, g in found.items())
+    step = min(0.05, 0.02 * one_number(film, adapter) / expected)
+    assert loss_slope(film, adapter, direction, step) == pytest.approx(expected, rel=1e-3)
+    assert apart(found, gradients(film, adapter, [0], again=True)) == {}
+
+
 def test_it_learns(animal):
     adapter = new_adapter(animal, up=0.0)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
