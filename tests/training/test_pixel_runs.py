@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lora_atelier.training import host, job
+from lora_atelier.training import host, job, regularisation
 from lora_atelier.training.config import LengthConfig, NetworkConfig, NoiseConfig, OptimizerConfig, SubsetConfig
 from lora_atelier.training.config.sampling import Sampling
 from lora_atelier.training.dataset.samples import Dataset
@@ -149,6 +149,16 @@ def test_the_noise_is_as_strong_as_the_host_makes_it(hidream):
 def test_sizes_that_it_does_not_read_are_refused(hidream, folder):
     with pytest.raises(AtelierError, match=r"^bucket step: subset 1 .* 80 .* squares of 32. Set bucket_step"):
         go(hidream, drawings(folder, bucket_step=16, resolution=80), of("odd"))
+    odd = dataclasses.replace(HOW, width=80)
+    with pytest.raises(AtelierError, match=r"^width: 80 is not a multiple of 32, the model's cell; try 64\.$"):
+        regularisation.RegularisationSet(
+            hidream.model, hidream.text, hidream.codec, regularisation.Order(("a boat",), 1, odd), folder, {}
+        )
+    axes = plan.Axes(("a fox",), columns(), (0.0,), (3,), None)
+    grid = render.Grid(hidream.model, hidream.text, hidream.codec, axes, odd, folder / "grids", {})
+    assert any(
+        "80 x 64 is drawn at 64 x 64, since this model's pictures consist of squares of 32" in one for one in grid.remarks()
+    )
 
 
 def test_another_models_text_is_refused(hidream, folder, tiny):

@@ -75,7 +75,9 @@ def rewritten(function: FunctionType) -> CodeType | None:
     """Code of ``function`` without such changes; None where it has none, or where its source is not there to be read."""
     code = function.__code__
     if code not in _rewritten:
-        _rewritten[code] = _made(function)
+        _rewritten[code] = made = _made(function)
+        if made is not None:
+            _rewritten[made] = None  # for a model that is held while another is
     return _rewritten[code]
 
 

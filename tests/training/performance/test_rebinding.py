@@ -70,6 +70,11 @@ def test_a_function_is_rewritten_once_and_put_back_after_an_error():
         first = gated.__code__
         raise KeyError
     assert gated.__code__ is before and first is not before and rewritten(gated) is first
+    with rebound([gated]):
+        with rebound([gated]):
+            assert gated.__code__ is first
+        assert gated.__code__ is first
+    assert gated.__code__ is before
     assert rewritten(inputs) is None, "nothing in it is changed in place"
 
 
