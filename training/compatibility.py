@@ -7,6 +7,7 @@ whatever else such a model cannot do counts for nothing.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,6 +88,17 @@ def check(model: host.Model, text: host.TextEncoder, codec: host.PictureCodec) -
     )
 
 
+def square_of(model: host.Model, codec: host.PictureCodec) -> int:
+    """Pixels of which a picture's sides have to be multiples: what a cell of the latent covers, or what the network reads."""
+    return math.lcm(codec.downscale, family_named(model.family).square)
+
+
+def cells_of(width: int, height: int, model: host.Model, codec: host.PictureCodec) -> tuple[int, int]:
+    """(height, width) of the latent of the largest picture that can be drawn within so many pixels."""
+    square, cell = square_of(model, codec), codec.downscale
+    return height // square * square // cell, width // square * square // cell
+
+
 def latent_frames(widget: str, frames: int, model: host.Model, codec: host.PictureCodec) -> int:
     """Frames of the latent of a film of ``frames``, 0 for a picture; AtelierError for what cannot be drawn."""
     if frames == 1:
@@ -108,6 +120,12 @@ def latent_frames(widget: str, frames: int, model: host.Model, codec: host.Pictu
 
 def check_text(model: host.Model, text: EncodedText, wire: str = "clip") -> None:
     """AtelierError if the model cannot read ``text``, one encoded caption; ``wire`` is where it came in."""
+    tokens = family_named(model.family).reads_tokens
+    if tokens and tokens not in text:
+        raise AtelierError(
+            f"{wire}: the text does not come as the words' numbers, which this {model.family} model reads itself. Connect the "
+            "CLIP that belongs to the model, from its Load Checkpoint, or conditioning that was made with it."
+        )
     found = misread(model, text)
     if found is None:
         return

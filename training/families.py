@@ -153,10 +153,14 @@ class Family:
     """Why it cannot be trained, as the end of a sentence that begins with the family's name; empty where it can."""
     blank_beside: bool = False
     """Its network reads a second picture as a matter of course, and an empty one is right for making pictures from text."""
+    square: int = 1
+    """Pixels of which a picture's sides have to be multiples for the network, beside those that a cell of the latent covers."""
     films: bool = False
     """Its networks draw films; others whose latents have frames draw pictures of one frame."""
     text: Text | None = None
     """None where its kinds differ too much."""
+    reads_tokens: str = ""
+    """The part of a text that holds its words as numbers, where the network reads them itself."""
     known: bool = True
     """False for a family that this table does not have."""
 
@@ -179,7 +183,10 @@ SDXL = Family(key_format=KOHYA, text=Text(77, 2048, 1280))
 FLUX = Family("shifted", BySize(), guidance=1.0, key_format=KOHYA, edits=True, text=Text(256, 4096, 768))
 T5 = Text(256, 4096)
 # The text's stream ends with the last block: there only its keys and values are heard by the picture.
-TEXT_ENDS = r"^(transformer|double)_blocks\.LAST\.(txt_mlp\.|attn\.(to_add_out|add_q_proj|txt_attn_proj)$)"
+TEXT_ENDS = (
+    r"^(transformer|double)_blocks\.LAST\.(txt_mlp\.|attn\.(to_add_out|add_q_proj|txt_attn_proj)$)"
+    r"|^patch_blocks\.LAST\.(mlp_y\.|attn\.proj_y$)"
+)
 VISION = r"^vision_in\."  # reads what a vision model sees in the picture to begin with
 REFERENCE = r"^ref_image_"  # read a picture to be edited
 REFUSED_BESIDE, REFUSED_MOTION, REFUSED_OTHER = (Family(refused=why) for why in (BESIDE, MOTION, NO_PICTURE))
@@ -226,7 +233,13 @@ def _table() -> dict[str, Family]:
         **dict.fromkeys(("Omnigen2", "Boogu"), Family(of_controls=REFERENCE, edits=True, always_edits=True)),
         "ErnieImage": Family("shifted", 3.0),
         "Ideogram4": Family(),
-        "PixelDiTT2I": Family(refused="overwrites what a gradient would have to be computed from, so that it cannot be trained."),
+        # Its authors' flow_shift at 1024 px, the host's too.
+        "PixelDiTT2I": Family("shifted", 4.0, untrainable=TEXT_ENDS, text=Text(300, 2304)),
+        # The host's own shift in sampling.
+        "HiDreamO1": Family("shifted", 3.0, of_controls=r"^visual\.", square=32, reads_tokens="text_input_ids"),
+        # mu of Lightricks' own trainer: 0.95 at 1024 tokens, 2.05 at 4096.
+        "LTXV": Family("shifted", BySize(patch=1, low=0.675, high=2.05), square=32, films=True, text=T5),
+        "GenmoMochi": Family("uniform", films=True, text=T5),
         **dict.fromkeys(
             (
                 "FluxInpaint", "SD15_instructpix2pix", "SDXL_instructpix2pix", "SD_X4Upscaler", "LotusD", "Stable_Zero123",
@@ -254,10 +267,18 @@ def _table() -> dict[str, Family]:
             ("Stable_Cascade_C", "Stable_Cascade_B"),
             Family(refused="predicts on a noise scale of its own (that of Würstchen), which is not trained here."),
         ),
-        "HiDreamO1": Family(refused="is made with noise eight times as strong as others', which is not trained here."),
+        "CosmosT2V": Family(refused="predicts on a noise scale of its own (EDM's), which is not trained here."),
+        "CogVideoX_T2V": Family(
+            refused="is drawn with by a sampler of its own alone (VOID's): the others give it noise of another strength than it "
+            "knows, so that no sample could be drawn while it is trained."
+        ),
+        "WAN21_CausalAR_T2V": Family(
+            refused="is a video model that draws frame after frame, each beside those before, which is not trained here. Load "
+            "Wan 2.1."
+        ),
         **dict.fromkeys(
-            ("CosmosT2V", "GenmoMochi", "LTXV", "LTXAV", "MiniMaxH3", "CogVideoX_T2V", "WAN21_CausalAR_T2V"),
-            Family(refused="is a video model that is not trained on single pictures here."),
+            ("LTXAV", "MiniMaxH3"),
+            Family(refused="is a video model that makes the sound together with the picture, which is not trained here."),
         ),
     }  # fmt: skip
 

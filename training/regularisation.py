@@ -131,9 +131,10 @@ class RegularisationSet:
         self.order, self.folder, self.graph = order, folder, graph
         compatibility.check(model, text, codec)
         for widget, pixels in (("width", order.sampling.width), ("height", order.sampling.height)):
-            if pixels % codec.downscale:
-                near = max(1, round(pixels / codec.downscale)) * codec.downscale
-                raise AtelierError(f"{widget}: {pixels} is not a multiple of {codec.downscale}, the VAE's cell; try {near}.")
+            square = compatibility.square_of(model, codec)
+            if pixels % square:
+                near, whose = max(1, round(pixels / square)) * square, "VAE" if square == codec.downscale else "model"
+                raise AtelierError(f"{widget}: {pixels} is not a multiple of {square}, the {whose}'s cell; try {near}.")
         self._models = {"model": model.sampling_identity(), "clip": text.identity(), "vae": codec.identity()}
         self._through = {WIRED: wired.identity()} if wired else {}
         self._conditionings: dict[str, CanvasText] = {}

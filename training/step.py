@@ -95,8 +95,10 @@ def noised(
     """Latents ``x0`` (B, C, h, w) with ``noise`` at ``sigma`` (B,), as a model is asked about them.
 
     ``texts`` and ``sizes`` are a conditioning and a size conditioning for each sample. ``mixed_in`` is the noise that the model
-    is given where it is not the one asked for (input perturbation).
+    is given where it is not the one asked for (input perturbation). Both are of standard deviation 1.
     """
+    if model.noise_scale != 1.0:
+        noise, mixed_in = noise * model.noise_scale, None if mixed_in is None else mixed_in * model.noise_scale
     x = noises.noisy(model.prediction, x0, noise if mixed_in is None else mixed_in, sigma)
     given = model.merged(conditions_of(model, x, texts, sizes))
     return Noised(x, sigma, given, noises.target(model.prediction, x0, noise, sigma))

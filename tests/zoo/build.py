@@ -24,11 +24,13 @@ class Animal:
     """``host.Model``."""
     loaded: bool
     """By the host's loader, not made from its class."""
+    length: int = 1
+    """Frames of the latent, of a model whose latents have any."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) or (C, 1, H, W) of a picture's latent."""
-        return (self.model.latent_channels, *([1] if self.model.frames else []), *self.recipe.cells)
+        """(C, H, W) of a picture's latent, or (C, T, H, W)."""
+        return (self.model.latent_channels, *([self.length] if self.model.frames else []), *self.recipe.cells)
 
     @property
     def size(self) -> dict[str, int]:
@@ -45,6 +47,8 @@ class Animal:
                 out[name] = torch.ones(shape, dtype=torch.long)
             elif name.endswith("_ids"):
                 out[name] = torch.randint(1, 1000, shape, generator=stream)
+                if name in self.recipe.ends:
+                    out[name][..., -1] = self.recipe.ends[name]
             else:
                 out[name] = torch.randn(shape, generator=stream)
         return out

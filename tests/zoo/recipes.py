@@ -34,6 +34,8 @@ class Recipe:
     """Names of empty tensors by which the host knows a variant."""
     constant: Mapping[str, float] = field(default_factory=dict)
     """Standard deviation of single tensors that the host's detection looks at."""
+    ends: Mapping[str, int] = field(default_factory=dict)
+    """The whole number at the end of such a part of the text."""
     centred: bool = False
     """Its norms multiply by one more than their weights."""
     large: bool = False
@@ -372,6 +374,50 @@ RECIPES = (
         },
         cond(64, pooled_output=(1, 32), conditioning_llama3=(1, 2, TOKENS, 64)), loads=False,
     ),
+    Recipe(
+        "PixelDiT", "PixelDiTT2I",
+        {
+            "image_model": "pixeldit_t2i", "num_groups": 2, "hidden_size": 64, "pixel_hidden_size": 8,
+            "pixel_attn_hidden_size": 32, "pixel_num_groups": 2, "patch_depth": 2, "pixel_depth": 1, "patch_size": 8,
+            "txt_embed_dim": 64, "txt_max_length": 16,
+        },
+        cond(64), loads=False, cells=(32, 32),
+    ),
+    Recipe(
+        "HiDream O1", "HiDreamO1",
+        {
+            "image_model": "hidream_o1",
+            "text_config_overrides": {
+                "vocab_size": 151680, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "rope_dims": [6, 5, 5],
+            },
+            "vision_config_overrides": {
+                "hidden_size": 32, "num_heads": 1, "intermediate_size": 32, "depth": 1, "num_position_embeddings": 16,
+                "deepstack_visual_indexes": (),
+            },
+        },
+        {"cond": (1, TOKENS, 1), "text_input_ids": (1, TOKENS)}, loads=False, cells=(64, 96),
+        ends={"text_input_ids": 151673},  # where it reads the level of noise
+    ),
+    Recipe(
+        "LTX-Video, one frame", "LTXV",
+        {
+            "image_model": "ltxv", "num_layers": 2, "attention_head_dim": 4, "num_attention_heads": 32,
+            "cross_attention_dim": 128,
+        },
+        cond(4096, attention_mask=(1, TOKENS)),
+    ),
+    Recipe(
+        "Mochi, one frame", "GenmoMochi",
+        {  # the network insists on 12288 numbers within each block
+            "image_model": "mochi_preview", "depth": 2, "patch_size": 2, "num_heads": 2, "hidden_size_x": 96,
+            "hidden_size_y": 64, "mlp_ratio_x": 128.0, "mlp_ratio_y": 4.0, "learn_sigma": False, "in_channels": 12,
+            "qk_norm": True, "qkv_bias": False, "out_bias": True, "attn_drop": 0.0, "patch_embed_bias": True,
+            "posenc_preserve_area": True, "timestep_mlp_bias": True, "attend_to_padding": False, "timestep_scale": 1000.0,
+            "use_t5": True, "t5_feat_dim": 64, "t5_token_length": 256, "rope_theta": 10000.0,
+        },
+        cond(64, attention_mask=(1, TOKENS)), loads=False,
+    ),
     # Those that have to be refused.
     Recipe("SD 1.5 inpainting", "SD15", unet(768, model_channels=64, in_channels=9), cond(768, 77), loads=False),
     Recipe(
@@ -388,15 +434,6 @@ RECIPES = (
             in_channels=32, out_channels=16, patch_size=[1, 2, 2], axes_dim=[16, 56, 56], vec_in_dim=768, guidance_embed=True
         ),
         cond(64, pooled_output=(1, 768)),
-    ),
-    Recipe(
-        "PixelDiT", "PixelDiTT2I",
-        {
-            "image_model": "pixeldit_t2i", "num_groups": 2, "hidden_size": 64, "pixel_hidden_size": 8,
-            "pixel_attn_hidden_size": 32, "pixel_num_groups": 2, "patch_depth": 2, "pixel_depth": 1, "patch_size": 8,
-            "txt_embed_dim": 64, "txt_max_length": 16,
-        },
-        cond(64), loads=False, cells=(32, 32),
     ),
     Recipe("LOTUS", "LotusD", narrow(1024, 4, num_head_channels=64), cond(1024, 77), loads=False),
 )  # fmt: skip

@@ -33,7 +33,8 @@ Of every family a tiny model with random weights is made by ComfyUI's own classe
 every trained layer has a gradient, which is the slope of the loss by finite differences (1e-3); it is the same with gradient
 checkpointing and for two pictures of different captions at once (1e-4); 20 steps lower the loss; the saved file goes into the
 stock LoRA loader without a key left over and draws what the adapter drew in training; and afterwards the model draws the very
-picture that it drew before. All on a CPU in float32: sizes, speed and what a published model learns are not judged here.
+picture that it drew before. Models of films are tried on pictures, and for the gradient on three frames of the latent, too. All
+on a CPU in float32: sizes, speed and what a published model learns are not judged here.
 
 - **noise**: what `noise levels: auto` takes. *by size* is a shift that grows with the picture.
 - **file**: whether ComfyUI's loader recognised the tiny model as a file; where it insists on the published width, the model was

@@ -17,8 +17,8 @@ from .recipes import RECIPES
 from .slopes import named, slope
 from .test_zoo import carriers, params, present, refuses
 
-UNLIKE = {"ZImage", "ZImagePixelSpace", "Lumina2"}
-"""Families whose networks read control pictures only beside texts of their own, which their nodes make."""
+UNLIKE = {"ZImage", "ZImagePixelSpace", "Lumina2", "HiDreamO1"}
+"""Families whose networks read control pictures only beside texts of their own, which their nodes make, or as pixels."""
 EDITS = [recipe for recipe in RECIPES if family_named(recipe.family).edits and not refuses(recipe)]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lora_atelier.training import compatibility, host
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.families import family_named
 
 from .build import build
 from .recipes import RECIPES, Recipe
@@ -17,6 +18,7 @@ from .test_zoo import params, present
 UNTOLD = {
     "HunyuanDiT 1.2", "HunyuanDiT 1.0",  # a second encoder's text says as much as the first's
     "HunyuanImage 2.1 distilled", "HunyuanImage 2.1 with ByT5", "Anima",  # ask for numbers before they read the text
+    "HiDream O1",  # reads tokens
 }  # fmt: skip
 """Families whose wrong texts are only noticed in the first pass."""
 NO_POOLED = {
@@ -42,7 +44,7 @@ VAES = {
         },
         {"WAN21_T2V", "QwenImage", "CosmosT2IPredict2", "Anima", "JoyImage", "Krea2"},
     ),
-    "pixels": ({"pixel_space_vae": ()}, {"ChromaRadiance", "ZImagePixelSpace"}),
+    "pixels": ({"pixel_space_vae": ()}, {"ChromaRadiance", "ZImagePixelSpace", "PixelDiTT2I", "HiDreamO1"}),
 }  # fmt: skip
 """Weights by which the host knows a VAE, with their shapes, and families that are published with it."""
 
@@ -80,6 +82,14 @@ def test_a_pooled_vector_is_missed_where_there_has_to_be_one(animal):
         compatibility.check_text(animal.model, text)
         return
     with pytest.raises(AtelierError, match=r"^clip: there is no pooled vector, and this .* reads one"):
+        compatibility.check_text(animal.model, text)
+
+
+def test_a_text_without_the_words_that_the_network_reads_is_refused(animal):
+    text, tokens = animal.conditioning(0), family_named(animal.recipe.family).reads_tokens
+    if text.pop(tokens, None) is None:
+        pytest.skip("it reads what an encoder makes of them")
+    with pytest.raises(AtelierError, match=r"^clip: the text does not come as the words' numbers, which this .* reads itself"):
         compatibility.check_text(animal.model, text)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def one_loss(animal: Animal, which: list[int], seed: int = 9, double: bool = Fal
     """
     model, family = animal.model, animal.model.prediction
     x0, sigma = animal.latents(2), animal.levels(2)
-    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0.device)
+    e = model.noise_scale * torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0.device)
     x = noise.noisy(family, x0, e, sigma)[which]
     conditions = [model.condition(animal.conditioning(i), x[n : n + 1], animal.size) for n, i in enumerate(which)]
     answer = model.predict(x, sigma[which], conditions)
@@ -118,8 +119,14 @@ def loss_slope(animal: Animal, adapter: Adapter, direction: dict[str, Tensor], s
 
 def unaided(animal: Animal, adapter: Adapter, right: dict[str, Tensor]) -> str:
     """What happens to the gradient without what ``hold`` does about tensors changed in place and kernels without a backward."""
+    from lora_atelier.training.host import in_place
+
     parameters = named(adapter)
-    with animal.model.hold(), adapter.attached(animal.model.layers()), torch._C.DisableTorchFunction():
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setattr(in_place, "READ", {})
+        stack.enter_context(animal.model.hold())
+        stack.enter_context(adapter.attached(animal.model.layers()))
+        stack.enter_context(torch._C.DisableTorchFunction())
         try:
             found = torch.autograd.grad(one_loss(animal, [0]), list(parameters.values()), allow_unused=True)
         except RuntimeError as error:
@@ -156,6 +163,20 @@ def test_the_gradient(animal, record_property):
     )
     record_property("loads", animal.loaded)
     record_property("megabytes", round(sum(p.nbytes for p in animal.model.base.diffusion_model.parameters()) / 1e6))
+
+
+@pytest.mark.parametrize("recipe", params([r for r in RECIPES if family_named(r.family).films and not refuses(r)]))
+def test_the_gradient_of_a_film(recipe, comfyui):
+    """Three frames of the latent."""
+    film = dataclasses.replace(build(present(recipe)), length=3)
+    adapter = new_adapter(film)
+    found = gradients(film, adapter, [0])
+    assert [name for name, g in found.items() if not (g.isfinite().all() and g.abs().sum() > 0)] == []
+    direction = {name: g / g.norm() * named(adapter)[name].detach().norm() for name, g in found.items()}
+    expected = sum((g * direction[name]).sum().item() for name, g in found.items())
+    step = min(0.05, 0.02 * one_number(film, adapter) / expected)
+    assert loss_slope(film, adapter, direction, step) == pytest.approx(expected, rel=1e-3)
+    assert apart(found, gradients(film, adapter, [0], again=True)) == {}
 
 
 def test_it_learns(animal):
@@ -197,6 +218,7 @@ def test_what_cannot_be_trained_rightly_is_refused_in_a_sentence(recipe, comfyui
 
 def test_what_is_trained_is_not_refused(animal):
     animal.model.check()
+    assert animal.model.blocks(), "or less memory could not be made do with"
 
 
 @pytest.mark.skipif("ATELIER_COMFYUI" in os.environ, reason="another host may insist on the published sizes")

@@ -136,6 +136,8 @@ READERS = (
     Reader("CLIP-L and T5 (Flux)", "text_encoders.flux", "FluxTokenizer", lambda m: m.flux_clip(), {"clip_l": CLIP, "t5xxl": T5}),
     Reader("T5 (PixArt, Chroma)", "text_encoders.pixart_t5", "PixArtTokenizer", lambda m: m.pixart_te(), {"t5xxl": T5}),
     Reader("T5 (Cosmos)", "text_encoders.cosmos", "CosmosT5Tokenizer", lambda m: m.te(), {"t5xxl": T5}),
+    Reader("T5 (LTX-Video)", "text_encoders.lt", "LTXVT5Tokenizer", lambda m: m.ltxv_te(), {"t5xxl": T5}),
+    Reader("T5 (Mochi)", "text_encoders.genmo", "MochiT5Tokenizer", lambda m: m.mochi_te(), {"t5xxl": T5}),
     Reader("Pile-T5 (AuraFlow)", "text_encoders.aura_t5", "AuraT5Tokenizer", lambda m: m.AuraT5Model, {"pile_t5xl": T5}),
     Reader("UMT5 (Wan)", "text_encoders.wan", "WanT5Tokenizer", lambda m: m.te(), {"umt5xxl": T5}, pieces),
     Reader(
@@ -150,6 +152,10 @@ READERS = (
     Reader("Qwen 3 (Ovis)", "text_encoders.ovis", "OvisTokenizer", lambda m: m.te(), {"qwen3_2b": llama()}),
     Reader("Qwen 3 (Anima)", "text_encoders.anima", "AnimaTokenizer", lambda m: m.te(), {"qwen3_06b": llama()}),
     Reader("Gemma 2 (Lumina 2)", "text_encoders.lumina2", "LuminaTokenizer", lambda m: m.te(), {"gemma2_2b": llama()}, pieces),
+    Reader(
+        "Gemma 2 (PixelDiT)", "text_encoders.pixeldit", "PixelDiTGemma2Tokenizer", lambda m: m.PixelDiTGemma2TE,
+        {"gemma2_2b": llama()}, pieces,
+    ),
     Reader(
         "Gemma 3 (NetaYume)", "text_encoders.lumina2", "NTokenizer", lambda m: m.te(model_type="gemma3_4b"),
         {"gemma3_4b": llama()}, pieces,

@@ -60,12 +60,12 @@ class CellRenderer:
     @property
     def latent_size(self) -> tuple[int, ...]:
         """(height, width) in cells, or (frames, height, width) of a film."""
-        cell = self.codec.downscale
-        return (*([self._frames] if self._frames else []), self.sampling.height // cell, self.sampling.width // cell)
+        sides = compatibility.cells_of(self.sampling.width, self.sampling.height, self.model, self.codec)
+        return (*([self._frames] if self._frames else []), *sides)
 
     def remarks(self) -> list[str]:
         """Where a cell is not of the size that was asked for."""
-        asked, cell = (self.sampling.width, self.sampling.height), self.codec.downscale
+        asked, cell = (self.sampling.width, self.sampling.height), compatibility.square_of(self.model, self.codec)
         drawn = tuple(side // cell * cell for side in asked)
         if drawn == asked:
             return []

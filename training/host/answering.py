@@ -21,6 +21,7 @@ from ..tensors import references
 from ..tensors.transfer import to_device
 from .attention import attention
 from .model_facts import ModelFacts
+from .remembering import forgetting
 
 # Networks whose code was read, in every version that is supported, and whose every in-place statement a first pass would meet:
 # those of Stable Diffusion 1 and 2, SDXL, and SD3.
@@ -137,7 +138,8 @@ class AnsweringModel(ModelFacts):
         ends = torch.stack([sigma[0], sigma[0]])
         options.update(sigmas=sigma, sample_sigmas=ends, cond_or_uncond=[0], optimized_attention_override=attention)
         try:
-            denoised = self.base.apply_model(x, sigma, transformer_options=options, **conditioning)
+            with forgetting(self.base.diffusion_model):
+                denoised = self.base.apply_model(x, sigma, transformer_options=options, **conditioning)
         finally:
             handle.remove()
         output = caught[-1]

@@ -19,6 +19,7 @@ from ..performance.quantised_layers import unpacking
 from . import alterations
 from .answering import AnsweringModel
 from .attention import differentiable_attention
+from .in_place import out_of_place
 from .text import TextEncoder
 from .towers import outside
 from .twins import beside_twin, put_twin_aside, resident
@@ -165,6 +166,7 @@ class HeldModel(AnsweringModel):
                         stack.enter_context(resting.away(patcher.load_device))
                     stack.enter_context(kept_away(away, of_patcher, patcher.load_device, traffic))
                 stack.enter_context(differentiable_attention())
+                stack.enter_context(out_of_place())
                 stack.enter_context(unpacking(modules))
                 stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))
                 yield

@@ -78,6 +78,11 @@ class ModelFacts:
         return isinstance(self.sampling, getattr(kinds, "COSMOS_RFLOW", ()))
 
     @property
+    def noise_scale(self) -> float:
+        """Standard deviation of the noise that a flow model is made with, where the latents have about 1."""
+        return float(getattr(self.sampling, "noise_scale", 1.0)) if self.prediction == "flow" else 1.0
+
+    @property
     def is_mean_flow(self) -> bool:
         """Whether its network is told where a step ends too, as those are that were distilled into mean flows."""
         return getattr(self.base.diffusion_model, "time_r_in", None) is not None
@@ -122,8 +127,6 @@ class ModelFacts:
             beside = self.base.concat_cond(noise=blank, latent_image=blank, device=blank.device)
         if beside is not None and not family.blank_beside:
             raise AtelierError(f"{wire}: this {self.family} {BESIDE}")
-        if wire == "model" and self.prediction == "flow" and getattr(self.sampling, "noise_scale", 1.0) != 1.0:
-            raise AtelierError(f"model: {self.family} is made with noise of another strength, which is not trained here.")
         why = next(filter(None, map(refusal, self.base.diffusion_model.modules())), None)
         if why is not None:
             raise AtelierError(f"{wire}: {why}")
@@ -167,7 +170,7 @@ class ModelFacts:
 
     def blocks(self) -> list[nn.Module]:
         """What gradient checkpointing may compute twice."""
-        return blocks_of(self.base.diffusion_model)
+        return blocks_of(self.base.diffusion_model, whole=True)
 
     def weights(self) -> list[Tensor]:
         """All parameters and buffers."""

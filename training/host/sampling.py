@@ -19,6 +19,7 @@ from ..performance.recording import GraphRecorder, recorder_for
 from ..protocols import CanvasText
 from . import lockstep
 from .model_facts import ModelFacts
+from .remembering import forget, forgetting
 from .twins import NoTwin, twin_for_sampling
 from .wired import NOTHING_WIRED, Wired
 
@@ -61,7 +62,7 @@ class SampledModel(ModelFacts):
             if on_step is not None:
                 on_step(step)
 
-        with torch.inference_mode():
+        with torch.inference_mode(), forgetting(self.base.diffusion_model):
             if wired:
                 return wired.draw(self, settings, noise, empty, positive, negative, seed=seeds[0], callback=callback)
             latents: Tensor = comfy.sample.sample(
@@ -93,16 +94,20 @@ class SampledModel(ModelFacts):
         noise = torch.cat([comfy.sample.prepare_noise(empty, seed)] * count)
         empty = torch.cat([empty] * count)
 
+        def anew(some: Sequence[int]) -> None:
+            forget(self.base.diffusion_model)  # the next rows may have other weights beside them
+            rows(some)
+
         def lead(kind: Any) -> Any:
             if not hasattr(kind, "sampler_function"):
                 raise lockstep.OutOfStep(f"{settings.sampler} is not one of the host's own kind of samplers")
-            function = lockstep.LockstepSampler(kind.sampler_function, rows, whole=whole)
+            function = lockstep.LockstepSampler(kind.sampler_function, anew, whole=whole)
             return type(kind)(function, kind.extra_options, kind.inpaint_options)
 
         def callback(_step: int, _x0: Tensor, _x: Tensor, _total: int) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
 
-        with torch.inference_mode():
+        with torch.inference_mode(), forgetting(self.base.diffusion_model):
             if wired:
                 return wired.draw(
                     self, settings, noise, empty, positive, negative, seed=seed, callback=callback, lead=lead

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from .. import compatibility, host
 from ..config import TrainingConfig
+from ..dataset.plan import size_of
 from ..dataset.samples import Dataset
 from ..errors import AtelierError
+from ..families import family_named
 from .wanted import Job
 
 
@@ -56,6 +58,20 @@ def check_clips(dataset: Dataset, model: host.Model, codec: host.PictureCodec) -
             raise AtelierError(
                 f"clip frames: the VAE does not encode all frames of a clip of {wrong[0]}, and would leave the last ones out. "
                 f"Write {' or '.join(map(str, near))} in place of it."
+            )
+
+
+def check_sizes(dataset: Dataset, model: host.Model) -> None:
+    """Refuses sizes at which pictures would be shown to a network that cuts them into larger squares."""
+    square = family_named(model.family).square
+    for number, subset in enumerate(dataset.subsets, start=1):
+        sizes = {size_of(sample, subset.config) for sample in subset.samples if not subset.ready}
+        wrong = next((size for size in sorted(sizes) if size[0] % square or size[1] % square), None)
+        if wrong is not None:
+            raise AtelierError(
+                f"bucket step: subset {number} ({subset.config.folder}) has pictures that would be shown at {wrong[0]} x "
+                f"{wrong[1]} pixels, and this {model.family} model reads squares of {square}. Set bucket_step and the sizes of "
+                f"the dataset to multiples of {square}."
             )
 
 

@@ -39,7 +39,7 @@ from ..runs.run import SAVED_LORAS, Epochs, Run
 from ..session import total_steps
 from ..tensors.precision import compute_dtype
 from . import drawing
-from .checks import check_clips, check_dataset, check_texts
+from .checks import check_clips, check_dataset, check_sizes, check_texts
 from .telling import of_models
 from .training import follow_job, train_job
 from .wanted import NOTHING_NAMED, Job, Named, Preview, Trained
@@ -91,6 +91,7 @@ def run_training(
     check_dataset(dataset, config)
     precomputed.check(dataset, model.latent_channels, model.frames)
     check_clips(dataset, model, codec)
+    check_sizes(dataset, model)
     check_weighting(model.prediction, config.loss)
     optimizers.check(config.optimizer, model.device.type)
     model = model.for_training(compute_dtype(config.precision, model.device), config.base_weights, config.guidance)

@@ -267,9 +267,9 @@ class Job:
     def preview_cells(self) -> tuple[int, ...]:
         """What the latent of a sample has: (height, width), or (frames, height, width) of a film. AtelierError for a length that
         cannot be drawn."""
-        (width, height), cell = self.preview_size, self.codec.downscale
-        frames = compatibility.latent_frames("preview_frames", self.preview.frames, self.drawn or self.model, self.codec)
-        return (*([frames] if frames else []), height // cell, width // cell)
+        model = self.drawn or self.model
+        frames = compatibility.latent_frames("preview_frames", self.preview.frames, model, self.codec)
+        return (*([frames] if frames else []), *compatibility.cells_of(*self.preview_size, model, self.codec))
 
     def adapter(self) -> Adapter:
         """The adapter at step 0."""

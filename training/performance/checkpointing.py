@@ -17,8 +17,9 @@ from ..tensors.method_patch import patched
 from .out_of_place import again, decided
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a network, outermost ones only.
+def blocks_of(model: nn.Module, whole: bool = False) -> list[nn.Module]:
+    """The repeated blocks of a network, outermost ones only. A ``whole`` one that has none may keep them in its largest part
+    (HiDream-O1, which is a language model with a little about it).
 
     They are what stands in the lists of the network. A UNet's lists hold sequences, which the host walks through itself, so
     there it is the parts of the sequence. Single layers are left out: they would be computed twice and save nothing.
@@ -33,7 +34,12 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
                 found.append(child)
 
     look(model)
-    return found
+    parts = [] if found or not whole else list(model.children())
+    return blocks_of(max(parts, key=_numbers)) if parts else found
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextmanager

@@ -1,0 +1,125 @@
+"""Functions that change tensors by name: rewritten they give the same numbers, spoil nothing, and are left as they were."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from lora_atelier.training.performance.rebinding import fresh_name, rebound, rewritten, root_of
+from torch import Tensor
+
+
+def gated(x: Tensor, y: Tensor, gate: Tensor = None, *, times: int = 2) -> Tensor:
+    x.addcmul_(y.tanh(), gate)
+    for _ in range(times):
+        x[1:].mul_(gate[1:]).add_(y[1:])
+    z = (x * x).add_(y)
+    x.lerp_(z.sin(), 0.3)
+    return modulated(x, y).addcdiv_(y, 2 + gate.square())
+
+
+def modulated(x: Tensor, y: Tensor) -> Tensor:
+    return x.addcmul_(x, y).add_(y)
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    stream = torch.Generator().manual_seed(2)
+    return [torch.randn(3, 4, generator=stream, dtype=torch.float64).to(dtype) for _ in range(3)]
+
+
+def test_autograd_gets_what_it_needs_and_the_numbers_are_the_same():
+    """By finite differences; without it autograd refuses."""
+    leaves = [t.requires_grad_() for t in inputs()]
+
+    def value(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        return gated(x.sin(), y, gate)
+
+    with pytest.raises(RuntimeError, match="inplace"):
+        value(*leaves).sum().backward()
+    with torch.no_grad():
+        wanted = value(*leaves)
+    before = gated.__code__
+    with rebound([gated, modulated]):
+        assert torch.equal(value(*leaves), wanted)
+        assert torch.autograd.gradcheck(value, leaves)
+        kept = inputs()[0]
+        given = kept.clone()
+        gated(given, *inputs()[1:])
+        assert torch.equal(given, kept)
+    assert gated.__code__ is before and gated.__kwdefaults__ == {"times": 2}
+    gated(given, *inputs()[1:])
+    assert not torch.equal(given, kept)
+
+
+def test_what_is_changed_keeps_its_type():
+    x, y, gate = inputs()
+    with torch.no_grad():
+        wanted = gated(x.half(), y.half(), gate.float())
+        with rebound([gated, modulated]):
+            found = gated(x.half(), y.half(), gate.float())
+    assert found.dtype == torch.float16 and torch.equal(found, wanted)
+
+
+def test_a_function_is_rewritten_once_and_put_back_after_an_error():
+    before = gated.__code__
+    with pytest.raises(KeyError), rebound([gated]):
+        first = gated.__code__
+        raise KeyError
+    assert gated.__code__ is before and first is not before and rewritten(gated) is first
+    with rebound([gated]):
+        with rebound([gated]):
+            assert gated.__code__ is first
+        assert gated.__code__ is first
+    assert gated.__code__ is before
+    assert rewritten(inputs) is None, "nothing in it is changed in place"
+
+
+def home() -> Path:
+    """The folder of the host's networks."""
+    found = importlib.util.find_spec("comfy.ldm.util")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).parent
+
+
+def changing(tree: ast.AST, names: tuple[str, ...] = ()) -> Iterator[str]:
+    """Functions of a file that change a variable, or a part of one, in place by name."""
+    for node in ast.iter_child_nodes(tree):
+        inner = (*names, node.name) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else names
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Attribute) and fresh_name(called.attr) and root_of(called.value):
+            yield ".".join(inner)
+        yield from changing(node, inner)
+
+
+HARMLESS = {
+    "comfy.ldm.flux.math: _apply_rope1": "a product, whose own numbers autograd does not keep",
+    "comfy.ldm.flux.math: apply_rope1": "a product, whose own numbers autograd does not keep",
+    "comfy.ldm.genmo.joint_model.layers: TimestepEmbedder.timestep_embedding": "no gradient reaches the level of noise",
+    "comfy.ldm.hidream.model: MOEFeedForwardSwiGLU.moe_infer": "only while nothing is learnt",
+    "comfy.ldm.hidream_o1.utils: get_rope_index_fix_point": "places, of which there is no gradient",
+    "comfy.ldm.krea2.model: SingleStreamBlock.forward": "norms and products, of which autograd keeps copies itself",
+    "comfy.ldm.lens.model: LensTransformer2DModel._build_joint_attention_mask": "a mask",
+    "comfy.ldm.modules.attention: attention_basic": "not taken while a model is held",
+    "comfy.ldm.util: AdamWwithEMAandWings.step": "an optimizer",
+}
+"""Functions of networks that are trained, and why what they change in place spoils no gradient (tests/zoo looks at each)."""
+NO_NETWORK = ("vae", "autoencoder", "tokenizer", "sam3", "seedvr", "minimax", "audio", "ace", "hunyuan3d", "triposplat", "moge",
+              "mmaudio", "cascade", "av_model", "ema", "rt_detr", "depth_anything", "supir")  # fmt: skip
+"""Parts of the paths of what is no network that is trained."""
+
+
+def test_every_change_by_name_in_the_hosts_networks_is_known(comfyui):
+    from lora_atelier.training.host import in_place
+
+    root, known = home(), {f"{module}: {name}" for module, names in in_place.READ.items() for name in names}
+    found = set()
+    for file in sorted(root.rglob("*.py")):
+        parts = file.relative_to(root).with_suffix("").parts
+        if not any(word in part for part in parts for word in NO_NETWORK):
+            module = ".".join(("comfy", "ldm", *parts))
+            found |= {f"{module}: {name}" for name in changing(ast.parse(file.read_text(encoding="utf-8")))}
+    assert found - known - HARMLESS.keys() == set(), "read what they change, and who counts on it"
