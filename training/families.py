@@ -233,7 +233,7 @@ def _table() -> dict[str, Family]:
         **dict.fromkeys(("Omnigen2", "Boogu"), Family(of_controls=REFERENCE, edits=True, always_edits=True)),
         "ErnieImage": Family("shifted", 3.0),
         "Ideogram4": Family(),
-        # Its authors' flow_shift at 1024 px, the host's too.
+        # The host's own shift in sampling.
         "PixelDiTT2I": Family("shifted", 4.0, untrainable=TEXT_ENDS, text=Text(300, 2304)),
         # The host's own shift in sampling.
         "HiDreamO1": Family("shifted", 3.0, of_controls=r"^visual\.", square=32, reads_tokens="text_input_ids"),
