@@ -17,6 +17,7 @@ const SETTINGS = [
   "wildcards", "further_captions", "clip_frames", "clip_start", "clip_rate",
 ]; // widgets that decide which pictures there are and how they are cut
 const OPERATIONS = ["add", "addFirst", "remove", "replace"];
+const TEXTS = /\.(txt|caption|jsonl)$/i; // which are no rows of their own
 const share = (part, whole) => `${(100 * part) / whole}%`;
 
 class Captions extends Dialog {
@@ -54,8 +55,8 @@ class Captions extends Dialog {
     const answer = await bring(below(files), folder, extension, (done, count) => { this.said.textContent = text("sent", { done, count }); });
     await this.inTurn(() => this.load());
     const unused = new Set(usesFilms(this.node) ? [] : answer.films);
-    const fresh = answer.new.filter(([, path]) => !unused.has(path));
-    const isShown = !fresh.length || fresh.some(([, path]) => this.rows.has(path));
+    const isDeeper = ([, path]) => path.includes("/") && !unused.has(path) && !TEXTS.test(path) && !path.endsWith(extension);
+    const isShown = !answer.new.some(isDeeper) || answer.new.some(([, path]) => this.rows.has(path));
     const more = [...(isShown ? [] : [text("noneListed", { folder })]), this.said.textContent].map((sentence) => make("p", {}, sentence));
     this.said.replaceChildren(came(answer, this.node), ...account(answer), ...more);
   }

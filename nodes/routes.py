@@ -253,7 +253,7 @@ def films_of(values: Mapping[str, Any], model: Path | None, sources: list[Subset
         drawn = model_of(values["preview"].get("model")) if values.get("preview") else model
         found = None if drawn is None else _outline(drawn, drawn.stat().st_mtime_ns, None)
     needed = None
-    if found is not None and found.frames:
+    if found is not None and found.frames and found.cell is not None:
         needed = found.drawing_bytes((latent_frames(frames), *found.latents(size).shape[2:]))
     return {"film": (frames, *size), "film_bytes": needed, "device_bytes": host.memory()[1]}
 

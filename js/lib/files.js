@@ -67,9 +67,9 @@ export function below(files) {
  */
 export async function bring(all, folder, extension, said, signal) {
   // Names that cannot be, what is of no use, and what is too large are said before anything is sent.
-  const { left: useless = [], most = Infinity } = await ask("pictures/add", { folder, extension, files: [], names: all.map(({ name }) => name) });
+  const { left: useless = [], most } = await ask("pictures/add", { folder, extension, files: [], names: all.map(({ name }) => name) });
   const passed = new Set(useless.map(([name]) => name));
-  const reason = ({ why, file }) => why ?? (file?.size > most ? text("tooLarge") : undefined);
+  const reason = ({ why, file }) => why ?? (most && file?.size > most ? text("tooLarge") : undefined);
   const files = all.filter((one) => !reason(one) && !passed.has(one.name));
   const left = [...useless, ...all.filter((one) => reason(one) && !passed.has(one.name)).map((one) => [one.name, reason(one)])];
   const key = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -190,6 +190,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise _broken(path, "there are no pictures in it")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise _broken(path, "PyAV has no decoder for it")
             if stream.width * stream.height > MAX_PIXELS:
                 raise _broken(path, f"its frames have more than {MAX_PIXELS // 1_000_000} million pixels")
             stream.thread_type = "AUTO"

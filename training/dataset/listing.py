@@ -226,7 +226,7 @@ def _in_controls(
     known = _known(pictures)
     for path in files:
         if path.suffix.lower() not in EXTENSIONS:
-            others.append((names.left_over(path.suffix.lower()), path))
+            others.append((_beside(path), path))
             continue
         kind, stem, _ = names.mark(path.stem)
         another = names.ANOTHER.fullmatch(path.stem)
@@ -267,6 +267,12 @@ def _controls_of(
     return found
 
 
+def _beside(path: Path) -> Reason:
+    """Why a file among masks or control pictures is not used."""
+    ending = path.suffix.lower()
+    return unused.FILM_BESIDE if ending in ENDINGS else names.left_over(ending)
+
+
 def _in_masks(folder: Path, passed: list[tuple[Reason, Path]]) -> list[tuple[str, Path, bool]]:
     """The pictures in a folder of masks, as (stem of the picture that each belongs to, file, sure)."""
     found = []
@@ -276,7 +282,7 @@ def _in_masks(folder: Path, passed: list[tuple[Reason, Path]]) -> list[tuple[str
             kind, stem, _ = names.mark(path.stem)
             found.append((stem if kind == "mask" else path.stem, path, True))
         else:
-            others.append((names.left_over(path.suffix.lower()), path))
+            others.append((_beside(path), path))
     passed += [*others, *((unused.MASK_ALONE, path) for path in folders)]
     return found
 

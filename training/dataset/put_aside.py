@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
+from .films import is_film
 from .listing import FoundFolder, leads_outside
 from .samples import some
 from .walk import find
@@ -25,6 +26,15 @@ def pictures_of(folder: Path, config: SubsetConfig, root: Path) -> dict[str, tup
     """(file, the folder's listing) of every picture, and film where films are used, by its path below the folder, with ``/``."""
     every = find(folder, root, config.nested, config.caption_extension, bool(config.clip_counts))
     return {path.relative_to(folder).as_posix(): (path, found) for found in every for path in found.pictures}
+
+
+def unused_films(folder: Path, config: SubsetConfig, root: Path) -> dict[str, tuple[Path, FoundFolder]]:
+    """The same of the films that these settings do not use; what belongs to them is theirs all the same."""
+    if config.clip_counts:
+        return {}
+    every = find(folder, root, config.nested, config.caption_extension, films=True)
+    films = ((path, found) for found in every for path in found.pictures if is_film(path))
+    return {path.relative_to(folder).as_posix(): (path, found) for path, found in films}
 
 
 def chosen(
@@ -44,7 +54,8 @@ def remove(folder: Path, names: Sequence[str], config: SubsetConfig, root: Path)
     """
     known = pictures_of(folder, config, root)
     leaving = chosen(names, known, folder)
-    every = {name: found.of(path, config.caption_extension) for name, (path, found) in known.items()}
+    owners = {**known, **unused_films(folder, config, root)}
+    every = {name: found.of(path, config.caption_extension) for name, (path, found) in owners.items()}
     staying = {file for name, files in every.items() if name not in leaving for file in files}
     files = dict.fromkeys(file for name in leaving for file in every[name] if file not in staying)
     entry = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"

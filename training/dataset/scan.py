@@ -285,8 +285,8 @@ def _content_notes(
 ) -> list[str]:  # fmt: skip
     """What was seen in the files: further frames, empty captions, captions from files under other names."""
     said = []
-    films = {sample.path for sample in samples if sample.stretch}
-    if several := [path.name for path, one in facts.items() if one.several and path not in films]:
+    used = {sample.path for sample in samples if not sample.stretch}
+    if several := [path.name for path, one in facts.items() if one.several and path in used]:
         said.append(f"of several frames or pages only the first is used ({len(several)}): {some(several)}.")
     if config.captions and (empty := [s.path.name for s in samples if s.caption == ""]):
         said.append(f"captions that are empty, and are trained on as that ({len(empty)}): {some(empty)}.")

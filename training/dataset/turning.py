@@ -21,7 +21,7 @@ from .captions import some
 from .films import is_film
 from .images import EXIF_ORIENTATION, SERIES, decoded, naming, opened, orientation_of
 from .listing import FoundFolder, refuse_outside
-from .put_aside import chosen, pictures_of
+from .put_aside import chosen, pictures_of, unused_films
 
 CLOCKWISE = {1: 6, 6: 3, 3: 8, 8: 1, 2: 7, 7: 4, 4: 5, 5: 2}
 """EXIF orientation -> that of the same picture turned by a quarter."""
@@ -50,7 +50,8 @@ def turn(folder: Path, names: Sequence[str], quarters: int, config: SubsetConfig
             f"pictures: {some(films)}: films are not turned here, since every frame would have to be encoded anew. Turn them "
             "with a program for films, and bring them again."
         )
-    files = {name: _files(path, found, root) for name, (path, found) in known.items()}
+    owners = {**known, **unused_films(folder, config, root)}
+    files = {name: _files(path, found, root) for name, (path, found) in owners.items()}
     turned = {file: turned_file(file, quarters) for name in leaving for file in dict.fromkeys(files[name])}
     shared = [name for name, own in files.items() if name not in leaving and not turned.keys().isdisjoint(own)]
     if shared:

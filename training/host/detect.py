@@ -82,9 +82,14 @@ class Outline(AnsweringModel):
         found = self.latents(size)
         return found.unsqueeze(2) if self.frames else found
 
+    @property
+    def cell(self) -> int | None:
+        """Pixels, across, of one of its latents' cells; None where the host doesn't tell."""
+        return getattr(self.base.latent_format, "spacial_downscale_ratio", None)
+
     def latents(self, size: tuple[int, int]) -> Tensor:
         """Those of a picture of so many pixels (width, height), as a VAE gives them."""
-        cells = getattr(self.base.latent_format, "spacial_downscale_ratio", 8)
+        cells = self.cell or 8
         return torch.empty(1, self.latent_channels, size[1] // cells, size[0] // cells, device="meta")
 
 

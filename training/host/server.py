@@ -78,9 +78,9 @@ def refusal(sentence: str) -> str:
     return _SaidOnce(sentence)
 
 
-def upload_limit() -> int:
-    """Bytes that the server takes of one file."""
-    return int(args.max_upload_size * 1024 * 1024)
+def upload_limit() -> int | None:
+    """Bytes that the server takes of one file; None where it takes any number."""
+    return int(args.max_upload_size * 1024 * 1024) or None
 
 
 def shown_picture(path: Path) -> dict[str, str]:

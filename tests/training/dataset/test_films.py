@@ -7,8 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset import films
 from lora_atelier.training.dataset.images import frames_of_picture, open_picture, timing_of
+from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
@@ -81,6 +83,19 @@ def test_what_is_no_film_is_told_by_its_name(tmp_path):
         films.look_at(tmp_path / "cut.mp4")
     with pytest.raises(AtelierError, match=r"whole.mp4: the film has changed since the folder was read"):
         list(films.frames_of(tmp_path / "whole.mp4", [70], 80))
+
+
+def test_a_film_without_a_decoder_is_named(tmp_path):
+    """Its kind of coding is known by four letters in the file."""
+    path = write(tmp_path / "walk.avi", levels(4))
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZZZ"))
+    with pytest.raises(AtelierError, match=r"walk\.avi: this film cannot be read"):
+        films.header(path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "still.png")
+    config = SubsetConfig("input/set", resolution=64, clip_frames="3", broken="leave out")
+    (subset,) = scan(tmp_path, config)
+    assert [sample.path.name for sample in subset.samples] == ["still.png"]
+    assert any("walk.avi" in sentence for sentence in subset.warnings)
 
 
 def test_another_file_is_never_opened_through_a_film(tmp_path):

@@ -12,6 +12,8 @@ from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
 
+from .made_films import levels, write
+
 DRAWN = (
     "a_mask.png",
     "a_control.png",
@@ -109,6 +111,15 @@ def test_all_go_or_none(folder, monkeypatch):
     with pytest.raises(AtelierError, match="cannot be moved"):
         remove(folder, ["a.png", "b.jpg"], CONFIG, folder)
     assert tree(folder) == before
+
+
+def test_the_caption_of_a_film_that_is_not_used_stays(folder):
+    """A telephone's live photo is a picture and a film of one name."""
+    write(folder / "a.mov", levels(3))
+    entry = remove(folder, ["a.png"], CONFIG, folder)
+    assert not (folder / "a.png").exists() and (folder / "a.txt").exists() and (folder / "a.mov").exists()
+    restore(folder, entry, folder)
+    assert (folder / "a.png").exists()
 
 
 def test_what_is_put_aside_is_no_dataset(folder):

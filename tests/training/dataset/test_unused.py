@@ -173,6 +173,16 @@ def test_what_lies_in_folders_without_pictures_is_named_as_well(tmp_path):
     assert "film.mp4" in text and "3_dog/raw.nef" in text
 
 
+@pytest.mark.parametrize("frames", ["", "3"])
+@pytest.mark.parametrize("beside", ["masks", "control"])
+def test_a_film_among_masks_and_control_pictures_is_told_to_be_neither(tmp_path, beside, frames):
+    picture(tmp_path / "1.png")
+    put(tmp_path / beside / "1.mp4")
+    picture(tmp_path / beside / "1.png")
+    text = said(scan(tmp_path, config(clip_frames=frames)))
+    assert "films are neither masks nor control pictures (1)" in text and "Set clip_frames" not in text
+
+
 @pytest.mark.parametrize("extension", [".jfif", ".JPE", ".tif", ".TIFF", ".gif", ".BMP", ".tga", ".ppm"])
 def test_pictures_with_less_usual_endings_are_used(tmp_path, extension):
     Image.new("RGB", (64, 48), "red").save(tmp_path / "x.tga" if extension == ".tga" else tmp_path / f"x{extension}")
