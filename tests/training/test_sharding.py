@@ -1,0 +1,163 @@
+"""Models whose blocks are divided among several processes: what is learnt is what is learnt with the whole model in each.
+
+The processes are real ones, and talk by gloo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora_atelier.training.config import (
+    LengthConfig,
+    LossConfig,
+    NetworkConfig,
+    TextConfig,
+    TrainingConfig,
+    to_dict,
+)
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.performance import memory, sharding
+from lora_atelier.training.performance.fallback import cheaper
+from lora_atelier.training.performance.filling import filled
+from lora_atelier.training.performance.thrift import Thrift
+from torch import Tensor, nn
+
+from .test_team import PICTURES, begin, ended, files, history, named, pictures, recipe
+
+__all__ = ["pictures"]
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"model": "sd15", "recipe": recipe("plain"), "preview": 1, "subset": {"validation_share": 0.2}},
+    "dora": {
+        "model": "sd15", "recipe": recipe("dora", network=NetworkConfig(rank=2, weight_decompose=True, dropout=0.2)),
+    },
+    "again": {"model": "sd3", "recipe": recipe("again", gradient_checkpointing=True, text=TextConfig("clip", 5e-3))},
+    "held": {
+        "model": "sd15", "recipe": recipe("held", loss=LossConfig(preservation=1.0), length=LengthConfig(epochs=1)),
+        "regularised": True, "subset": {"batch_size": 2},
+    },
+}  # fmt: skip
+"""``held``: processes whose steps ask the model differently often. An update of seven pictures ends with less than one each."""
+
+
+def runs(size: int) -> list[dict[str, Any]]:
+    return [{**kind, "name": name, "recipe": to_dict(named(size, kind["recipe"]))} for name, kind in KINDS.items()]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, pictures: Path, comfyui: object) -> dict[str, Path]:
+    """Folders of what one process, four with the whole model each, and two and four with parts of it have made."""
+    folders = {}
+    for name, size, shard in (("one", 1, False), ("whole", 4, False), ("two", 2, True), ("four", 4, True)):
+        base = folders[name] = tmp_path_factory.mktemp(name)
+        for code, said in ended(begin(size, base, pictures, runs(size), shard=shard)):
+            assert code == 0, said
+    return folders
+
+
+def far(one: Path, other: Path, name: str) -> dict[str, float]:
+    """Relative distances of all that is in the files of both."""
+    mine, its = files(one, name), files(other, name)
+    assert mine.keys() == its.keys() and mine
+    out = {}
+    for file, tensors in mine.items():
+        assert tensors.keys() == its[file].keys()
+        for key, expected in tensors.items():
+            if expected.is_floating_point():
+                out[f"{file} {key}"] = ((its[file][key] - expected).norm() / expected.norm().clamp_min(1e-6)).item()
+    return out
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_parts_learn_what_whole_models_learn(found: dict[str, Path], name: str) -> None:
+    distances = far(found["whole"], found["four"], name)
+    assert max(distances.values()) <= 1e-3, distances
+    for row, other in zip(history(found["whole"], name), history(found["four"], name), strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("size", ["two", "four"])
+@pytest.mark.parametrize("name", KINDS)
+def test_parts_learn_what_one_process_learns(found: dict[str, Path], name: str, size: str) -> None:
+    assert max(far(found["one"], found[size], name).values()) <= 2e-3
+    alone, together = history(found["one"], name), history(found[size], name)
+    assert [row["step"] for row in together] == [row["step"] for row in alone] and together
+    for row, other in zip(alone, together, strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], rel=1e-3)
+
+
+def test_the_model_is_what_it_was_and_one_draws(found: dict[str, Path]) -> None:
+    assert not any((base / "changed").exists() for base in found.values())
+    drawn = [sorted(path.name for path in (base / "runs" / "plain").rglob("*.png")) for base in found.values()]
+    assert drawn[0] and all(one == drawn[0] for one in drawn)
+
+
+@pytest.mark.parametrize("how", ["killed", "fails"])
+def test_where_one_is_gone_all_end_and_what_was_learnt_is_kept(pictures: Path, tmp_path: Path, comfyui: object, how: str) -> None:
+    one = {**runs(2)[0], "stop": 6, "how": how, "preview": 0}
+    first, last = ended(begin(2, tmp_path, pictures, [one], shard=True))
+    assert last[0] == (9 if how == "killed" else 1) and first[0] == 1
+    assert "Another process of this training has ended" in first[1]
+    assert 0 < len(history(tmp_path, "plain")) < 2 * PICTURES and files(tmp_path, "plain")
+    assert not (tmp_path / "changed").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"offload_blocks": 0.5, "gradient_checkpointing": True}, "ConfigureLoRA.offload_blocks=0"), ({"compile": True}, "ConfigureLoRA.compile=false"),
+        ({"offload_activations": True}, "ConfigureLoRA.offload_activations=false"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(
+    changes: dict[str, Any], said: str, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_atelier.training.job.checks import check_sharding
+    from lora_atelier.training.performance.team import ALONE, Team
+
+    parted = replace(ALONE, size=2, blocks=object())
+    monkeypatch.setattr(Team, "way", "gloo")
+    t = tiny("sd15")
+    if t.model.device.type == "cpu":
+        check_sharding(t.model, recipe("any"), parted)
+    with pytest.raises(AtelierError, match=said):
+        check_sharding(t.model, recipe("any", **changes), parted)
+    check_sharding(t.model, recipe("any", **changes), ALONE)
+
+
+class Packed(Tensor):
+    """As packs for quantised files have it: numbers in a form of their own."""
+
+
+def test_packed_weights_and_other_ways_are_refused() -> None:
+    block = nn.Sequential(nn.Linear(4, 4))
+    block[0]._parameters["weight"] = torch.zeros(4, 4).as_subclass(Packed)  # type: ignore[assignment]
+    with pytest.raises(AtelierError, match=r"\(Packed\).*Load it in bf16"):
+        sharding.check([block], torch.device("cpu"), "gloo")
+    plain = nn.Sequential(nn.Linear(4, 4))
+    sharding.check([plain], torch.device("cpu"), "gloo")
+    sharding.check([plain], torch.device("cuda"), "nccl")
+    with pytest.raises(AtelierError, match="NCCL"):
+        sharding.check([plain], torch.device("cuda"), "gloo")
+    with pytest.raises(AtelierError, match="no blocks"):
+        sharding.check([], torch.device("cpu"), "gloo")
+
+
+def test_the_forecast_counts_a_part_and_what_is_gathered() -> None:
+    weights = memory.Weights((100, 200, 300, 400), 50)
+    asked = Thrift(4, 4, compiled=True).sharing(4)
+    assert weights.needed(asked) == 50 + 250 + 2 * 700
+    assert asked.away == () and not asked.compiled
+    device = torch.device("cuda")
+    least = asked.recomputing(frozenset(range(4)))
+    assert cheaper(asked.recomputing(frozenset(range(3))), device) == least
+    assert cheaper(least, device) is None, "no block goes to main memory"
+    blocks = tuple(memory.Block(100, 10, 1) for _ in range(4))
+    known = memory.Measured(weights, memory.Activations(blocks, 0, 0), ((2, 2),))
+    assert filled(known, TrainingConfig("any"), 1, asked, device, lambda need: False) == least
+    assert "of the 4 processes holds 2.5 GB of the 10 GB" in memory.shared(memory.Weights((10**10,), 0), asked)
+    assert "offload_blocks" not in memory.what_helps(TrainingConfig("any"), asked, 1, device)
+    assert "more processes" in memory.what_helps(TrainingConfig("any"), asked, 1, device)
