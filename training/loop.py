@@ -119,7 +119,7 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
                         if team.shards and loss is None:
                             steps.accompany(step)
                     if steps.shards is not None:
-                        team.check_alike(steps.shards.order)
+                        team.check_alike(steps.shards.asked())
                     complete = together.stop % width == 0 or together.stop == total
                     losses = team.added_up(flat.message, len(together), loss, complete)
                     factor = schedules.factor(config.optimizer, step // width, updates)

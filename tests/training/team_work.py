@@ -1,7 +1,7 @@
 """What each process of ``test_team`` does: trains a list of recipes on tiny models, alone or with the others.
 
 Started by path, with JSON: ``{"base": folder, "pictures": folder, "runs": [{"name", "model", "recipe", "stop"}, ...]}``. A run
-may have ``subset``, other settings of its pictures, and ``regularised``, which adds them once more to hold the model to what it was.
+may have ``subset``, other settings of its pictures, and ``regularised``: they come once more, to hold the model to what it was.
 """
 
 from __future__ import annotations

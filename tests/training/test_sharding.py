@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from lora_atelier.demo.train import Machines
+from lora_atelier.demo.workflow import WorkflowError
 from lora_atelier.training.config import (
     LengthConfig,
     LossConfig,
@@ -20,9 +22,11 @@ from lora_atelier.training.config import (
     to_dict,
 )
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.job.checks import check_sharding
 from lora_atelier.training.performance import memory, sharding
 from lora_atelier.training.performance.fallback import cheaper
 from lora_atelier.training.performance.filling import filled
+from lora_atelier.training.performance.team import ALONE, Team
 from lora_atelier.training.performance.thrift import Thrift
 from torch import Tensor, nn
 
@@ -45,6 +49,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def runs(size: int) -> list[dict[str, Any]]:
     return [{**kind, "name": name, "recipe": to_dict(named(size, kind["recipe"]))} for name, kind in KINDS.items()]
+
+
+ON_CPU = pytest.mark.cpu_only("on a GPU it takes one for each process")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +78,7 @@ def far(one: Path, other: Path, name: str) -> dict[str, float]:
     return out
 
 
+@ON_CPU
 @pytest.mark.parametrize("name", KINDS)
 def test_parts_learn_what_whole_models_learn(found: dict[str, Path], name: str) -> None:
     distances = far(found["whole"], found["four"], name)
@@ -79,6 +87,7 @@ def test_parts_learn_what_whole_models_learn(found: dict[str, Path], name: str) 
         assert other["loss"] == pytest.approx(row["loss"], rel=1e-5)
 
 
+@ON_CPU
 @pytest.mark.parametrize("size", ["two", "four"])
 @pytest.mark.parametrize("name", KINDS)
 def test_parts_learn_what_one_process_learns(found: dict[str, Path], name: str, size: str) -> None:
@@ -89,12 +98,14 @@ def test_parts_learn_what_one_process_learns(found: dict[str, Path], name: str, 
         assert other["loss"] == pytest.approx(row["loss"], rel=1e-3)
 
 
+@ON_CPU
 def test_the_model_is_what_it_was_and_one_draws(found: dict[str, Path]) -> None:
     assert not any((base / "changed").exists() for base in found.values())
     drawn = [sorted(path.name for path in (base / "runs" / "plain").rglob("*.png")) for base in found.values()]
     assert drawn[0] and all(one == drawn[0] for one in drawn)
 
 
+@ON_CPU
 @pytest.mark.parametrize("how", ["killed", "fails"])
 def test_where_one_is_gone_all_end_and_what_was_learnt_is_kept(pictures: Path, tmp_path: Path, comfyui: object, how: str) -> None:
     one = {**runs(2)[0], "stop": 6, "how": how, "preview": 0}
@@ -108,16 +119,14 @@ def test_where_one_is_gone_all_end_and_what_was_learnt_is_kept(pictures: Path, t
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"offload_blocks": 0.5, "gradient_checkpointing": True}, "ConfigureLoRA.offload_blocks=0"), ({"compile": True}, "ConfigureLoRA.compile=false"),
+        ({"offload_blocks": 0.5, "gradient_checkpointing": True}, "ConfigureLoRA.offload_blocks=0"),
+        ({"compile": True}, "ConfigureLoRA.compile=false"),
         ({"offload_activations": True}, "ConfigureLoRA.offload_activations=false"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together_is_refused(
     changes: dict[str, Any], said: str, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_atelier.training.job.checks import check_sharding
-    from lora_atelier.training.performance.team import ALONE, Team
-
     parted = replace(ALONE, size=2, blocks=object())
     monkeypatch.setattr(Team, "way", "gloo")
     t = tiny("sd15")
@@ -126,6 +135,12 @@ def test_what_does_not_go_together_is_refused(
     with pytest.raises(AtelierError, match=said):
         check_sharding(t.model, recipe("any", **changes), parted)
     check_sharding(t.model, recipe("any", **changes), ALONE)
+
+
+def test_one_process_has_nobody_to_share_with() -> None:
+    with pytest.raises(WorkflowError, match=r"--shard: one process.*--processes 2.*offload_blocks"):
+        Machines(shard=True)
+    assert Machines(2, shard=True).shard and Machines(1, 2, "a:1", shard=True).shard
 
 
 class Packed(Tensor):

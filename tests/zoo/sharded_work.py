@@ -5,6 +5,7 @@ Started by path, with JSON: ``{"cases": [{"name", "again", "stored", "held"}, ..
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
@@ -69,15 +70,16 @@ def of_case(case: dict[str, Any]) -> dict[str, Any]:
     whole_losses, whole = gradients(0.0)
     before = marks(network)
     divided_losses, divided = gradients(shards)
-    order = us.most([shards.order, -shards.order])
+    asked = shards.asked()
+    order = us.most([asked, -asked])
     sizes = Weights.of(blocks, model.weights())
     thrift = Thrift(len(blocks), len(blocks), eight_bits=case.get("held") is not None).sharing(us.size)
     return {
         "far": ((whole - divided).norm() / whole.norm()).item(), "equal": torch.equal(whole, divided),
         "moved": whole.norm().item(), "losses": [whole_losses, divided_losses],
         "as_it_was": before == marks(network) and others == sums(network),
-        "held": held[-1], "after": shards.held, "blocks": sum(sizes.held_sizes(thrift)), "tensors": tensors(blocks),
-        "alike": order[0] == -order[1], "asked": shards.order != 0,
+        "held": held[-1], "after": shards.held, "left": left(), "blocks": sum(sizes.held_sizes(thrift)),
+        "alike": order[0] == -order[1], "asked": asked != 0,
     }  # fmt: skip
 
 
@@ -100,9 +102,14 @@ def sums(network: Any) -> list[tuple[str, int]]:
         return [(name, hash(t.view(torch.uint8).numpy().tobytes())) for name, t in tensors if t.numel()]
 
 
-def tensors(blocks: Any) -> int:
-    """How many there are in the blocks, and bytes of buffers."""
-    return sum(1 for block in blocks for _ in (*block.parameters(), *block.buffers()))
+def left() -> int:
+    """What FSDP was given and is still there."""
+    from lora_atelier.training.performance import sharding
+
+    return sum(
+        type(one).__name__.endswith(("_Part", "_Whole")) and isinstance(one, (sharding._Part, sharding._Whole))
+        for one in gc.get_objects()
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 from lora_atelier.demo.server import free_port
 from lora_atelier.training.performance.team import MARK, SHARD
 
+pytestmark = pytest.mark.cpu_only("on a GPU it takes one for each process")
 WORK = Path(__file__).with_name("sharded_work.py")
 CASES: dict[int, list[dict[str, Any]]] = {
     2: [
@@ -73,6 +74,6 @@ def test_each_holds_its_part_and_the_model_is_as_it_was(
 ) -> None:
     size, number = one
     for mine in found[size][number]:
-        assert mine["as_it_was"] and mine["after"] == 0
+        assert mine["as_it_was"] and mine["after"] == mine["left"] == 0
         # What does not go into equal parts is a row more for some.
         assert mine["blocks"] / size * 0.9 <= mine["held"] <= mine["blocks"] / size * 1.1

@@ -11,6 +11,7 @@ All processes must ask for the same blocks in the same order, since each gives i
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +40,8 @@ def check(blocks: Sequence[nn.Module], device: torch.device, way: str) -> None:
             f"--shard: weights go from {device.type} to {device.type} between these processes by {way}, which cannot carry them. "
             "It takes an NVIDIA or AMD GPU for each process and a torch with NCCL, or the CPU alone; train without --shard."
         )
+    if _of_torch() is None:
+        raise AtelierError(f"--shard: torch {torch.__version__} has no fully_shard; 2.6 brought it. Train without --shard.")
     if not blocks:
         raise AtelierError("--shard: this model has no blocks that could be divided. Train it without --shard.")
     packed = next((tensor for *_, tensor in places_of(_modules(blocks)) if not is_plain(tensor)), None)
@@ -50,6 +53,15 @@ def check(blocks: Sequence[nn.Module], device: torch.device, way: str) -> None:
         )
 
 
+def _of_torch() -> Any:
+    """FSDP2's function; None where this torch has none."""
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:
+        return None
+    return fully_shard
+
+
 class Shards:
     """The parts of a model's blocks that this process holds, among those of ``group`` (torch's)."""
 
@@ -58,8 +70,12 @@ class Shards:
         self._mesh: Any = None
         self.held = 0
         """Bytes of the parts that are on the device now."""
-        self.order = 0
-        """A number that is equal in processes which have asked for the same blocks in the same order."""
+        self._order = 0
+
+    def asked(self) -> int:
+        """A number that is equal in processes which have asked for the same blocks in the same order since the last time."""
+        order, self._order = self._order, 0
+        return order
 
     @contextmanager
     def on(self, network: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
@@ -67,9 +83,17 @@ class Shards:
 
         Nothing is sent before the network is asked. What else the network has is to be on the device already.
         """
-        from torch.distributed.device_mesh import DeviceMesh
-        from torch.distributed.fsdp import fully_shard
+        try:
+            with self._divided(network, blocks, device):
+                yield
+        finally:
+            gc.collect()  # FSDP's objects know each other, and the device is wanted for something else next
 
+    @contextmanager
+    def _divided(self, network: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+        from torch.distributed.device_mesh import DeviceMesh
+
+        fully_shard = _of_torch()
         if self._mesh is None:
             self._mesh = DeviceMesh.from_group(self._group, device.type)
         parts = []
@@ -80,7 +104,7 @@ class Shards:
             parts.append(part)
         whole = _Whole(parts)
         fully_shard(whole, mesh=self._mesh, reshard_after_forward=True)
-        self.held, self.order = sum(part.held() for part in parts), 0
+        self.held = sum(part.held() for part in parts)
         numbered = {block: (number, part) for number, (block, part) in enumerate(zip(blocks, parts, strict=True))}
 
         def around(block: nn.Module, forward: Callable[..., object]) -> Callable[..., object]:
@@ -88,7 +112,7 @@ class Shards:
 
             def run(*args: object, **kwargs: object) -> object:
                 if not _goes_back():  # there, each process computes twice what it has no room for
-                    self.order = (31 * self.order + 2 * number + torch.is_grad_enabled() + 1) % LOOKS_AT
+                    self._order = (31 * self._order + 2 * number + torch.is_grad_enabled() + 1) % LOOKS_AT
                 call = _Call(forward, args, kwargs)
                 return part(call.tensors(), call)
 
@@ -167,7 +191,8 @@ class _Part(nn.Module):
     def held(self) -> int:
         """Bytes of it here, between two passes."""
         of: Any = self.parameters()
-        return sum(one.to_local().nbytes for one in of) + sum(tensor.nbytes for tensor in self._beside.values())
+        bytes_of_parts: int = sum(one.to_local().nbytes for one in of)
+        return bytes_of_parts + sum(tensor.nbytes for tensor in self._beside.values())
 
     def forward(self, tensors: Sequence[Tensor], call: _Call) -> object:
         here = [self._beside[name] if name in self._beside else self.get_parameter(name) for name in self._names]
