@@ -82,7 +82,8 @@ def far(one: Path, other: Path, name: str) -> dict[str, float]:
 @pytest.mark.parametrize("name", KINDS)
 def test_parts_learn_what_whole_models_learn(found: dict[str, Path], name: str) -> None:
     distances = far(found["whole"], found["four"], name)
-    assert max(distances.values()) <= 1e-3, distances
+    # AdamW makes of a rounding of a UNet's gradient a step of the full rate where the gradient is next to nothing.
+    assert max(distances.values()) <= (0.0 if KINDS[name]["model"] == "sd3" else 1e-3), distances
     for row, other in zip(history(found["whole"], name), history(found["four"], name), strict=True):
         assert other["loss"] == pytest.approx(row["loss"], rel=1e-5)
 

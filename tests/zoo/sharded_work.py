@@ -62,6 +62,7 @@ def of_case(case: dict[str, Any]) -> dict[str, Any]:
                 loss.backward()
                 flat.collect()
                 losses.append(loss.item())
+                del loss  # and its graph, as in the loop
                 with torch.no_grad():
                     losses.append(one_loss(animal, [number]).item())
         return losses, flat.gradient.clone()

@@ -63,8 +63,9 @@ def test_the_gradient_is_that_of_the_whole_model(found: dict[int, list[list[dict
     size, number = one
     for mine in found[size][number]:
         whole, divided = mine["losses"]
-        assert divided == pytest.approx(whole, rel=1e-5) and mine["moved"] > 0
-        assert mine["far"] <= 1e-5
+        assert divided == pytest.approx(whole, rel=1e-6) and mine["moved"] > 0
+        # A UNet's skips: what a block's input is used for there is added to its gradient before or after the block's own part.
+        assert mine["far"] <= (1e-6 if CASES[size][number]["name"] in ("SD 1.5", "SDXL") else 0.0)
         assert mine["asked"] and mine["alike"]
 
 

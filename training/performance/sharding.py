@@ -114,7 +114,7 @@ class Shards:
                 if not _goes_back():  # there, each process computes twice what it has no room for
                     self._order = (31 * self._order + 2 * number + torch.is_grad_enabled() + 1) % LOOKS_AT
                 call = _Call(forward, args, kwargs)
-                return part(call.tensors(), call)
+                return part(call.first(), call)
 
             return run
 
@@ -129,29 +129,38 @@ class Shards:
 
 
 class _Call:
-    """A call whose tensors are told apart from the rest, which FSDP does not look into: it would copy dictionaries that blocks
-    change."""
+    """A call of which FSDP sees one tensor alone: it would copy dictionaries that blocks change.
+
+    It tells by that tensor's gradient that the block's backward pass is over, which goes back to the block's beginning last.
+    Seeing others too, it would add up the gradients of those that all blocks share (a level, a text) in another order.
+    """
 
     def __init__(self, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]):
         self._forward, self._args, self._kwargs = forward, args, kwargs
 
-    def tensors(self) -> list[Tensor]:
+    def first(self) -> Tensor | None:
+        """The first one that carries a gradient."""
         found: list[Tensor] = []
 
         def note(tensor: Tensor) -> Tensor:
-            found.append(tensor)
+            if tensor.requires_grad:
+                found.append(tensor)
             return tensor
 
         for value in (*self._args, *self._kwargs.values()):
             _replaced(value, note)
-        return found
+        return found[0] if found else None
 
-    def __call__(self, tensors: Sequence[Tensor] | None = None) -> object:
-        if tensors is None:
+    def __call__(self, seen: Tensor | None = None) -> object:
+        first = self.first() if seen is not None else None
+        if seen is None or first is None:
             return self._forward(*self._args, **self._kwargs)
-        others = iter(tensors)
-        args = [_replaced(value, lambda _: next(others)) for value in self._args]
-        return self._forward(*args, **{name: _replaced(value, lambda _: next(others)) for name, value in self._kwargs.items()})
+
+        def with_hook(tensor: Tensor) -> Tensor:
+            return seen if tensor is first else tensor
+
+        args = [_replaced(value, with_hook) for value in self._args]
+        return self._forward(*args, **{name: _replaced(value, with_hook) for name, value in self._kwargs.items()})
 
 
 def _replaced(value: object, other: Callable[[Tensor], Tensor]) -> object:
@@ -194,11 +203,11 @@ class _Part(nn.Module):
         bytes_of_parts: int = sum(one.to_local().nbytes for one in of)
         return bytes_of_parts + sum(tensor.nbytes for tensor in self._beside.values())
 
-    def forward(self, tensors: Sequence[Tensor], call: _Call) -> object:
+    def forward(self, seen: Tensor | None, call: _Call) -> object:
         here = [self._beside[name] if name in self._beside else self.get_parameter(name) for name in self._names]
         with lent(self._places, here):
             del here
-            return _replaced(call(tensors), _own)
+            return _replaced(call(seen), _own)
 
 
 def _own(answer: Tensor) -> Tensor:
