@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +24,13 @@ from lora_atelier.training.config import (
 )
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.job.checks import check_sharding
+from lora_atelier.training.network.adapter import Adapter
 from lora_atelier.training.performance import memory, sharding
 from lora_atelier.training.performance.fallback import cheaper
 from lora_atelier.training.performance.filling import filled
 from lora_atelier.training.performance.team import ALONE, Team
 from lora_atelier.training.performance.thrift import Thrift
+from lora_atelier.training.step import Passes, StepInputs, loss_of, noised, passes_of
 from torch import Tensor, nn
 
 from .test_team import PICTURES, begin, ended, files, history, named, pictures, recipe
@@ -142,6 +145,38 @@ def test_one_process_has_nobody_to_share_with() -> None:
     with pytest.raises(WorkflowError, match=r"--shard: one process.*--processes 2.*offload_blocks"):
         Machines(shard=True)
     assert Machines(2, shard=True).shard and Machines(1, 2, "a:1", shard=True).shard
+
+
+def test_idle_passes_change_no_number(tiny: Any) -> None:
+    t = tiny("sd15")
+    model = t.model
+    layers = {name: layer for name, layer in model.layers().items() if name.endswith(("to_q", "to_v"))}
+    adapter = Adapter.fresh(layers, NetworkConfig(rank=2, alpha=1.0), 3).to(model.device)
+    for branch in adapter.branches.values():
+        nn.init.ones_(branch.up)
+    x, e = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(model.device)
+    texts = [{name: value.to(model.device) for name, value in t.conditioning(i).items()} for i in range(2)]
+    session: Any = SimpleNamespace(model=model, adapter=adapter, config=SimpleNamespace(loss=LossConfig()))
+    found, passes = [], 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    handle = model.base.diffusion_model.register_forward_hook(count)
+    try:
+        with model.hold(), adapter.attached(layers):
+            asked = noised(model, x, torch.tensor([1.0, 2.0], device=model.device), e, texts, [{}, {}])
+            numbers = torch.tensor([0.0, 1.0, 1.0], device=model.device)
+            inputs = StepInputs(asked, None, numbers, None, False, None, None)
+            assert passes_of(session, inputs) == Passes(0, len(asked.given), 0, 0)
+            for most in (None, Passes(0, len(asked.given) + 2, 1, 2)):
+                loss = loss_of(session, replace(inputs, passes=most))
+                found.append([loss.detach(), *torch.autograd.grad(loss, [*adapter.parameters()])])
+    finally:
+        handle.remove()
+    assert passes == 2 * len(asked.given) + 5 and found[0][-1].abs().max() > 0
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 class Packed(Tensor):
