@@ -5,6 +5,7 @@ The processes are real ones, and talk by gloo.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lora_atelier.demo.train import Machines
 from lora_atelier.demo.workflow import WorkflowError
 from lora_atelier.training.config import (
@@ -177,6 +179,39 @@ def test_idle_passes_change_no_number(tiny: Any) -> None:
         handle.remove()
     assert passes == 2 * len(asked.given) + 5 and found[0][-1].abs().max() > 0
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.fixture
+def alone_in_a_group() -> Iterator[Any]:
+    """torch's group of this process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield dist.new_group(backend="gloo")
+    finally:
+        dist.destroy_process_group()
+
+
+@ON_CPU
+def test_a_part_that_is_everything_computes_the_same_and_leaves_nothing(tiny: Any, alone_in_a_group: Any) -> None:
+    t = tiny("sd3")
+    network = t.model.base.diffusion_model
+    layers = {name: layer for name, layer in t.model.layers().items() if name.endswith("qkv")}
+    adapter = Adapter.fresh(layers, NetworkConfig(rank=2, alpha=1.0), 3)
+    x, e = torch.randn(2, 1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    shards, found, held = sharding.Shards(alone_in_a_group), [], []
+    kinds = []  # as the host leaves them, which notes what it has loaded
+    for way in (0.0, shards):
+        with t.model.hold(offload=way), adapter.attached(layers):
+            asked = noised(t.model, x, torch.tensor([0.5]), e, [t.conditioning(0)], [{}])
+            answer = t.model.answer(asked.x, asked.sigma, asked.given)
+            found.append([answer.detach(), *torch.autograd.grad(answer.square().mean(), [*adapter.parameters()])])
+            held.append(shards.held)
+            del answer
+        kinds.append([(type(module), sorted(vars(module))) for module in network.modules()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert held == [0, sum(memory.Weights.of(t.model.blocks(), ()).blocks)]
+    assert shards.held == 0 and shards.asked() != 0 and shards.asked() == 0
+    assert kinds[0] == kinds[1]
 
 
 class Packed(Tensor):
