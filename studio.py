@@ -503,6 +503,9 @@ def arguments_of(line: Sequence[str] | None) -> tuple[argparse.Namespace, list[s
             command.add_argument("--nodes", type=int, default=1, metavar="M", help="on so many machines, which all run this")
             command.add_argument("--rendezvous", default="", metavar="HOST:PORT", help="where they meet: a port of the first one")
             command.add_argument(
+                "--shard", action="store_true", help="each process holds a part of the model, for models larger than a card"
+            )
+            command.add_argument(
                 "--everything", action="store_true", help="run every node, not only those before the training and grid"
             )
         if name in ("demo", "train"):
@@ -533,7 +536,7 @@ def main(line: Sequence[str] | None = None) -> int:
         if arguments.command == "train":
             return train.train(
                 place.server(), arguments.workflow, arguments.settings, arguments.everything, arguments.json,
-                train.Machines(arguments.processes, arguments.nodes, arguments.rendezvous),
+                train.Machines(arguments.processes, arguments.nodes, arguments.rendezvous, arguments.shard),
             )  # fmt: skip
         if arguments.command == "serve":
             return run.serve(place.server(run.port_or_free(arguments.port, say)), say)

@@ -16,6 +16,7 @@ from .server import Server
 from .workflow import WorkflowError
 
 TEAM = "LORA_ATELIER_TEAM"  # by which the trainer knows that the processes around it are its own
+SHARD = "LORA_ATELIER_SHARD"  # whether each of them shall hold a part of the model only
 HEADLESS = Path(__file__).with_name("headless.py")
 
 
@@ -28,6 +29,8 @@ class Machines:
     nodes: int = 1
     rendezvous: str = ""
     """``host:port`` of the machine that leads, which the others can reach; only for several."""
+    shard: bool = False
+    """Whether each process holds a part of the model's blocks."""
 
     def __post_init__(self) -> None:
         if self.processes < 1 or self.nodes < 1:
@@ -35,6 +38,11 @@ class Machines:
         if self.nodes > 1 and not self.rendezvous:
             raise WorkflowError(
                 "--nodes: say where the machines meet, with --rendezvous HOST:PORT of the first one, on each of them"
+            )
+        if self.shard and self.processes * self.nodes == 1:
+            raise WorkflowError(
+                "--shard: one process has nobody to share the model with; add --processes 2 or more, with a GPU each, or set "
+                "offload_blocks, which keeps a part of the model in main memory"
             )
 
     def check(self, gpus: int) -> None:
@@ -81,7 +89,11 @@ def train(
     variables = server.variables()
     if several:
         threads = max(1, (os.cpu_count() or 1) // machines.processes)
-        variables |= {TEAM: "1", "OMP_NUM_THREADS": variables.get("OMP_NUM_THREADS", str(threads))}
+        variables |= {
+            TEAM: "1",
+            SHARD: str(int(machines.shard)),
+            "OMP_NUM_THREADS": variables.get("OMP_NUM_THREADS", str(threads)),
+        }
     stopped = False
 
     def stop(number: int, _: object) -> None:

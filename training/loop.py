@@ -87,7 +87,16 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
                 found.append(loss.detach())
         return reduce(operator.add, found)
 
-    steps = StepContext(session, learn_from, callbacks.warn, callbacks.cancelled)
+    def ready() -> None:
+        callbacks.check()
+        steps.acquire()
+
+    def together_ready() -> None:
+        """All processes that need each other for every pass are there, or all leave."""
+        with team.together(callbacks.cancelled, callbacks.check):
+            ready()
+
+    steps = StepContext(session, learn_from, callbacks.warn, callbacks.cancelled, team)
     drawing = False
     try:
         if state is None and callbacks.sample is not None:  # what the prompts give before anything is learnt
@@ -101,10 +110,16 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
                 pause, commands = step if due else next_pause(step, config, plan, total), frozenset[str]()
                 while step < pause:
                     together = team.round(step, pause, width)
-                    with team.together(callbacks.cancelled, callbacks.check):
-                        callbacks.check()
-                        steps.acquire()
+                    if team.shards:
+                        together_ready()
+                    with team.together(callbacks.cancelled, callbacks.check, team.shards):
+                        if not team.shards:
+                            ready()
                         loss = steps.run(step + team.rank) if step + team.rank in together else None
+                        if team.shards and loss is None:
+                            steps.accompany(step)
+                    if steps.shards is not None:
+                        team.check_alike(steps.shards.asked())
                     complete = together.stop % width == 0 or together.stop == total
                     losses = team.added_up(flat.message, len(together), loss, complete)
                     factor = schedules.factor(config.optimizer, step // width, updates)
@@ -141,7 +156,12 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
                 due, enough = True, False
                 epoch, epoch_ends = plan.epoch_of(step - 1) + 1, step % plan.steps_per_epoch == 0 or step == total
                 with best_weights():
-                    if team.leads and epoch_ends and measures(config, plan):
+                    if team.shards and epoch_ends and measures(config, plan):  # all, since each needs the others' parts
+                        together_ready()
+                        with team.together(callbacks.cancelled, callbacks.check, needing=True):
+                            validation = validate(session, epoch, together_ready)
+                        enough = team.leads and recorder.judged(validation, step)
+                    elif team.leads and epoch_ends and measures(config, plan):
                         steps.acquire()
                         validation = validate(session, epoch, callbacks.check)
                         enough = recorder.judged(validation, step)

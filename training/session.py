@@ -40,12 +40,14 @@ class Session:
     """What the run will need, where it has been measured."""
     pass_seconds: float | None = None
     """A forward pass of one picture, where it has been timed."""
+    shards: int = 1
+    """So many processes hold a part each of the model's blocks."""
 
     def __post_init__(self) -> None:
         if self.thrift is None:
             blocks = self.model.blocks()
             asked = Thrift.asked(self.config, len(self.blocks()), len(blocks), self.model.device)
-            object.__setattr__(self, "thrift", asked)
+            object.__setattr__(self, "thrift", asked.sharing(self.shards) if self.shards > 1 else asked)
 
     @property
     def total_steps(self) -> int:

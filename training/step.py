@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +59,17 @@ class SliderInputs:
     guidance: float
 
 
+class Passes(NamedTuple):
+    """Passes of the network in a step, in this order; all but the first ones for each direction."""
+
+    ends: int
+    """Without a gradient, for what a slider is learnt from."""
+    asked: int
+    before: int
+    """Without a gradient, for what the model answered before training."""
+    held: int
+
+
 @dataclass(frozen=True)
 class StepInputs:
     """All that a step's loss and gradient depend on but for the weights; tensors are on the model's device."""
@@ -76,6 +88,8 @@ class StepInputs:
     untrained: list[Together] | None
     """What it is given for its answer before training, where a text encoder that learns has changed the rest; else None."""
     slider: SliderInputs | None = None
+    passes: Passes | None = None
+    """As many as any process's step has, where these work in step: what comes on top changes no number."""
 
     @property
     def parts(self) -> Tensor:
@@ -178,6 +192,36 @@ def _slider(
     return SliderInputs(None, None, before, slider.guidance)
 
 
+def passes_of(session: Session, inputs: StepInputs) -> Passes:
+    """How often the network is gone through in a step, by its inputs; it goes through those that are not alike one by one."""
+    config, slider, asked = session.config.loss, inputs.slider, len(inputs.noised.given)
+    ends, before, held = 0, 0, 0
+    if slider is not None and slider.before is not None:
+        asked = max(asked, len(slider.before.given))
+    elif slider is not None:
+        ends = asked + len(slider.positive or []) + len(slider.negative or [])
+    if _holds_at_its_captions(inputs, config) or _holds_outside(inputs.mask, config):
+        before = len(inputs.untrained or inputs.noised.given)
+    if config.preservation and inputs.held is not None:
+        held = len(inputs.held)
+    return Passes(ends, asked, before + held, held)
+
+
+def _idly(session: Session, asked: Noised, count: int, learning: bool) -> Tensor | float:
+    """0, after so many more passes of the network; its gradient is 0 too."""
+    if count <= 0:
+        return 0.0
+    model, (members, conditions) = session.model, (asked.given[0].members, asked.given[0].conditions)
+    x, sigma = torch.stack([asked.x[i] for i in members]), torch.stack([asked.sigma[i] for i in members])
+    alone = [Together(tuple(range(len(members))), conditions)]
+    if not learning:
+        for _ in range(count):
+            base_prediction(model, session.adapter, x, sigma, alone)
+        return 0.0
+    answers = [model.answer(x, sigma, alone).sum() for _ in range(count)]
+    return 0.0 * torch.stack(answers).sum()
+
+
 def directions(session: Session, inputs: StepInputs) -> Generator[StepInputs, None, None]:
     """The inputs of each loss of a step, one at a time: of a slider one for each direction, of all else the inputs themselves.
 
@@ -195,10 +239,17 @@ def directions(session: Session, inputs: StepInputs) -> Generator[StepInputs, No
         model, adapter = session.model, session.adapter
         sides = (asked.given, slider.positive or [], slider.negative or [])
         before, positive, negative = (base_prediction(model, adapter, asked.x, asked.sigma, side) for side in sides)
+        if inputs.passes is not None:
+            _idly(session, asked, inputs.passes.ends - sum(map(len, sides)), learning=False)
         for way in WAYS:
             target = slider_target(way, before, positive, negative, slider.guidance)
             with adapter.at(way):
                 yield replace(inputs, noised=replace(asked, target=target))
+
+
+def _holds_at_its_captions(inputs: StepInputs, config: LossConfig) -> bool:
+    """Whether the model is only held to what it answered before training, at the batch's own captions."""
+    return bool(config.preservation) and inputs.held is None and inputs.regularises
 
 
 def _holds_outside(mask: Tensor | None, config: LossConfig) -> bool:
@@ -212,22 +263,32 @@ def loss_of(session: Session, inputs: StepInputs) -> Tensor:
     Nothing in it is random, waits for the device, or comes from main memory.
     """
     model, adapter, config = session.model, session.adapter, session.config.loss
-    asked = inputs.noised
+    asked, most = inputs.noised, inputs.passes
     adapter.drop(inputs.drops)
     prediction = answer(model, asked)
+    idle = _idly(session, asked, most.asked - len(asked.given), learning=True) if most else 0.0
     strength = config.preservation
     floor, weight, _ = inputs.numbers.unbind()
-    given, before = inputs.untrained or asked.given, None
-    if strength and inputs.held is None and inputs.regularises:
-        before = base_prediction(model, adapter, asked.x, asked.sigma, given)
-        return weight * preservation_loss(prediction, before)
-    if _holds_outside(inputs.mask, config):
-        before = base_prediction(model, adapter, asked.x, asked.sigma, given)
-    loss = losses.batch_loss(prediction, asked.target, inputs.mask, floor, weight, model.prediction, asked.sigma, config, before)
-    if strength and inputs.held is not None:
-        before = base_prediction(model, adapter, asked.x, asked.sigma, inputs.held)
-        after = model.answer(asked.x, asked.sigma, inputs.held)
+    given, before, gone = inputs.untrained or asked.given, None, 0
+    only_held = _holds_at_its_captions(inputs, config)
+    if only_held or _holds_outside(inputs.mask, config):
+        before, gone = base_prediction(model, adapter, asked.x, asked.sigma, given), len(given)
+    if only_held and before is not None:
+        loss = weight * preservation_loss(prediction, before)
+    else:
+        loss = losses.batch_loss(
+            prediction, asked.target, inputs.mask, floor, weight, model.prediction, asked.sigma, config, before
+        )  # fmt: skip
+    held = inputs.held if strength else None
+    if held is not None:
+        before, gone = base_prediction(model, adapter, asked.x, asked.sigma, held), gone + len(held)
+    if most:
+        _idly(session, asked, most.before - gone, learning=False)
+    if held is not None and before is not None:
+        after = model.answer(asked.x, asked.sigma, held)
         loss = loss + strength * preservation_loss(after, before)
+    if most:
+        return loss + idle + _idly(session, asked, most.held - len(held or ()), learning=True)
     return loss
 
 

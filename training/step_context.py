@@ -10,6 +10,7 @@ import gc
 import traceback
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -23,10 +24,12 @@ from .performance.compiling import Compiled
 from .performance.fallback import cheaper
 from .performance.filling import order_of, paced
 from .performance.recording import recorder_for
+from .performance.sharding import Shards
 from .performance.step_graphs import StepGraphs
+from .performance.team import ALONE, Team
 from .performance.thrift import Thrift, difference
 from .session import Session
-from .step import StepInputs, commonest_forms, form_of, prepare
+from .step import Passes, StepInputs, commonest_forms, form_of, passes_of, prepare
 from .tensors.transfer import give_back_pinned
 
 AT_LEAST = 12
@@ -39,13 +42,22 @@ Learn = Callable[[StepInputs], Tensor]
 class StepContext:
     """``thrift`` is what is done for less memory now; ``say`` hears of changes, ``cancelled`` tells a cancel apart.
 
-    ``learn`` gives the loss for a step's inputs and adds its gradient to the adapter's.
+    ``learn`` gives the loss for a step's inputs and adds its gradient to the adapter's. Where the processes of ``team`` hold a
+    part of the model's blocks each, all do the same passes of the network at once.
     """
 
-    def __init__(self, session: Session, learn: Learn, say: Callable[[str], None], cancelled: Callable[[BaseException], bool]):
+    def __init__(
+        self,
+        session: Session,
+        learn: Learn,
+        say: Callable[[str], None],
+        cancelled: Callable[[BaseException], bool],
+        team: Team = ALONE,
+    ):
         model = session.model
         self.thrift = session.thrift
-        self._session, self._learn, self._say = session, learn, say
+        self._session, self._learn, self._say, self._team = session, learn, say, team
+        self.shards = Shards(team.blocks) if self.thrift.shards > 1 else None
         self._alone = not can_offload(model.device)
         """Whether everything else has been put aside already, as far as there is another place for it."""
         self._traffic = Traffic(self.thrift.away, say)
@@ -106,7 +118,7 @@ class StepContext:
                     graphs.give_up("there is no memory for making one")
                 return loss
             except Exception as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or self.shards is not None:  # the others would not do it once more
                     raise
                 recorded = graphs is not None and len(graphs) > 0
                 # A recording is proved beside an ordinary step, which may have memory enough by itself.
@@ -133,6 +145,12 @@ class StepContext:
             session.model.leave_room(None)
             self.acquire()
 
+    def accompany(self, step: int) -> None:
+        """What ``run`` does, for processes that need this one's part of the weights while it has no step of its own."""
+        kept = self._flat.kept()
+        self.run(step)
+        self._flat.restore(kept)
+
     def _done(self, step: int, batch: Batch, unrecorded: bool) -> Tensor:
         """The step, replayed where it is recorded, unless it shall be ``unrecorded``."""
         session, graphs, compiled = self._session, self._graphs, self._compiled
@@ -140,10 +158,10 @@ class StepContext:
 
             def whole() -> Tensor:
                 self._flat.begin()
-                return self._learn(prepare(session, batch, step))
+                return self._learn(self._alike(prepare(session, batch, step)))
 
             return compiled.run(whole, self._flat)
-        inputs = prepare(session, batch, step)
+        inputs = self._alike(prepare(session, batch, step))
         if graphs is None or not graphs.active or unrecorded:
             return self._plain(inputs)
         if compiled.active and (form := form_of(session, batch)) not in self._settled:
@@ -152,6 +170,12 @@ class StepContext:
                 self._settled.add(form)
             return loss
         return graphs.run(inputs, lambda: form_of(session, batch), self._plain, watched=not compiled.active)
+
+    def _alike(self, inputs: StepInputs) -> StepInputs:
+        """``inputs`` with as many passes of the network as any process's step has."""
+        if self.shards is None:
+            return inputs
+        return replace(inputs, passes=Passes(*self._team.most(passes_of(self._session, inputs))))
 
     def _plain(self, inputs: StepInputs) -> Tensor:
         """The step, one operation after the other."""
@@ -167,9 +191,9 @@ class StepContext:
             self.thrift = paced(session.forecast, self.thrift, self._traffic.pace)
         thrift = self.thrift
         self._traffic.away = thrift.away
-        enter(session.model.hold(session.text, offload=self._traffic))
+        enter(session.model.hold(session.text, offload=self._traffic if self.shards is None else self.shards))
         # What lies between two blocks is there for both, unless one's weights are away or its inputs are copies.
-        enter(session.adapter.attached(session.layers, not (thrift.away or thrift.recomputed)))
+        enter(session.adapter.attached(session.layers, not (thrift.away or thrift.recomputed or thrift.shards > 1)))
         if thrift.compiled:
             enter(self._compiled.on())
         if thrift.recomputed:
@@ -186,6 +210,8 @@ def moving(session: Session, thrift: Thrift) -> str | None:
     """Why steps of this run, with ``thrift`` for its memory, cannot be recorded; None if nothing is known against it."""
     if session.text is not None:
         return "the text encoder learns as well and reads other captions in every step"
+    if thrift.shards > 1:
+        return "each process holds a part of the model, and the weights come from the others in every step"
     if thrift.away:
         return "offload_blocks brings and takes away weights in every step"
     if thrift.activations_away:

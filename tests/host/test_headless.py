@@ -24,18 +24,18 @@ sys.modules["lora_atelier"] = package
 from lora_atelier.demo import train
 from lora_atelier.demo.server import Server
 python, comfyui, base, workflow, settings = json.loads(sys.argv[2])
-machines = train.Machines(int(sys.argv[3]))
+machines = train.Machines(int(sys.argv[3]), shard=sys.argv[4] == "1")
 sys.exit(train.train(Server(python, Path(comfyui), Path(base), cpu=True), Path(workflow), settings, False, True, machines))
 """
 
 
-def begin(host: support.Host, file: Path, *settings: str, processes: int = 1) -> subprocess.Popen[str]:
+def begin(host: support.Host, file: Path, *settings: str, processes: int = 1, shard: bool = False) -> subprocess.Popen[str]:
     """``studio.py train`` as far as it is not set-up."""
     own: Server = host.server
     told = json.dumps([own.python, str(own.comfyui), str(own.base), str(file), settings])
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(support.ROOT), told, str(processes)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
+        [sys.executable, "-c", RUN, str(support.ROOT), told, str(processes), str(int(shard))], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -123,3 +123,18 @@ def test_two_processes_train_what_one_trains_and_a_signal_keeps_it(host: support
     assert code == 130, said
     assert len(list((host.loras / "lora-atelier" / name).glob("*.safetensors"))) == 1
     assert_no_step_is_missing(host, name)
+
+
+def test_two_processes_that_hold_a_part_of_the_model_each_are_stopped_by_a_signal(host: support.Host, tmp_path: Path) -> None:
+    name = "by-parts-stopped"
+    graph, _ = endless(host, name, save_every=400)
+    file = exported(graph.prompt, tmp_path)
+    process = begin(host, file, processes=2, shard=True)
+    wait_for(lambda: len(history(host, name)) >= 4)
+    process.send_signal(signal.SIGTERM)
+    code, said, _ = ended(process)
+    assert code == 130 and "--shard: each of the 2 processes holds" in said, said
+    assert len(list((host.loras / "lora-atelier" / name).glob("*.safetensors"))) == 1
+    assert_no_step_is_missing(host, name)
+    code, said, result = ended(begin(host, file, "ConfigureLoRA.compile=true", processes=2, shard=True))
+    assert code == 1 and "--set ConfigureLoRA.compile=false" in result["error"], said

@@ -1,6 +1,7 @@
 """What each process of ``test_team`` does: trains a list of recipes on tiny models, alone or with the others.
 
-Started by path, with JSON: ``{"base": folder, "pictures": folder, "runs": [{"name", "model", "recipe", "stop"}, ...]}``.
+Started by path, with JSON: ``{"base": folder, "pictures": folder, "runs": [{"name", "model", "recipe", "stop"}, ...]}``. A run
+may have ``subset``, other settings of its pictures, and ``regularised``: they come once more, to hold the model to what it was.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ def work(told: dict[str, Any]) -> None:
     base = Path(told["base"])
     for name in ("runs", "loras", "cache"):
         setattr(host, f"{name}_folder", lambda name=name: base / name)
-    config = SubsetConfig("input/pictures", resolution=64, batch_size=1, bucket_step=32)
-    dataset = Dataset(scan.scan(Path(told["pictures"]), config))
+    usual: dict[str, Any] = {"resolution": 64, "batch_size": 1, "bucket_step": 32}
+
+    def pictures(**changes: Any) -> Dataset:
+        return Dataset(scan.scan(Path(told["pictures"]), SubsetConfig("input/pictures", **{**usual, **changes})))
+
     models: dict[str, Any] = {}
     for one in told["runs"]:
         if one["model"] not in models:
@@ -36,8 +40,31 @@ def work(told: dict[str, Any]) -> None:
         preview = job.Preview("", "", one.get("preview", 0), 1.0, "euler", "normal", 0)
         if one.get("stop") and team().rank == team().size - 1:
             stop_at(host, one["stop"], one.get("how", "killed"))
-        with torch.inference_mode():
-            job.run_training(t.model, t.text, t.codec, dataset, recipe, preview=preview, graph={})
+        dataset = pictures(**one.get("subset", {}))
+        if one.get("regularised"):
+            dataset += pictures(role="regularisation", repeats=1)
+        before = traces(t.model.base.diffusion_model)
+        try:
+            with torch.inference_mode():
+                job.run_training(t.model, t.text, t.codec, dataset, recipe, preview=preview, graph={})
+        finally:
+            if traces(t.model.base.diffusion_model) != before:
+                (base / "changed").write_text(one["name"], encoding="utf-8")
+
+
+def traces(network: Any) -> list[tuple[Any, ...]]:
+    """Classes, hooks and numbers of a network's modules."""
+    import torch
+
+    with torch.inference_mode():
+        return [
+            (
+                type(module), [len(value) for name, value in sorted(vars(module).items()) if "hooks" in name],
+                "forward" in vars(module),
+                [(name, hash(t.detach().numpy().tobytes())) for name, t in module.named_parameters(recurse=False)],
+            )
+            for module in network.modules()
+        ]  # fmt: skip
 
 
 def stop_at(host: Any, step: int, how: str) -> None:

@@ -25,7 +25,7 @@ from lora_atelier.training.config import (
     TrainingConfig,
     to_dict,
 )
-from lora_atelier.training.performance.team import MARK, Team
+from lora_atelier.training.performance.team import MARK, SHARD, Team
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -55,9 +55,14 @@ KINDS = {
 
 
 def begin(
-    size: int, base: Path, pictures: Path, runs: list[dict[str, Any]], others: dict[int, list[dict[str, Any]]] | None = None
+    size: int,
+    base: Path,
+    pictures: Path,
+    runs: list[dict[str, Any]],
+    others: dict[int, list[dict[str, Any]]] | None = None,
+    shard: bool = False,
 ) -> list[subprocess.Popen[str]]:
-    """``others``: what some processes are given in place of ``runs``."""
+    """``others``: what some processes are given in place of ``runs``; ``shard``: each holds a part of the model."""
     told = [
         json.dumps({"base": str(base), "pictures": str(pictures), "runs": (others or {}).get(rank, runs)}) for rank in range(size)
     ]  # fmt: skip
@@ -68,7 +73,7 @@ def begin(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    shared[MARK] = "1"
+    shared[MARK], shared[SHARD] = "1", str(int(shard))
     return [
         subprocess.Popen(
             [sys.executable, str(WORK), told[rank]], env={**shared, "RANK": str(rank)}, stdout=subprocess.PIPE,

@@ -44,7 +44,12 @@ def fit(
     least = held = asked = session.thrift
     batch = largest_batch(session)
     pictures = len(batch.samples)
-    if activation_offload.can_offload(model.device) and weights_of(model, session.text).needed(held) > host.memory()[1]:
+    if asked.shards > 1:
+        # A process alone has no one to gather weights from; they come from main memory for this.
+        held = replace(asked, movable=len(model.blocks()), shards=1)
+        if activation_offload.can_offload(model.device):
+            held = held.keeping_away(tuple(range(held.movable)))
+    elif activation_offload.can_offload(model.device) and weights_of(model, session.text).needed(held) > host.memory()[1]:
         *_, held = steps_down(held, model.device)  # the model alone is larger than the device
     while True:
         try:
@@ -61,11 +66,14 @@ def fit(
         if less is None:
             advice = memory.what_helps(config, held, pictures, model.device, any(weights_of(model, None).spared))
             warn(f"memory: not even one picture at {batch.size[0]} x {batch.size[1]} goes through the model. {advice}")
-            return replace(session, thrift=held)
-        least = held = less
+            return replace(session, thrift=held if asked.shards == 1 else asked.recomputing(held.recomputed))
+        held = less
+        least = held if asked.shards == 1 else asked.recomputing(held.recomputed)
     now = filled(found, config, pictures, least, model.device, lambda need: memory.fits(need, free))
     need = found.need(now, config, pictures)
     line, fits = memory.line(need, free), memory.fits(need, free)
+    if now.shards > 1:
+        say(memory.shared(found.weights, now))
     model.leave_room(math.ceil(memory.MARGIN * (need.adapter + need.activations)) if fits else None)
     if changed := difference(asked, now):
         warn(f"memory: it would not fit as it is set. For this run {changed}; that is slower, to the same LoRA.")

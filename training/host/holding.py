@@ -16,6 +16,7 @@ from ..performance.eight_bit_layers import in_eight_bits, remark
 from ..performance.frozen_layers import lightened
 from ..performance.out_of_place import Care
 from ..performance.quantised_layers import unpacking
+from ..performance.sharding import Shards
 from . import alterations
 from .answering import AnsweringModel
 from .attention import differentiable_attention
@@ -113,16 +114,20 @@ class HeldModel(AnsweringModel):
         self._room = needed
 
     @contextmanager
-    def hold(self, text: TextEncoder | None = None, offload: float | Traffic = 0.0) -> Iterator[None]:
+    def hold(self, text: TextEncoder | None = None, offload: float | Traffic | Shards = 0.0) -> Iterator[None]:
         """The model on its device, outside inference mode, differentiable, and afterwards exactly as it was found.
 
         Weights made by other nodes are inference tensors, which autograd refuses; meanwhile ordinary tensors over the very
         same storage stand in their places, so nothing is copied. ``text`` is held as well, for training it. The weights of the
-        blocks that ``offload`` names, or of this share of them (0 to 1), stay in main memory until they are used.
+        blocks that ``offload`` names, or of this share of them (0 to 1), stay in main memory until they are used; ``Shards``: a
+        part of all blocks' weights comes to the device, and the rest from other processes.
         """
         blocks = self.blocks() if offload else []
-        traffic = offload if isinstance(offload, Traffic) else Traffic(scattered(len(blocks), offload))
-        offloaded = [blocks[i] for i in traffic.away]
+        shards = offload if isinstance(offload, Shards) else None
+        traffic = Traffic() if isinstance(offload, Shards) else offload
+        if not isinstance(traffic, Traffic):
+            traffic = Traffic(scattered(len(blocks), traffic))
+        offloaded = blocks if shards else [blocks[i] for i in traffic.away]
         management = comfy.model_management
         patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
         resting = text.resting if text is not None else None
@@ -135,7 +140,7 @@ class HeldModel(AnsweringModel):
             if text is not None and resting:
                 room += sum(weight.nbytes for weight in text.weights())  # what learns of it, which the host does not bring
             with torch.inference_mode():
-                if rounded and self.device.type != "cpu":
+                if (rounded or shards) and self.device.type != "cpu":
                     lay_aside(self.patcher)  # what is there already, the host would leave there
                 if text is not None and resting:
                     lay_aside(text.clip.patcher)  # the host knows only all of it; what learns comes with what was left behind
@@ -164,7 +169,12 @@ class HeldModel(AnsweringModel):
                     if resting and patcher is not self.patcher:
                         of_patcher = outside(of_patcher, resting)
                         stack.enter_context(resting.away(patcher.load_device))
+                    if shards and away:
+                        inside = {module for block in away for module in block.modules()}
+                        of_patcher, away = [module for module in of_patcher if module not in inside], []
                     stack.enter_context(kept_away(away, of_patcher, patcher.load_device, traffic))
+                if shards:
+                    stack.enter_context(shards.on(self.base.diffusion_model, offloaded, self.device))
                 stack.enter_context(differentiable_attention())
                 stack.enter_context(out_of_place())
                 stack.enter_context(unpacking(modules))

@@ -8,6 +8,8 @@ from ..dataset.plan import size_of
 from ..dataset.samples import Dataset
 from ..errors import AtelierError
 from ..families import family_named
+from ..performance import sharding
+from ..performance.team import Team
 from .wanted import Job
 
 
@@ -36,6 +38,26 @@ def check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
             "output preservation: there are no regularisation pictures at whose captions it could hold the model. Give it a "
             "prompt, or connect a Load Dataset whose role is regularisation."
         )
+
+
+def check_sharding(model: host.Model, config: TrainingConfig, team: Team) -> None:
+    """Refuses what cannot be where each process holds a part of the model's blocks; ``model`` is ``for_training``."""
+    if not team.shards:
+        return
+    beside = {
+        "offload_blocks": (config.offload_blocks > 0, "0"),
+        "offload_activations": (config.offload_activations, "false"),
+        "compile": (config.compile, "false"),
+    }
+    for widget, (wanted, off) in beside.items():
+        if wanted:
+            raise AtelierError(
+                f"{widget}: it does not go together with --shard, which gathers each block's weights for its own passes. Add "
+                f"--set ConfigureLoRA.{widget}={off}, or train without --shard."
+            )
+    if model.has_copies:
+        raise AtelierError("--shard: copies of the model on other GPUs take part. Take the node out that makes them.")
+    sharding.check(model.blocks(), model.device, team.way)
 
 
 def check_clips(dataset: Dataset, model: host.Model, codec: host.PictureCodec) -> None:

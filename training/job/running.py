@@ -39,7 +39,7 @@ from ..runs.run import SAVED_LORAS, Epochs, Run
 from ..session import total_steps
 from ..tensors.precision import compute_dtype
 from . import drawing
-from .checks import check_clips, check_dataset, check_sizes, check_texts
+from .checks import check_clips, check_dataset, check_sharding, check_sizes, check_texts
 from .telling import of_models
 from .training import follow_job, train_job
 from .wanted import NOTHING_NAMED, Job, Named, Preview, Trained
@@ -95,6 +95,7 @@ def run_training(
     check_weighting(model.prediction, config.loss)
     optimizers.check(config.optimizer, model.device.type)
     model = model.for_training(compute_dtype(config.precision, model.device), config.base_weights, config.guidance)
+    check_sharding(model, config, team)
     learns_text = config.text.encoders != "none"
     if learns_text:
         text.check()

@@ -58,9 +58,11 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account, team: Team =
     name = host.device_name(job.model.device)
     like = step_time.circumstances(job.config, job.plan, job.inputs.models["model"], name, encoded.shows)
     if team.size > 1:
-        like["processes"] = str(team.size)
+        like["processes"] = f"{team.size}{' sharded' if team.shards else ''}"
     pace = step_time.earlier(host.runs_folder(), like)
-    session = Session(job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config)
+    session = Session(
+        job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config, shards=team.size if team.shards else 1
+    )  # fmt: skip
     try:
         session = preflight.fit(session, teller.count, teller.warn, times=pace is None)
     except Exception as error:
@@ -94,7 +96,9 @@ def follow_job(job: Job, team: Team) -> None:
         job.encoded.live = job.text.encode_live
     layers = {name: job.layers[name] for name in adapter.branches}
     text = job.text if job.learns_text else None
-    session = Session(job.model, text, layers, adapter, job.levels, job.encoded, job.plan, job.config)
+    session = Session(
+        job.model, text, layers, adapter, job.levels, job.encoded, job.plan, job.config, shards=team.size if team.shards else 1
+    )  # fmt: skip
     session = preflight.fit(session, job.show, job.show, times=False)
     train(session, Followed(), Callbacks(check=host.check_interrupt, cancelled=host.is_interrupt), team)
 

@@ -133,7 +133,7 @@ def filled(
         return asked
     kept = found.activations
     thrift = asked.recomputing(recomputed(kept, lambda more: suits(asked.recomputing(more)), asked.recomputed))
-    if suits(thrift) or not can_offload(device):
+    if suits(thrift) or not can_offload(device) or not thrift.movable:
         return thrift
     sizes = found.weights.blocks
     flops = [kept.blocks[i].flops for i in range(len(sizes))]

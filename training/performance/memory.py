@@ -35,6 +35,8 @@ STATES: Mapping[str, int] = {
     "AdamW": 8, "Lion": 4, "Prodigy": 16, "DAdaptAdam": 12, "DAdaptAdamW": 12, "AdamWScheduleFree": 8, "SGD": 4,
     "Lion8bit": 4,
 }  # fmt: skip
+GATHERED = 2
+"""How often a block's weights are there while they are gathered and laid out."""
 FULL_BELOW = 4096
 """bitsandbytes keeps the states of smaller tensors in 32 bits."""
 
@@ -108,10 +110,18 @@ class Weights:
         sizes = tuple(bytes_of([*block.parameters(), *block.buffers()]) for block in blocks)
         return cls(sizes, bytes_of(everything) - sum(sizes), tuple(map(spared, blocks)))
 
+    def held_sizes(self, thrift: Thrift) -> list[int]:
+        """Of the blocks, each, in the format in which they are held."""
+        less = self.spared if self.spared and thrift.eight_bits else (0,) * len(self.blocks)
+        return [size - by for size, by in zip(self.blocks, less, strict=True)]
+
     def needed(self, thrift: Thrift) -> int:
         """On the device."""
-        less = self.spared if self.spared and thrift.eight_bits else (0,) * len(self.blocks)
-        return on_device(self.outside, [size - by for size, by in zip(self.blocks, less, strict=True)], thrift.away)
+        blocks = self.held_sizes(thrift)
+        if thrift.shards > 1:
+            # The block that is computed, the next one on its way, and what FSDP gathers both in before it lays them out.
+            return self.outside + math.ceil(sum(blocks) / thrift.shards) + GATHERED * sum(sorted(blocks)[-2:])
+        return on_device(self.outside, blocks, thrift.away)
 
 
 @dataclass(frozen=True)
@@ -316,6 +326,16 @@ def line(need: Need, free: int) -> str:
     return f"needs about {need.total / unit:.1f} {name}: {parts}; {size_text(free)} free"
 
 
+def shared(weights: Weights, thrift: Thrift) -> str:
+    """What of the model each of several processes holds, and what a step brings from the others."""
+    whole = sum(weights.held_sizes(thrift))
+    others = whole * (thrift.shards - 1) / thrift.shards
+    return (
+        f"--shard: each of the {thrift.shards} processes holds {size_text(math.ceil(whole / thrift.shards))} of the "
+        f"{size_text(whole)} of the model's blocks, and gathers the rest twice a step, which is {size_text(round(2 * others))}"
+    )
+
+
 def size_text(size: int) -> str:
     """``23 GB``, ``4.5 MB``, ``31 kB``."""
     unit, name = (GB, "GB") if size >= GB else (MB, "MB") if size >= MB / 10 else (1000, "kB")
@@ -336,9 +356,11 @@ def what_helps(config: TrainingConfig, thrift: Thrift, pictures: int, device: to
         ways.append("switch gradient_checkpointing on")
     if pictures > 1:
         ways.append("lower batch_size (accumulate makes up for it)")
-    if not thrift.activations_away and can_offload(device):
+    if not thrift.activations_away and can_offload(device) and thrift.shards == 1:
         ways.append("switch offload_activations on")
-    if not thrift.away and can_offload(device):
+    if thrift.shards > 1:
+        ways.append("start more processes, so that each holds a smaller part of the model")
+    elif not thrift.away and can_offload(device):
         ways.append("set offload_blocks above 0")
     if config.precision == "fp32" and has_native_support(torch.bfloat16, device):
         ways.append("set precision to bf16")

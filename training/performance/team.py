@@ -26,6 +26,8 @@ from ..errors import AtelierError
 T = TypeVar("T")
 MARK = "LORA_ATELIER_TEAM"
 """Set in the environment of processes that were started to train together; other packs may have process groups of their own."""
+SHARD = "LORA_ATELIER_SHARD"
+"""Set beside it where each of them shall hold a part of the model's blocks only."""
 MEETING = timedelta(minutes=10)
 """So long they wait for each other at first, and for what all of them have said that they are about to do."""
 PATIENCE = timedelta(days=7)
@@ -47,10 +49,22 @@ class Team:
     """torch's group for what is said, in main memory."""
     numbers: Any = None
     """torch's group for gradients and weights: NCCL's where every process has a GPU of its own."""
+    blocks: Any = None
+    """torch's group for the weights of the model's blocks, of which each process holds a part; None where each holds all."""
 
     @property
     def leads(self) -> bool:
         return self.rank == 0
+
+    @property
+    def shards(self) -> bool:
+        """Whether the processes need each other within a step, for the weights of the model's blocks."""
+        return self.blocks is not None
+
+    @property
+    def way(self) -> str:
+        """What carries numbers between them, such as ``nccl``."""
+        return str(dist.get_backend(self.numbers)) if self.size > 1 else ""
 
     def round(self, step: int, pause: int, width: int) -> range:
         """The steps, from ``step``, that the processes do at once, one each: not beyond ``pause`` nor the update's last batch."""
@@ -85,21 +99,47 @@ class Team:
             with _Gone():
                 dist.all_reduce(torch.zeros(1), group=self.words)
 
+    def most(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """The largest of each of these numbers that any process has."""
+        found = torch.tensor(list(counts))
+        if self.size > 1:
+            with _Gone():
+                dist.all_reduce(found, dist.ReduceOp.MAX, group=self.words)
+        return tuple(found.tolist())
+
+    def check_alike(self, number: int) -> None:
+        """AtelierError where the processes have other numbers here."""
+        largest, smallest = self.most([number, -number])
+        if largest != -smallest:
+            raise AtelierError(
+                "--shard: the processes have asked for different blocks of the model in one step, so what was computed is wrong, "
+                "and was not learnt from. Train this model or these pictures without --shard."
+            )
+
     def equalise(self, weights: Tensor) -> None:
         """The weights become those of the first process."""
         if self.size > 1:
             self._carry(weights, lambda tensor: dist.broadcast(tensor, 0, group=self.numbers))
 
     @contextmanager
-    def together(self, cancelled: Callable[[BaseException], bool], check: Callable[[], None]) -> Iterator[None]:
+    def together(
+        self, cancelled: Callable[[BaseException], bool], check: Callable[[], None], needing: bool = False
+    ) -> Iterator[None]:
         """A process's part of a round, after which all know whether all have done theirs: so all leave the training at one step,
         and none waits on its device for a gradient that never comes.
 
-        ``cancelled`` tells a stop from an error, ``check`` raises where this process is to stop as well.
+        ``cancelled`` tells a stop from an error, ``check`` raises where this process is to stop as well. ``needing``: whether
+        they need each other before their parts are done, for what each has of the model. Then nobody could hear what a process
+        says that has left early, and the others notice when it ends.
         """
         try:
             yield
         except BaseException as error:
+            if needing:
+                self._let_go()
+                if _is_of_others(error):
+                    raise AtelierError(GONE) from error
+                raise
             with suppress(AtelierError):
                 self._said(IS_STOPPED if cancelled(error) else HAS_FAILED)
             raise
@@ -127,6 +167,12 @@ class Team:
             places[self.rank] = loss
         self._carry(message if complete else places, lambda tensor: dist.all_reduce(tensor, group=self.numbers))
         return list(places[:losses].clone().unbind())
+
+    def _let_go(self) -> None:
+        """What the device still waits for from others does not come any more."""
+        if self.way == "nccl":
+            with suppress(Exception):
+                self.blocks._get_backend(torch.device("cuda")).abort()
 
     def _said(self, mine: int) -> int:
         """The worst that any process has to say."""
@@ -162,6 +208,11 @@ class _Gone:
             raise AtelierError(GONE) from error
 
 
+def _is_of_others(error: BaseException) -> bool:
+    """Whether it is what torch says where another process is gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 ALONE = Team()
 
 
@@ -182,7 +233,10 @@ def team() -> Team:
     apart = len({place[:2] for place in places}) == len(places) and all(gpu and nccl for _, gpu, nccl in places)
     words = dist.new_group(backend="gloo", timeout=PATIENCE)
     numbers = dist.new_group(backend="nccl", timeout=MEETING) if apart else words
-    return Team(dist.get_rank(), dist.get_world_size(), words, numbers)
+    blocks = None
+    if os.environ.get(SHARD) == "1":  # what goes wrong there shall leave the words alone
+        blocks = numbers if apart else dist.new_group(backend="gloo", timeout=MEETING)
+    return Team(dist.get_rank(), dist.get_world_size(), words, numbers, blocks)
 
 
 def _gpu() -> str:

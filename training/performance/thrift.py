@@ -31,6 +31,8 @@ class Thrift:
     """Blocks whose weights come and go cannot be compiled."""
     eight_bits: bool = False
     """Frozen weights are held in eight bits; that does change numbers, so it is always as the recipe has it."""
+    shards: int = 1
+    """So many processes hold a part each of the model's blocks; more than one goes together with no block that is away."""
 
     @classmethod
     def asked(cls, config: TrainingConfig, blocks: int, movable: int, device: torch.device) -> Thrift:
@@ -54,6 +56,10 @@ class Thrift:
         """The same, but it is these whose weights come."""
         kept = self.recomputed | frozenset(away)
         return replace(self, recomputed=kept, away=away, compiled=self.compiled and not away)
+
+    def sharing(self, processes: int) -> Thrift:
+        """The same, and each of so many processes holds a part of the model's blocks."""
+        return replace(self, shards=processes, movable=0, away=(), compiled=False)
 
     @property
     def recomputes_all(self) -> bool:
