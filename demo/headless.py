@@ -115,9 +115,9 @@ def _refusals(prompt: dict[str, Any], error: Any, problems: dict[str, Any]) -> l
 def _sentence(problem: dict[str, Any], inputs: dict[str, Any]) -> str:
     message, details = problem.get("message", ""), problem.get("details", "")
     if problem.get("type") == "custom_validation_failed" and " - " in details:  # the node's own sentence says it all
-        sentence = details.partition(" - ")[2]
+        sentence = str(details).partition(" - ")[2]
         named = sentence.partition(":")[0] in inputs  # and the widget itself; the host names the first of several
-        return sentence if named else details
+        return sentence if named else str(details)
     return ": ".join(filter(None, (message, details)))
 
 
