@@ -22,7 +22,6 @@ import sys
 if sys.version_info < (3, 10):  # noqa: UP036
     sys.exit("studio.py needs Python 3.10 or newer, and this is {}.{}: start it with a newer one".format(*sys.version_info))
 
-import argparse
 import json
 import os
 import shutil
@@ -40,7 +39,7 @@ if "lora_atelier" not in sys.modules:  # started as a script: the folder, whatev
     package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
     sys.modules["lora_atelier"] = package
 
-from lora_atelier.demo import hosts, run, train, workflow
+from lora_atelier.demo import command_line, hosts, run, train, workflow
 from lora_atelier.demo.server import CPU_TORCH_AID, PACK_NAME, Server, ServerError, link_folder, make_base
 from lora_atelier.demo.stages import SetupError, Stages
 from lora_atelier.demo.workflow import WorkflowError
@@ -483,45 +482,8 @@ def store_workflows(root: Path, info: dict[str, Any]) -> list[str]:
     return changed
 
 
-def arguments_of(line: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="studio.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("demo", "train", "serve", "test", "check", "bench", "setup", "workflows"):
-        command = commands.add_parser(name, allow_abbrev=False)
-        command.add_argument("--comfyui", metavar="PATH", help="a ComfyUI that is already there")
-        if name == "bench":
-            command.add_argument("name", metavar="NAME")
-        if name == "train":
-            command.add_argument(
-                "workflow", metavar="WORKFLOW.json", type=Path, help="as the canvas saves it, or exports it (API)"
-            )
-            command.add_argument(
-                "--set", metavar="NODE.WIDGET=VALUE", action="append", default=[], dest="settings",
-                help="another value for a widget; NODE is a node's type, id or title",
-            )  # fmt: skip
-            command.add_argument("--processes", type=int, default=1, metavar="N", help="train with so many, a GPU each")
-            command.add_argument("--nodes", type=int, default=1, metavar="M", help="on so many machines, which all run this")
-            command.add_argument("--rendezvous", default="", metavar="HOST:PORT", help="where they meet: a port of the first one")
-            command.add_argument(
-                "--shard", action="store_true", help="each process holds a part of the model, for models larger than a card"
-            )
-            command.add_argument(
-                "--everything", action="store_true", help="run every node, not only those before the training and grid"
-            )
-        if name in ("demo", "train"):
-            command.add_argument("--json", action="store_true", help="end with one line of JSON")
-        if name == "test":
-            command.add_argument("--gpu", action="store_true", help="on the NVIDIA GPU that is there, else on a pretended one")
-        if name == "serve":
-            command.add_argument("--port", type=int, default=8188)
-    known, rest = parser.parse_known_args(line)
-    if rest and known.command not in ("test", "bench"):
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    return known, rest
-
-
 def main(line: Sequence[str] | None = None) -> int:
-    arguments, rest = arguments_of(line)
+    arguments, rest = command_line.arguments_of(line, __doc__)
     try:
         studio = Studio()
         if arguments.command == "test":

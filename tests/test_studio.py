@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lora_atelier.studio as studio
 import pytest
+from lora_atelier.demo.command_line import arguments_of
 from lora_atelier.demo.hosts import HostError
 from lora_atelier.demo.stages import SetupError
 from packaging.requirements import Requirement
@@ -39,17 +40,17 @@ def test_a_python_that_is_too_old_can_still_read_why(root: Path) -> None:
 
 
 def test_test_and_bench_hand_their_arguments_on() -> None:
-    known, rest = studio.arguments_of(["test", "tests/demo", "-k", "stages", "-x", "--comfyui", "/c"])
+    known, rest = arguments_of(["test", "tests/demo", "-k", "stages", "-x", "--comfyui", "/c"], None)
     assert (known.command, known.comfyui, rest) == ("test", "/c", ["tests/demo", "-k", "stages", "-x"])
-    known, rest = studio.arguments_of(["bench", "step_time", "--json", "--steps", "3"])
+    known, rest = arguments_of(["bench", "step_time", "--json", "--steps", "3"], None)
     assert (known.name, rest) == ("step_time", ["--json", "--steps", "3"])
 
 
 def test_gpu_is_an_option_of_test_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    known, rest = studio.arguments_of(["test", "--gpu", "tests/nodes", "-x"])
+    known, rest = arguments_of(["test", "--gpu", "tests/nodes", "-x"], None)
     assert (known.gpu, rest) == (True, ["tests/nodes", "-x"])
     with pytest.raises(SystemExit):
-        studio.arguments_of(["serve", "--gpu"])
+        arguments_of(["serve", "--gpu"], None)
     assert "--gpu" in capsys.readouterr().err
 
 
@@ -165,7 +166,7 @@ def test_whether_a_gpu_can_be_pretended_is_asked_of_its_own_program(
 
 def test_the_other_commands_refuse_what_they_do_not_know(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        studio.arguments_of(["demo", "--jsno"])
+        arguments_of(["demo", "--jsno"], None)
     assert "--jsno" in capsys.readouterr().err
 
 
