@@ -232,6 +232,8 @@ def directions(session: Session, inputs: StepInputs) -> Generator[StepInputs, No
     if slider is None:
         yield inputs
     elif slider.before is not None:
+        if inputs.passes is not None:
+            _idly(session, asked, inputs.passes.ends, learning=False)
         for way, own in zip(WAYS, (asked, slider.before), strict=True):
             with session.adapter.at(way):
                 yield replace(inputs, noised=own)

@@ -32,7 +32,7 @@ from lora_atelier.training.performance.fallback import cheaper
 from lora_atelier.training.performance.filling import filled
 from lora_atelier.training.performance.team import ALONE, Team
 from lora_atelier.training.performance.thrift import Thrift
-from lora_atelier.training.step import Passes, StepInputs, loss_of, noised, passes_of
+from lora_atelier.training.step import Passes, SliderInputs, StepInputs, directions, loss_of, noised, passes_of
 from torch import Tensor, nn
 
 from .test_team import PICTURES, begin, ended, files, history, named, pictures, recipe
@@ -175,10 +175,19 @@ def test_idle_passes_change_no_number(tiny: Any) -> None:
             for most in (None, Passes(0, len(asked.given) + 2, 1, 2)):
                 loss = loss_of(session, replace(inputs, passes=most))
                 found.append([loss.detach(), *torch.autograd.grad(loss, [*adapter.parameters()])])
+            # Of a slider from pairs, both of whose directions are learnt; another process's may be one from prompts.
+            pairs = replace(inputs, slider=SliderInputs(None, None, asked, 1.0))
+            before = passes
+            for most in (None, Passes(3, len(asked.given), 0, 0)):
+                told = replace(pairs, passes=most)
+                losses = [loss_of(session, one).detach() for one in directions(session, told)]
+                found.append(losses)
+            assert passes - before == 4 * len(asked.given) + 3 and torch.equal(torch.stack(found[2]), torch.stack(found[3]))
+            passes = before
     finally:
         handle.remove()
     assert passes == 2 * len(asked.given) + 5 and found[0][-1].abs().max() > 0
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(*found[:2], strict=True))
 
 
 @pytest.fixture

@@ -13,6 +13,10 @@ import pytest
 from lora_atelier.demo.server import free_port
 from lora_atelier.training.performance.team import MARK, SHARD
 
+from .build import build
+from .recipes import RECIPES
+from .test_zoo import present
+
 pytestmark = pytest.mark.cpu_only("on a GPU it takes one for each process")
 WORK = Path(__file__).with_name("sharded_work.py")
 CASES: dict[int, list[dict[str, Any]]] = {
@@ -78,3 +82,11 @@ def test_each_holds_its_part_and_the_model_is_as_it_was(
         assert mine["as_it_was"] and mine["after"] == mine["left"] == 0
         # What does not go into equal parts is a row more for some.
         assert mine["blocks"] / size * 0.9 <= mine["held"] <= mine["blocks"] / size * 1.1
+
+
+def test_blocks_that_read_control_pictures_alone_stay_whole(comfyui: object) -> None:
+    """One process may have some in its batch and another none; then only one of them would ask for these blocks."""
+    model = build(present(next(recipe for recipe in RECIPES if recipe.name == "OmniGen 2"))).model
+    names = {module: name for name, module in model.base.diffusion_model.named_modules()}
+    left = {names[block] for block in set(model.blocks()) - set(model.always_asked(model.blocks()))}
+    assert left and {name.split(".")[0] for name in left} == {"ref_image_refiner"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ..config import BaseWeights
+from ..families import family_named
 from ..performance.block_offload import Traffic, kept_away, scattered
 from ..performance.eight_bit_layers import in_eight_bits, remark
 from ..performance.frozen_layers import lightened
@@ -113,6 +115,14 @@ class HeldModel(AnsweringModel):
         """
         self._room = needed
 
+    def always_asked(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+        """Those of the blocks that are gone through in every pass, with control pictures and without."""
+        of_controls = family_named(self.family).of_controls
+        if not of_controls:
+            return list(blocks)
+        names = {module: f"{name}." for name, module in self.base.diffusion_model.named_modules()}
+        return [block for block in blocks if not re.match(of_controls, names[block])]
+
     @contextmanager
     def hold(self, text: TextEncoder | None = None, offload: float | Traffic | Shards = 0.0) -> Iterator[None]:
         """The model on its device, outside inference mode, differentiable, and afterwards exactly as it was found.
@@ -127,7 +137,7 @@ class HeldModel(AnsweringModel):
         traffic = Traffic() if isinstance(offload, Shards) else offload
         if not isinstance(traffic, Traffic):
             traffic = Traffic(scattered(len(blocks), traffic))
-        offloaded = blocks if shards else [blocks[i] for i in traffic.away]
+        offloaded = self.always_asked(blocks) if shards else [blocks[i] for i in traffic.away]
         management = comfy.model_management
         patchers = [self.patcher, *([text.clip.patcher] if text is not None else [])]
         resting = text.resting if text is not None else None

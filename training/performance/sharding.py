@@ -188,7 +188,8 @@ class _Part(nn.Module):
                     name = names[id(home)] = f"of_{len(names)}"
                     copy = home.detach().to(device)
                     if isinstance(home, nn.Parameter) and home.ndim and home.numel():
-                        self.register_parameter(name, nn.Parameter(copy.contiguous(), requires_grad=False))
+                        # As bytes: some versions of FSDP want one format in a block, and some blocks have two.
+                        self.register_parameter(name, nn.Parameter(copy.contiguous().view(torch.uint8), requires_grad=False))
                     else:
                         self._beside[name] = as_at_home(home, copy)
                 self._names.append(name)
@@ -204,10 +205,16 @@ class _Part(nn.Module):
         return bytes_of_parts + sum(tensor.nbytes for tensor in self._beside.values())
 
     def forward(self, seen: Tensor | None, call: _Call) -> object:
-        here = [self._beside[name] if name in self._beside else self.get_parameter(name) for name in self._names]
+        here = [self._here(name, home) for name, (*_, home) in zip(self._names, self._places, strict=True)]
         with lent(self._places, here):
             del here
             return _replaced(call(seen), _own)
+
+    def _here(self, name: str, home: Tensor) -> Tensor:
+        if name in self._beside:
+            return self._beside[name]
+        with torch.no_grad():
+            return as_at_home(home, self.get_parameter(name).view(home.dtype))
 
 
 def _own(answer: Tensor) -> Tensor:

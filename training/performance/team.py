@@ -109,15 +109,22 @@ class Team:
 
     def check_alike(self, number: int) -> None:
         """AtelierError where the processes have other numbers here."""
-        largest, smallest = self.most([number, -number])
+        try:
+            largest, smallest = self.most([number, -number])
+        except AtelierError:
+            self._let_go()
+            raise
         if largest != -smallest:
+            self._let_go()
             raise AtelierError(
                 "--shard: the processes have asked for different blocks of the model in one step, so what was computed is wrong, "
                 "and was not learnt from. Train this model or these pictures without --shard."
             )
 
     def equalise(self, weights: Tensor) -> None:
-        """The weights become those of the first process."""
+        """The weights become those of the first process, once all are here: one may have drawn samples for an hour, and a GPU's
+        own way of sending them gives up after ``MEETING``."""
+        self.wait()
         if self.size > 1:
             self._carry(weights, lambda tensor: dist.broadcast(tensor, 0, group=self.numbers))
 
@@ -143,7 +150,12 @@ class Team:
             with suppress(AtelierError):
                 self._said(IS_STOPPED if cancelled(error) else HAS_FAILED)
             raise
-        said = self._said(GOES_ON)
+        try:
+            said = self._said(GOES_ON)
+        except AtelierError:
+            if needing:  # its device may wait for another's part of the weights
+                self._let_go()
+            raise
         if said == IS_STOPPED:
             deadline = time.monotonic() + SECONDS_TO_STOP
             while time.monotonic() < deadline:
@@ -228,13 +240,18 @@ def team() -> Team:
             dist.init_process_group("gloo", timeout=MEETING)
         except RuntimeError as error:
             raise AtelierError(f"The processes did not find each other within {MEETING}: {error}") from error
-    places: list[tuple[str, str, bool]] = [("", "", False)] * dist.get_world_size()
-    dist.all_gather_object(places, (socket.gethostname(), _gpu(), dist.is_nccl_available()))
-    apart = len({place[:2] for place in places}) == len(places) and all(gpu and nccl for _, gpu, nccl in places)
+    shards = os.environ.get(SHARD) == "1"
+    places: list[tuple[str, str, bool, bool]] = [("", "", False, False)] * dist.get_world_size()
+    dist.all_gather_object(places, (socket.gethostname(), _gpu(), dist.is_nccl_available(), shards))
+    if len({place[3] for place in places}) > 1:
+        raise AtelierError(
+            "--shard: some of the processes were started with it and some without. Give it on every machine, or on none."
+        )
+    apart = len({place[:2] for place in places}) == len(places) and all(gpu and nccl for _, gpu, nccl, _ in places)
     words = dist.new_group(backend="gloo", timeout=PATIENCE)
     numbers = dist.new_group(backend="nccl", timeout=MEETING) if apart else words
     blocks = None
-    if os.environ.get(SHARD) == "1":  # what goes wrong there shall leave the words alone
+    if shards:  # what goes wrong there shall leave the words alone
         blocks = numbers if apart else dist.new_group(backend="gloo", timeout=MEETING)
     return Team(dist.get_rank(), dist.get_world_size(), words, numbers, blocks)
 
