@@ -89,6 +89,8 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     films: dict[tuple[int, Path], dict[str, Any]] = {}
     for picture in inspect(Dataset(subsets)):
         name = picture.path.relative_to(folder).as_posix()
+        if name not in files:  # taken out while the folder was read
+            continue
         if (known := films.get((picture.subset, picture.path))) is not None:
             known["clips"] += 1
             continue
