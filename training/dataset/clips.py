@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ..config import SubsetConfig
 from . import films
-from .films import FilmFacts
-from .images import frames_of_picture
+from .films import FilmFacts, _opened, _picture
+from .images import frames_of_picture, open_picture
 from .samples import Sample, Stretch
 
 
@@ -76,6 +77,36 @@ def frames_of(path: Path, stretch: Stretch) -> Iterator[Image.Image]:
 def middle_of(path: Path, of: int) -> Image.Image:
     """The middle one of ``of`` frames, in RGB; AtelierError as for ``frames_of``."""
     return next(frames_of(path, Stretch("", (of // 2,), of)))
+
+
+def about_middle(path: Path) -> Image.Image:
+    """A frame from about the middle of a film whose frames nobody has counted, in RGB; AtelierError if it cannot be read.
+
+    Few frames are decoded, from the last key frame before half the time; where the film doesn't say how long it is, or cannot be
+    sought in, all from its beginning.
+    """
+    with _opened(path) as (container, stream):
+        found = _after_jump(container, stream) if container.duration else None
+        if found is not None:
+            return _picture(found)
+    return open_picture(path)
+
+
+def _after_jump(container: Any, stream: Any) -> Any:
+    """The frame at half the time, or one at most ``NEAR`` frames behind the last key frame before; None if there is none."""
+    half = Fraction((container.start_time or 0) + container.duration // 2, 1_000_000)
+    nearly = half - Fraction(3, 4) / (stream.average_rate or films.USUAL_RATE)
+    try:
+        container.seek(int(half / stream.time_base), stream=stream, backward=True)
+    except Exception:
+        return None
+    found = None
+    for number, frame in enumerate(container.decode(stream)):
+        if frame.key_frame or found is not None:  # what comes before may refer to frames that were jumped over
+            found = frame
+        if number >= films.NEAR or (found is not None and frame.time is not None and frame.time > nearly):
+            break
+    return found
 
 
 def _key(stretch: Stretch) -> str:
