@@ -28,6 +28,8 @@ copying = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-cop
 """Another one for what takes as long as a disk does, so that no panel waits for it."""
 looking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-looking")
 """And one for small pictures, of which a window asks for many."""
+reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lora-atelier-reading")
+"""And one for folders that nobody has read yet: the films in one are decoded to their ends, which takes minutes."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 table = web.RouteTableDef()
 

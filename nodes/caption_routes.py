@@ -89,6 +89,8 @@ def pictures(body: Mapping[str, Any]) -> dict[str, Any]:
     films: dict[tuple[int, Path], dict[str, Any]] = {}
     for picture in inspect(Dataset(subsets)):
         name = picture.path.relative_to(folder).as_posix()
+        if name not in files:  # taken out while the folder was read
+            continue
         if (known := films.get((picture.subset, picture.path))) is not None:
             known["clips"] += 1
             continue
@@ -149,7 +151,7 @@ def place_of(name: str) -> tuple[Path, Path]:
 
 
 def thumbnail(query: Mapping[str, str]) -> bytes:
-    """A small JPEG of one picture of a folder, or with ``made`` of one in the host's output folder; of a film its middle frame.
+    """A small JPEG of one picture of a folder, or with ``made`` of one in the host's output folder; of a film its middle.
 
     ``films``: animated pictures of the folder are films.
     """
@@ -174,12 +176,12 @@ def thumbnail(query: Mapping[str, str]) -> bytes:
 def _thumbnail(path: Path, films: bool) -> bytes:
     """A small JPEG of the picture, or of the middle frame of what is a film; ``films``: animated pictures are films.
 
-    How long a film is is known since its folder was read. Finding its middle takes a while, so its JPEG is kept until the host
-    empties its temp folder.
+    How long a film is is known since its folder was read; of one that nobody has read a frame near the middle will do. Finding it
+    takes a while, so its JPEG is kept until the host empties its temp folder.
     """
     from ..training import host
     from ..training.dataset.cache import cache_key
-    from ..training.dataset.clips import middle_of
+    from ..training.dataset.clips import about_middle, middle_of
     from ..training.dataset.index import Index
 
     facts = Index().remembered(path) if films or is_film(path) else None
@@ -190,7 +192,7 @@ def _thumbnail(path: Path, films: bool) -> bytes:
     kept = host.temp_folder() / FILMS / f"{cache_key(str(path), stat.st_size, stat.st_mtime_ns, length)[:32]}.jpg"
     with suppress(OSError):
         return kept.read_bytes()
-    small = _small(middle_of(path, length) if length else open_picture(path))
+    small = _small(middle_of(path, length) if length else about_middle(path))
     with suppress(OSError, AtelierError), replacing(kept, durable=False) as temporary:  # a full disk costs only time
         temporary.write_bytes(small)
     return small

@@ -36,7 +36,7 @@ from ..training.performance.thrift import Thrift
 from ..training.tensors.precision import compute_dtype
 from ..training.tensors.safetensors_header import read_header
 from . import caption_routes, grid_routes, picture_routes, preset_routes, run_routes
-from .asked import LARGE, PREFIX, Handler, Refused, answered, apart, body_of, copying, looking, table, text_of
+from .asked import LARGE, PREFIX, Handler, Refused, answered, apart, body_of, copying, looking, reading, table, text_of
 from .configure_lora import KINDS as PARTS
 from .configure_lora import NOTHING, WIDGETS, build_all
 from .folders import index_of, named
@@ -406,7 +406,7 @@ async def post_preset(request: web.Request) -> Any:
 @table.post(f"{PREFIX}/pictures")
 @answered
 async def post_pictures(request: web.Request) -> Any:
-    return await apart(caption_routes.pictures, await body_of(request))
+    return await apart(caption_routes.pictures, await body_of(request), worker=reading)
 
 
 @table.post(f"{PREFIX}/captions")

@@ -70,10 +70,21 @@ def put_in_place(temporary: Path, path: Path) -> None:
     """``os.replace``; on Windows it is tried for ``PATIENCE`` seconds, since nothing may take the place of a file that is being
     read there, as a page reads the record of a run.
     """
+    _patiently(os.replace, temporary, path)
+
+
+def move(start: Path, end: Path) -> None:
+    """``os.rename``; on Windows it is tried for ``PATIENCE`` seconds, since no file may be moved there while it is being read, as
+    a picture is whose thumbnail is made.
+    """
+    _patiently(os.rename, start, end)
+
+
+def _patiently(work: Callable[[Path, Path], None], start: Path, end: Path) -> None:
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            os.replace(temporary, path)
+            work(start, end)
             return
         except PermissionError:
             if os.name != "nt" or time.monotonic() > until:

@@ -61,6 +61,28 @@ export function below(files) {
   return top ? files.map((one) => ({ ...one, name: one.name.slice(top.length + 1) })) : files;
 }
 
+const TEXT = /\.(txt|text|captions?|cap|tags?|prompt|wd14|wd14_cap|llmcap|booru|json)$/; // CAPTION_ENDINGS of training/config/subset.py
+const WORD = /\.(?!(png|jpe?g|webp|bmp|gif|tiff?|avif|hei[cf]|mp4|m4v|mov|mkv|webm|avi)$)[^.]*$/; // of cat.short.txt, not of cat.jpg.txt
+const MARK = /(\.mask|-masklabel|[-_]mask|(\.control|-condlabel|[-_](control|cond|conditioning))([-_.]?\d{1,2})?)$/; // training/dataset/names.py
+
+/** Captions, masks and control pictures beside what is left out, which would go to another picture of the name that lies there. */
+function companionsOf(gone, files, extension) {
+  const plain = (name) => name.normalize("NFC").toLowerCase();
+  const parted = ({ name, batch = 0 }) => {
+    const [, around, base] = /^(.*\/)?(.*)$/s.exec(plain(name));
+    const [, stem, ending = ""] = /^(.+?)(\.[^.]*)?$/s.exec(base) ?? ["", base];
+    return { place: `${batch}/${around ?? ""}`, base, stem, isText: TEXT.test(base) || (ending && ending === plain(extension ?? "")) };
+  };
+  const owners = new Set(gone.map(parted).flatMap(({ place, base, stem }) => [place + base, place + stem]));
+  const others = new Set(files.map(parted).filter(({ isText }) => !isText).map(({ place, stem }) => place + stem));
+  return files.filter((one) => {
+    const { place, stem, isText } = parted(one);
+    const bare = stem.replace(isText ? WORD : MARK, "");
+    const names = (isText ? [stem, bare] : bare === stem ? [] : [bare]).map((name) => place + name);
+    return names.some((name) => owners.has(name)) && !names.some((name) => others.has(name));
+  });
+}
+
 /**
  * Brings files into a folder of the server; gives its answer, {folder, new, there, left, films}. What cannot be sent is among what is left.
  * `said(done, count)` hears how many were sent; `signal` ends it, and then nothing is brought.
@@ -70,8 +92,11 @@ export async function bring(all, folder, extension, said, signal) {
   const { left: useless = [], most } = await ask("pictures/add", { folder, extension, files: [], names: all.map(({ name }) => name) });
   const passed = new Set(useless.map(([name]) => name));
   const reason = ({ why, file }) => why ?? (most && file?.size > most ? text("tooLarge") : undefined);
-  const files = all.filter((one) => !reason(one) && !passed.has(one.name));
-  const left = [...useless, ...all.filter((one) => reason(one) && !passed.has(one.name)).map((one) => [one.name, reason(one)])];
+  const wanted = all.filter((one) => !reason(one) && !passed.has(one.name));
+  const refused = all.filter((one) => reason(one) && !passed.has(one.name));
+  const alone = new Set(companionsOf(refused.filter(({ file }) => most && file?.size > most), wanted, extension));
+  const files = wanted.filter((one) => !alone.has(one));
+  const left = [...useless, ...refused.map((one) => [one.name, reason(one)]), ...[...alone].map(({ name }) => [name, text("ofTooLarge")])];
   const key = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const sent = [];
   const waiting = files.map((one, number) => ({ ...one, number }));

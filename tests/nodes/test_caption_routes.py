@@ -304,6 +304,30 @@ def test_films_are_shown_that_nobody_has_looked_into_yet(routes: Any, films: Pat
     assert routes.thumbnail({"folder": "input/films", "picture": "walk.mp4"})
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "nearest"),
+    [
+        ("long.mp4", {"g": "30", "bf": "2"}, 300), ("long.mp4", {"g": "250", "sc_threshold": "0"}, 298),
+        ("long.webm", {"g": "30"}, 300), ("long.avi", {"g": "12"}, 300), ("long.mkv", {}, 300),
+    ],
+)  # fmt: skip
+def test_a_film_that_nobody_has_counted_is_not_decoded_from_its_beginning(
+    routes: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, str], nearest: int
+) -> None:
+    """600 frames: half of them, or as far as 48 frames from the last key frame lead."""
+    from lora_atelier.training.dataset import clips
+    from lora_atelier.training.dataset import films as reader
+
+    path = write(folder / name, levels(600), **options)
+    looked: list[Any] = []
+    real = reader._picture
+    monkeypatch.setattr(reader, "_picture", lambda frame: looked.append(frame.time) or real(frame))
+    assert routes.thumbnail({"folder": "input/shapes", "picture": name})
+    (moment,) = looked
+    assert abs(round(moment * 24) - nearest) <= 1
+    assert np.abs(np.asarray(clips.about_middle(path)).astype(int) - decoded(path)[round(moment * 24)]).max() == 0
+
+
 def test_a_films_small_picture_is_kept_until_the_film_changes(routes: Any, films: Path) -> None:
     asked = {"folder": "input/films", "picture": "walk.mp4", "films": "1"}
     routes.pictures({"settings": OF_FILMS})

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -759,3 +760,20 @@ def test_captions_are_asked_for_and_written_over_http(routes: Any, folder: str) 
     assert "0.png changed on the disk" in error
     assert small.status == 200 and small.content_type == "image/jpeg"
     assert changed == {"captions": {"a": "red, round"}}
+
+
+def test_a_folder_whose_films_are_read_is_in_the_way_of_no_other_panel(
+    routes: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, read = threading.Event(), threading.Event()
+    monkeypatch.setattr(routes.caption_routes, "pictures", lambda body: begun.set() or {"waited": read.wait(60)})
+
+    async def work(client: Any) -> tuple[Any, Any]:
+        pictures = asyncio.create_task(client.post("/lora_atelier/pictures", json={}))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        state = await asyncio.wait_for(client.get(f"/lora_atelier/runs/{RUN}"), 30)
+        read.set()
+        return (await state.json())["name"], await (await pictures).json()
+
+    assert asked(routes, work) == (RUN, {"waited": True})

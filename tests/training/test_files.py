@@ -118,6 +118,25 @@ def test_a_file_that_is_read_just_then_is_waited_for_on_windows(
     assert path.read_bytes() == b"new" and len(refused) == 3 and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_moved_once_nobody_reads_it_any_more_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refused, start = os.rename, [], tmp_path / "a.png"
+    start.write_bytes(b"x")
+
+    def rename(one: Path, other: Path) -> None:
+        if len(refused) < 3:
+            refused.append(other)
+            raise PermissionError(13, "in use", str(one))
+        real(one, other)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(PermissionError):
+        files.move(start, tmp_path / "b.png")
+    monkeypatch.setattr(files.os, "name", "nt")
+    files.move(start, tmp_path / "b.png")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["b.png"] and len(refused) == 3
+
+
 def test_the_longest_unused_go_until_the_rest_fits(tmp_path: Path) -> None:
     rows = []
     for i in range(5):

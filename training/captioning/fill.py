@@ -52,12 +52,12 @@ class Task:
     """``SubsetConfig.caption_encoding``."""
     below: str = ""
     """Lines of the file that are no part of the caption, and stay as they are."""
-    frames: int = 0
-    """Of a film; 0 for a picture."""
+    film: bool = False
+    """Whether the picture is a film, or moves and is used as one."""
 
     def fresh(self) -> Picture:
         """Without pixels, so that those of earlier batches are not kept."""
-        return Picture(self.picture, self.class_caption, self.before, self.frames)
+        return Picture(self.picture, self.class_caption, self.before, self.film)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def workload(dataset: Dataset, mode: Mode, regularisation: bool = False, only: S
             below = found.text.partition("\n")[2] if found and subset.config.caption_lines == "first line" else ""
             tasks[file] = Task(
                 sample.path, subset.class_caption or "", file, found, before, others, subset.config.caption_encoding, below,
-                sample.stretch.of if sample.stretch else 0,
+                sample.stretch is not None,
             )  # fmt: skip
         notes += reader.notes()
     work: list[Task] = []

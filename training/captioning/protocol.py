@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..dataset.clips import middle_of
 from ..dataset.images import open_picture
+from ..dataset.index import frames_now
 
 Check = Callable[[], None]
 """Called after every token that a model writes; may raise to cancel."""
@@ -34,13 +35,14 @@ class Picture:
     """Text after the first ``_`` of an ``N_name`` folder, if there is one."""
     caption: str | None = None
     """What its caption file, table or node says; None without any."""
-    frames: int = 0
-    """Of a film, of which the middle one is looked at; 0: it is a picture."""
+    film: bool = False
+    """Whether it is a film, of which the middle frame is looked at."""
 
     @cached_property
     def image(self) -> Image.Image:
-        """The picture in RGB; AtelierError naming the file if it is broken."""
-        return middle_of(self.path, self.frames) if self.frames else open_picture(self.path)
+        """The picture in RGB; AtelierError naming the file if it is broken. A film's middle is that of the file as it is now."""
+        frames = frames_now(self.path) if self.film else 0
+        return middle_of(self.path, frames) if frames else open_picture(self.path)
 
 
 class Captioner(Protocol):

@@ -19,7 +19,7 @@ from PIL import Image
 from ..config import SubsetConfig
 from . import films
 from .films import FilmFacts
-from .images import frames_of_picture
+from .images import frames_of_picture, open_picture
 from .samples import Sample, Stretch
 
 
@@ -76,6 +76,15 @@ def frames_of(path: Path, stretch: Stretch) -> Iterator[Image.Image]:
 def middle_of(path: Path, of: int) -> Image.Image:
     """The middle one of ``of`` frames, in RGB; AtelierError as for ``frames_of``."""
     return next(frames_of(path, Stretch("", (of // 2,), of)))
+
+
+def about_middle(path: Path) -> Image.Image:
+    """A frame from about the middle of a film whose frames nobody has counted, in RGB; AtelierError if it cannot be read.
+
+    Few frames are decoded, from the last key frame before half the time; where the film doesn't say how long it is, or cannot be
+    sought in, all from its beginning.
+    """
+    return films.near_middle(path) or open_picture(path)
 
 
 def _key(stretch: Stretch) -> str:

@@ -150,6 +150,31 @@ def _moments(path: Path, _size: int, _changed: int) -> tuple[int, ...]:
     return tuple(sorted(moments)) if len(moments) == len(packets) else ()
 
 
+def near_middle(path: Path) -> Image.Image | None:
+    """A frame from about half of the time, in RGB; None where the film doesn't say how long it is, or
+    cannot be sought in. Few others are decoded for it. AtelierError if it cannot be read."""
+    with _opened(path) as (container, stream):
+        found = _after_jump(container, stream) if container.duration else None
+        return None if found is None else _picture(found)
+
+
+def _after_jump(container: Any, stream: Any) -> Any:
+    """The frame at half the time, or one at most ``NEAR`` frames behind the last key frame before; None if there is none."""
+    half = Fraction((container.start_time or 0) + container.duration // 2, 1_000_000)
+    nearly = half - Fraction(3, 4) / (stream.average_rate or USUAL_RATE)
+    try:
+        container.seek(int(half / stream.time_base), stream=stream, backward=True)
+    except Exception:
+        return None
+    found = None
+    for number, frame in enumerate(container.decode(stream)):
+        if frame.key_frame or found is not None:  # what comes before may refer to frames that were jumped over
+            found = frame
+        if number >= NEAR or (found is not None and frame.time is not None and frame.time > nearly):
+            break
+    return found
+
+
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         stat = path.stat()

@@ -97,11 +97,10 @@ class _Bringing:
         came = [(key(_name(file)), self._picture(group, file)) for file in group.pictures if self._is_readable(file)]
         if not group.pictures:  # what came without a picture belongs to one that is there
             came = [(key(name), name) for name in self.pictures(group.folder).by_stem.get(key(group.stem), ())]
-        owned = {"", *(name for name, _ in came)} if came else set()
+        owned = [one for name, _ in came for one in _of(group, name)]
         for one in group.companions:
-            if one.whole not in owned:
-                why = OF_UNUSED[one.alone] if group.pictures else one.alone
-                self.done.left.append((one.file.name, why.what))
+            if one not in owned:
+                self.done.left.append((one.file.name, _why_left(one, group, [name for name, _ in came])))
         for name, picture in came:
             for one in _of(group, name):
                 self._beside(one.file, self.folder / one.beside(picture))
@@ -209,6 +208,13 @@ OF_UNUSED = {
 }  # fmt: skip
 
 
+def _why_left(one: Companion, group: Group, came: Sequence[str]) -> str:
+    """Why what belongs to no picture that ``came`` (by their keys) is left out."""
+    if any(one.whole in ("", name) for name in came):
+        return f"{unused.CONTROL_OF_FILM.what}. {unused.CONTROL_OF_FILM.remedy}"
+    return (OF_UNUSED[one.alone] if group.pictures else one.alone).what
+
+
 def _row(line: str, now: Mapping[str, str]) -> str:
     """A line of a table with its picture's new name."""
     if not line.strip():
@@ -222,8 +228,9 @@ def _row(line: str, now: Mapping[str, str]) -> str:
 
 
 def _of(group: Group, name: str) -> list[Companion]:
-    """What belongs to the picture of this ``key``; what has its whole name comes first."""
-    mine = [one for one in group.companions if one.whole in ("", name)]
+    """What belongs to the picture of this ``key``; what has its whole name comes first. A film has no control pictures."""
+    film = films.is_film(Path(name))
+    mine = [one for one in group.companions if one.whole in ("", name) and not (film and one.alone is unused.CONTROL_ALONE)]
     return sorted(mine, key=lambda one: one.whole == "")
 
 

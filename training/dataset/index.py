@@ -91,6 +91,14 @@ def look_into(path: Path) -> Facts:
     return Facts(width, height, key, look_of(small), several=several)
 
 
+def frames_now(path: Path) -> int:
+    """How many frames the film has, or the animated picture, as it lies on the disk now; 0 for a picture of one frame."""
+    index = Index()
+    index.facts(path)
+    film = index.film(path)
+    return film.frames if film else 0
+
+
 class Index:
     """The facts of the pictures of one folder; ``file`` (JSON) outlives the process, None doesn't."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
+from ..files import move
 from .films import is_film
 from .listing import FoundFolder, leads_outside
 from .samples import some
@@ -97,15 +98,15 @@ def _move(pairs: Sequence[tuple[Path, Path]]) -> None:
     try:
         for start, end in pairs:
             end.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(start, end)
+            move(start, end)
             done.append((start, end))
     except OSError as error:
         for start, end in reversed(done):
             with suppress(OSError):
-                os.rename(end, start)
-        raise AtelierError(
-            f"pictures: {pairs[len(done)][0]} cannot be moved ({error.strerror}). Allow writing in this folder."
-        ) from error
+                move(end, start)
+        in_use = getattr(error, "winerror", None) == 32  # ERROR_SHARING_VIOLATION
+        remedy = "Wait until nothing reads it any more, and try again" if in_use else "Allow writing in this folder"
+        raise AtelierError(f"pictures: {pairs[len(done)][0]} cannot be moved ({error.strerror}). {remedy}.") from error
 
 
 def _drop_empty(aside: Path) -> None:

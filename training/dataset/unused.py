@@ -68,6 +68,7 @@ CONTROL_ALONE = Reason(
     "A control picture has its picture's name: control/cat.png belongs to cat.jpg.",
 )
 CONTROL_TWICE = Reason("second control pictures of one place are not used", "Number them (cat_1.png, cat_2.png), or remove one.")
+CONTROL_OF_FILM = Reason("films have no control pictures", "Rename it, or bring it beside a picture of its name.")
 CONTROL_OF_UNUSED = Reason("control pictures of pictures that are not used", quiet=True)
 
 UNNUMBERED = Reason("sub-folders without a number in front are not used", "Switch nested on to take them.")

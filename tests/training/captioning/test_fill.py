@@ -688,3 +688,12 @@ def test_one_film_is_asked_for_its_caption_again_and_others_are_kept(films):
     assert [*captioner.shown] == ["walk.mp4"] and texts(films) == {"walk": "someone walks"}
     _, report = fill(of_films(films), captioner, "append", only=["walk.mp4"])
     assert texts(films) == {"walk": "someone walks, seen, walk"}
+
+
+def test_a_film_that_has_changed_since_the_folder_was_read_is_looked_at_as_it_is_now(films):
+    """As when its caption is asked for again while a run waits."""
+    dataset = of_films(films)
+    write(films / "run.mkv", levels(60, seed=3))
+    captioner = Looking()
+    fill(dataset, captioner, only=["run.mkv"])
+    assert (captioner.shown["run.mkv"] == levels(60, seed=3)[30]).all()

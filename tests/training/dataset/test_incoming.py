@@ -357,3 +357,23 @@ def test_what_is_no_film_or_would_be_a_mask_is_left_out_with_its_reason(folder, 
     assert "this film cannot be read" in why["a.mkv"] and "this film cannot be read" in why["b.mp4"]
     assert "neither masks nor control pictures" in why["control/c.mkv"] and "Save them as MP4" in why["d.wmv"]
     assert why["a.txt"] == "captions of pictures that are not used" and tree(folder) == {"c.png": RED}
+
+
+def test_a_film_has_no_control_pictures(folder, film):
+    """A scan with clip_frames refuses them, so none is laid beside a film."""
+    done = drop(folder, {"cat.png": RED, "cat.mkv": film(), "cat.txt": b"a cat", "control/cat.png": BLUE})
+    assert dict(done.new) == {
+        "cat.png": "cat.png", "cat.mkv": "cat (2).mkv", "cat.txt": "cat (2).txt", "control/cat.png": "control/cat.png",
+    }  # fmt: skip
+    assert not done.left and captions(folder, clip_frames="1, 5") == {"cat.png": "a cat", "cat (2).mkv": "a cat"}
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("control", ["control/cat.png", "cat.control.png", "cat_control.png", "control/cat.mkv.png"])
+def test_a_control_picture_of_a_film_alone_is_left_out_and_told(folder, film, there, control):
+    if there:
+        drop(folder, {"cat.mkv": film()})
+    done = drop(folder, {**({} if there else {"cat.mkv": film()}), control: BLUE})
+    ((name, why),) = done.left
+    assert name == control and why.startswith("films have no control pictures")
+    assert [*tree(folder)] == ["cat.mkv"] and [*captions(folder, clip_frames="5")] == ["cat.mkv"]

@@ -137,3 +137,18 @@ def test_any_order_of_taking_out_and_putting_back_loses_nothing(tmp_path_factory
     for entry in entries:
         restore(folder, entry, folder)
     assert tree(folder) == before
+
+
+def test_a_file_that_something_reads_on_windows_is_told_as_such(folder, monkeypatch):
+    import os
+
+    def in_use(start, end):
+        error = PermissionError(13, "in use by another process")
+        error.winerror = 32  # as Windows says it
+        raise error
+
+    monkeypatch.setattr(os, "rename", in_use)
+    with pytest.raises(
+        AtelierError, match=r"a.png cannot be moved \(in use by another process\)\. Wait until nothing reads it any more"
+    ):
+        remove(folder, ["a.png"], CONFIG, folder)
