@@ -75,9 +75,13 @@ def edit_word(file_name: str) -> str:
     return found[0].lower() if found else ""
 
 
+LARGEST_MU = 30.0
+"""Here all levels are the highest already; beyond, the numbers of very long films would be too large to be reckoned with."""
+
+
 @dataclass(frozen=True)
 class BySize:
-    """A shift that grows with the picture: k = e^mu with mu linear in the number of tokens."""
+    """A shift that grows with the picture or the film: k = e^mu with mu linear in the number of tokens, of all frames."""
 
     patch: int = 2
     """Latent cells of a token in each direction."""
@@ -87,10 +91,11 @@ class BySize:
     """mu at ``most`` tokens."""
     most: int = 4096
 
-    def factor(self, latent_size: tuple[int, int]) -> float:
-        """k for a latent of (height, width) cells."""
-        tokens = latent_size[0] * latent_size[1] / self.patch**2
-        return math.exp(self.low + (self.high - self.low) * (tokens - 256) / (self.most - 256))
+    def factor(self, latent_size: tuple[int, ...]) -> float:
+        """k for a latent of ([frames,] height, width) cells."""
+        tokens = math.prod(latent_size) / self.patch**2
+        mu = self.low + (self.high - self.low) * (tokens - 256) / (self.most - 256)
+        return math.exp(min(mu, LARGEST_MU))
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,7 @@ def _table() -> dict[str, Family]:
         "PixelDiTT2I": Family("shifted", 4.0, untrainable=TEXT_ENDS, text=Text(300, 2304)),
         # The host's own shift in sampling.
         "HiDreamO1": Family("shifted", 3.0, of_controls=r"^visual\.", square=32, reads_tokens="text_input_ids"),
-        # mu of Lightricks' own trainer: 0.95 at 1024 tokens, 2.05 at 4096.
+        # mu of Lightricks' own trainer: 0.95 at 1024 tokens, 2.05 at 4096, of all frames together and without an end.
         "LTXV": Family("shifted", BySize(patch=1, low=0.675, high=2.05), square=32, films=True, text=T5),
         "GenmoMochi": Family("uniform", films=True, text=T5),
         **dict.fromkeys(

@@ -151,7 +151,7 @@ def prepare(session: Session, batch: Batch, step: int) -> StepInputs:
     x0, sizes, mask = loaded(session, batch)
     draw = seeding.step_generator(config.seed, step)
     place = seeding.even_place(config.seed, step) if config.noise.level_draw == "stratified" else None
-    sigma = to_device(session.levels.draw(len(x0), (x0.shape[-2], x0.shape[-1]), draw, place), model.device)
+    sigma = to_device(session.levels.draw(len(x0), x0.shape[2:], draw, place), model.device)
     drawn = noises.make_noise(x0.shape, config.noise, draw)
     noise = to_device(drawn, model.device)
     mixed_in = to_device(noises.perturbed(drawn, config.noise, draw), model.device)

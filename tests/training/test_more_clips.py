@@ -20,6 +20,7 @@ from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.objective.noise import NoiseLevelSampler
 from PIL import Image
 
 from ..zoo import texts
@@ -151,6 +152,18 @@ def test_numbers_of_frames_are_asked_of_the_vae(films, folder):
     assert {few, more} <= set(films.codec.nearest_frames(few + 1))
     with pytest.raises(AtelierError, match=rf"clip of {few + 1}, and would leave the last ones out. Write .*{few} or {more}"):
         go(films, clips(folder, f"{few + 1}"), recipe("odd"))
+
+
+def test_levels_are_drawn_for_all_frames_of_a_clip(films, folder, monkeypatch):
+    real, seen = NoiseLevelSampler._levels, set()
+
+    def levels_of(self, number, latent_size):
+        seen.add(tuple(latent_size))
+        return real(self, number, latent_size)
+
+    monkeypatch.setattr(NoiseLevelSampler, "_levels", levels_of)
+    go(films, clips(folder, f"{films.kind.frames[0]}", validation_share=0.5), recipe("levels", length=LengthConfig(epochs=1)))
+    assert {size[:-2] for size in seen} == {(1,), (2,)}, "the picture has one"
 
 
 def test_a_lora_is_learnt_from_clips_and_pictures_and_its_sample_is_the_stock_nodes_film(films, folder, tmp_path):

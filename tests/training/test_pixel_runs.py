@@ -12,7 +12,9 @@ import torch
 from lora_atelier.training import host, job, regularisation
 from lora_atelier.training.config import LengthConfig, NetworkConfig, NoiseConfig, OptimizerConfig, SubsetConfig
 from lora_atelier.training.config.sampling import Sampling
-from lora_atelier.training.dataset.samples import Dataset
+from lora_atelier.training.dataset import precomputed
+from lora_atelier.training.dataset.cache import CACHE_LIMIT, TensorCache
+from lora_atelier.training.dataset.samples import Dataset, Subset
 from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.files import read_tensors
@@ -149,6 +151,15 @@ def test_the_noise_is_as_strong_as_the_host_makes_it(hidream):
 def test_sizes_that_it_does_not_read_are_refused(hidream, folder):
     with pytest.raises(AtelierError, match=r"^bucket step: subset 1 .* 80 .* squares of 32. Set bucket_step"):
         go(hidream, drawings(folder, bucket_step=16, resolution=80), of("odd"))
+    cache, told = TensorCache(host.cache_folder(), CACHE_LIMIT), hidream.text.clip
+    with torch.inference_mode():
+        conditioning = [told.encode_from_tokens_scheduled(told.tokenize("a boat"))]
+        latents = [{"samples": torch.zeros(1, 3, 64, 96)}, {"samples": torch.zeros(1, 3, 64, 72)}]
+        samples = precomputed.store(latents, conditioning, cache)
+    ready = Dataset((Subset(SubsetConfig("nodes/latents"), samples, 1),))
+    with pytest.raises(AtelierError, match=r"^latents: subset 1 .* 72 x 64 pixels, .* squares of 32. Encode pictures whose"):
+        go(hidream, ready, of("ready"))
+    assert go(hidream, Dataset((Subset(SubsetConfig("nodes/latents"), samples[:1], 1),)), of("even"))
     odd = dataclasses.replace(HOW, width=80)
     with pytest.raises(AtelierError, match=r"^width: 80 is not a multiple of 32, the model's cell; try 64\.$"):
         regularisation.RegularisationSet(

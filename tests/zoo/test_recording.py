@@ -34,6 +34,10 @@ NOT_ALONE = {
 positions and frequencies, made anew in every pass."""
 
 
+WAIT_TO_BE_TOLD = {"HiDream O1"}
+"""Recipes of which the host reads a number of the device while it makes a conditioning for it."""
+
+
 class Constants(TorchFunctionMode):
     """Finds constants that are made for a device from numbers in main memory, which ``meta`` makes out of nothing."""
 
@@ -77,3 +81,15 @@ def test_a_step_is_the_devices_work_alone(animal):
         except (NotDeviceWork, NotImplementedError, RuntimeError) as error:
             found = f"{type(error).__name__}: {error}".splitlines()[0]
     assert found == NOT_ALONE.get(animal.recipe.name, "")
+
+
+def test_conditionings_are_made_without_waiting_for_the_device(animal):
+    """From texts in main memory, where the cache has them: Mochi's counts the words of its mask there."""
+    model, here = WithoutNumbers(animal.model), animal.latents(2)
+    waits = False
+    with torch.inference_mode(False):
+        try:
+            model.merged([model.condition(animal.conditioning(i), here[i : i + 1].to(META), animal.size) for i in range(2)])
+        except (NotImplementedError, RuntimeError):
+            waits = True
+    assert waits == (animal.recipe.name in WAIT_TO_BE_TOLD)

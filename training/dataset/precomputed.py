@@ -44,7 +44,8 @@ def store(latents: Sequence[object], conditioning: Sequence[CanvasText], cache: 
         key = _put(cache, {"latent": latent.float()})
         which = number if len(text_keys) > 1 else 0
         controls = len(references.listed(every[which]))
-        ready = Ready(key, text_keys[which], latent.shape[0], is_film=latent.ndim == 4, controls=controls)
+        cells = latent.shape[-1], latent.shape[-2]
+        ready = Ready(key, text_keys[which], latent.shape[0], is_film=latent.ndim == 4, controls=controls, cells=cells)
         size = latent.shape[-1] * cell, latent.shape[-2] * cell
         samples.append(Sample(cache.path(key), *size, "", key, "", ready=ready))
     if not all(cache.has(sample.ready.latent) and cache.has(sample.ready.text) for sample in samples if sample.ready):

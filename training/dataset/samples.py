@@ -67,6 +67,8 @@ class Ready:
     """Whether the latent has frames."""
     controls: int = 0
     """Control pictures in the conditioning."""
+    cells: tuple[int, int] = (0, 0)
+    """The latent's (width, height)."""
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,6 @@ def _one_picture(session: Session, batch: Batch) -> Tensor:
     model = session.model
     one = replace(batch, samples=batch.samples[:1], sightings=batch.sightings[:1])
     x0 = model.latents_in(session.encoded.latents(one)[0].to(model.device))
-    sigma = session.levels.quantiles(1, (x0.shape[-2], x0.shape[-1])).to(model.device)
+    sigma = session.levels.quantiles(1, x0.shape[2:]).to(model.device)
     asked = noised(model, x0, sigma, torch.zeros_like(x0), session.encoded.conditionings(one), [{}])
     return answer(model, asked).square().mean()

@@ -67,7 +67,7 @@ def batch_losses(session: Session, batch: Batch, check: Check = lambda: None) ->
     x0, sizes, mask = loaded(session, batch)
     texts = session.encoded.conditionings(batch)
     total = torch.zeros(len(x0), device=model.device)
-    sigmas = to_device(session.levels.quantiles(LEVELS, (x0.shape[-2], x0.shape[-1])), model.device)
+    sigmas = to_device(session.levels.quantiles(LEVELS, x0.shape[2:]), model.device)
     for number in range(LEVELS):
         check()
         drawn = torch.cat([seeding.fixed_noise(subset.samples[i].key, number, x0[:1].shape) for i in batch.samples])

@@ -19,10 +19,9 @@ from ..performance.frozen_layers import lightened
 from ..performance.out_of_place import Care
 from ..performance.quantised_layers import unpacking
 from ..performance.sharding import Shards
-from . import alterations
+from . import alterations, in_place
 from .answering import AnsweringModel
 from .attention import differentiable_attention
-from .in_place import out_of_place
 from .text import TextEncoder
 from .towers import outside
 from .twins import beside_twin, put_twin_aside, resident
@@ -54,8 +53,9 @@ class HeldModel(AnsweringModel):
         (None: what is usual).
 
         A model whose weights the host pages in op by op may lose them between forward and backward, so its resident twin is
-        taken, which the host itself makes.
+        taken, which the host itself makes. AtelierError where the host's files have changed so that its gradient would be wrong.
         """
+        in_place.check(self.base.diffusion_model)
         patcher = resident(self.patcher, "model")
         if dtype is not None and dtype != type(self)(patcher).compute_dtype:
             patcher = patcher.clone()
@@ -186,7 +186,7 @@ class HeldModel(AnsweringModel):
                 if shards:
                     stack.enter_context(shards.on(self.base.diffusion_model, offloaded, self.device))
                 stack.enter_context(differentiable_attention())
-                stack.enter_context(out_of_place())
+                stack.enter_context(in_place.out_of_place())
                 stack.enter_context(unpacking(modules))
                 stack.enter_context(lightened(self._modules(self.base), self.compute_dtype, self.device))
                 yield

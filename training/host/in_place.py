@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from types import FunctionType
 
-from ..performance.rebinding import rebound
+from torch import nn
+
+from ..errors import AtelierError
+from ..performance.rebinding import is_lost, rebound
 
 READ: dict[str, tuple[str, ...]] = {
     "comfy.ldm.lightricks.model": ("BasicTransformerBlock.forward",),
@@ -31,3 +34,17 @@ def functions() -> Iterator[FunctionType]:
 def out_of_place() -> AbstractContextManager[None]:
     """While it lasts, they make new tensors."""
     return rebound(functions())
+
+
+def check(network: nn.Module) -> None:
+    """AtelierError where one of them is part of ``network`` and its source is not what runs.
+
+    Under checkpointing autograd would not notice that what it needs is changed, and the gradient be wrong.
+    """
+    used = {kind.__module__ for module in network.modules() for kind in type(module).__mro__}
+    lost = next((one for one in functions() if one.__module__ in used and is_lost(one)), None)
+    if lost is not None:
+        raise AtelierError(
+            f"{lost.__code__.co_filename}: training this model needs this file as it was when ComfyUI was started, and it has "
+            "changed since then or cannot be read. Restart ComfyUI."
+        )

@@ -83,17 +83,23 @@ def check_clips(dataset: Dataset, model: host.Model, codec: host.PictureCodec) -
             )
 
 
-def check_sizes(dataset: Dataset, model: host.Model) -> None:
+def check_sizes(dataset: Dataset, model: host.Model, codec: host.PictureCodec) -> None:
     """Refuses sizes at which pictures would be shown to a network that cuts them into larger squares."""
     square = family_named(model.family).square
     for number, subset in enumerate(dataset.subsets, start=1):
-        sizes = {size_of(sample, subset.config) for sample in subset.samples if not subset.ready}
+        if subset.ready:
+            # What a latent says of its cells' size is not relied on; tiny autoencoders say nothing that could be.
+            ready, cell = [one.ready for one in subset.samples if one.ready], codec.cell or square
+            sizes = {(one.cells[0] * cell, one.cells[1] * cell) for one in ready}
+        else:
+            sizes = {size_of(sample, subset.config) for sample in subset.samples}
         wrong = next((size for size in sorted(sizes) if size[0] % square or size[1] % square), None)
         if wrong is not None:
+            widget = "latents" if subset.ready else "bucket step"
+            mend = "Encode pictures whose sides are" if subset.ready else "Set bucket_step and the sizes of the dataset to"
             raise AtelierError(
-                f"bucket step: subset {number} ({subset.config.folder}) has pictures that would be shown at {wrong[0]} x "
-                f"{wrong[1]} pixels, and this {model.family} model reads squares of {square}. Set bucket_step and the sizes of "
-                f"the dataset to multiples of {square}."
+                f"{widget}: subset {number} ({subset.config.folder}) has pictures that would be shown at {wrong[0]} x "
+                f"{wrong[1]} pixels, and this {model.family} model reads squares of {square}. {mend} multiples of {square}."
             )
 
 

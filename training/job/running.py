@@ -91,7 +91,7 @@ def run_training(
     check_dataset(dataset, config)
     precomputed.check(dataset, model.latent_channels, model.frames)
     check_clips(dataset, model, codec)
-    check_sizes(dataset, model)
+    check_sizes(dataset, model, codec)
     check_weighting(model.prediction, config.loss)
     optimizers.check(config.optimizer, model.device.type)
     model = model.for_training(compute_dtype(config.precision, model.device), config.base_weights, config.guidance)

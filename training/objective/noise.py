@@ -71,9 +71,9 @@ class NoiseLevelSampler:
         return cls(kind, distribution, table, family.shift, settings)
 
     def draw(
-        self, count: int, latent_size: tuple[int, int], generator: torch.Generator, place: float | None = None
+        self, count: int, latent_size: tuple[int, ...], generator: torch.Generator, place: float | None = None
     ) -> Tensor:  # fmt: skip
-        """(count,) float32 on the CPU. ``latent_size`` is (height, width) in latent cells.
+        """(count,) float32 on the CPU. ``latent_size`` is ([frames,] height, width) in latent cells.
 
         With a ``place`` in [0, 1) there is one level in each of ``count`` equally likely parts of the distribution, at that place
         of its part; which picture gets which is drawn.
@@ -85,16 +85,16 @@ class NoiseLevelSampler:
             return self._levels(torch.rand(count, generator=generator), latent_size)
         return self._levels(torch.randn(count, generator=generator), latent_size)
 
-    def quantiles(self, count: int, latent_size: tuple[int, int]) -> Tensor:
+    def quantiles(self, count: int, latent_size: tuple[int, ...]) -> Tensor:
         """(count,) levels, ascending, in the middles of ``count`` equally likely parts of what ``draw`` gives."""
         return self._at((torch.arange(count, dtype=torch.float64) + 0.5) / count, latent_size)
 
-    def _at(self, share: Tensor, latent_size: tuple[int, int]) -> Tensor:
+    def _at(self, share: Tensor, latent_size: tuple[int, ...]) -> Tensor:
         """The levels below which these shares of the distribution lie, 0 < ``share`` < 1 in float64."""
         number = share if self.distribution == "uniform" else torch.special.ndtri(share)
         return self._levels(number.float(), latent_size)
 
-    def _levels(self, number: Tensor, latent_size: tuple[int, int]) -> Tensor:
+    def _levels(self, number: Tensor, latent_size: tuple[int, ...]) -> Tensor:
         """From uniform numbers (``uniform``) or normal ones (the others) to sigma; ascending where these are."""
         how = self.settings
         u = number

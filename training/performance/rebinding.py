@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FunctionType
 
 from torch import Tensor
+
+# What of a compiled function does not depend on where it stands in which file.
+COMPARED = (
+    "co_name", "co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_posonlyargcount",
+    "co_kwonlyargcount", "co_flags", "co_exceptiontable",
+)  # fmt: skip
 
 _rewritten: dict[CodeType, CodeType | None] = {}
 """By the code that it stands for: the same for as long as Python runs, or what is compiled would be compiled again and again."""
@@ -74,35 +79,66 @@ class Rewriter(ast.NodeTransformer):
 def rewritten(function: FunctionType) -> CodeType | None:
     """Code of ``function`` without such changes; None where it has none, or where its source is not there to be read."""
     code = function.__code__
-    if code not in _rewritten:
-        _rewritten[code] = made = _made(function)
+    if code not in _rewritten and (found := _definition(function)) is not None:
+        tree, defined = found
+        rewriter = Rewriter()
+        rewriter.visit(defined)
+        _rewritten[code] = made = _compiled(ast.fix_missing_locations(tree), code) if rewriter.changes else None
         if made is not None:
             _rewritten[made] = None  # for a model that is held while another is
-    return _rewritten[code]
+    return _rewritten.get(code)
 
 
-def _made(function: FunctionType) -> CodeType | None:
+def is_lost(function: FunctionType) -> bool:
+    """Whether ``function`` may change tensors by name, and its source cannot be read or is no longer that of what runs."""
+    rewritten(function)
+    return function.__code__ not in _rewritten and any(map(fresh_name, function.__code__.co_names))
+
+
+def meaning(code: CodeType) -> tuple[object, ...]:
+    """What a function does, wherever it stands in whichever file."""
+    return *(getattr(code, name, None) for name in COMPARED), _key(code.co_consts)
+
+
+def _key(constant: object) -> object:
+    """Equal for constants that are the same, of which 1 and True, or 0.0 and -0.0, are not."""
+    if isinstance(constant, CodeType):
+        return meaning(constant)
+    if isinstance(constant, (tuple, frozenset)):
+        return type(constant), type(constant)(map(_key, constant))
+    return type(constant), repr(constant)
+
+
+def _definition(function: FunctionType) -> tuple[ast.Module, ast.FunctionDef] | None:
+    """The file in which ``function`` is defined, and its definition there; None where the file does not say what runs.
+
+    It may have been exchanged since it was imported, and something else stand at the function's lines. So it is compiled as it
+    is, as a whole, since what a compiler makes of a function depends on what is imported around it, and only believed where that
+    gives the very code that runs.
+    """
+    code = function.__code__
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
+        tree = ast.parse("".join(inspect.findsource(function)[0]))
+        same = _compiled(tree, code)
+    except (OSError, TypeError, ValueError, SyntaxError):
         return None
-    defined = tree.body[0]
-    if not isinstance(defined, ast.FunctionDef) or function.__code__.co_freevars:
+    if same is None or meaning(same) != meaning(code) or code.co_freevars:
         return None
-    # What stands in the signature is on the function, and is not evaluated again.
-    defined.decorator_list, defined.returns = [], None
-    given = defined.args
-    for argument in [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]:
-        argument.annotation = None
-    given.defaults = [ast.Constant(None) for _ in given.defaults]
-    given.kw_defaults = [None if value is None else ast.Constant(None) for value in given.kw_defaults]
-    rewriter = Rewriter()
-    rewriter.visit(tree)
-    if not rewriter.changes:
-        return None
-    ast.increment_lineno(ast.fix_missing_locations(tree), function.__code__.co_firstlineno - 1)
-    module = compile(tree, function.__code__.co_filename, "exec", dont_inherit=True)
-    return next(c for c in module.co_consts if isinstance(c, CodeType) and c.co_name == function.__name__)
+    return next(((tree, node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and _begins(node, code)), None)
+
+
+def _begins(node: ast.FunctionDef, code: CodeType) -> bool:
+    first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
+    return (node.name, first) == (code.co_name, code.co_firstlineno)
+
+
+def _compiled(tree: ast.Module, code: CodeType) -> CodeType | None:
+    """What is at the place of ``code`` in a file."""
+    found = [compile(tree, code.co_filename, "exec", dont_inherit=True)]
+    for one in found:
+        found += [inner for inner in one.co_consts if isinstance(inner, CodeType)]
+    place = code.co_name, code.co_firstlineno
+    return next((one for one in found if (one.co_name, one.co_firstlineno) == place), None)
 
 
 @contextmanager

@@ -47,6 +47,31 @@ def test_flux_shift_at_the_published_sizes():
     assert BySize().factor((32, 32)) == pytest.approx(1.6487, abs=1e-4)  # 256 x 256: mu = 0.5
 
 
+@pytest.mark.parametrize("cells", [(1, 16, 24), (4, 16, 16), (13, 16, 24), (21, 15, 22)])
+def test_levels_of_a_film_are_those_of_lightricks_for_all_its_frames(comfyui, cells):
+    """What the stock node of theirs makes of even levels; their trainer counts the whole sequence in the same way."""
+    from comfy_extras.nodes_lt import ModelSamplingLTXV
+
+    from ...zoo.build import build
+    from ...zoo.recipes import RECIPES
+
+    model = build(next(recipe for recipe in RECIPES if recipe.family == "LTXV")).model.patcher
+    patched = ModelSamplingLTXV.execute(model, 2.05, 0.95, {"samples": torch.zeros(1, 128, *cells)}).args[0]
+    even = torch.sigmoid(torch.special.ndtri((torch.arange(50, dtype=torch.float64) + 0.5) / 50))
+    stock = [patched.get_model_object("model_sampling").sigma(level) for level in even]
+    ours = noise.NoiseLevelSampler.suited("flow", NoiseConfig(), None, FAMILIES["LTXV"]).quantiles(50, cells)
+    assert ours.tolist() == pytest.approx([float(level) for level in stock], rel=1e-5)
+
+
+def test_one_frame_counts_as_a_picture_and_no_film_is_too_long():
+    shift = FAMILIES["LTXV"].shift
+    assert isinstance(shift, BySize)
+    assert shift.factor((1, 64, 64)) == shift.factor((64, 64)) == pytest.approx(math.exp(2.05))
+    assert shift.factor((4, 16, 16)) == pytest.approx(math.exp(0.95))
+    longest = noise.NoiseLevelSampler.suited("flow", NoiseConfig(), None, FAMILIES["LTXV"]).quantiles(9, (10_000, 64, 64))
+    assert longest.tolist() == pytest.approx([1 - 1e-4] * 9)
+
+
 @given(st.floats(0.01, 0.99), st.floats(0.5, 6.0))
 def test_shifting_is_undone_by_the_inverse_factor(level, factor):
     there = noise.shift_level(torch.tensor(level, dtype=torch.float64), factor)

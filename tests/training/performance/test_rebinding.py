@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import linecache
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from lora_atelier.training.performance.rebinding import fresh_name, rebound, rewritten, root_of
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.performance import rebinding
+from lora_atelier.training.performance.rebinding import fresh_name, is_lost, rebound, rewritten, root_of
 from torch import Tensor
+
+from ...zoo.build import build
+from ...zoo.recipes import RECIPES
 
 
 def gated(x: Tensor, y: Tensor, gate: Tensor = None, *, times: int = 2) -> Tensor:
@@ -76,6 +83,104 @@ def test_a_function_is_rewritten_once_and_put_back_after_an_error():
         assert gated.__code__ is first
     assert gated.__code__ is before
     assert rewritten(inputs) is None, "nothing in it is changed in place"
+
+
+METHOD = """
+import torch
+
+
+def kept(function):
+    return function
+
+
+class Block:
+    @kept
+    def forward(self, x: "Tensor", gate=(0.0, -0.0, {"a", "b"}), *rest, **more) -> "Tensor":
+        \"\"\"Two lines,
+        one of them indented.\"\"\"
+        scale = [part * 1.0 for part in rest if part in {"a", "b", 1}]
+        x.mul_(2)
+        x = torch.mul(x, 1)
+        return x, \'\'\'
+    text\'\'\', scale
+
+    def untouched(self, x):
+        return x * 2
+"""
+
+
+def imported(path: Path, text: str) -> ModuleType:
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
+def test_a_method_keeps_its_texts_and_its_signature(tmp_path, future, monkeypatch):
+    monkeypatch.setattr(rebinding, "_rewritten", {})
+    block = imported(tmp_path / "blocks.py", future + METHOD).Block
+    before, x = block.forward.__code__, torch.ones(2)
+    wanted = block().forward(x.clone())
+    with rebound([block.forward, block.untouched]):
+        assert block.forward.__code__ is not before
+        found = block().forward(x)
+        assert block.forward.__code__.co_firstlineno == before.co_firstlineno
+        assert block.forward.__code__.co_consts[0] == before.co_consts[0]
+    assert torch.equal(found[0], wanted[0]) and found[1:] == wanted[1:] and x.tolist() == [1, 1]
+    assert not is_lost(block.forward) and not is_lost(block.untouched)
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        METHOD.replace("x.mul_(2)", "x.mul_(3)"),
+        METHOD.replace("x.mul_(2)", "x.add_(2)"),
+        METHOD.replace("-0.0", "0.0").replace("1.0", "True"),
+        METHOD.replace("forward", "backward"),
+        METHOD.replace("forward(self", "forward(self, y"),
+        "\n" + METHOD,
+        "x = 1\n" * 40,
+        "# nothing\n" * 40,
+        "if True:\n    pass\n" * 20,
+        "'''" + METHOD,
+        "",
+        None,
+    ],
+)
+def test_a_file_that_has_changed_since_it_was_imported_is_not_believed(tmp_path, now, monkeypatch):
+    monkeypatch.setattr(rebinding, "_rewritten", {})  # it knows functions by their code
+    path = tmp_path / "blocks.py"
+    block = imported(path, METHOD).Block
+    path.unlink() if now is None else path.write_text(now, encoding="utf-8")
+    before = block.forward.__code__
+    with rebound([block.forward]):
+        assert block.forward.__code__ is before and block().forward(torch.ones(2))[0].tolist() == [2, 2]
+    assert is_lost(block.forward) and not is_lost(block.untouched)
+    path.write_text(METHOD, encoding="utf-8")
+    assert rewritten(block.forward) is not None and not is_lost(block.forward), "as it was"
+
+
+def test_a_model_whose_code_cannot_be_read_any_more_is_not_trained(comfyui, monkeypatch):
+    """Under checkpointing nothing would be said of its gradient, which is wrong by 0.75 for a small PixelDiT."""
+    from lora_atelier.training.host import in_place
+
+    models = [build(next(one for one in RECIPES if one.family == family)).model for family in ("LTXV", "SD15")]
+    found = [one for one in in_place.functions() if one.__module__ == "comfy.ldm.lightricks.model"]
+    assert found and not any(map(is_lost, in_place.functions()))
+    for function in found:
+        path = function.__code__.co_filename
+        lines = Path(path).read_text(encoding="utf-8").replace(".addcmul_(", ".addcdiv_(").splitlines(keepends=True)
+        monkeypatch.delitem(rebinding._rewritten, function.__code__, raising=False)
+        monkeypatch.setitem(linecache.cache, path, (0, None, lines, path))
+    lost = any(map(is_lost, found))
+    models[1].for_training(None)
+    if not lost:
+        return  # this host's has nothing to be rewritten
+    with pytest.raises(AtelierError, match=r"lightricks.model\.py: training this model needs .* Restart ComfyUI\.$"):
+        models[0].for_training(None)
 
 
 def home() -> Path:
