@@ -20,15 +20,24 @@ READ: dict[str, tuple[str, ...]] = {
 
 
 def functions() -> Iterator[FunctionType]:
-    """Those of them that are there and are the host's own; another node may have put something else in their places."""
+    """Those of them that are there and are the host's own."""
+    return (found for title, name, found in _places() if isinstance(found, FunctionType) and _is_its_own(title, name, found))
+
+
+def _places() -> Iterator[tuple[str, str, object]]:
+    """(module, name, what is there) of those that this version of the host has and has loaded."""
     for title, names in READ.items():
-        module = sys.modules.get(title)
         for name in names:
-            found: object = module
+            found: object = sys.modules.get(title)
             for part in name.split("."):
                 found = getattr(found, part, None)
-            if isinstance(found, FunctionType) and (found.__module__, found.__qualname__) == (title, name):
-                yield found
+            if found is not None:
+                yield title, name, found
+
+
+def _is_its_own(title: str, name: str, found: object) -> bool:
+    """Whether nobody has put something else there."""
+    return (getattr(found, "__module__", None), getattr(found, "__qualname__", None)) == (title, name)
 
 
 def out_of_place() -> AbstractContextManager[None]:
@@ -37,11 +46,17 @@ def out_of_place() -> AbstractContextManager[None]:
 
 
 def check(network: nn.Module) -> None:
-    """AtelierError where one of them is part of ``network`` and its source is not what runs.
+    """AtelierError where one of them is part of ``network`` and its source is not what runs, or another node's is in its place.
 
     Under checkpointing autograd would not notice that what it needs is changed, and the gradient be wrong.
     """
     used = {kind.__module__ for module in network.modules() for kind in type(module).__mro__}
+    others = [f"{title}.{name}" for title, name, found in _places() if title in used and not _is_its_own(title, name, found)]
+    if others:
+        raise AtelierError(
+            f"model: another node pack has put something of its own in the place of {others[0]}, which training this model needs "
+            "as ComfyUI has it. Disable that pack and restart ComfyUI."
+        )
     lost = next((one for one in functions() if one.__module__ in used and is_lost(one)), None)
     if lost is not None:
         raise AtelierError(

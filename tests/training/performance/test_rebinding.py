@@ -183,6 +183,21 @@ def test_a_model_whose_code_cannot_be_read_any_more_is_not_trained(comfyui, monk
         models[0].for_training(None)
 
 
+def test_a_model_of_which_another_pack_has_changed_such_a_function_is_not_trained(comfyui, monkeypatch):
+    models = [build(next(one for one in RECIPES if one.family == family)).model for family in ("LTXV", "SD15")]
+    block = importlib.import_module("comfy.ldm.lightricks.model").BasicTransformerBlock
+    before = block.forward
+
+    def patched(self, *args, **kwargs):
+        return before(self, *args, **kwargs)
+
+    models[0].for_training(None)
+    monkeypatch.setattr(block, "forward", patched)
+    models[1].for_training(None)
+    with pytest.raises(AtelierError, match=r"BasicTransformerBlock\.forward.* Disable that pack and restart ComfyUI\.$"):
+        models[0].for_training(None)
+
+
 def home() -> Path:
     """The folder of the host's networks."""
     found = importlib.util.find_spec("comfy.ldm.util")
