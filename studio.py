@@ -511,11 +511,15 @@ def main(line: Sequence[str] | None = None) -> int:
         return 0
     except (SetupError, hosts.HostError, ServerError, WorkflowError, FileExistsError) as error:
         say(f"\nstudio.py stopped: {error}")
+        failed = str(error)
     except OSError as error:
         say(f"\nstudio.py stopped: {error}. If the disk is full, make room; then start again, it goes on where it stopped.")
+        failed = str(error)
     except KeyboardInterrupt:
         say("\nInterrupted. Start again, and the set-up goes on where it stopped.")
         return 130
+    if getattr(arguments, "json", False):
+        print(json.dumps({"success": False, "error": failed, "loras": [], "grids": []}, ensure_ascii=False))
     return 1
 
 

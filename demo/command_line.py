@@ -42,8 +42,8 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--set", metavar="NODE.WIDGET=VALUE", action="append", default=[], dest="settings",
         help="another value for a widget; NODE is a node's type, id or title",
     )  # fmt: skip
-    add("--processes", type=int, default=1, metavar="N", help="train with so many, a GPU each")
+    add("--processes", type=int, default=1, metavar="N", help="processes on each machine, a GPU each")
     add("--nodes", type=int, default=1, metavar="M", help="on so many machines, which all run this")
-    add("--rendezvous", default="", metavar="HOST:PORT", help="where they meet: a port of the first one")
+    add("--rendezvous", default="", metavar="HOST:PORT", help="where the machines meet: a port of one of them")
     add("--shard", action="store_true", help="each process holds a part of the model, for models larger than a card")
     add("--everything", action="store_true", help="run every node, not only those before the training and grid")

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,5 +118,6 @@ def train(
         code = 130  # the launcher has codes of its own
     if code not in (0, 130):
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]) if log.exists() else ""
-        print(f"ComfyUI's own words are in {log}" + (f"; its last:\n{tail}" if code != 1 else ""), flush=True)
+        words_of_its_own = f"ComfyUI's own words are in {log}" + (f"; its last:\n{tail}" if code != 1 else "")
+        print(words_of_its_own, file=sys.stderr, flush=True)  # standard output may end with a line of JSON
     return code if code in (0, 1, 130) else 1

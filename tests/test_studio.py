@@ -335,3 +335,17 @@ def test_demo_model_paths_are_yaml(tmp_path: Path) -> None:
 
     models = {"lora_atelier_demo": {"base_path": r"C:\Users\ä b\home\models", "checkpoints": "checkpoints"}}
     assert yaml.safe_load(json.dumps(models)) == models
+
+
+def test_what_fails_before_comfyui_is_started_ends_with_a_line_of_json_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(_self: studio.Studio, _comfyui: str | None) -> None:
+        raise SetupError("pip is missing")
+
+    monkeypatch.setattr(studio.Studio, "place", stop)
+    assert studio.main(["train", str(tmp_path / "some.json"), "--json"]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1]) == {"success": False, "error": "pip is missing", "loras": [], "grids": []}
+    assert "pip is missing" in said.err
+    assert studio.main(["train", str(tmp_path / "some.json")]) == 1 and not capsys.readouterr().out
