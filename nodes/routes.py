@@ -254,7 +254,7 @@ def films_of(values: Mapping[str, Any], model: Path | None, sources: list[Subset
         found = None if drawn is None else _outline(drawn, drawn.stat().st_mtime_ns, None)
     needed = None
     if found is not None and found.frames and found.cell is not None:
-        needed = found.drawing_bytes((latent_frames(frames), *found.latents(size).shape[2:]))
+        needed = found.drawing_bytes((latent_frames(frames, found.frames_each), *found.latents(size).shape[2:]))
     return {"film": (frames, *size), "film_bytes": needed, "device_bytes": host.memory()[1]}
 
 
@@ -313,21 +313,22 @@ def _sizes(config: TrainingConfig, path: Path, sources: list[SubsetSource] | Non
     thrift = Thrift.asked(config, blocks, blocks, host.torch_device())
     if sources and not learns_text:  # what an encoder keeps is not known before it reads a caption
         # A bucket's area is at most that of the square.
-        for side, pictures in largest_batches([source.config for source in sources]):
+        for side, pictures in largest_batches([source.config for source in sources], outline.frames_each):
             kept = _activations(path, changed, config.network, dtype, side, _controls(outline.family, sources, side))
             activations = None if kept is None else max(activations or 0, kept.needed(thrift, config, pictures))
     return Sizes(size, outline.stored.needed(thrift) + text_bytes + adapter, activations, state)
 
 
-def largest_batches(subsets: Sequence[SubsetConfig]) -> list[tuple[int, int]]:
+def largest_batches(subsets: Sequence[SubsetConfig], frames_each: int = 4) -> list[tuple[int, int]]:
     """(side of a square in pixels, pictures) of the batches among which the one that needs most is: none has more of both.
 
-    A clip counts as so many pictures as its latent has frames, by the largest number that a film may have.
+    A clip counts as so many pictures as its latent has frames, by the largest number that a film may have; ``frames_each``:
+    ``Outline.frames_each``.
     """
     sizes = {
         (
             round(one.side / 64) * 64 if one.fixed_height else one.resolution,
-            one.batch_size * latent_frames(max(one.clip_counts, default=1)),
+            one.batch_size * latent_frames(max(one.clip_counts, default=1), frames_each),
         )
         for one in subsets
     }

@@ -79,7 +79,8 @@ function companionsOf(gone, files, extension) {
     const { place, stem, isText } = parted(one);
     const bare = stem.replace(isText ? WORD : MARK, "");
     const names = (isText ? [stem, bare] : bare === stem ? [] : [bare]).map((name) => place + name);
-    return names.some((name) => owners.has(name)) && !names.some((name) => others.has(name));
+    const whose = names.find((name) => owners.has(name) || others.has(name)); // the longest decides, as on the server
+    return owners.has(whose) && !others.has(whose);
   });
 }
 

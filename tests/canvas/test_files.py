@@ -59,9 +59,11 @@ def test_what_cannot_be_read_is_named_and_the_rest_comes(seen: dict[str, Any]) -
 def test_what_lies_beside_a_film_that_is_too_large_goes_to_no_other_picture(seen: dict[str, Any]) -> None:
     """The folder may have a cat.jpg without a caption, which would take that of cat.mp4."""
     left = [name for name, _ in seen["beside"]["left"] if name != "x"]
-    beside = ["cat.txt", "Cat.mp4.TXT", "cat.short.txt", "cat.note", "cat.mask.png", "cat_control_2.png", "walk.txt"]
-    assert left == ["cat.mp4", "dog.mp4", "walk.mp4", *beside]
+    texts = ["cat.txt", "Cat.mp4.TXT", "cat.short.txt", "cat.note"]
+    beside = [*texts, "cat.mask.png", "cat_control_2.png", "walk.txt", "clip.001.txt"]
+    assert left == ["cat.mp4", "dog.mp4", "walk.mp4", "clip.001.mp4", *beside]
     went = [name for name, _ in seen["beside"]["new"]]
     assert set(went) == {
         "cats.txt", "in/cat.txt", "cat.jpg.txt", "cat.final.jpg", "dog.txt", "dog.png", "walk.2.txt", "walk.2.png",
+        "clip.png",
     }  # fmt: skip

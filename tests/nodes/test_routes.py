@@ -444,6 +444,8 @@ def test_the_memory_grows_with_the_largest_pictures_of_the_chain(routes, checkpo
     assert routes.largest_batches([SubsetConfig("x", side, batch) for side, batch in ((64, 3), (512, 1), (64, 2), (256, 3))]) == [
         (256, 3), (512, 1),
     ]  # fmt: skip
+    clips = [SubsetConfig("x", 64, 1, clip_frames="121")]
+    assert routes.largest_batches(clips) == [(64, 31)] and routes.largest_batches(clips, 8) == [(64, 16)]
 
 
 # The family

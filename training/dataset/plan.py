@@ -236,9 +236,9 @@ def bucket_name(row: BucketRow) -> str:
     return f"{sides}, {row.frames} frames" if row.frames > 1 else sides
 
 
-def latent_frames(frames: int) -> int:
-    """About how many a latent has of a clip of so many: those of Wan and HunyuanVideo have one, and one more for every four."""
-    return 1 + (frames + 2) // 4
+def latent_frames(frames: int, each: int = 4) -> int:
+    """About how many a latent has of a clip of so many: one, and one more for every ``each`` (of Wan and HunyuanVideo 4)."""
+    return 1 + (frames + each - 2) // each
 
 
 def bucket_of(width: int, height: int, config: SubsetConfig) -> Size:

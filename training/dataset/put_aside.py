@@ -33,7 +33,10 @@ def unused_films(folder: Path, config: SubsetConfig, root: Path) -> dict[str, tu
     """The same of the films that these settings do not use; what belongs to them is theirs all the same."""
     if config.clip_counts:
         return {}
-    every = find(folder, root, config.nested, config.caption_extension, films=True)
+    try:
+        every = find(folder, root, config.nested, config.caption_extension, films=True)
+    except AtelierError:  # a film that nobody uses, such as a link to elsewhere, is in nobody's way
+        return {}
     films = ((path, found) for found in every for path in found.pictures if is_film(path))
     return {path.relative_to(folder).as_posix(): (path, found) for path, found in films}
 

@@ -87,6 +87,12 @@ class Outline(AnsweringModel):
         """Pixels, across, of one of its latents' cells; None where the host doesn't tell."""
         return getattr(self.base.latent_format, "spacial_downscale_ratio", None)
 
+    @property
+    def frames_each(self) -> int:
+        """Frames of a film for each frame of its latent after the first; of hosts that don't tell, and of most models, four."""
+        told = getattr(self.base.latent_format, "temporal_downscale_ratio", 1)
+        return int(told) if told > 1 else 4
+
     def latents(self, size: tuple[int, int]) -> Tensor:
         """Those of a picture of so many pixels (width, height), as a VAE gives them."""
         cells = self.cell or 8

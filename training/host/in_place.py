@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import FunctionType
 
 from torch import nn
@@ -36,8 +37,14 @@ def _places() -> Iterator[tuple[str, str, object]]:
 
 
 def _is_its_own(title: str, name: str, found: object) -> bool:
-    """Whether nobody has put something else there."""
-    return (getattr(found, "__module__", None), getattr(found, "__qualname__", None)) == (title, name)
+    """Whether nobody has put something else there, if with the names of what was there (``functools.wraps``)."""
+    if not isinstance(found, FunctionType) or hasattr(found, "__wrapped__"):
+        return False
+    code, file = found.__code__, getattr(sys.modules[title], "__file__", None) or ""
+    return (
+        (found.__module__, found.__qualname__, code.co_name) == (title, name, name.rpartition(".")[2])
+        and Path(code.co_filename).name == Path(file).name
+    )  # fmt: skip
 
 
 def out_of_place() -> AbstractContextManager[None]:

@@ -53,7 +53,10 @@ class Rewriter(ast.NodeTransformer):
         call = node.value
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and fresh_name(call.func.attr)):
             return self.generic_visit(node)
-        name, whole = root_of(call.func.value), isinstance(call.func.value, ast.Name)
+        inner = call.func.value
+        while isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and fresh_name(inner.func.attr):
+            inner = inner.func.value  # of several changes, one after the other
+        name, whole = root_of(call.func.value), isinstance(inner, ast.Name)
         self.generic_visit(node)
         if name is None:
             return node

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import AtelierError
+from ..errors import AtelierError, is_out_of_memory
 
 T = TypeVar("T")
 MARK = "LORA_ATELIER_TEAM"
@@ -216,12 +216,14 @@ class _Gone:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError):
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise AtelierError(GONE) from error
 
 
 def _is_of_others(error: BaseException) -> bool:
     """Whether it is what torch says where another process is gone."""
+    if is_out_of_memory(error):  # of its own, in what NCCL asks for
+        return False
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 

@@ -122,6 +122,12 @@ def test_the_caption_of_a_film_that_is_not_used_stays(folder):
     assert (folder / "a.png").exists()
 
 
+def test_a_film_that_leads_elsewhere_is_in_no_pictures_way(folder, tmp_path_factory):
+    (folder / "far.mp4").symlink_to(write(tmp_path_factory.mktemp("far") / "far.mp4", levels(3)))
+    remove(folder, ["b.jpg"], CONFIG, folder)
+    assert not (folder / "b.jpg").exists() and (folder / "far.mp4").is_symlink()
+
+
 def test_what_is_put_aside_is_no_dataset(folder):
     remove(folder, ["b.jpg", "10_cat/c.png"], CONFIG, folder)
     assert not [name for name in list_folders({"input": folder.parent}) if FOLDER in name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import linecache
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ def gated(x: Tensor, y: Tensor, gate: Tensor = None, *, times: int = 2) -> Tenso
     x.addcmul_(y.tanh(), gate)
     for _ in range(times):
         x[1:].mul_(gate[1:]).add_(y[1:])
+    x.mul_(y.cos()).add_(gate)
     z = (x * x).add_(y)
     x.lerp_(z.sin(), 0.3)
     return modulated(x, y).addcdiv_(y, 2 + gate.square())
@@ -183,7 +185,8 @@ def test_a_model_whose_code_cannot_be_read_any_more_is_not_trained(comfyui, monk
         models[0].for_training(None)
 
 
-def test_a_model_of_which_another_pack_has_changed_such_a_function_is_not_trained(comfyui, monkeypatch):
+@pytest.mark.parametrize("wraps", [False, True], ids=["plainly", "with its name"])
+def test_a_model_of_which_another_pack_has_changed_such_a_function_is_not_trained(comfyui, monkeypatch, wraps):
     models = [build(next(one for one in RECIPES if one.family == family)).model for family in ("LTXV", "SD15")]
     block = importlib.import_module("comfy.ldm.lightricks.model").BasicTransformerBlock
     before = block.forward
@@ -192,7 +195,7 @@ def test_a_model_of_which_another_pack_has_changed_such_a_function_is_not_traine
         return before(self, *args, **kwargs)
 
     models[0].for_training(None)
-    monkeypatch.setattr(block, "forward", patched)
+    monkeypatch.setattr(block, "forward", functools.wraps(before)(patched) if wraps else patched)
     models[1].for_training(None)
     with pytest.raises(AtelierError, match=r"BasicTransformerBlock\.forward.* Disable that pack and restart ComfyUI\.$"):
         models[0].for_training(None)
