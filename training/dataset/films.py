@@ -151,8 +151,10 @@ def _moments(path: Path, _size: int, _changed: int) -> tuple[int, ...]:
 
 
 def near_middle(path: Path) -> Image.Image | None:
-    """A frame from about half of the time, in RGB; None where the film doesn't say how long it is, or
-    cannot be sought in. Few others are decoded for it. AtelierError if it cannot be read."""
+    """A frame from about half of the time, in RGB, for which few others are decoded.
+
+    None where the film doesn't say how long it is, or cannot be sought in. AtelierError if it cannot be read.
+    """
     with _opened(path) as (container, stream):
         found = _after_jump(container, stream) if container.duration else None
         return None if found is None else _picture(found)

@@ -33,11 +33,16 @@ def fresh_name(name: str) -> str | None:
     return plain if is_one else None
 
 
+def unchained(receiver: ast.expr) -> ast.expr:
+    """What the first of several changes, one after the other, is done to: ``x`` for ``x.mul_(y).add_(z)``."""
+    while isinstance(receiver, ast.Call) and isinstance(receiver.func, ast.Attribute) and fresh_name(receiver.func.attr):
+        receiver = receiver.func.value
+    return receiver
+
+
 def root_of(receiver: ast.expr) -> str | None:
     """The variable of which ``receiver`` is a part (``x`` for ``x[a:b]``), or a chain of changes of a part; None for others."""
-    inner = receiver
-    while isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and fresh_name(inner.func.attr):
-        inner = inner.func.value
+    inner = unchained(receiver)
     while isinstance(inner, ast.Subscript):
         inner = inner.value
     return inner.id if isinstance(inner, ast.Name) else None
@@ -53,10 +58,7 @@ class Rewriter(ast.NodeTransformer):
         call = node.value
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and fresh_name(call.func.attr)):
             return self.generic_visit(node)
-        inner = call.func.value
-        while isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and fresh_name(inner.func.attr):
-            inner = inner.func.value  # of several changes, one after the other
-        name, whole = root_of(call.func.value), isinstance(inner, ast.Name)
+        name, whole = root_of(call.func.value), isinstance(unchained(call.func.value), ast.Name)
         self.generic_visit(node)
         if name is None:
             return node
