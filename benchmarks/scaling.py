@@ -1,10 +1,11 @@
 """Steps a second of one training by 1, 2, 4 ... processes, and their share of what so many times one process would do.
 
-    python3 studio.py bench scaling [--processes 1 2 4] [--steps 40] [--json] [--save]
+    python3 studio.py bench scaling [--processes 1 2 4] [--steps 40] [--shard] [--json] [--save]
 
 The demo model learns at 128 px, batch 4, by PyTorch's own launcher, as ``studio.py train --processes`` does it; each has a
 GPU of its own where there are several, else an equal part of the CPU's cores. Where processes share a device the figure says what
-they cost each other, not what more devices would give; it is then marked ``shared``.
+they cost each other, not what more devices would give; it is then marked ``shared``. With ``--shard`` several processes
+also divide the network's blocks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def options_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[])
     parser.add_argument("--steps", type=int, default=40, help="of each process")
+    parser.add_argument("--shard", action="store_true", help="several processes divide the network's blocks")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results")
     parser.add_argument("--work", help=argparse.SUPPRESS)  # the folder of one of the processes
@@ -74,19 +76,20 @@ def work(folder: Path, steps: int) -> None:
         )
 
 
-def measure(processes: int, steps: int, devices: int) -> float:
+def measure(processes: int, steps: int, devices: int, shard: bool) -> float:
     """Steps (batches) a second of them all."""
     with tempfile.TemporaryDirectory(prefix="scaling-bench-") as name:
         folder = Path(name)
         write_pictures(folder / "pictures")
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
         line = [sys.executable, *launcher, __file__, "--work", name, "--steps", str(steps)]
-        threads = str(max(1, (os.cpu_count() or 1) // processes))
-        subprocess.run(
-            line,
-            check=True,
-            env={**os.environ, "LORA_ATELIER_TEAM": "1", "OMP_NUM_THREADS": threads, "ATELIER_DEVICES": str(devices)},
-        )
+        settings = {
+            "LORA_ATELIER_TEAM": "1",
+            "LORA_ATELIER_SHARD": "1" if shard and processes > 1 else "",
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+            "ATELIER_DEVICES": str(devices),
+        }
+        subprocess.run(line, check=True, env={**os.environ, **settings})
         pace = json.loads((folder / "runs" / "scaling" / "run.json").read_text(encoding="utf-8"))["pace"]
         return 1 / float(pace["seconds"])
 
@@ -102,15 +105,15 @@ def main() -> None:
     _common.demo_checkpoint()  # put together once, before several want it
     devices = torch.cuda.device_count() or 1
     counts = options.processes or [n for n in (1, 2, 4, 8) if n <= max(4, devices)]
-    result: dict[str, Any] = {**_common.machine(), "devices": devices, "processes": {}}
+    result: dict[str, Any] = {**_common.machine(), "devices": devices, "shard": options.shard, "processes": {}}
     alone = 0.0
     for count in sorted({1, *counts}):
-        speed = measure(count, options.steps, devices)
+        speed = measure(count, options.steps, devices, options.shard)
         alone = alone or speed
         found = {"steps_per_second": round(speed, 3), "efficiency": round(speed / (count * alone), 3), "shared": count > devices}
         result["processes"][str(count)] = found
         print(f"{count} processes: {found['steps_per_second']} steps a second, efficiency {found['efficiency']}", flush=True)
-    _common.finish("scaling", result, as_json=options.json, keep=options.save)
+    _common.finish("scaling-shard" if options.shard else "scaling", result, as_json=options.json, keep=options.save)
 
 
 if __name__ == "__main__":

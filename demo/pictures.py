@@ -62,7 +62,7 @@ def draw_dataset(folder: Path) -> int:
         path = folder / f"{concept}.png"
         if path.exists():
             continue
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")
         draw_svg((source / f"{code_point}.svg").read_text(encoding="utf-8"), PICTURE_SIZE).save(partial, format="PNG")
         os.replace(partial, path)
         drawn += 1

@@ -82,7 +82,7 @@ class Stages:
         started = time.monotonic()
         (self.stamps / name).unlink(missing_ok=True)
         work()
-        partial = self.stamps / f"{name}.partial"
+        partial = self.stamps / f"{name}.{os.getpid()}.partial"
         partial.write_text(fingerprint(inputs), encoding="utf-8")
         os.replace(partial, self.stamps / name)
         self.say(f"{title}: done in {time.monotonic() - started:.0f} s")

@@ -7,6 +7,7 @@ random text encoder. ``assemble`` puts both together as one ordinary SD3-format 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -93,11 +94,11 @@ def random_clip_l(seed: int = CLIP_SEED) -> dict[str, torch.Tensor]:
 
 
 def assemble(packed: Path, checkpoint: Path) -> Path:
-    """Write the whole checkpoint (atomically) for ``models/checkpoints``."""
+    """Write the whole checkpoint (atomically, also where several processes do so at once) for ``models/checkpoints``."""
     tensors = unpack(packed)
     tensors |= {f"text_encoders.clip_l.{name}": tensor for name, tensor in random_clip_l().items()}
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    partial = checkpoint.with_suffix(".partial")
+    partial = checkpoint.with_suffix(f".{os.getpid()}.partial")
     save_file(tensors, partial, metadata={"modelspec.title": "LoRA Atelier demo model", "modelspec.license": "see demo/CARD.md"})
     partial.replace(checkpoint)
     return checkpoint
