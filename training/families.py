@@ -162,6 +162,8 @@ class Family:
     """Pixels of which a picture's sides have to be multiples for the network, beside those that a cell of the latent covers."""
     films: bool = False
     """Its networks draw films; others whose latents have frames draw pictures of one frame."""
+    told_rate: bool = False
+    """Its network is told a clip's frames a second."""
     text: Text | None = None
     """None where its kinds differ too much."""
     reads_tokens: str = ""
@@ -243,7 +245,7 @@ def _table() -> dict[str, Family]:
         # The host's own shift in sampling.
         "HiDreamO1": Family("shifted", 3.0, of_controls=r"^visual\.", square=32, reads_tokens="text_input_ids"),
         # mu of Lightricks' own trainer: 0.95 at 1024 tokens, 2.05 at 4096, of all frames together and without an end.
-        "LTXV": Family("shifted", BySize(patch=1, low=0.675, high=2.05), square=32, films=True, text=T5),
+        "LTXV": Family("shifted", BySize(patch=1, low=0.675, high=2.05), square=32, films=True, told_rate=True, text=T5),
         "GenmoMochi": Family("uniform", films=True, text=T5),
         **dict.fromkeys(
             (

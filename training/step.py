@@ -29,7 +29,7 @@ from .protocols import Conditions, Denoiser, EncodedText, Predictor, Together
 from .session import Session
 from .tensors.transfer import to_device, with_one_way_back
 
-Sizes = Sequence[Mapping[str, int]]
+Sizes = Sequence[Mapping[str, float]]
 LOOKED_AT = 1000
 """Batches of the first epoch by which the forms of all are counted."""
 
@@ -128,7 +128,7 @@ def answer(model: Predictor, asked: Noised) -> Tensor:
     return model.answer(asked.x, asked.sigma, asked.given)
 
 
-def loaded(session: Session, batch: Batch) -> tuple[Tensor, list[dict[str, int]], Tensor | None]:
+def loaded(session: Session, batch: Batch) -> tuple[Tensor, list[dict[str, float]], Tensor | None]:
     """(latents as the model sees them, size conditioning of each sample, masks or None), on the model's device."""
     latents, views, mask = session.encoded.latents(batch)
     device = session.model.device

@@ -180,3 +180,21 @@ def test_a_lora_is_learnt_from_clips_and_pictures_and_its_sample_is_the_stock_no
     with Image.open(tmp_path / "runs" / "moves" / "samples" / "moves-000000.png") as still:
         assert still.convert("RGB").tobytes() == plain[(few - 1) // 2]
     assert films.model.identity() == before and stock(films, "a fox", few, 2) == plain
+
+
+def test_ltx_is_told_the_frames_a_second_of_a_clip(films, folder):
+    """As Lightricks' trainer tells it those of the film; a picture has the host's usual 25."""
+    told = set()
+
+    def look(_network, _given, named):
+        told.add((named.get("frame_rate"), "frame_rate" in named))
+
+    few, network = films.kind.frames[0], films.model.base.diffusion_model
+    for name, rate, wanted in (("as-filmed", 0.0, 24.0), ("slower", 12.0, 12.0)):
+        told.clear()
+        handle = network.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            go(films, clips(folder, f"1, {few}", clip_rate=rate), recipe(name, length=LengthConfig(epochs=1)))
+        finally:
+            handle.remove()
+        assert told == ({(25, True), (wanted, True)} if films.kind.name == "LTX-Video" else {(None, False)})

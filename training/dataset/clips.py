@@ -30,7 +30,7 @@ def clips_of(sample: Sample, film: FilmFacts, config: SubsetConfig) -> list[Samp
     """
     found: list[Sample] = []
     for frames in stretches(film.frames, film.rate, config):
-        stretch = Stretch(sample.key, frames, film.frames)
+        stretch = Stretch(sample.key, frames, film.frames, float(config.clip_rate or film.rate))
         look = "" if found else sample.look
         found.append(replace(sample, key=_key(stretch), stretch=stretch, look=look))
     return found

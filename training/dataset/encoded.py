@@ -434,10 +434,13 @@ def check_text(text: str, found: Tensors) -> None:
         )
 
 
-def size_conditioning(shown: View) -> dict[str, int]:
-    """SDXL's size conditioning in the host's words: original size, crop offset, and target size, in pixels."""
+def size_conditioning(shown: View) -> dict[str, float]:
+    """SDXL's size conditioning in the host's words: original size, crop offset, and target size, in pixels; of a clip also
+    ``frame_rate``, its frames a second, where that is known.
+    """
     (width, height), (left, top) = shown.described
+    rate = shown.stretch.rate if shown.stretch and shown.frames > 1 else 0.0
     return {
         "width": width, "height": height, "crop_w": left, "crop_h": top,
-        "target_width": shown.size[0], "target_height": shown.size[1],
+        "target_width": shown.size[0], "target_height": shown.size[1], **({"frame_rate": rate} if rate else {}),
     }  # fmt: skip

@@ -81,6 +81,8 @@ class Stretch:
     """Their places in the film, from 0 and in the order of showing."""
     of: int
     """Frames of the film."""
+    rate: float = 0.0
+    """Of the frames, shown one after the other, a second; 0 where nobody knows."""
 
 
 @dataclass(frozen=True)

@@ -72,12 +72,15 @@ class AnsweringModel(ModelFacts):
         place = getattr(self.base.diffusion_model, "guidance_in", None)  # which only passes on where it was not trained
         return self.guidance is not None and isinstance(place, nn.Module) and not isinstance(place, nn.Identity)
 
-    def condition(self, text: EncodedText, x: Tensor, size: Mapping[str, int]) -> Conditions:
+    def condition(self, text: EncodedText, x: Tensor, size: Mapping[str, float]) -> Conditions:
         """The host's conditioning objects of one picture.
 
         ``x`` is its latent (1, C, H, W); ``size`` may hold ``width``, ``height``, ``crop_w``, ``crop_h``, ``target_width`` and
-        ``target_height`` in pixels, used by models with size conditioning.
+        ``target_height`` in pixels, used by models with size conditioning, and ``frame_rate``, which only families are told that
+        count a film's time in seconds.
         """
+        if not family_named(self.family).told_rate:
+            size = {key: value for key, value in size.items() if key != "frame_rate"}
         extras: dict[str, object] = {k: v for k, v in text.items() if k != "cond" and not references.is_numbered(k)}
         if latents := references.listed(text):
             extras[references.NAME] = latents
