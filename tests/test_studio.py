@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lora_atelier.studio as studio
 import pytest
+from lora_atelier.demo import checks, setting_up
 from lora_atelier.demo.command_line import arguments_of
 from lora_atelier.demo.hosts import HostError
 from lora_atelier.demo.stages import SetupError
@@ -60,14 +61,14 @@ class TestWhatTestRuns:
     Runs = list[tuple[list[str], dict[str, str]]]
 
     @pytest.fixture
-    def made(self, clone: Path, monkeypatch: pytest.MonkeyPatch) -> studio.Studio:
+    def made(self, clone: Path, monkeypatch: pytest.MonkeyPatch) -> setting_up.Studio:
         """On a machine without a GPU, where one can be pretended."""
-        place = studio.Place(Path("python"), Path("comfyui"), Path("base"), cpu=None)
-        monkeypatch.setattr(studio.Studio, "test_environment", lambda *_given, **_named: (place, {"HOME": "/h"}))
-        monkeypatch.setattr(studio, "has_nvidia", lambda: False)
-        monkeypatch.setattr(studio, "cannot_pretend", lambda *_given: "")
+        place = setting_up.Place(Path("python"), Path("comfyui"), Path("base"), cpu=None)
+        monkeypatch.setattr(setting_up.Studio, "test_environment", lambda *_given, **_named: (place, {"HOME": "/h"}))
+        monkeypatch.setattr(setting_up, "has_nvidia", lambda: False)
+        monkeypatch.setattr(checks, "cannot_pretend", lambda *_given: "")
         monkeypatch.delenv("CI", raising=False)
-        return studio.Studio(clone)
+        return setting_up.Studio(clone)
 
     @pytest.fixture
     def runs(self, monkeypatch: pytest.MonkeyPatch) -> Runs:
@@ -78,90 +79,90 @@ class TestWhatTestRuns:
             if line[:3] == ["python", "-m", "pytest"]:
                 found.append((line[3:], env))
             else:
-                assert tuple(line[2:]) in studio.CHECKS
+                assert tuple(line[2:]) in checks.CHECKS
             return subprocess.CompletedProcess(line, int("ATELIER_TEST_GPU" in env))
 
-        monkeypatch.setattr(studio.subprocess, "run", run)
+        monkeypatch.setattr(subprocess, "run", run)
         return found
 
     def test_the_whole_suite_goes_on_to_a_pretended_gpu(
-        self, made: studio.Studio, runs: Runs, capsys: pytest.CaptureFixture[str]
+        self, made: setting_up.Studio, runs: Runs, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert studio.run_tests(made, None, []) == 1
+        assert checks.run_tests(made, None, []) == 1
         (usual, variables), (pretended, others) = runs
         assert others == {**variables, "ATELIER_TEST_GPU": "pretend"} and "ATELIER_TEST_GPU" not in variables
         assert usual[:1] == ["--numprocesses"] and usual[-1] == "--cov"
-        assert pretended == [*studio.PRETENDED_TESTS, *usual[:-1]]
+        assert pretended == [*checks.PRETENDED_TESTS, *usual[:-1]]
         assert capsys.readouterr().err.endswith("Failed: pytest on a pretended GPU\n")
 
-    def test_a_part_of_it_does_not(self, made: studio.Studio, runs: Runs) -> None:
-        assert studio.run_tests(made, None, ["tests/training", "-x"]) == 0
+    def test_a_part_of_it_does_not(self, made: setting_up.Studio, runs: Runs) -> None:
+        assert checks.run_tests(made, None, ["tests/training", "-x"]) == 0
         assert runs == [(["tests/training", "-x"], {"HOME": "/h"})]
 
     def test_check_runs_what_comes_before_the_tests(
-        self, made: studio.Studio, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, made: setting_up.Studio, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert studio.run_checks(made, None) == 0
+        assert checks.run_checks(made, None) == 0
         checked = capsys.readouterr().err
-        assert studio.run_tests(made, None, ["tests/training"]) == 0
+        assert checks.run_tests(made, None, ["tests/training"]) == 0
         assert capsys.readouterr().err.startswith(checked.removesuffix("All passed.\n"))
         assert len(runs) == 1
 
         monkeypatch.setattr(
-            studio.subprocess, "run", lambda line, **_: subprocess.CompletedProcess(line, int(line[2:] == ["mypy", "benchmarks"]))
+            subprocess, "run", lambda line, **_: subprocess.CompletedProcess(line, int(line[2:] == ["mypy", "benchmarks"]))
         )
-        assert studio.run_checks(made, None) == 1
+        assert checks.run_checks(made, None) == 1
         assert capsys.readouterr().err.endswith("Failed: mypy benchmarks\n")
 
     def test_without_a_compiler_it_is_left_out_with_a_sentence_but_not_unnoticed_in_ci(
-        self, made: studio.Studio, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, made: setting_up.Studio, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(studio, "cannot_pretend", lambda *_given: "a C++ compiler is needed")
-        assert studio.run_tests(made, None, []) == 0
+        monkeypatch.setattr(checks, "cannot_pretend", lambda *_given: "a C++ compiler is needed")
+        assert checks.run_tests(made, None, []) == 0
         assert "The tests on a pretended GPU are left out: a C++ compiler is needed\n" in capsys.readouterr().err
         monkeypatch.setenv("CI", "true")
-        assert studio.run_tests(made, None, []) == 1
+        assert checks.run_tests(made, None, []) == 1
         assert len(runs) == 2
 
     @pytest.mark.parametrize(("there", "kind"), [(True, "1"), (False, "pretend")])
     def test_on_a_gpu_that_is_there_or_on_a_pretended_one(
         self,
-        made: studio.Studio,
+        made: setting_up.Studio,
         runs: Runs,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
         there: bool,
         kind: str,
     ) -> None:
-        monkeypatch.setattr(studio, "has_nvidia", lambda: there)
-        assert studio.run_gpu_tests(made, None, []) == 1
-        assert studio.run_gpu_tests(made, None, ["tests/nodes", "-x"]) == 1
+        monkeypatch.setattr(setting_up, "has_nvidia", lambda: there)
+        assert checks.run_gpu_tests(made, None, []) == 1
+        assert checks.run_gpu_tests(made, None, ["tests/nodes", "-x"]) == 1
         assert [variables["ATELIER_TEST_GPU"] for _, variables in runs] == [kind, kind]
-        assert runs[0][0][: len(studio.GPU_TESTS)] == [*studio.GPU_TESTS] and runs[1][0] == ["tests/nodes", "-x"]
+        assert runs[0][0][: len(checks.GPU_TESTS)] == [*checks.GPU_TESTS] and runs[1][0] == ["tests/nodes", "-x"]
         assert ("There is no NVIDIA GPU here" in capsys.readouterr().err) == (not there)
 
     def test_where_none_can_be_pretended_it_says_so(
-        self, made: studio.Studio, runs: Runs, monkeypatch: pytest.MonkeyPatch
+        self, made: setting_up.Studio, runs: Runs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(studio, "cannot_pretend", lambda *_given: "a C++ compiler is needed")
+        monkeypatch.setattr(checks, "cannot_pretend", lambda *_given: "a C++ compiler is needed")
         with pytest.raises(SetupError, match=r"no NVIDIA GPU here, and none can be pretended: a C\+\+ compiler"):
-            studio.run_gpu_tests(made, None, [])
+            checks.run_gpu_tests(made, None, [])
         assert runs == []
 
 
 def test_what_runs_on_a_pretended_gpu_is_there(root: Path) -> None:
-    assert [name for name in (*studio.GPU_TESTS, *studio.PRETENDED_TESTS) if not (root / name.partition("::")[0]).exists()] == []
+    assert [name for name in (*checks.GPU_TESTS, *checks.PRETENDED_TESTS) if not (root / name.partition("::")[0]).exists()] == []
 
 
 def test_whether_a_gpu_can_be_pretended_is_asked_of_its_own_program(
     root: Path, clone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = studio.Studio(clone)
+    made = setting_up.Studio(clone)
     (clone / "tests" / "pretend_gpu").mkdir(parents=True)
     for name in ("__init__.py", "backend.cpp"):
         (clone / "tests" / "pretend_gpu" / name).write_bytes((root / "tests" / "pretend_gpu" / name).read_bytes())
     monkeypatch.setenv("CXX", "/bin/false")
-    assert "C++ compiler" in studio.cannot_pretend(made, Path(sys.executable))
+    assert "C++ compiler" in checks.cannot_pretend(made, Path(sys.executable))
 
 
 def test_the_other_commands_refuse_what_they_do_not_know(capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,30 +175,30 @@ def test_an_unknown_benchmark_is_answered_with_the_known_ones(clone: Path) -> No
     (clone / "benchmarks").mkdir()
     (clone / "benchmarks" / "step_time.py").touch()
     with pytest.raises(SetupError, match="no benchmark step; there are: step_time"):
-        studio.run_bench(studio.Studio(clone), None, "step", [])
+        checks.run_bench(setting_up.Studio(clone), None, "step", [])
 
 
 def test_the_demo_without_its_model_says_so(clone: Path, tmp_path: Path) -> None:
-    assert studio.Studio(clone).build_checkpoint(Path(sys.executable)) is None
+    assert setting_up.Studio(clone).build_checkpoint(Path(sys.executable)) is None
 
 
 def test_an_environment_of_another_python_is_told(tmp_path: Path) -> None:
-    assert not studio.made_by_another_python(tmp_path)
+    assert not setting_up.made_by_another_python(tmp_path)
     config = tmp_path / "pyvenv.cfg"
     config.write_text(f"home = /usr/bin\nversion = {sys.version_info.major}.{sys.version_info.minor}.99\n")
-    assert not studio.made_by_another_python(tmp_path)
+    assert not setting_up.made_by_another_python(tmp_path)
     config.write_text("home = /usr/bin\nversion = 3.1.4\n")
-    assert studio.made_by_another_python(tmp_path)
+    assert setting_up.made_by_another_python(tmp_path)
 
 
 def test_a_new_environment_forgets_what_was_installed_in_the_old_one(clone: Path) -> None:
     """The stages that fill an environment carry its birth mark, so a deleted one is filled again."""
-    made = studio.Studio(clone)
+    made = setting_up.Studio(clone)
     made.make_venv(made.venv, "venv")
     first = made.birth()
     made.make_venv(made.venv, "venv")
     assert made.birth() == first
-    (made.venv / studio.BIRTH).unlink()
+    (made.venv / setting_up.BIRTH).unlink()
     (made.venv / "half-of-pip").touch()
     made.make_venv(made.venv, "venv")
     assert made.birth() != first
@@ -206,7 +207,7 @@ def test_a_new_environment_forgets_what_was_installed_in_the_old_one(clone: Path
 
 
 def test_requirement_files_are_read_without_comments(root: Path) -> None:
-    lines = studio.Studio(root).requirement_lines("requirements.txt")
+    lines = setting_up.Studio(root).requirement_lines("requirements.txt")
     assert "torch>=2.4" in lines
     assert not [line for line in lines if "#" in line]
 
@@ -214,19 +215,19 @@ def test_requirement_files_are_read_without_comments(root: Path) -> None:
 def test_the_pack_s_requirements_and_its_metadata_agree(root: Path) -> None:
     metadata = (root / "pyproject.toml").read_text(encoding="utf-8")
     listed = metadata.partition("dependencies = [")[2].partition("]")[0]
-    assert studio.Studio(root).requirement_lines("requirements.txt") == [
+    assert setting_up.Studio(root).requirement_lines("requirements.txt") == [
         line.strip().strip('",') for line in listed.split("\n") if line.strip()
     ]
 
 
 def test_every_tool_of_the_developers_is_pinned(root: Path) -> None:
     """Once for every Python, so that nobody's checks differ from another's; what the pack asks of a person stays a range."""
-    pins = [Requirement(line) for line in studio.Studio(root).requirement_lines("requirements-dev.txt")]
+    pins = [Requirement(line) for line in setting_up.Studio(root).requirement_lines("requirements-dev.txt")]
     assert [str(pin) for pin in pins if not re.fullmatch(r"==[0-9.]+", str(pin.specifier))] == []
     for python in ("3.10", "3.11", "3.12", "3.13", "3.14"):
         names = [pin.name for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
         assert sorted(names) == sorted({pin.name for pin in pins}), python
-    ranges = [Requirement(line) for line in studio.Studio(root).requirement_lines("requirements.txt")]
+    ranges = [Requirement(line) for line in setting_up.Studio(root).requirement_lines("requirements.txt")]
     assert [str(found) for found in ranges if "==" in str(found)] == []
 
 
@@ -234,7 +235,7 @@ def test_the_tools_are_within_what_the_pack_s_extras_allow(root: Path) -> None:
     metadata = (root / "pyproject.toml").read_text(encoding="utf-8")
     listed = metadata.partition("[project.optional-dependencies]\n")[2].partition("\n\n")[0]
     extras = {found.name: found.specifier for found in map(Requirement, re.findall(r'"([^"]+)"', listed))}
-    pins = [Requirement(line) for line in studio.Studio(root).requirement_lines("requirements-dev.txt")]
+    pins = [Requirement(line) for line in setting_up.Studio(root).requirement_lines("requirements-dev.txt")]
     shared = [pin for pin in pins if pin.name in extras]
     tried_where_it_is = {"bitsandbytes", "cvttf-notosanscjk-regular"}  # one needs a GPU, the other is 10 MB of letters
     assert {pin.name for pin in shared} == extras.keys() - tried_where_it_is
@@ -248,7 +249,7 @@ class TestOfferedWorkflow:
         return clone / ".studio" / "home" / "user" / "default" / "workflows" / "train_then_test.json"
 
     def test_it_is_put_there_and_follows_the_repository(self, clone: Path) -> None:
-        made = studio.Studio(clone)
+        made = setting_up.Studio(clone)
         made.offer_workflow()
         assert self.offered(clone).read_text() == '{"version": 1}'
         (clone / "workflows" / "train_then_test.json").write_text('{"version": 2}')
@@ -256,7 +257,7 @@ class TestOfferedWorkflow:
         assert self.offered(clone).read_text() == '{"version": 2}'
 
     def test_the_person_s_changes_are_kept(self, clone: Path) -> None:
-        made = studio.Studio(clone)
+        made = setting_up.Studio(clone)
         made.offer_workflow()
         self.offered(clone).write_text('{"mine": true}')
         made.offer_workflow()
@@ -265,7 +266,7 @@ class TestOfferedWorkflow:
     def test_a_file_that_was_there_before_is_kept(self, clone: Path) -> None:
         self.offered(clone).parent.mkdir(parents=True)
         self.offered(clone).write_text('{"mine": true}')
-        studio.Studio(clone).offer_workflow()
+        setting_up.Studio(clone).offer_workflow()
         assert self.offered(clone).read_text() == '{"mine": true}'
 
 
@@ -283,7 +284,7 @@ class TestPersonsComfyUI:
 
     def test_a_folder_without_comfyui_is_refused(self, clone: Path) -> None:
         with pytest.raises(HostError, match="there is no ComfyUI in"):
-            studio.Studio(clone).place(str(clone))
+            setting_up.Studio(clone).place(str(clone))
 
     def test_a_python_that_cannot_run_it_is_named_and_nothing_is_added(self, clone: Path, theirs: Path) -> None:
         python = theirs / "venv" / "bin" / "python"
@@ -291,7 +292,7 @@ class TestPersonsComfyUI:
         python.write_text("#!/bin/sh\nexit 1\n")
         python.chmod(0o755)
         with pytest.raises(SetupError, match=r"venv.bin.python cannot run the ComfyUI"):
-            studio.Studio(clone).place(str(theirs))
+            setting_up.Studio(clone).place(str(theirs))
         assert list((theirs / "custom_nodes").iterdir()) == []
 
     def test_another_copy_of_the_pack_is_not_replaced(self, clone: Path, theirs: Path) -> None:
@@ -299,7 +300,7 @@ class TestPersonsComfyUI:
         copy.mkdir()
         (copy / "mine.txt").write_text("mine")
         with pytest.raises(FileExistsError, match="lora-atelier is in the way"):
-            studio.Studio(clone).place(str(theirs))
+            setting_up.Studio(clone).place(str(theirs))
         assert (copy / "mine.txt").read_text() == "mine"
 
     def test_a_link_to_another_copy_is_not_replaced(self, clone: Path, theirs: Path, tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ class TestPersonsComfyUI:
         link = theirs / "custom_nodes" / "lora-atelier"
         link.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
         with pytest.raises(FileExistsError, match="lora-atelier is in the way"):
-            studio.Studio(clone).place(str(theirs))
+            setting_up.Studio(clone).place(str(theirs))
         assert link.resolve() == (tmp_path / "elsewhere").resolve()
 
 
@@ -340,10 +341,10 @@ def test_demo_model_paths_are_yaml(tmp_path: Path) -> None:
 def test_what_fails_before_comfyui_is_started_ends_with_a_line_of_json_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(_self: studio.Studio, _comfyui: str | None) -> None:
+    def stop(_self: setting_up.Studio, _comfyui: str | None) -> None:
         raise SetupError("pip is missing")
 
-    monkeypatch.setattr(studio.Studio, "place", stop)
+    monkeypatch.setattr(setting_up.Studio, "place", stop)
     assert studio.main(["train", str(tmp_path / "some.json"), "--json"]) == 1
     said = capsys.readouterr()
     assert json.loads(said.out.splitlines()[-1]) == {"success": False, "error": "pip is missing", "loras": [], "grids": []}
