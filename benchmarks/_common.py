@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import importlib.machinery
 import json
 import os
@@ -18,6 +19,21 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(os.environ.get("ATELIER_RESULTS") or ROOT / "benchmarks" / "results")
 BUILT = ROOT / ".studio" / "bench"
 """Models that are put together once; not part of the repository."""
+
+
+def ask_for_memory_as_the_host_does() -> None:
+    """ComfyUI decides where a GPU's memory comes from before torch is there (``cudaMallocAsync`` on most); so here as well."""
+    comfyui = os.environ.get("ATELIER_COMFYUI")
+    if comfyui is None or "torch" in sys.modules:
+        return
+    sys.path.insert(0, comfyui)
+    try:
+        importlib.import_module("cuda_malloc")
+    finally:
+        sys.path.remove(comfyui)
+
+
+ask_for_memory_as_the_host_does()  # each benchmark imports this module first
 
 
 def use_host(torch_attention: bool = False) -> None:
@@ -72,6 +88,7 @@ def machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "device": gpu or f"CPU, {torch.get_num_threads()} threads",
+        **({"allocator": torch.cuda.get_allocator_backend()} if gpu else {}),
         "cpu": processor(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,

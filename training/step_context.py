@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
 
 from torch import Tensor
 
@@ -36,6 +35,8 @@ AT_LEAST = 12
 """So often a form of batches must come in a run to be recorded, which takes as long as four steps."""
 MOST = 16
 """So many forms are recorded."""
+OFTEN = 0.75
+"""Share of the steps below which it is said how many are recorded."""
 Learn = Callable[[StepInputs], Tensor]
 
 
@@ -72,11 +73,21 @@ class StepContext:
 
     def _recorded(self, cancelled: Callable[[BaseException], bool]) -> StepGraphs[StepInputs] | None:
         session = self._session
-        recorder = recorder_for(session.model.device)
+        recorder = recorder_for(session.model.device, session.encoded.folder)
         if recorder is None:
             return None
-        wanted = partial(commonest_forms, session, AT_LEAST, MOST)
-        return StepGraphs(recorder, self._learn, [self._flat.gradient], wanted, session.model.compute_dtype, self._say, cancelled)
+        gradient, kind = [self._flat.gradient], session.model.compute_dtype
+        return StepGraphs(recorder, self._learn, gradient, self._wanted, kind, self._say, cancelled)
+
+    def _wanted(self) -> list[Hashable]:
+        """The forms of batches that are worth recording."""
+        forms, share = commonest_forms(self._session, AT_LEAST, MOST)
+        if share < OFTEN and self._session.total_steps >= AT_LEAST:
+            self._say(
+                f"speed: about {share:.0%} of the steps are recorded as CUDA graphs; the others have a picture size, or captions "
+                "of a length, that comes too seldom, and run one operation at a time."
+            )
+        return forms
 
     def __enter__(self) -> StepContext:
         return self
@@ -104,7 +115,7 @@ class StepContext:
     def run(self, step: int) -> Tensor:
         """The loss of a step, whose gradient is added to the adapter's.
 
-        If the device has no memory left for it, it is done once more without recordings, then without any other model there, and
+        If the device has no memory left for it, it is done once more without any other model there, then without recordings, and
         then with the next cheaper setting; which then stays.
         """
         session, graphs, flat = self._session, self._graphs, self._flat
@@ -120,10 +131,13 @@ class StepContext:
             except Exception as error:
                 if not is_out_of_memory(error) or self.shards is not None:  # the others would not do it once more
                     raise
-                recorded = graphs is not None and len(graphs) > 0
-                # A recording is proved beside an ordinary step, which may have memory enough by itself.
-                unrecorded = graphs is not None and graphs.proving and not unrecorded
-                less = self._cheaper() if self._alone and not recorded and not unrecorded else self.thrift
+                recorded = False
+                less: Thrift | None = self.thrift
+                if self._alone:
+                    recorded = graphs is not None and len(graphs) > 0
+                    # A recording is proved beside an ordinary step, which may have memory enough by itself.
+                    unrecorded = graphs is not None and graphs.proving and not unrecorded
+                    less = less if recorded or unrecorded else self._cheaper()
                 if less is None:
                     raise
                 traceback.clear_frames(error.__traceback__)  # the failed step's tensors

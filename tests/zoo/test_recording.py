@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..training.performance.on_meta import META, WithoutNumbers, memory_of_meta  # noqa: F401
 from .build import Animal, build
 from .recipes import RECIPES
+from .test_edits import EDITS, controls, told
 from .test_zoo import carriers, new_adapter, params, present, refuses
 
 COPIES = "NotDeviceWork: it copies between cpu and meta"
@@ -81,6 +82,21 @@ def test_a_step_is_the_devices_work_alone(animal):
         except (NotDeviceWork, NotImplementedError, RuntimeError) as error:
             found = f"{type(error).__name__}: {error}".splitlines()[0]
     assert found == NOT_ALONE.get(animal.recipe.name, "")
+
+
+@pytest.mark.parametrize("shown", params(EDITS))
+def test_so_it_is_beside_control_pictures(shown, comfyui):
+    """Their latents come from main memory with the texts, in lists."""
+    editor = build(present(shown))
+    model, adapter = WithoutNumbers(editor.model), new_adapter(editor).to(META)
+    layers = {name: dict(model.base.diffusion_model.named_modules())[name] for name in adapter.branches}
+    texts = [told(editor, number, [one.cpu() for one in controls(editor)]) for number in range(2)]
+    x, sigma, here = editor.latents(2).to(META), editor.levels(2).to(META), editor.latents(2)
+    with torch.inference_mode(False), torch.enable_grad(), adapter.attached(layers):
+        given = model.merged([model.condition(text, here[i : i + 1].to(META), editor.size) for i, text in enumerate(texts)])
+        assert {tensor.device.type for tensor in taken_apart(given)[0]} == {"meta"}
+        with Constants(), DeviceWork():
+            loss.batch_loss(model.answer(x, sigma, given), torch.zeros_like(x)).backward()
 
 
 def test_conditionings_are_made_without_waiting_for_the_device(animal):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,6 +161,11 @@ class EncodedDataset:
         self.live: Callable[[str, Sequence[Tensor]], dict[str, Tensor]] | None = None
         """Set while the text encoder is trained: captions are encoded anew in every step, and gradients reach it."""
         self._latents, self._conditionings = _Held(IN_MEMORY), _Held(IN_MEMORY)
+
+    @property
+    def folder(self) -> Path:
+        """Where the cache lies."""
+        return self._cache.folder
 
     def prepare(self, work: Work, advance: Advance) -> None:
         """Encodes whatever the cache lacks; ``advance(done)`` is called after every picture and text and may raise to cancel.

@@ -106,9 +106,8 @@ class AnsweringModel(ModelFacts):
         return [Together(tuple(group), self._merged([conditions[i] for i in group])) for group in groups]
 
     def _merged(self, conditions: list[Conditions]) -> Conditions:
-        # Left to itself the host would wait for the device here.
-        found = comfy.samplers.cond_cat(conditions)
-        return {k: to_device(v, self.device) if isinstance(v, Tensor) else v for k, v in found.items()}
+        # Left to itself the host would wait for the device here; for lists, as those of control pictures, in every pass.
+        return {k: _brought(v, self.device) for k, v in comfy.samplers.cond_cat(conditions).items()}
 
     def answer(self, x: Tensor, sigma: Tensor, given: Sequence[Together]) -> Tensor:
         """The model's own answer (eps, v or velocity) in float32 for ``x`` (B, C, H, W) at ``sigma`` (B,).
@@ -149,6 +148,13 @@ class AnsweringModel(ModelFacts):
         if not isinstance(output, Tensor) or output.shape != denoised.shape:
             raise AtelierError(f"model: {self.family} answers in a form that cannot be trained here.")
         return output.float()
+
+
+def _brought(value: Any, device: torch.device) -> Any:
+    """``value`` with the tensors in it on ``device``."""
+    if isinstance(value, Tensor):
+        return to_device(value, device)
+    return type(value)(_brought(one, device) for one in value) if type(value) in (list, tuple) else value
 
 
 def _alike(conditions: Sequence[Conditions]) -> list[list[int]]:

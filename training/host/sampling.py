@@ -18,6 +18,7 @@ from ..config.sampling import SamplerSettings
 from ..performance.recording import GraphRecorder, recorder_for
 from ..protocols import CanvasText
 from . import lockstep
+from .folders import cache_folder
 from .model_facts import ModelFacts
 from .remembering import forget, forgetting
 from .twins import NoTwin, twin_for_sampling
@@ -140,7 +141,7 @@ class SampledModel(ModelFacts):
 
     def _recorder(self) -> GraphRecorder | None:
         """The same for weights that stay where they are."""
-        return None if self.is_altered or self.has_copies else recorder_for(self.device)
+        return None if self.is_altered or self.has_copies else recorder_for(self.device, cache_folder())
 
     @contextmanager
     def resident(self, pictures: int, latent_size: tuple[int, ...], beside: int) -> Iterator[Self]:

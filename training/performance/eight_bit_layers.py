@@ -24,7 +24,7 @@ from ..errors import counted
 from ..network.base_layer import FLOATS, bias_of, layout_of, weight_of
 from ..network.frozen_product import frozen_product
 from ..network.fused_linear import FROZEN, known
-from ..tensors.eight_bits import EightBits, rounded
+from ..tensors.eight_bits import EightBits, rounded, try_products
 from ..tensors.method_patch import patched
 
 SMALLEST, NARROWEST = 4096, 64
@@ -87,6 +87,8 @@ def in_eight_bits(
     """
     elsewhere = {layer for block in away for layer in block.modules()}
     layers = chosen(blocks)
+    if layers:
+        try_products(device, kind)
     homes: list[tuple[nn.Module, Any, Any]] = []
     hidden = [layer for layer in layers if SCALE in layer.__dict__]  # where some hosts keep None, which would be found first
     try:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tensors.method_patch import patched
-from .recording import GraphRecorder, Recording
+from .recording import GraphRecorder, NotTried, Recording
 
 log = logging.getLogger("lora-atelier")
 FORMS = 4
@@ -118,11 +118,13 @@ class NetworkGraph:
         if not isinstance(expected, Tensor):
             raise NotRecordable("its answer is more than one tensor")
         if form.recording is None:
-            self._record(form, usual, args, kwargs, inputs)
+            self._record(form, usual, args, kwargs, inputs, expected)
         self._compare(self._replayed(form, inputs), expected)
         return expected
 
-    def _record(self, form: _Form, usual: Callable[..., Any], args: Any, kwargs: Any, inputs: list[Tensor]) -> None:
+    def _record(
+        self, form: _Form, usual: Callable[..., Any], args: Any, kwargs: Any, inputs: list[Tensor], expected: Tensor
+    ) -> None:
         away = next((tensor for tensor in self._tensors() if tensor.device != self.device), None)
         if away is not None:
             raise NotRecordable("some of its weights are not on the device")
@@ -130,11 +132,15 @@ class NetworkGraph:
         # Their places alone, in the order in which ``_form_of`` has met them.
         own_args, own_kwargs = _replaced((args, kwargs), self.device, iter(form.places))
 
+        form.answer[:] = [torch.empty_like(expected)]  # nothing that is made in a recording may outlive it
+
         def work() -> None:
-            form.answer[:] = [usual(*own_args, **own_kwargs)]
+            form.answer[0].copy_(usual(*own_args, **own_kwargs))
 
         try:
             form.recording = self._recorder.capture(work)
+        except NotTried as why:
+            raise NotRecordable(str(why)) from None
         except Exception as error:
             lines = str(error).strip().splitlines()
             raise NotRecordable(f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}") from None

@@ -13,6 +13,7 @@ import gc
 import logging
 import math
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -24,12 +25,14 @@ from torch import Tensor
 from ..errors import AtelierError, is_out_of_memory
 from ..tensors.tree import Opaque, put_together, taken_apart
 from .device_work import DeviceWork, NotDeviceWork
-from .recording import GraphRecorder, Recording
+from .recording import GraphRecorder, NotTried, Recording
 
 log = logging.getLogger("lora-atelier")
 T = TypeVar("T")
 APART = {torch.float32: 1e-5}
 """Largest relative distance of a replayed loss and gradient from those of the ordinary step that is rounding."""
+OF_A_FORM = 4
+"""So many steps of one form are recorded, each for other constants."""
 APART_IN_HALF = 2e-2
 """The same in bf16 and fp16. On an H200 a step of SDXL in bf16 came within 0.0085; docs/decisions.md says if that is rounding."""
 ANOTHER_WAY = "the run goes on one operation at a time, slower, to the same LoRA."
@@ -77,7 +80,14 @@ class StepGraphs(Generic[T]):
         self._ask, self._say, self._apart = wanted, say, APART.get(computes_in, APART_IN_HALF)
         self._wanted: Collection[Hashable] | None = None
         self._graphs: dict[Hashable, _Graph] = {}
+        self._seen = set[Hashable]()
+        """Inputs whose step was looked through, and need not be again when it is recorded anew."""
+        self._of_form = defaultdict[Hashable, set[Hashable]](set)
+        """Inputs of each form that were to be recorded: of several, each set is for other constants."""
         self._full = False
+        """Whether there is no memory for more beside those that are there."""
+        self._told_memory = self._told_constants = False
+        """What was said once."""
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -100,13 +110,18 @@ class StepGraphs(Generic[T]):
         graph = self._graphs.get(key)
         if graph is not None and graph.proved:
             return graph.replay(tensors)
-        if graph is None and not self._is_wanted(form()):
+        elsewhere = next((t.device for t in tensors if t.device != self._gradient[0].device), None)
+        if elsewhere is not None:  # a recording would take a number of there for a constant
+            self.give_up(f"one of its inputs lies on {elsewhere}")
+            return plain(inputs)
+        if graph is None and not self._is_wanted(key, form()):
             return plain(inputs)
         self.proving = True
         before = [g.clone() for g in self._gradient]
-        graph, loss = self._proved(graph, tensors, rest, plain, before, watched)
+        graph, loss = self._proved(graph, tensors, rest, plain, before, watched and key not in self._seen)
         if graph is not None:
             self._graphs[key] = graph
+            self._seen.add(key)
             return loss
         self._restore(before)
         return plain(inputs)
@@ -118,6 +133,7 @@ class StepGraphs(Generic[T]):
                 graph.recording.reset()
             self._graphs.clear()
             self._recorder.emptied()
+        self._full = False
 
     def give_up(self, reason: str) -> None:
         """Records nothing any more, and says why."""
@@ -125,10 +141,19 @@ class StepGraphs(Generic[T]):
         self.active = self.proving = False
         self._say(f"speed: training steps cannot be recorded as CUDA graphs ({reason}); {ANOTHER_WAY}")
 
-    def _is_wanted(self, form: Hashable) -> bool:
+    def _is_wanted(self, key: Hashable, form: Hashable) -> bool:
         if self._wanted is None:
             self._wanted = frozenset(self._ask())
-        return form in self._wanted and not self._full
+        if form not in self._wanted or self._full:
+            return False
+        known = self._of_form[form]
+        if key not in known and len(known) == OF_A_FORM:
+            if not self._told_constants:
+                self._say(f"speed: steps of one picture size are given a new constant again and again; with such {ANOTHER_WAY}")
+            self._told_constants = True
+            return False
+        known.add(key)
+        return True
 
     def _restore(self, gradient: Sequence[Tensor]) -> None:
         torch._foreach_copy_(self._gradient, list(gradient))
@@ -170,12 +195,14 @@ class StepGraphs(Generic[T]):
                 if self._cancelled(error) or isinstance(error, AtelierError):
                     raise
                 log.info("a training step could not be recorded", exc_info=True)
-                cause = _first(error)
+                cause = _cause(error)
                 if is_out_of_memory(cause):
                     self._full = True
                     number, verb = len(self._graphs), "is" if len(self._graphs) == 1 else "are"
-                    kept = f"{number} of the picture sizes {verb}, " if number else ""
-                    self._say(f"speed: there is no memory to record more training steps as CUDA graphs; {kept}{ANOTHER_WAY}")
+                    kept = f"{number} of the picture sizes {verb} recorded; with the others " if number else ""
+                    if not self._told_memory:
+                        self._say(f"speed: there is no memory to record more training steps as CUDA graphs; {kept}{ANOTHER_WAY}")
+                    self._told_memory = True
                 else:
                     self.give_up(_reason(cause))
                 traceback.clear_frames(error.__traceback__)  # or they would hold what the capture has made
@@ -188,7 +215,8 @@ class StepGraphs(Generic[T]):
         except Exception:
             graph.recording.reset()
             self._graphs = {key: other for key, other in self._graphs.items() if other is not graph}
-            self._recorder.emptied()
+            if not self._graphs:
+                self._recorder.emptied()
             raise
         graph.proved = math.isfinite(whole) and whole > 0 and math.isfinite(known)
         if graph.proved and not (far <= self._apart * whole and of_loss <= self._apart):
@@ -216,15 +244,18 @@ class StepGraphs(Generic[T]):
         return a, b, c, d
 
 
-def _first(error: BaseException) -> BaseException:
-    """Where it began: a capture that has failed fails once more as it is ended."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
+def _cause(error: BaseException) -> BaseException:
+    """A lack of memory wherever it is; else where it began, since a capture that has failed fails once more as it is ended."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    return next((one for one in chain if is_out_of_memory(one)), chain[-1])
 
 
 def _reason(error: BaseException) -> str:
     """The first line of what went wrong, not too long."""
+    if isinstance(error, NotTried):
+        return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if len(text) <= 160 else text[:159] + "…"

@@ -7,13 +7,19 @@ tensors, which every host, a compiler and a CUDA graph know.
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..errors import is_out_of_memory
+
+log = logging.getLogger("lora-atelier")
 EightBits = Literal["fp8", "int8"]
 DTYPES: dict[EightBits, torch.dtype] = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+WITHOUT_PRODUCTS = set[torch.dtype]()
+"""Formats whose products were tried here and do not work."""
 TINY = 1e-30
 """The least scale, that of a row of zeros."""
 LEAST_ROWS, LEAST_WIDTH = 512, 2048
@@ -52,9 +58,32 @@ def is_faster(x: Tensor, numbers: Tensor) -> bool:
 
 def has_products(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are units for products of ``dtype``: fp8 since Ada and Hopper, int8 since Turing."""
-    if device.type != "cuda" or torch.version.cuda is None:
+    if device.type != "cuda" or torch.version.cuda is None or dtype in WITHOUT_PRODUCTS:
         return False
     return torch.cuda.get_device_capability(device) >= ((7, 5) if dtype == torch.int8 else (8, 9))
+
+
+def try_products(device: torch.device, kind: EightBits) -> None:
+    """Multiplies once by ``device``'s own products in ``kind``; if they fail or are wrong, none are made from here on.
+
+    A card that is newer than its torch may have the units, and no kernels for them. Not to be asked while something is recorded.
+    """
+    dtype = DTYPES[kind]
+    if not has_products(device, dtype):
+        return
+    try:
+        with torch.no_grad():
+            stored, scale = rounded(torch.ones(LEAST_WIDTH, LEAST_WIDTH, dtype=torch.bfloat16, device=device), kind)
+            for number_format in (torch.bfloat16, torch.float16):
+                x = torch.full((LEAST_ROWS, LEAST_WIDTH), 2.0**-6, dtype=number_format, device=device)
+                expected = LEAST_WIDTH * 2.0**-6
+                if not bool(((eight_bit_product(x, stored, scale) - expected).abs() <= 0.02 * expected).all()):
+                    raise RuntimeError("their numbers are wrong")
+    except Exception as error:  # each kernel refuses in its own way
+        if is_out_of_memory(error):
+            raise
+        WITHOUT_PRODUCTS.add(dtype)
+        log.warning("base_weights: this device makes no products in %s (%s); weights are converted first", kind, error)
 
 
 def eight_bit_product(x: Tensor, numbers: Tensor, scale: Tensor) -> Tensor:

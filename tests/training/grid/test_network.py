@@ -28,7 +28,7 @@ def paged(loaded, monkeypatch):
     def load():
         t = loaded("dynamic")
         assert t.model.is_paged and not t.model.has_copies
-        monkeypatch.setattr(sampling, "recorder_for", lambda device: EagerRecorder())
+        monkeypatch.setattr(sampling, "recorder_for", lambda *_: EagerRecorder())
         return t
 
     return load
@@ -118,7 +118,7 @@ def test_where_there_is_no_twin_all_is_drawn_as_ever_and_the_reason_is_said_once
 
 def test_a_model_that_nothing_could_record_has_no_twin(paged, files, tmp_path, monkeypatch, caplog):
     t, (paths, expected) = paged(), files
-    monkeypatch.setattr(sampling, "recorder_for", lambda device: None)
+    monkeypatch.setattr(sampling, "recorder_for", lambda *_: None)
     monkeypatch.setattr(t.model.patcher, "get_non_dynamic_delegate", lambda: pytest.fail("nobody can use it"))
     with caplog.at_level(logging.INFO, "lora-atelier"):
         assert same(drawn(grid_of(t, tmp_path, *paths, **HOW)), expected)

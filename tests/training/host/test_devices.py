@@ -362,7 +362,7 @@ def test_recorded_passes_draw_the_same_cells_wherever_a_model_lies(usual, datase
     grids = []
     with torch.inference_mode():
         for recorder in (None, EagerRecorder()):
-            monkeypatch.setattr(sampling, "recorder_for", lambda device, recorder=recorder: recorder)
+            monkeypatch.setattr(sampling, "recorder_for", lambda *_, recorder=recorder: recorder)
             grids.append(grid_of(t, epochs, tmp_path / f"{len(grids)}"))
             grids[-1].render(lambda done, page: None)
     assert [grid.brush.network.replays > 0 for grid in grids] == [False, True]

@@ -38,7 +38,7 @@ def recorder(monkeypatch) -> Recording:
 
 def recording(monkeypatch, recorder: Recording) -> Recording:
     """Steps of every form are recorded by ``recorder``."""
-    monkeypatch.setattr(step_context, "recorder_for", lambda _device: recorder)
+    monkeypatch.setattr(step_context, "recorder_for", lambda *_: recorder)
     monkeypatch.setattr(step_context, "AT_LEAST", 1)
     return recorder
 

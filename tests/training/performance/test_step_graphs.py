@@ -10,8 +10,8 @@ import pytest
 import torch
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.performance.device_work import DeviceWork, NotDeviceWork
-from lora_atelier.training.performance.recording import recorder_for
-from lora_atelier.training.performance.step_graphs import StepGraphs
+from lora_atelier.training.performance.recording import NotTried, recorder_for
+from lora_atelier.training.performance.step_graphs import OF_A_FORM, StepGraphs
 from lora_atelier.training.tensors.tree import Opaque, put_together, taken_apart
 from torch import Tensor, nn
 
@@ -210,6 +210,88 @@ def test_without_memory_for_one_more_the_others_stay():
     replays = recorder.replays
     bench.step(5, 3)
     assert recorder.replays == replays + 1 and recorder.captures == 2
+
+
+def test_once_the_others_are_gone_there_may_be_memory_again():
+    recorder = Refusing(error=RuntimeError("CUDA out of memory. Tried to allocate"), after=1)
+    bench = Bench(recorder)
+    bench.step(1, 3)
+    bench.step(1, 4)
+    bench.graphs.drop()  # as for a sample
+    recorder.after = 9
+    bench.step(2, 4)
+    bench.step(2, 3)
+    assert len(bench.graphs) == 2 and len(bench.said) == 1
+
+
+def test_a_lack_of_memory_that_is_told_again_and_again_is_said_once():
+    bench = Bench(Refusing(error=torch.OutOfMemoryError("CUDA out of memory")))
+    for seed in range(3):
+        bench.step(seed)
+        bench.graphs.drop()
+    assert len(bench.said) == 1 and bench.graphs.active
+
+
+def test_one_recording_that_fails_in_its_first_replay_takes_no_memory_from_the_others():
+    """The recorder is told that all are gone when all are; it says so itself otherwise."""
+
+    class Late(Recording):
+        def capture(self, work: Callable[[], None]) -> Any:
+            made = super().capture(work)
+            if self.captures == 2:
+                made.replay = lambda: (_ for _ in ()).throw(RuntimeError("CUDA out of memory"))
+            return made
+
+    recorder = Late()
+    bench = Bench(recorder)
+    bench.step(1, 3)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bench.step(1, 4)
+    assert recorder.emptied_times == 0 and len(recorder.alive) == len(bench.graphs) == 1
+
+
+def test_what_was_proved_is_not_looked_through_again(monkeypatch):
+    looked: list[int] = []
+    monkeypatch.setattr(DeviceWork, "__enter__", lambda self, enter=DeviceWork.__enter__: looked.append(1) or enter(self))
+    bench = Bench(Recording())
+    for _ in range(3):
+        bench.gradient.zero_()
+        loss, added = bench.plain(1)
+        assert torch.equal(bench.step(1), loss) and torch.equal(bench.gradient, added)
+        bench.graphs.drop()
+    assert len(looked) == 1
+
+
+def test_a_constant_that_is_another_in_every_step_is_not_recorded_for_ever():
+    recorder = Recording()
+    bench = Bench(recorder)
+    for number in range(12):
+        given = bench.given(number)
+        given = dataclasses.replace(given, beside=[{**given.beside[0], "tokens": number}])
+        bench.gradient.zero_()
+        wanted = bench.learn(given)
+        assert torch.equal(bench.graphs.run(given, lambda: 3, bench.learn), wanted)
+    assert recorder.captures == OF_A_FORM and bench.graphs.active
+    (line,) = bench.said
+    assert "new constant" in line
+
+
+def test_an_input_in_another_memory_is_found_out():
+    """Its number would be a constant of the recording, and no proof with the same inputs would tell."""
+    bench = Bench(Recording())
+    given = bench.given(1)
+    strayed = dataclasses.replace(given, beside=[{**given.beside[0], "level": torch.empty((), device="meta")}])
+    wanted = bench.learn(given)
+    assert torch.equal(bench.graphs.run(strayed, lambda: 3, bench.learn), wanted)
+    (line,) = bench.said
+    assert "one of its inputs lies on meta" in line and not bench.graphs.active
+
+
+def test_a_warning_of_the_recorder_is_told_whole():
+    bench = Bench(Refusing(error=NotTried("a long " + "x" * 300)))
+    bench.graphs._recorder.capture = lambda _work: (_ for _ in ()).throw(NotTried("a long " + "x" * 300))
+    bench.step(1)
+    assert "a long " + "x" * 300 in bench.said[0]
 
 
 def test_no_memory_for_the_ordinary_step_is_not_for_here():

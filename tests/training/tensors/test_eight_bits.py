@@ -142,3 +142,33 @@ def test_which_cards_have_units(capability, fp8, int8, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     assert not has_products(card, torch.int8), "an AMD card calls itself cuda too"
     assert not has_products(torch.device("cpu"), torch.int8)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+@pytest.mark.parametrize("fault", ["none", "refuses", "wrong"])
+def test_products_that_do_not_work_are_found_before_they_count(kind, fault, monkeypatch, caplog):
+    """As on a card that is newer than its torch."""
+
+    def refuses(*_given):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    def wrong(*given):
+        return product(*given) * 2
+
+    product = eight_bits.eight_bit_product
+    monkeypatch.setattr(eight_bits, "eight_bit_product", {"none": product, "refuses": refuses, "wrong": wrong}[fault])
+    monkeypatch.setattr(eight_bits, "WITHOUT_PRODUCTS", set())
+    monkeypatch.setattr(eight_bits, "has_products", lambda _device, dtype: dtype not in eight_bits.WITHOUT_PRODUCTS)
+    eight_bits.try_products(torch.device("cpu"), kind)
+    assert bool(eight_bits.WITHOUT_PRODUCTS) == (fault != "none") == (f"no products in {kind}" in caplog.text)
+
+
+def test_a_lack_of_memory_says_nothing_about_products(monkeypatch):
+    def full(*_given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(eight_bits, "eight_bit_product", full)
+    monkeypatch.setattr(eight_bits, "has_products", lambda *_: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        eight_bits.try_products(torch.device("cpu"), "int8")
+    assert not eight_bits.WITHOUT_PRODUCTS

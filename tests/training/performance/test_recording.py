@@ -1,0 +1,84 @@
+"""What surrounds a recording on a GPU, as far as it can be tried without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from lora_atelier.training.performance.recording import Mark, without_leftovers
+
+ENDS = """
+import os, sys
+from pathlib import Path
+from lora_atelier.training.performance.recording import Mark
+mark = Mark(Path(sys.argv[1]), "a card")
+assert not mark.warning
+with mark.standing():
+    os._exit(3)
+"""
+
+
+def test_a_process_that_a_recording_has_ended_is_known_of_afterwards(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    assert subprocess.run([sys.executable, "-c", ENDS, str(folder)], env={**os.environ}).returncode == 3
+    (left,) = folder.iterdir()
+    assert str(left) in Mark(folder, "a card").warning
+    assert not Mark(folder, "another card").warning
+    told = json.loads(left.read_text(encoding="utf-8"))
+    for other in ("torch", "machine"):
+        left.write_text(json.dumps({**told, other: "another"}), encoding="utf-8")
+        assert not Mark(folder, "a card").warning
+    left.unlink()
+    assert not Mark(folder, "a card").warning
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"process": []}'])
+def test_a_broken_mark_warns_of_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recording-1.json").write_text(text, encoding="utf-8")
+    assert not Mark(tmp_path, "a card").warning
+
+
+def test_a_recording_that_goes_on_warns_nobody_and_leaves_nothing(tmp_path: Path) -> None:
+    """Another process of the same training may begin one at the same time."""
+    mark = Mark(tmp_path, "a card")
+    with mark.standing():
+        assert len(list(tmp_path.iterdir())) == 1 and not Mark(tmp_path, "a card").warning
+    with pytest.raises(KeyError), mark.standing():
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with Mark(tmp_path / "file", "a card").standing():
+        pass
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), torch.OutOfMemoryError("none")])
+def test_what_a_failed_recording_has_made_is_gone_before_it_ends(error: BaseException) -> None:
+    """What is still there belongs to a graph that never runs, and giving it back later ends the process."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def inner(x: torch.Tensor) -> None:
+        y = x * 2
+        made.append(weakref.ref(y))
+        try:
+            raise ValueError("at first")
+        except ValueError:
+            raise error from None
+
+    def work() -> None:
+        x = torch.ones(3, requires_grad=True)
+        z = x.exp()
+        made.append(weakref.ref(z))
+        inner(z)
+
+    failed: list[BaseException] = []
+    without_leftovers(work, failed)
+    assert failed == [error] and [one() for one in made] == [None, None]
