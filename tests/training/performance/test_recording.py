@@ -13,6 +13,8 @@ import pytest
 import torch
 from lora_atelier.training.performance.recording import Mark, without_leftovers
 
+from ...conftest import GPU
+
 ENDS = """
 import os, sys
 from pathlib import Path
@@ -82,3 +84,60 @@ def test_what_a_failed_recording_has_made_is_gone_before_it_ends(error: BaseExce
     failed: list[BaseException] = []
     without_leftovers(work, failed)
     assert failed == [error] and [one() for one in made] == [None, None]
+
+
+ON_A_CARD = """
+import gc, sys
+from pathlib import Path
+import torch
+from lora_atelier.training.performance.recording import CudaRecorder
+
+device, way = torch.device("cuda", 0), sys.argv[2]
+recorder = CudaRecorder(device, Path(sys.argv[1]))
+x = torch.randn(512, 512, device=device)
+out = torch.zeros_like(x)
+
+def work():
+    out.copy_((x @ x).relu())
+
+def fails():
+    kept = [x @ x, (x @ x).relu()]
+    if way == "waits":
+        kept[0].sum().item()
+    raise KeyboardInterrupt
+
+with recorder.aside():
+    work()
+for number in range(3):
+    if way != "well":
+        try:
+            recorder.capture(fails)
+            raise SystemExit("it did not fail")
+        except (KeyboardInterrupt, RuntimeError):
+            gc.collect()
+    first, second = recorder.capture(work), recorder.capture(work)
+    for graph in (first, second, first):
+        x.normal_()
+        graph.replay()
+        assert torch.equal(out, (x @ x).relu())
+        out.zero_()
+    first.reset()
+    second.reset()
+    recorder.emptied()
+print("done", torch.cuda.get_allocator_backend())
+"""
+
+
+@pytest.mark.skipif(GPU != "1", reason="records on an NVIDIA GPU")
+@pytest.mark.parametrize("allocator", ["native", "cudaMallocAsync"])
+@pytest.mark.parametrize("way", ["well", "cancelled", "waits"])
+def test_a_card_records_and_goes_on_after_a_recording_that_failed(tmp_path: Path, allocator: str, way: str) -> None:
+    """Or, where torch ends the process, the next one knows of it."""
+    environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": f"backend:{allocator}"}
+    line = [sys.executable, "-c", ON_A_CARD, str(tmp_path), way]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    if way != "waits" or done.returncode >= 0:
+        assert done.returncode == 0 and f"done {allocator}" in done.stdout, done.stderr
+        assert not list(tmp_path.iterdir())
+    else:
+        assert Mark(tmp_path, torch.cuda.get_device_name(0)).warning
