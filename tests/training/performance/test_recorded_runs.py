@@ -264,6 +264,34 @@ def test_without_memory_beside_recordings_they_go_first(tiny, dataset, monkeypat
     assert same(found.tensors, go(t, dataset, recipe("ordinary", speed="eager", optimizer=optimizer)).tensors)
 
 
+def test_other_models_go_before_recordings_do(tiny, dataset, monkeypatch):  # noqa: F811
+    t, recorder, asked = tiny("sd3"), recording(monkeypatch, Recording()), list[object]()
+    room = type(t.model).leave_room
+    with monkeypatch.context() as patch:
+        patch.setattr(step_context, "can_offload", lambda _device: True)
+        patch.setattr(type(t.model), "leave_room", lambda model, needed: asked.append(needed) or room(model, needed))
+        device = Crowded(patch, recorder)
+        enough = device.real
+
+        def loss_of(session, inputs):
+            return enough(session, inputs) if None in asked else device(session, inputs)
+
+        patch.setattr(loop, "loss_of", loss_of)
+        said = told(t, dataset, recipe("others first"))
+    assert device.failed == 1 and recorder.captures == 3, "the first size twice, the second once"
+    assert not [line for line in said if line.startswith("speed:")]
+    (line,) = [line for line in said if line.startswith("memory:")]
+    assert "All other models are put aside" in line
+
+
+def test_how_many_steps_are_recorded_is_said_where_they_are_few(tiny, dataset, recorder, monkeypatch):  # noqa: F811
+    said = told(tiny("sd3"), dataset, recipe("all"))
+    assert not [line for line in said if "are recorded as CUDA graphs" in line]
+    monkeypatch.setattr(step_context, "MOST", 1)
+    (line,) = [line for line in told(tiny("sd3"), dataset, recipe("few")) if "are recorded as CUDA graphs" in line]
+    assert "about 67% of the steps" in line
+
+
 def test_without_memory_for_proving_the_step_is_done_by_itself(tiny, dataset, monkeypatch):  # noqa: F811
     """There is memory for a step, and none for one that is to be compared with another."""
     t, recorder = tiny("sd3"), recording(monkeypatch, Recording())
