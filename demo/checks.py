@@ -11,7 +11,7 @@ from .setting_up import Studio, say
 from .stages import SetupError
 
 CHECKS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",), ("mypy", "benchmarks"))
-TEST_WORKERS = 2
+TEST_WORKERS = 3
 GPU_TESTS = ("tests/training", "tests/nodes", "tests/zoo")  # where a device matters at all
 PRETENDED_TESTS = (  # of these, where it matters most: what the whole suite runs on a pretended GPU as well; --gpu runs them all
     "tests/training/network", "tests/training/tensors",
@@ -31,9 +31,13 @@ PRETENDED_TESTS = (  # of these, where it matters most: what the whole suite run
 
 
 def on_workers(environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """pytest's arguments and variables for many tests: the small models keep one core busy each, and no more."""
-    workers = min(TEST_WORKERS, os.cpu_count() or 1)
-    threads = {"OMP_NUM_THREADS": str((os.cpu_count() or 1) // workers)}
+    """pytest's arguments and variables for many tests: the small models keep one core busy each, and no more.
+
+    There is one worker more than cores, since servers and pages are waited for.
+    """
+    cores = os.cpu_count() or 1
+    workers = min(TEST_WORKERS, cores + 1)
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // workers))}
     return ["--numprocesses", str(workers), "--dist", "loadfile"], {**environment, **threads}
 
 

@@ -15,20 +15,26 @@ from lora_atelier.training.performance.recording import Mark, without_leftovers
 
 from ...conftest import GPU
 
+PACK = """
+import sys
+from types import ModuleType
+sys.modules["lora_atelier"] = ModuleType("lora_atelier")
+sys.modules["lora_atelier"].__path__ = [sys.argv[1]]
+"""
 ENDS = """
-import os, sys
+import os
 from pathlib import Path
 from lora_atelier.training.performance.recording import Mark
-mark = Mark(Path(sys.argv[1]), "a card")
+mark = Mark(Path(sys.argv[2]), "a card")
 assert not mark.warning
 with mark.standing():
     os._exit(3)
 """
 
 
-def test_a_process_that_a_recording_has_ended_is_known_of_afterwards(tmp_path: Path) -> None:
+def test_a_process_that_a_recording_has_ended_is_known_of_afterwards(tmp_path: Path, root: Path) -> None:
     folder = tmp_path / "cache"
-    assert subprocess.run([sys.executable, "-c", ENDS, str(folder)], env={**os.environ}).returncode == 3
+    assert subprocess.run([sys.executable, "-c", PACK + ENDS, str(root), str(folder)]).returncode == 3
     (left,) = folder.iterdir()
     assert str(left) in Mark(folder, "a card").warning
     assert not Mark(folder, "another card").warning
@@ -87,13 +93,13 @@ def test_what_a_failed_recording_has_made_is_gone_before_it_ends(error: BaseExce
 
 
 ON_A_CARD = """
-import gc, sys
+import gc
 from pathlib import Path
 import torch
 from lora_atelier.training.performance.recording import CudaRecorder
 
-device, way = torch.device("cuda", 0), sys.argv[2]
-recorder = CudaRecorder(device, Path(sys.argv[1]))
+device, way = torch.device("cuda", 0), sys.argv[3]
+recorder = CudaRecorder(device, Path(sys.argv[2]))
 x = torch.randn(512, 512, device=device)
 out = torch.zeros_like(x)
 
@@ -131,10 +137,10 @@ print("done", torch.cuda.get_allocator_backend())
 @pytest.mark.skipif(GPU != "1", reason="records on an NVIDIA GPU")
 @pytest.mark.parametrize("allocator", ["native", "cudaMallocAsync"])
 @pytest.mark.parametrize("way", ["well", "cancelled", "waits"])
-def test_a_card_records_and_goes_on_after_a_recording_that_failed(tmp_path: Path, allocator: str, way: str) -> None:
+def test_a_card_records_and_goes_on_after_a_recording_that_failed(tmp_path: Path, root: Path, allocator: str, way: str) -> None:
     """Or, where torch ends the process, the next one knows of it."""
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": f"backend:{allocator}"}
-    line = [sys.executable, "-c", ON_A_CARD, str(tmp_path), way]
+    line = [sys.executable, "-c", PACK + ON_A_CARD, str(root), str(tmp_path), way]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     if way != "waits" or done.returncode >= 0:
         assert done.returncode == 0 and f"done {allocator}" in done.stdout, done.stderr
