@@ -25,12 +25,14 @@ const scrolls = (place) => place && (place.scrollHeight > place.clientHeight || 
 
 /**
  * Puts a panel at the end of a node. Works with both renderers; workflows hold nothing of it.
- * `height()`: the least height in pixels; call `fit()` of what is returned when it has changed.
+ * `height()`: the least height in pixels, none for nothing; call `fit()` of what is returned when it has changed. `fixed`: it takes no
+ * more where the node is higher.
  */
-export function addPanel(node, name, element, height) {
+export function addPanel(node, name, element, height, fixed = false) {
   element.classList.add("atelier");
   element.style.minHeight = `${height()}px`;
-  const widget = node.addDOMWidget(name, "atelier", element, { serialize: false, hideOnZoom: false, getMinHeight: () => height() + 2 * MARGIN });
+  const room = () => (height() ? height() + 2 * MARGIN : 0);
+  const widget = node.addDOMWidget(name, "atelier", element, { serialize: false, hideOnZoom: false, getMinHeight: room, ...(fixed ? { getMaxHeight: room } : {}) });
   widget.serialize = false;
   // The properties panel would draw it too, and leave it as narrow as it is itself; a panel is as wide as its node.
   if (widget.options) widget.options.hideInPanel = true;

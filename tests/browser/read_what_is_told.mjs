@@ -11,7 +11,7 @@ const told = () => Object.fromEntries(window.app.graph._nodes.map((node) => {
     folds: [...place.querySelectorAll("summary")].map((one) => one.innerText),
     warnings: [...place.querySelectorAll(".atelier-warning")].map((one) => one.textContent),
     cells: [...place.querySelectorAll("td")].map((one) => one.textContent),
-    visible: box.width > 100 && box.height > 30,
+    visible: box.width > 100 && box.height > 30, height: place.offsetHeight,
   }];
 }));
 

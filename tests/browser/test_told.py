@@ -52,6 +52,11 @@ def test_the_buckets_are_a_table(seen: dict[str, Any]) -> None:
     assert {"320 x 192", "192 x 320"} <= set(seen["unfolded"]["LoadDataset"]["cells"])
 
 
+def test_a_panel_grows_as_far_as_it_goes_and_the_rest_scrolls(seen: dict[str, Any]) -> None:
+    folded, unfolded = (seen[state]["LoadDataset"]["height"] for state in ("folded", "unfolded"))
+    assert 200 < folded <= unfolded <= 402, (folded, unfolded)
+
+
 def test_the_whole_dry_run_is_read_in_the_node(seen: dict[str, Any]) -> None:
     told = seen["folded"]["AutoCaption"]
     assert told["visible"] and "2 captions would be written, 0 kept" in told["text"]
