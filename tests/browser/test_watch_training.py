@@ -72,9 +72,10 @@ def test_what_will_go_wrong_is_told_before_it_is_queued(seen: dict[str, Any]) ->
 
 
 def test_a_refusal_is_one_and_stands_at_its_widget(seen: dict[str, Any]) -> None:
-    [(kind, [error])] = seen["refused"]
-    assert (kind, error["extra_info"]["input_name"]) == ("EpochWeightGrid", "which_epochs")
-    assert error["details"].startswith("which_epochs: 'soon'")
+    refused = {kind: [(error["extra_info"]["input_name"], error["details"]) for error in errors] for kind, errors in seen["refused"]}
+    for kind, widget in (("ConfigureLoRA", "sweep"), ("EpochWeightGrid", "which_epochs")):
+        [(place, details)] = refused[kind]
+        assert place == widget and details.startswith(f"{widget}: ") and "soon" in details, refused
 
 
 def test_the_preset_of_the_model_is_filled_in(seen: dict[str, Any]) -> None:
