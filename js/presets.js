@@ -10,6 +10,7 @@ import { text } from "./lib/text.js";
 const SUITED = "suited to the model";
 const OWN = "own settings";
 const KEY = "lora_atelier_start"; // among the node's properties, which the workflow keeps
+const SUBJECTS = { style: "subjectStyle", person: "subjectPerson", object: "subjectObject" }; // the words for those of the server
 const [FRAME, LEAST] = [18, 40]; // pixels around what is said, and of a panel that was not drawn yet
 const EVERY = 500; // ms between two looks at the loader
 const recipes = fetch(new URL("./presets.json", import.meta.url)).then((answer) => answer.json());
@@ -113,7 +114,7 @@ export class Starting {
       const told = nodes.map((node) => ({ type: node.comfyClass, values: valuesOf(node), drawn: ofCells(node) }));
       const answer = await ask("start", { ...question, loader: this.loader(), drawn: this.drawn(), nodes: told });
       const { changes, notes, model, subject, memory } = answer;
-      this.set(nodes.map((node, i) => [node, changes[i]]), [text("startOf", { model, subject, memory }), ...notes].join(" "), preset);
+      this.set(nodes.map((node, i) => [node, changes[i]]), [text("startOf", { model, subject: text(SUBJECTS[subject] ?? subject), memory }), ...notes].join(" "), preset);
       this.remember({ model, subject, memory });
       this.fresh = false;
       this.propose(null);
