@@ -37,7 +37,7 @@ class Captions extends Dialog {
     this.filter = new CaptionFilter(() => this.rows, (sentence) => (this.said.textContent = sentence));
     this.operation = make("select", { "aria-label": text("operation"), change: () => this.ready() });
     this.operation.append(...OPERATIONS.map((value) => make("option", { value }, text(value))));
-    this.tags = field("tags", { type: "text" });
+    this.tags = field("tags", { type: "text", placeholder: text("tagsHint"), title: text("tags") });
     this.other = field("replaceBy", { type: "text" });
     this.apply = this.button("applyAll", () => this.inTurn(() => this.change()));
     this.undoButton = this.button("undo", () => this.inTurn(() => this.undo()));

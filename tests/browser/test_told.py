@@ -65,5 +65,9 @@ def test_the_whole_dry_run_is_read_in_the_node(seen: dict[str, Any]) -> None:
     assert cells[:3] == ["IMG_1.jpg", "(none)", "ohwx, IMG"] and "ohwx" in cells[6:]
 
 
+def test_a_help_page_shows_its_pictures(seen: dict[str, Any]) -> None:
+    assert len(seen["help"]) >= 2 and all(width > 100 for width in seen["help"]), seen["help"]
+
+
 def test_the_page_reports_no_error_of_ours(seen: dict[str, Any]) -> None:
     assert not ours(seen)

@@ -72,7 +72,9 @@ def test_what_will_go_wrong_is_told_before_it_is_queued(seen: dict[str, Any]) ->
 
 
 def test_a_refusal_is_one_and_stands_at_its_widget(seen: dict[str, Any]) -> None:
-    refused = {kind: [(error["extra_info"]["input_name"], error["details"]) for error in errors] for kind, errors in seen["refused"]}
+    refused = {
+        kind: [(error["extra_info"]["input_name"], error["details"]) for error in errors] for kind, errors in seen["refused"]
+    }
     for kind, widget in (("ConfigureLoRA", "sweep"), ("EpochWeightGrid", "which_epochs")):
         [(place, details)] = refused[kind]
         assert place == widget and details.startswith(f"{widget}: ") and "soon" in details, refused

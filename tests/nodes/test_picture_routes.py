@@ -111,7 +111,9 @@ def test_taking_out_and_putting_back(routes: Any, base: Path) -> None:
 def test_what_was_brought_is_put_aside_again(routes: Any, base: Path) -> None:
     """Also where the node does not read it, as below a folder, and with the caption that it got since."""
     Image.new("RGB", (8, 8)).save(base / "output" / "drawn.png")
-    files = [{"name": name, "filename": "drawn.png", "subfolder": "", "type": "output"} for name in ("new.png", "deep/er/new.png")]
+    files = [
+        {"name": name, "filename": "drawn.png", "subfolder": "", "type": "output"} for name in ("new.png", "deep/er/new.png")
+    ]
     new = [path for _, path in routes.add({"folder": "input/shapes", "extension": ".txt", "files": files})["new"]]
     (base / "input/shapes/new.txt").write_text("written since")
     before = sorted(path.name for path in (base / "input/shapes").rglob("*") if path.is_file())

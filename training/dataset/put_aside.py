@@ -61,7 +61,7 @@ def remove(folder: Path, names: Sequence[str], config: SubsetConfig, root: Path)
 
 
 def take_back(folder: Path, came: Sequence[str], config: SubsetConfig, root: Path) -> str:
-    """Puts files aside that were brought into the folder, with what belongs to those that are pictures by now; as ``remove`` does.
+    """Puts files aside that were brought into the folder, with what belongs to the pictures among them by now; as ``remove``.
 
     ``came``: paths below the folder. What has gone since is passed over; AtelierError where nothing is left of them.
     """
