@@ -69,4 +69,6 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   }, null, limit);
   seen.help = await page.evaluate(() => [...document.querySelectorAll("[class*=help] img")].map((image) => image.naturalWidth));
   await shot("help");
+  await page.locator('button[aria-label="Toggle properties panel"]').first().click(); // the host keeps it open for the next page
+  await page.waitForTimeout(500);
 });
