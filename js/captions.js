@@ -37,13 +37,13 @@ class Captions extends Dialog {
     this.filter = new CaptionFilter(() => this.rows, (sentence) => (this.said.textContent = sentence));
     this.operation = make("select", { "aria-label": text("operation"), change: () => this.ready() });
     this.operation.append(...OPERATIONS.map((value) => make("option", { value }, text(value))));
-    this.tags = field("tags", { type: "text" });
+    this.tags = field("tags", { type: "text", placeholder: text("tagsHint"), title: text("tags") });
     this.other = field("replaceBy", { type: "text" });
     this.apply = this.button("applyAll", () => this.inTurn(() => this.change()));
     this.undoButton = this.button("undo", () => this.inTurn(() => this.undo()));
     this.saveButton = this.button("saveCaptions", () => this.inTurn(() => this.save()));
     this.list = make("ul", { class: "atelier-pictures", "aria-label": text("pictures") });
-    const adding = this.button("openAdding", () => new Adding(this.node, [], (folder) => this.inTurn(() => this.came(folder))));
+    const adding = this.button("openAdding", () => new Adding(this.node, [], (answer) => this.inTurn(() => this.came(answer))));
     const controls = [this.filter.field, this.operation, this.tags, this.other, this.apply, adding];
     this.open(text("captionsOf", { folder: this.settings.folder }), controls, make("div", { class: "atelier-captions" }, this.filter.list, this.list), [this.undoButton, this.saveButton]);
     receive(this.dialog, (files) => files.length && this.tried(() => this.receive(files)));
@@ -53,6 +53,7 @@ class Captions extends Dialog {
   async receive(files) {
     const { folder, caption_extension: extension } = this.settings;
     const answer = await bring(below(files), folder, extension, (done, count) => { this.said.textContent = text("sent", { done, count }); });
+    this.brought(answer);
     await this.inTurn(() => this.load());
     const unused = new Set(usesFilms(this.node) ? [] : answer.films);
     const isDeeper = ([, path]) => path.includes("/") && !unused.has(path) && !TEXTS.test(path) && !path.endsWith(extension);
@@ -62,9 +63,27 @@ class Captions extends Dialog {
   }
 
   /** Pictures have come into a folder, which may be another one than this window's. */
-  async came(folder) {
+  async came(answer) {
     if (!this.rows.size) this.settings.folder = this.node.widgets.find((widget) => widget.name === "folder").value;
-    if (`${folder}/`.startsWith(`${this.settings.folder}/`)) await this.load();
+    this.brought(answer);
+    if (`${answer.folder}/`.startsWith(`${this.settings.folder}/`)) await this.load();
+  }
+
+  /** What has come can be taken back: it is put aside, with what belongs to it by then. */
+  brought({ folder, new: fresh }) {
+    if (!fresh.length) return;
+    const files = fresh.map(([, path]) => path);
+    const where = { ...place(this.settings), folder };
+    const undo = async () => {
+      await ask("pictures/take_back", { ...where, files });
+      for (const [picture, { item }] of this.rows) {
+        if (!files.some((path) => `${folder}/${path}` === `${this.settings.folder}/${picture}`)) continue;
+        this.rows.delete(picture);
+        item.remove();
+      }
+      if (this.rows.size) await this.load(); // an empty folder cannot be
+    };
+    this.past.push({ undo, said: text("putAside", { count: files.length }) });
   }
 
   mayClose() {
@@ -212,7 +231,7 @@ class Captions extends Dialog {
     this.past = this.past.filter((one) => one !== step);
     if (!step.undo) this.put(step.edits ? step.edits.map(({ picture, caption }) => [picture, caption]) : step.captions);
     dropEmpty(this.past, this.rows);
-    this.said.textContent = text(step.captions ? "undone" : "undoneSaved");
+    this.said.textContent = step.said ?? text(step.captions ? "undone" : "undoneSaved");
   }
 
   async save() {

@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { Dialog } from "./lib/dialog.js";
 import { make, root } from "./lib/dom.js";
 import { allNodes, outputOf } from "./lib/graph.js";
+import { momentOf } from "./lib/moment.js";
 import { ask, pictureOf } from "./lib/server.js";
 import { text } from "./lib/text.js";
 
@@ -75,7 +76,7 @@ class Gallery extends Dialog {
   /** The cell in words. */
   words(place) {
     const { epoch, strength, clip, score, favourite, failed } = this.facts(place);
-    const parts = [epoch ? text(epoch.step ? "cellOf" : "cellWithoutStep", { epoch: epoch.label, step: epoch.step, strength: number(strength) }) : text("noLora")];
+    const parts = [epoch ? text(epoch.step ? "cellOf" : "cellWithoutStep", { epoch: momentOf(epoch.label), step: epoch.step, strength: number(strength) }) : text("noLora")];
     if (epoch && clip !== strength) parts.push(text("textStrength", { strength: number(clip) }));
     if (score) parts.push(text("scoresOf", { likeness: score.likeness.toFixed(2), nearest: score.nearest.toFixed(2), agreement: score.agreement.toFixed(2) }));
     if (failed) parts.push(failed);
@@ -85,7 +86,7 @@ class Gallery extends Dialog {
 
   fill() {
     const { epochs, strengths, prompt, sampler, scheduler, steps, cfg, seed } = this.grid;
-    const heads = [text("noLora"), ...epochs.map((epoch) => epoch.label)].map((label) => make("th", { scope: "col" }, label));
+    const heads = [text("noLora"), ...epochs.map((epoch) => momentOf(epoch.label))].map((label) => make("th", { scope: "col" }, label));
     const rows = strengths.map((strength, row) => {
       const cells = [0, ...epochs.map((_epoch, at) => at + 1)].map((column) => this.cell(column ? `${column},${row}` : "0,0", row));
       return make("tr", {}, make("th", { scope: "row" }, number(strength)), ...cells);

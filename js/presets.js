@@ -10,6 +10,8 @@ import { text } from "./lib/text.js";
 const SUITED = "suited to the model";
 const OWN = "own settings";
 const KEY = "lora_atelier_start"; // among the node's properties, which the workflow keeps
+const SUBJECTS = { style: "subjectStyle", person: "subjectPerson", object: "subjectObject" }; // the words for those of the server
+const [FRAME, LEAST] = [18, 40]; // pixels around what is said, and of a panel that was not drawn yet
 const EVERY = 500; // ms between two looks at the loader
 const recipes = fetch(new URL("./presets.json", import.meta.url)).then((answer) => answer.json());
 
@@ -28,18 +30,21 @@ export class Starting {
     this.taker = make("button", { type: "button", click: () => this.take() }, "");
     this.undoer = make("button", { type: "button", title: text("takeBackHelp"), click: () => this.takeBack() }, text("takeBack"));
     const row = (button) => make("div", { class: "atelier-row" }, button);
-    this.element = make("div", {}, this.offer, row(this.taker), this.notes, this.list, row(this.undoer));
-    this.panel = addPanel(node, "start", this.element, () => this.room());
-    this.list.addEventListener("toggle", () => this.panel.fit());
+    this.inner = make("div", { class: "atelier-told" }, this.offer, row(this.taker), this.notes, this.list, row(this.undoer));
+    this.element = make("div", {}, this.inner);
+    this.height = 0;
+    this.panel = addPanel(node, "start", this.element, () => this.height, true);
+    this.watch = new ResizeObserver(() => this.grow());
+    this.watch.observe(this.inner);
     this.show();
   }
 
-  /** Pixels, by about how many lines there are. */
-  room() {
-    const lines = (place) => (place.textContent ? Math.ceil(place.textContent.length / 55) : 0);
-    const rows = this.list.open ? this.rows.reduce((sum, row) => sum + 1 + Math.ceil(row.slice(1).join(", ").length / 55), 0) : 0;
-    const said = this.last?.said.length ? 1 + rows : 0;
-    return 18 * (lines(this.offer) + lines(this.notes) + said) + (this.taker.hidden ? 0 : 30) + (said ? 32 : 0) + 6;
+  /** As high as what is in it; out of sight nothing has a height. */
+  grow() {
+    const height = this.element.hidden ? 0 : this.inner.offsetHeight ? this.inner.offsetHeight + FRAME : this.height || LEAST;
+    if (height === this.height) return;
+    this.height = height;
+    this.panel.fit();
   }
 
   get chooser() {
@@ -91,9 +96,9 @@ export class Starting {
   show() {
     this.taker.hidden = !this.found;
     const silent = !this.found && !this.notes.textContent && !this.last?.said.length;
-    this.element.style.visibility = silent ? "hidden" : "";
+    this.element.hidden = silent;
     this.list.hidden = this.undoer.hidden = !this.last?.said.length;
-    this.panel?.fit();
+    this.grow();
   }
 
   take() {
@@ -109,7 +114,7 @@ export class Starting {
       const told = nodes.map((node) => ({ type: node.comfyClass, values: valuesOf(node), drawn: ofCells(node) }));
       const answer = await ask("start", { ...question, loader: this.loader(), drawn: this.drawn(), nodes: told });
       const { changes, notes, model, subject, memory } = answer;
-      this.set(nodes.map((node, i) => [node, changes[i]]), [text("startOf", { model, subject, memory }), ...notes].join(" "), preset);
+      this.set(nodes.map((node, i) => [node, changes[i]]), [text("startOf", { model, subject: text(SUBJECTS[subject] ?? subject), memory }), ...notes].join(" "), preset);
       this.remember({ model, subject, memory });
       this.fresh = false;
       this.propose(null);
@@ -187,6 +192,7 @@ app.registerExtension({
     };
     const removed = node.onRemoved;
     node.onRemoved = function (...args) {
+      panel.watch.disconnect();
       panels.delete(this);
       return removed?.apply(this, args);
     };

@@ -7,7 +7,7 @@ import { Dialog } from "./lib/dialog.js";
 import { make } from "./lib/dom.js";
 import { rateText, sizeText } from "./lib/plot.js";
 import { ask } from "./lib/server.js";
-import { text } from "./lib/text.js";
+import { language, text } from "./lib/text.js";
 
 const MOST = 8; // curves in one chart: so many colours can be told apart
 // [word of a choice, what the server is sent, word of the question before]
@@ -105,7 +105,7 @@ class Runs extends Dialog {
     box.checked = this.compared.includes(name);
     const choose = make("button", { type: "button", click: () => this.choose(name) }, name);
     const state = make("div", { class: `atelier-axis${why || run.failed ? " atelier-bad" : ""}` }, this.state(run));
-    const date = new Date(1000 * written).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    const date = new Date(1000 * written).toLocaleString(language(), { dateStyle: "medium", timeStyle: "short" });
     const size = make("td", { title: text("sizesOf", Object.fromEntries(Object.entries(sizes).map(([part, bytes]) => [part, sizeText(bytes)]))) }, sizeText(sum(sizes)));
     const cells = [date, why ? "–" : `${step}${total && total !== step ? ` / ${total}` : ""}`, family || "–", loss == null ? "–" : loss.toPrecision(3)];
     return make("tr", { "data-run-name": name, click: (event) => event.target.closest("input, button") || this.choose(name) },

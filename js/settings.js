@@ -15,6 +15,14 @@ const LONGEST = 16 * 1024 * 1024;
 const TOLD = /^(ss_|lora_atelier\.)/; // what a LoRA's metadata say of its training; graphs and thumbnails stay here
 const LONG = ["ss_tag_frequency", "ss_datasets"]; // and set nothing
 
+const ORIGINS = { "kohya's trainer": "ofKohya", "a LoRA's metadata": "ofMetadata" };
+
+/** What the server calls the origin of settings, in the language of the page; most are names. */
+function nameOf(origin) {
+  const own = /^the preset (.*)$/s.exec(origin)?.[1];
+  return own === undefined ? (origin in ORIGINS ? text(ORIGINS[origin]) : origin) : text("ofPreset", { name: own });
+}
+
 class Settings extends Dialog {
   constructor(node) {
     super();
@@ -144,7 +152,7 @@ class Settings extends Dialog {
     const sets = Object.entries(nodes).flatMap(([kind, widgets]) => [make("h3", {}, kind), make("ul", {}, ...rows(widgets))]);
     const gone = lost.map(({ setting, value, why }) => make("li", {}, make("b", {}, setting), ` ${value}: ${why}`));
     this.found.replaceChildren(
-      make("h2", {}, text("settingsOf", { origin })),
+      make("h2", {}, text("settingsOf", { origin: nameOf(origin) })),
       make("p", { class: "atelier-note atelier-bad" }, warning), ...sets,
       ...(gone.length ? [make("h3", {}, text("noCounterpart", { count: gone.length })), make("ul", { class: "atelier-lost" }, ...gone)] : []),
     );
@@ -160,7 +168,7 @@ class Settings extends Dialog {
     });
     const left = Object.keys(this.read.nodes).filter((kind) => !first.has(kind));
     const { origin, lost } = this.read;
-    const parts = [text("takenFrom", { origin }), lost.length ? text("noCounterpart", { count: lost.length }) : "",
+    const parts = [text("takenFrom", { origin: nameOf(origin) }), lost.length ? text("noCounterpart", { count: lost.length }) : "",
       left.length ? text("noNode", { nodes: left.join(", ") }) : ""];
     panels.get(this.node).set(changes, parts.filter(Boolean).join(" "));
     this.close();

@@ -12,7 +12,7 @@ import { account } from "./lib/told.js";
 
 const NODES = ["LoadDataset", "DatasetFromNodes", "AutoCaption", "RenderRegularisation", "SliderDataset", "EpochWeightGrid"];
 const LARGE = ["EpochWeightGrid"]; // their picture is a page that wants to be read
-const [LEAST, MOST] = [40, 300]; // heights in pixels; what is longer scrolls
+const [LEAST, MOST] = [40, 380]; // heights in pixels; what is longer scrolls
 
 class Panel {
   constructor(node) {
@@ -21,7 +21,7 @@ class Panel {
     this.pictures = make("ul", { class: `atelier-film${LARGE.includes(node.comfyClass) ? " atelier-pages" : ""}`, tabindex: 0, "aria-label": text("nodePictures") });
     this.sentences = make("div", { class: "atelier-told" });
     this.inner = make("div", { class: "atelier-told" }, this.status, this.sentences, this.pictures);
-    this.element = make("div", { class: "atelier-scroll", tabindex: 0, role: "status", "aria-label": text("told"), "data-capture-wheel": "true" }, this.inner);
+    this.element = make("div", { class: "atelier-scroll atelier-bounded", tabindex: 0, role: "status", "aria-label": text("told"), "data-capture-wheel": "true" }, this.inner);
     this.told = {}; // by who says it: what it said when it ran, and what is checked before
     this.height = LEAST;
     this.panel = addPanel(node, "told", this.element, () => this.height);

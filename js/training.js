@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { Chart } from "./lib/chart.js";
 import { addPanel, make, root } from "./lib/dom.js";
 import { nodeAt, recipeOf } from "./lib/graph.js";
+import { momentOf } from "./lib/moment.js";
 import { rateText, sizeText, timeText } from "./lib/plot.js";
 import { ask, onReconnect, onRun, pictureOf } from "./lib/server.js";
 import { sampleKey, strips } from "./lib/strips.js";
@@ -19,13 +20,6 @@ const [LINE, CONTROL] = [15, 26]; // pixels of a line of small text, and of one 
 const [STRIP, TITLE, STRIPS] = [116, 18, 2]; // pixels of a strip of samples and of its prompt; strips that are seen without scrolling
 const ACCOUNT = 220; // pixels that what a run says of itself may take; the rest scrolls
 const COMMANDS = ["stop", "save", "sample"];
-
-/** What the server calls the moment of a sample (start, epoch 3, step 250), in the language of the panel. */
-function labelOf(label) {
-  const [kind, number] = label.split(" ");
-  if (kind === "epoch") return text("sampleEpoch", { epoch: number });
-  return kind === "step" ? text("sampleStep", { step: number }) : text("sampleStart");
-}
 
 class Monitor {
   constructor(node) {
@@ -286,7 +280,7 @@ class Monitor {
     const key = sampleKey(sample);
     const known = this.pictures.get(key);
     if (known) return known;
-    const label = labelOf(sample.label);
+    const label = momentOf(sample.label);
     const alt = text("sampleOf", { number: sample.number, label });
     const follow = ({ target }) => {
       const strip = target.closest("ul");

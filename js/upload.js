@@ -34,7 +34,7 @@ function choose(node, folder) {
 }
 
 export class Adding extends Dialog {
-  /** `added(folder)` is called when pictures have come. */
+  /** `added(answer)` is called when pictures have come. */
   constructor(node, files = [], added = () => {}) {
     super();
     [this.node, this.files, this.added, this.choices] = [node, [], added, 0];
@@ -147,7 +147,7 @@ export class Adding extends Dialog {
       if (!answer.new.length && !answer.there.length) return;
       const isRead = choose(this.node, answer.folder);
       if (!isRead) this.said.textContent += ` · ${text("notRead", { folder: widgetOf(this.node, "folder").value })}`;
-      this.added(answer.folder);
+      this.added(answer);
     } catch (error) {
       this.said.textContent = this.stop.signal.aborted ? text("ended") : error.message;
     } finally {

@@ -137,6 +137,12 @@ def remove(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"entry": put_aside.remove(folder, _names(body), config, root)}
 
 
+def take_back(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts aside what ``add`` has brought (``files``: its ``new`` paths); ``entry`` is what puts that back."""
+    folder, root, config = _place(body)
+    return {"entry": put_aside.take_back(folder, _names(body, "files"), config, root)}
+
+
 def restore(body: Mapping[str, Any]) -> dict[str, Any]:
     """Puts back what ``remove`` took away."""
     folder, root, _ = _place(body)
@@ -158,6 +164,7 @@ POSTS = {
     "pictures/add": (add, ("folder", "extension", "files", "names")),
     "pictures/forget": (forget, ("place",)),
     "pictures/remove": (remove, (*FIELDS, "pictures")),
+    "pictures/take_back": (take_back, (*FIELDS, "files")),
     "pictures/restore": (restore, (*FIELDS, "entry")),
     "pictures/turn": (turn, (*FIELDS, "pictures", "quarters")),
 }
@@ -171,10 +178,10 @@ def _place(body: Mapping[str, Any]) -> tuple[Path, Path, SubsetConfig]:
     return *place_of(config.folder), config
 
 
-def _names(body: Mapping[str, Any]) -> list[str]:
-    names = body.get("pictures")
+def _names(body: Mapping[str, Any], field: str = "pictures") -> list[str]:
+    names = body.get(field)
     if not isinstance(names, list) or not 0 < len(names) <= MOST or not all(isinstance(n, str) and is_plain(n) for n in names):
-        raise wrong("pictures", "a list of names")
+        raise wrong(field, "a list of names")
     return names
 
 

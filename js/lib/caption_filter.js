@@ -59,7 +59,7 @@ export class CaptionFilter {
     this.say = say;
     this.entries = new Map(); // tag -> its button
     this.exact = null; // the tag of the list that is chosen; "" for those without caption
-    this.field = make("input", { type: "search", placeholder: text("onlyTag"), "aria-label": text("onlyTag"), input: () => this.narrow() });
+    this.field = make("input", { type: "search", placeholder: text("onlyTagHint"), title: text("onlyTag"), "aria-label": text("onlyTag"), input: () => this.narrow() });
     this.list = make("div", { class: "atelier-tags", role: "group", "aria-label": text("tagList") });
   }
 

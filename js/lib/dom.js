@@ -18,6 +18,7 @@ if (!document.getElementById("lora-atelier-style")) {
   document.head.append(make("link", { id: "lora-atelier-style", rel: "stylesheet", href: address }));
 }
 
+const GAP = 4; // pixels that the classic canvas leaves below a widget
 const MARGIN = 10; // pixels that the classic canvas leaves free on each side of an element in a node
 
 /** Whether an element has more in it than shows. */
@@ -25,12 +26,16 @@ const scrolls = (place) => place && (place.scrollHeight > place.clientHeight || 
 
 /**
  * Puts a panel at the end of a node. Works with both renderers; workflows hold nothing of it.
- * `height()`: the least height in pixels; call `fit()` of what is returned when it has changed.
+ * `height()`: the least height in pixels, none for nothing; call `fit()` of what is returned when it has changed. `fixed`: it takes no
+ * more where the node is higher.
  */
-export function addPanel(node, name, element, height) {
+export function addPanel(node, name, element, height, fixed = false) {
   element.classList.add("atelier");
   element.style.minHeight = `${height()}px`;
-  const widget = node.addDOMWidget(name, "atelier", element, { serialize: false, hideOnZoom: false, getMinHeight: () => height() + 2 * MARGIN });
+  const room = () => (height() ? height() + 2 * MARGIN : 0);
+  const widget = node.addDOMWidget(name, "atelier", element, { serialize: false, hideOnZoom: false, getMinHeight: room });
+  // What has a size and no layout takes no share of the room that a node has left.
+  if (fixed) Object.assign(widget, { computeLayoutSize: undefined, computeSize: () => [0, room() || -GAP] });
   widget.serialize = false;
   // The properties panel would draw it too, and leave it as narrow as it is itself; a panel is as wide as its node.
   if (widget.options) widget.options.hideInPanel = true;

@@ -1,5 +1,5 @@
 // Edits captions as a person would: opens the dialog from the node, types into one, adds a tag to all, takes that back and saves;
-// turns a picture, takes it out and puts it back, drops others on the window and on the node, and adds what ComfyUI has drawn;
+// turns a picture, takes it out and puts it back, drops others on the window, takes that back, drops them on the window and on the node, and adds what ComfyUI has drawn;
 // has one caption asked again, lets a run go on that waits for its captions to be read, and looks at a crop around a head.
 // faces: a folder with one.
 // workflow: address of the workflow's JSON on the server. widgets: {node type: {widget: value}}, set before.
@@ -98,10 +98,17 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
       return [node.onDragOver(event), await node.onDragDrop(event)];
     }
   }, [selector, files]);
-  await drop(".atelier-dialog", [["red square.png", "purple"], ["red square.txt", "a purple one"], ["film.mp4", "x"]]);
+  const brought = [["red square.png", "purple"], ["red square.txt", "a purple one"], ["film.mp4", "x"]];
+  await drop(".atelier-dialog", brought);
   await said("came into");
   seen.dropped = await state();
   await shot("dropped");
+  await button("Undo").click();
+  await said("put aside");
+  seen.putAside = await state();
+  await shot("came-back");
+  await drop(".atelier-dialog", brought);
+  await said("came into");
   page.on("dialog", (dialog) => dialog.accept());
   await button("Close").click();
   await page.waitForFunction(() => !document.querySelector(".atelier-dialog"), null, limit);

@@ -78,5 +78,6 @@ await drive({ width: 1366, height: 768 }, async ({ page, task, seen, limit, shot
   await told("widgets were set");
   seen.built = await values(page);
   await lookAt(page, "ConfigureLoRA");
+  await page.waitForFunction(() => document.querySelector(".atelier-drawing[data-total] .atelier-rate"), null, limit);
   await shot("built");
 });

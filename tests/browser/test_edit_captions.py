@@ -31,9 +31,11 @@ def seen(request: pytest.FixtureRequest, comfyui: object, tmp_path_factory: pyte
     widgets = {"LoadDataset": {"folder": f"input/{FOLDER}"}}
     found = drive("edit_captions", host, shots, workflow=WORKFLOW, widgets=widgets, faces="input/faces", **look(request.param))
     drawn.unlink()
-    files = {path.name: path.read_text(encoding="utf-8") for path in folder.rglob("*.txt")}
-    pictures = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
-    return found | {"files": files, "pictures": pictures}
+    aside = folder / ".removed-pictures"
+    there = [path for path in folder.rglob("*.*") if not path.is_relative_to(aside)]
+    files = {path.name: path.read_text(encoding="utf-8") for path in there if path.suffix == ".txt"}
+    pictures = {path.relative_to(folder).as_posix() for path in there if path.suffix == ".png"}
+    return found | {"files": files, "pictures": pictures, "aside": {path.name for path in aside.rglob("*.*")}}
 
 
 def test_every_picture_is_there_with_its_caption(seen: dict[str, Any]) -> None:
@@ -81,6 +83,13 @@ def test_what_is_dropped_on_the_window_takes_no_pictures_place(seen: dict[str, A
         and "film.mp4: this film cannot be read" in seen["dropped"]["said"]
     )
     assert "a purple one" in seen["dropped"]["captions"]
+
+
+def test_what_was_dropped_is_put_aside_by_undo(seen: dict[str, Any]) -> None:
+    """Never removed for good, and what was typed and not saved stays."""
+    assert seen["putAside"]["said"] == "2 files that had come were put aside, into .removed-pictures"
+    assert len(seen["dropped"]["captions"]) == 5 and seen["putAside"]["captions"] == seen["back"]["captions"]
+    assert seen["aside"] == {"red square (2).png", "red square (2).txt"}
 
 
 def test_what_is_dropped_on_the_node_or_was_drawn_here_goes_into_the_folder_of_choice(seen: dict[str, Any]) -> None:

@@ -52,12 +52,21 @@ def test_the_buckets_are_a_table(seen: dict[str, Any]) -> None:
     assert {"320 x 192", "192 x 320"} <= set(seen["unfolded"]["LoadDataset"]["cells"])
 
 
+def test_a_panel_grows_as_far_as_it_goes_and_the_rest_scrolls(seen: dict[str, Any]) -> None:
+    folded, unfolded = (seen[state]["LoadDataset"]["height"] for state in ("folded", "unfolded"))
+    assert 200 < folded <= unfolded <= 402, (folded, unfolded)
+
+
 def test_the_whole_dry_run_is_read_in_the_node(seen: dict[str, Any]) -> None:
     told = seen["folded"]["AutoCaption"]
     assert told["visible"] and "2 captions would be written, 0 kept" in told["text"]
     assert "Dry run: nothing was changed on the disk." in told["text"] and "changes (2)" in told["folds"]
     cells = seen["unfolded"]["AutoCaption"]["cells"]
     assert cells[:3] == ["IMG_1.jpg", "(none)", "ohwx, IMG"] and "ohwx" in cells[6:]
+
+
+def test_a_help_page_shows_its_pictures(seen: dict[str, Any]) -> None:
+    assert len(seen["help"]) >= 2 and all(width > 100 for width in seen["help"]), seen["help"]
 
 
 def test_the_page_reports_no_error_of_ours(seen: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from lora_atelier.tests.browser.driver import WORKFLOW, browser, drive, look, ours
 from lora_atelier.tests.host import support
+from lora_atelier.training.grid.lettering import missing
 
 # Far more steps than are trained before the test stops them.
 LONG = {
@@ -18,7 +19,7 @@ LONG = {
 
 
 PROMPTS = "a fox\na boat"
-LETTERS = "Füchse é ß, лиса"
+LETTERS = "Füchse é ß, лиса, 狐狸, きつね"
 
 
 def earlier_run(host: support.Host, name: str) -> str:
@@ -68,6 +69,15 @@ def test_what_will_go_wrong_is_told_before_it_is_queued(seen: dict[str, Any]) ->
     assert [one for one in told if one.startswith("save_every: 12,500 files would be saved")]
     assert seen["ofGrid"].startswith("which_epochs: the run will save none of '20000'"), "in the node where it is typed"
     assert seen["cautioned"].count("far too high") == 1, "each is said once"
+
+
+def test_a_refusal_is_one_and_stands_at_its_widget(seen: dict[str, Any]) -> None:
+    refused = {
+        kind: [(error["extra_info"]["input_name"], error["details"]) for error in errors] for kind, errors in seen["refused"]
+    }
+    for kind, widget in (("ConfigureLoRA", "sweep"), ("EpochWeightGrid", "which_epochs")):
+        [(place, details)] = refused[kind]
+        assert place == widget and details.startswith(f"{widget}: ") and "soon" in details, refused
 
 
 def test_the_preset_of_the_model_is_filled_in(seen: dict[str, Any]) -> None:
@@ -123,8 +133,10 @@ def test_pictures_on_the_way_stay_in_their_node_and_cover_no_other(seen: dict[st
 
 
 def test_the_grid_draws_letters_of_other_languages(seen: dict[str, Any]) -> None:
-    """The page is looked at as well; no letter of the prompt became a question mark, which would be said."""
-    assert "Hint:" in seen["told"] and "Letters:" not in seen["told"], seen["told"]
+    """The page is looked at as well; a letter that no font here has is a question mark, and said to be one."""
+    lost = missing([LETTERS])
+    assert "Hint:" in seen["told"] and not set(lost) & set("Füchse éßлиса"), lost
+    assert f"Letters: no font on this computer has {' '.join(lost)};" in seen["told"] if lost else "Letters:" not in seen["told"]
 
 
 def numbers(labels: list[str]) -> list[float]:

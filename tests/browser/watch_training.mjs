@@ -126,6 +126,17 @@ await drive({ width: 1500, height: 1000 }, async ({ page, task, seen, limit, sho
   seen.cautioned = (await outlook()).text;
   await shot("cautions");
 
+  // What cannot be read is refused when it is queued, at its own widget.
+  seen.unset.push(...await set(page, { ConfigureLoRA: { sweep: "soon" }, EpochWeightGrid: { which_epochs: "soon" } }));
+  await page.getByTestId("queue-button").click();
+  await page.waitForFunction(() => window.app.lastNodeErrors, null, limit);
+  seen.refused = await page.evaluate(() => Object.values(window.app.lastNodeErrors).map(({ class_type: type, errors }) => [type, errors]));
+  await page.waitForTimeout(800);
+  await shot("refused");
+  await page.keyboard.press("Escape");
+  seen.unset.push(...await set(page, { ConfigureLoRA: { sweep: "" } }));
+  await answers(page, () => fetch("/queue").then((answer) => answer.json()).then((queue) => !queue.queue_running.length && !queue.queue_pending.length), limit);
+
   // The run.
   seen.unset.push(...await set(page, task.widgets));
   await lookAt(page, "TrainLoRA");

@@ -28,6 +28,7 @@ PANELS = (
     "settings.js",
     "lib/dialog.js",
     "lib/groups.js",
+    "lib/moment.js",
     "lib/caption_filter.js",
 )
 

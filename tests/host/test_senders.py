@@ -21,7 +21,7 @@ GET = [
 POST = [
     "outlook", "family", "start", "settings", "preset", "runs/nobody/command", "runs/nobody/delete", "runs/nobody/folder",
     "pictures", "captions", "captions/change", "pictures/add", "pictures/remove", "pictures/restore", "pictures/turn",
-    "pictures/forget",
+    "pictures/take_back", "pictures/forget",
     "captions/go_on", "captions/again",
     "grids/favourite", "loras/keep",
 ]  # fmt: skip

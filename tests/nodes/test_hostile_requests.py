@@ -55,6 +55,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "files": [{"name": "0.png", "filename": "0.png", "subfolder": "hostile", "type": "input"}],
     },
     "pictures/remove": {"folder": "input/hostile", "extension": ".txt", "nested": False, "pictures": ["none.png"]},
+    "pictures/take_back": {"folder": "input/hostile", "extension": ".txt", "nested": False, "files": ["none.png"]},
     "pictures/restore": {"folder": "input/hostile", "extension": ".txt", "nested": False, "entry": "20260101-000000-abcdef"},
     "pictures/turn": {
         "folder": "input/hostile", "extension": ".txt", "nested": False, "pictures": ["none.png"], "quarters": 1,

@@ -108,6 +108,23 @@ def test_taking_out_and_putting_back(routes: Any, base: Path) -> None:
     assert (base / "input/shapes/wide.png").exists()
 
 
+def test_what_was_brought_is_put_aside_again(routes: Any, base: Path) -> None:
+    """Also where the node does not read it, as below a folder, and with the caption that it got since."""
+    Image.new("RGB", (8, 8)).save(base / "output" / "drawn.png")
+    files = [
+        {"name": name, "filename": "drawn.png", "subfolder": "", "type": "output"} for name in ("new.png", "deep/er/new.png")
+    ]
+    new = [path for _, path in routes.add({"folder": "input/shapes", "extension": ".txt", "files": files})["new"]]
+    (base / "input/shapes/new.txt").write_text("written since")
+    before = sorted(path.name for path in (base / "input/shapes").rglob("*") if path.is_file())
+    entry = routes.take_back({**PLACE, "files": new})["entry"]
+    plain = base / "input/shapes"
+    assert [path.name for path in plain.iterdir() if path.is_file()] == ["wide.png"]
+    assert sorted(path.name for path in plain.rglob("*") if path.is_file()) == before, "nothing is lost"
+    routes.restore({**PLACE, "entry": entry})
+    assert (plain / "deep/er/new.png").exists() and (plain / "new.txt").read_text() == "written since"
+
+
 def test_turning_shows_in_the_thumbnail(routes: Any, base: Path) -> None:
     from lora_atelier.nodes import caption_routes
 

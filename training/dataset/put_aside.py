@@ -6,13 +6,13 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ..config import SubsetConfig
 from ..errors import AtelierError
-from ..files import move
+from ..files import is_inside, move
 from .films import is_film
 from .listing import FoundFolder, leads_outside
 from .samples import some
@@ -57,11 +57,39 @@ def remove(folder: Path, names: Sequence[str], config: SubsetConfig, root: Path)
     All are put aside, or none. AtelierError for a picture that is not there, and where the folder cannot be written to.
     """
     known = pictures_of(folder, config, root)
-    leaving = chosen(names, known, folder)
+    return _set_aside(folder, _owned(chosen(names, known, folder), known, folder, config, root), root)
+
+
+def take_back(folder: Path, came: Sequence[str], config: SubsetConfig, root: Path) -> str:
+    """Puts files aside that were brought into the folder, with what belongs to the pictures among them by now; as ``remove``.
+
+    ``came``: paths below the folder. What has gone since is passed over; AtelierError where nothing is left of them.
+    """
+    files = [path for path in map(folder.joinpath, came) if _is_own(path, folder) and path.is_file()]
+    if not files:
+        raise AtelierError(f"pictures: what had come into {folder.name} is not there any more.")
+    known = pictures_of(folder, config, root)
+    leaving = [name for name in came if name in known]
+    return _set_aside(folder, dict.fromkeys([*files, *_owned(leaving, known, folder, config, root)]), root)
+
+
+def _owned(
+    leaving: Collection[str], known: Mapping[str, tuple[Path, FoundFolder]], folder: Path, config: SubsetConfig, root: Path
+) -> dict[Path, None]:  # fmt: skip
+    """The files of pictures that leave: what belongs to one that stays, stays."""
     owners = {**known, **unused_films(folder, config, root)}
     every = {name: found.of(path, config.caption_extension) for name, (path, found) in owners.items()}
     staying = {file for name, files in every.items() if name not in leaving for file in files}
-    files = dict.fromkeys(file for name in leaving for file in every[name] if file not in staying)
+    return dict.fromkeys(file for name in leaving for file in every[name] if file not in staying)
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether it is a file's place in this folder, and neither hidden nor behind a link out of it."""
+    steps = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
+    return bool(steps) and not any(step == ".." or step.startswith(".") for step in steps) and is_inside(path.parent, folder)
+
+
+def _set_aside(folder: Path, files: Collection[Path], root: Path) -> str:
     entry = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     _move([(file, _place(folder, root) / entry / file.relative_to(folder)) for file in files])
     return entry

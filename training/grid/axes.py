@@ -143,6 +143,9 @@ def _saved_as(number: int, files: Sequence[N]) -> N | None:
     return found[-1] if found else None
 
 
+EPOCHS_LIKE = "all, every 2, numbers such as 1, 3, 6-10(+2), last, or mean 3-5"
+
+
 def parse_epochs(text: str) -> EpochChoice:
     """``all`` (or nothing), ``every 2``, or numbers and ranges of epochs: ``1, 3, 6-10(+2), last``; beside these or alone,
     means of several: ``mean 3-5``, ``mean 2 4 last``."""
@@ -179,12 +182,14 @@ def _parse_files(plain: str) -> EpochChoice:
             raise AtelierError("which_epochs: 'every 0' shows nothing; write every 1 or more.")
         return EpochChoice(plain, every=int(match[1]))
     words = numbers.parts(plain, "which_epochs", whole=True)
+    if unread := [word for word in words if word != "last" and not re.search(r"\d", word)]:
+        raise AtelierError(f"which_epochs: {unread[0]!r} names no epoch; write {EPOCHS_LIKE}.")
     found = {word: numbers.values_of(word, "which_epochs", ("1",)) for word in words if word != "last"}
     values = [value for some in found.values() for value in some]
     if len(values) > numbers.MAX_VALUES:
         raise AtelierError(f"which_epochs: more than {numbers.MAX_VALUES} values; use fewer.")
     if not words:
-        raise AtelierError("which_epochs: write all, every 2, numbers such as 1, 3, 6-10(+2), last, or mean 3-5.")
+        raise AtelierError(f"which_epochs: write {EPOCHS_LIKE}.")
     if wrong := [value for value in values if value != int(value) or value < 0]:
         raise AtelierError(f"which_epochs: {wrong[0]:f} is no epoch; they are whole numbers from 1 on.")
     return EpochChoice(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lora_atelier.training.config import SubsetConfig
 from lora_atelier.training.dataset.folders import list_folders
-from lora_atelier.training.dataset.put_aside import FOLDER, remove, restore
+from lora_atelier.training.dataset.put_aside import FOLDER, remove, restore, take_back
 from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.errors import AtelierError
 from PIL import Image
@@ -126,6 +126,35 @@ def test_a_film_that_leads_elsewhere_is_in_no_pictures_way(folder, tmp_path_fact
     (folder / "far.mp4").symlink_to(write(tmp_path_factory.mktemp("far") / "far.mp4", levels(3)))
     remove(folder, ["b.jpg"], CONFIG, folder)
     assert not (folder / "b.jpg").exists() and (folder / "far.mp4").is_symlink()
+
+
+def test_what_came_is_taken_back_with_what_belongs_to_it_by_now(folder):
+    """``a.mask.png`` had come for a picture that was there; ``gone.png`` has been removed since."""
+    before = tree(folder)
+    (folder / "10_cat/new").mkdir()
+    came = ["new.png", "10_cat/new/deep.png", "a.mask.png", "gone.png", "10_cat/new/notes.md"]
+    for name in ("new.png", "10_cat/new/deep.png"):
+        Image.new("RGB", (8, 8), "teal").save(folder / name)
+    (folder / "new.txt").write_text("captioned since")
+    (folder / "10_cat/new/notes.md").write_text("belongs to nothing")
+    now = tree(folder)
+    entry = take_back(folder, came, CONFIG, folder)
+    left = {name: data for name, data in tree(folder).items() if not name.startswith(FOLDER)}
+    assert left == {name: data for name, data in before.items() if name != "a.mask.png"}
+    restore(folder, entry, folder)
+    assert tree(folder) == now
+
+
+@pytest.mark.parametrize("name", ["../x.png", "none.png", "/etc/passwd", FOLDER, "out/x.png", ".hidden.png", "10_cat"])
+def test_only_files_of_the_folder_are_taken_back(folder, name, tmp_path_factory):
+    far = tmp_path_factory.mktemp("far")
+    (folder / "out").symlink_to(far)
+    for place in (folder.parent / "x.png", far / "x.png", folder / ".hidden.png"):
+        Image.new("RGB", (8, 8)).save(place)
+    before = tree(folder)
+    with pytest.raises(AtelierError, match="not there any more"):
+        take_back(folder, [name], CONFIG, folder)
+    assert tree(folder) == before and (folder.parent / "x.png").exists() and (far / "x.png").exists()
 
 
 def test_what_is_put_aside_is_no_dataset(folder):
