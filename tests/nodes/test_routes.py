@@ -271,6 +271,7 @@ def test_steps_come_from_the_connected_folders(routes, folder):
 
 
 def test_the_steps_are_those_of_the_node_that_reads_the_folder(routes, folder):
+    from lora_atelier.nodes import outlook
     from lora_atelier.training import host
     from lora_atelier.training.config import SubsetConfig
     from lora_atelier.training.dataset.plan import Plan
@@ -279,7 +280,7 @@ def test_the_steps_are_those_of_the_node_that_reads_the_folder(routes, folder):
 
     values = {"folder": folder, "resolution": 64, "bucket_step": 8, "batch_size": 2, "repeats": 2, "validation_share": 0.4}
     root = host.dataset_roots()["input"]
-    index = routes.sources_of([values])[0].index
+    index = outlook.sources_of([values])[0].index
     real = Plan(Dataset(scan(root / "routes-shapes", SubsetConfig(**values), root, index)), 0).steps_per_epoch
     assert post(routes, "outlook", {"widgets": {}, "datasets": [values]})[1]["steps_per_epoch"] == real
 
@@ -441,11 +442,12 @@ def test_the_memory_grows_with_the_largest_pictures_of_the_chain(routes, checkpo
     assert activations(small, gradient_checkpointing=True) < one
     large, many = {**small, "resolution": 256}, {**small, "batch_size": 17}
     assert activations(large, many) == max(activations(large), activations(many))
-    assert routes.largest_batches([SubsetConfig("x", side, batch) for side, batch in ((64, 3), (512, 1), (64, 2), (256, 3))]) == [
-        (256, 3), (512, 1),
-    ]  # fmt: skip
+    from lora_atelier.nodes import outlook
+
+    pictures = [SubsetConfig("x", side, batch) for side, batch in ((64, 3), (512, 1), (64, 2), (256, 3))]
+    assert outlook.largest_batches(pictures) == [(256, 3), (512, 1)]
     clips = [SubsetConfig("x", 64, 1, clip_frames="121")]
-    assert routes.largest_batches(clips) == [(64, 31)] and routes.largest_batches(clips, 8) == [(64, 16)]
+    assert outlook.largest_batches(clips) == [(64, 31)] and outlook.largest_batches(clips, 8) == [(64, 16)]
 
 
 # The family
