@@ -2,8 +2,9 @@
 
     python headless.py COMFYUI JOB [ComfyUI's own arguments]
 
-``JOB`` is JSON: ``{"workflow": file, "set": [[node, widget, text], ...], "everything": bool, "log": file, "json": bool}``.
-ComfyUI's own words go into the log; what the pack says goes to the terminal.
+``JOB`` is JSON: ``{"workflow": file, "set": [[node, widget, text], ...], "everything": bool, "log": file, "json": bool,
+"told": file}``. The file is made, empty, where the first process has said how it ended; where another one has, this is in it,
+behind a new line. ComfyUI's own words go into the log; what the pack says goes to the terminal.
 
 Under ``torchrun`` there are several of it, each with a GPU of its own if there are GPUs: the first one does all that the workflow
 asks for, and the others take part in its training.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import json
 import logging
@@ -66,7 +68,8 @@ class Terminal(logging.Handler):
         self.say(f"Warning: {line}" if record.levelno >= logging.WARNING else line)
 
     def say(self, line: str) -> None:
-        print(line, file=self.out, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more: what trains goes on
+            print(line, file=self.out, flush=True)
 
 
 class Host:
@@ -193,8 +196,10 @@ def _interrupt_on_signals(terminal: Terminal) -> None:
         )
         importlib.import_module("nodes").interrupt_processing()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # of nohup
+            signal.signal(number, stop)
 
 
 def _apart(job: dict[str, Any], arguments: list[str]) -> list[str]:
@@ -217,6 +222,12 @@ def _apart(job: dict[str, Any], arguments: list[str]) -> list[str]:
     return ["--temp-directory", str(beside), *database]
 
 
+def _end_with_parent() -> None:
+    """Where the process that has started this one is killed, this one is asked to stop (Linux): nobody else would end it."""
+    with contextlib.suppress(Exception):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def main(line: list[str]) -> int:
     comfyui, job, arguments = Path(line[0]), json.loads(line[1]), line[2:]
     if SIZE > 1:
@@ -226,6 +237,7 @@ def main(line: list[str]) -> int:
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
     terminal = Terminal(out)
+    _end_with_parent()
     if not RANK:
         logging.getLogger("lora-atelier").addHandler(terminal)
     try:
@@ -238,7 +250,11 @@ def main(line: list[str]) -> int:
         terminal.say(f"\nstudio.py train stopped{WHO}: {error}{where}")
         code, result = 1, {"success": False, "error": str(error), "loras": [], "grids": []}
     if RANK:
+        if code:
+            with contextlib.suppress(OSError), open(job["told"], "x", encoding="utf-8") as told:
+                told.write(f"\n{result['error']}")
         return code
+    Path(job["told"]).write_text("", encoding="utf-8")
     if result["loras"]:
         terminal.say("\nThe LoRA files:\n  " + "\n  ".join(result["loras"]))
     if result["grids"]:

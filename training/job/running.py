@@ -128,12 +128,20 @@ def _followed(job: Job, team: Team) -> Trained:
     nothing: dict[str, object] = {}
     theirs, finished = team.told((nothing, False))
     own = _decides(job)
-    if others := [name for name, value in own.items() if theirs.get(name) != value]:
-        raise AtelierError(
-            f"The processes would train different things ({', '.join(others)}). Give every machine the same files."
-        )
-    if not finished:
-        follow_job(job, team)
+    with team.together(host.is_interrupt, host.check_interrupt):
+        if others := [name for name, value in own.items() if theirs.get(name) != value]:
+            raise AtelierError(
+                f"The processes would train different things ({', '.join(others)}). Give every machine the same files, and start "
+                "the same command there."
+            )
+    try:
+        if not finished:
+            with team.training():
+                follow_job(job, team)
+    except AtelierError as error:
+        if not (job.config.varied and team.in_order(error)):
+            raise
+        log.error("%s: %s", job.config.run_name, error)
     return Trained(Epochs(job.config.run_name, job.model.family, (), (), ()), {}, [])
 
 
@@ -167,6 +175,8 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], t
     job.show(why)
     log.info("%s", why)
     team.told((_decides(job), finished))
+    with team.together(host.is_interrupt, host.check_interrupt):
+        pass
     if finished:
         run.write(opening=why)
         now.update(phase="finished")
@@ -186,12 +196,12 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], t
         account = Account(run, settings_of(config))
         account.add("notes", *filter(None, (*of_drawing, *of_models(job))))
         try:
-            with live.entered(now, host.is_interrupt), _noted(run):
+            with live.entered(now, host.is_interrupt), _noted(run), team.training():
                 train_job(job, run, now, account, team)
                 if not job.keep_state:
                     _drop_state(job, run, account)
         except AtelierError as error:
-            if not config.varied or team.size > 1:  # several processes go on or end together
+            if not (config.varied and team.in_order(error)):  # several processes go on or end together
                 raise
             # One value may be too much for the memory or break the training; the others of the sweep are trained all the same.
             failed = str(error)

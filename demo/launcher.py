@@ -1,0 +1,86 @@
+"""PyTorch's own launcher (``torchrun``), whose failures end in one sentence. ``demo/train.py`` starts it with ComfyUI's Python.
+
+    python launcher.py FILE [torchrun's own arguments]
+
+Into ``FILE`` goes why the processes have ended, unless one of them has written there that it has told.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # what lies beside this file has names that other packages may want
+    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]
+
+INTERRUPTED = 130
+
+
+def of_process(failure: Any) -> str:
+    """What ended the process that was the first to fail, as its launcher sees it."""
+    who = f"process {failure.rank}"
+    code = int(failure.exitcode)
+    if code >= 0:
+        return f"{who} has failed (exit code {code}), and the others were ended"
+    name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+    why = "; the system does that where main memory runs out" if name == "SIGKILL" else ""
+    return f"{who} was killed ({name}{why}), and the others were ended. The same command goes on from what was kept"
+
+
+def of_meeting(error: BaseException) -> str:
+    """Why there are no processes."""
+    said = [str(error)]
+    while (error := error.__cause__ or error.__context__) is not None:  # type: ignore[assignment]
+        said.append(str(error))
+    words = "; ".join(dict.fromkeys(one.strip().splitlines()[0].rstrip(".") for one in said if one.strip()))
+    kind = "the machines did not meet"
+    return (
+        f"{kind} ({words[:600]}). Give each the same --rendezvous, a port of one of them that all can reach and no other program "
+        "has, and the same --nodes, and start them within ten minutes"
+    )
+
+
+def children() -> list[int]:
+    """Processes that this one has started and that are still there (Linux)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            if int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(stat.parent.name))
+    return found
+
+
+def main(line: list[str]) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as run
+
+    told = Path(line[0])
+    try:
+        run(line[1:])
+        return 0
+    except SignalException:  # once more, while the processes were keeping what was learnt
+        for process in children():
+            with suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+        return INTERRUPTED
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        code, why = INTERRUPTED if first.exitcode == INTERRUPTED else 1, of_process(first)
+        print(error, file=sys.stderr)
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        code, why = 1, of_meeting(error)
+    with suppress(OSError), open(told, "x", encoding="utf-8") as file:
+        file.write(why)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
