@@ -2,9 +2,9 @@
 
     python headless.py COMFYUI JOB [ComfyUI's own arguments]
 
-``JOB`` is JSON: ``{"workflow": file, "set": [[node, widget, text], ...], "everything": bool, "log": file, "json": bool,
-"told": file}``. The file is made, empty, where the first process has said how it ended; where another one has, this is in it,
-behind a new line. ComfyUI's own words go into the log; what the pack says goes to the terminal.
+``JOB`` is JSON: ``{"workflow": file, "set": [[node, widget, text], ...], "everything": bool, "log": file, "told": file}``.
+Into ``told`` goes what it has come to, as JSON: of the first process, or where that says nothing, of one that has failed.
+ComfyUI's own words go into the log; what the pack says goes to the terminal.
 
 Under ``torchrun`` there are several of it, each with a GPU of its own if there are GPUs: the first one does all that the workflow
 asks for, and the others take part in its training.
@@ -154,17 +154,33 @@ def problem_of(entry: dict[str, Any]) -> tuple[str, bool]:
 
 
 def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, dict[str, Any]]:
-    """(exit code, what to print as JSON)."""
+    """(exit code, what it has come to)."""
     started = time.monotonic()
     canvas = read(Path(job["workflow"]))
     info = host.loop.run_until_complete(host.object_info())
     prompt = assigned(prompt_of(canvas, info), info, job["set"])
     wanted = targets(prompt, job["everything"])
-    if SIZE > 1:
-        part, ends = followed(prompt, wanted)
-        prompt, wanted = (part, ends) if RANK else (prompt, wanted)
     extra = {"extra_pnginfo": {"workflow": canvas}} if "nodes" in canvas else {}
-    entry = host.loop.run_until_complete(host.run(prompt, wanted, extra))
+
+    def run(nodes: list[str] | None) -> dict[str, Any]:
+        return host.loop.run_until_complete(host.run(prompt, nodes, extra))
+
+    part, ends = followed(prompt, wanted) if SIZE > 1 else (prompt, [])
+    if len(ends) < 2:
+        prompt, wanted = (part, ends) if RANK else (prompt, wanted)
+        entry = run(wanted)
+    else:  # the first process says which of them begins, since each host may take another order
+        team = next(module for name, module in list(sys.modules.items()) if name.endswith(".training.performance.team"))
+        team.TURNS.on()
+        if RANK:
+            prompt, entry = part, {"status": {"status_str": "success"}}
+            while not problem_of(entry)[0] and (node := team.TURNS.next()):
+                entry = run([node])
+        else:
+            try:
+                entry = run(wanted)
+            finally:
+                team.TURNS.end()
     problem, interrupted = problem_of(entry)
     folder_paths = importlib.import_module("folder_paths")
     result: dict[str, Any] = {
@@ -252,15 +268,14 @@ def main(line: list[str]) -> int:
     if RANK:
         if code:
             with contextlib.suppress(OSError), open(job["told"], "x", encoding="utf-8") as told:
-                told.write(f"\n{result['error']}")
+                told.write(json.dumps({"error": result.get("error", "")}))
         return code
-    Path(job["told"]).write_text("", encoding="utf-8")
     if result["loras"]:
         terminal.say("\nThe LoRA files:\n  " + "\n  ".join(result["loras"]))
     if result["grids"]:
         terminal.say("The grid of epochs and strengths:\n  " + "\n  ".join(result["grids"]))
-    if job["json"]:
-        terminal.say(json.dumps(result, ensure_ascii=False))
+    with contextlib.suppress(OSError):  # of a full disk; what matters has been said
+        Path(job["told"]).write_text(json.dumps(result), encoding="utf-8")
     return code
 
 

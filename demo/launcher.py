@@ -2,7 +2,7 @@
 
     python launcher.py FILE [torchrun's own arguments]
 
-Into ``FILE`` goes why the processes have ended, unless one of them has written there that it has told.
+Into ``FILE``, with ``.why`` behind it, goes why the processes have ended, where one was killed, or none has told it in ``FILE``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":  # what lies beside this file has names that other packages may want
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]
@@ -20,10 +19,9 @@ if __name__ == "__main__":  # what lies beside this file has names that other pa
 INTERRUPTED = 130
 
 
-def of_process(failure: Any) -> str:
+def of_process(rank: int, code: int) -> str:
     """What ended the process that was the first to fail, as its launcher sees it."""
-    who = f"process {failure.rank}"
-    code = int(failure.exitcode)
+    who = f"process {rank}"
     if code >= 0:
         return f"{who} has failed (exit code {code}), and the others were ended"
     name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
@@ -59,7 +57,7 @@ def main(line: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as run
 
-    told = Path(line[0])
+    told, killed = Path(line[0]), False
     try:
         run(line[1:])
         return 0
@@ -69,16 +67,18 @@ def main(line: list[str]) -> int:
                 os.kill(process, signal.SIGKILL)
         return INTERRUPTED
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        code, why = INTERRUPTED if first.exitcode == INTERRUPTED else 1, of_process(first)
+        rank, first = error.get_first_failure()
+        killed = first.exitcode < 0
+        code, why = INTERRUPTED if first.exitcode == INTERRUPTED else 1, of_process(rank, first.exitcode)
         print(error, file=sys.stderr)
     except Exception as error:
         import traceback
 
         traceback.print_exc()
         code, why = 1, of_meeting(error)
-    with suppress(OSError), open(told, "x", encoding="utf-8") as file:
-        file.write(why)
+    if killed or not told.exists():
+        with suppress(OSError):
+            Path(f"{told}.why").write_text(why, encoding="utf-8")
     return code
 
 

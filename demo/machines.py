@@ -17,6 +17,7 @@ MEETING = 600
 """Seconds in which the machines have to be there; in any order."""
 ELSEWHERE = "192.0.2.1"
 """An address of nobody's (RFC 5737), which lies where every other machine does. Nothing is sent to it."""
+LOOPBACK = "127.0.0.1"
 AT_LEAST = 8
 """So many processes are let start on any CPU."""
 
@@ -79,12 +80,13 @@ class Machines:
         if self.processes * self.nodes == 1:
             return []
         line = ["-u", str(LAUNCHER), str(told), "--nproc-per-node", str(self.processes), "--nnodes", str(self.nodes)]
+        mine = LOOPBACK if self.nodes == 1 else address_toward(self.place()[0])
+        address = ["--local-addr", mine] if mine and "PET_LOCAL_ADDR" not in os.environ else []
         if self.nodes == 1:
-            return [*line, "--standalone"]
-        mine = address_toward(self.place()[0])
+            return [*line, "--standalone", *address]
         conf = f"is_host={'true' if self._hosts() else 'false'},join_timeout={MEETING},read_timeout={MEETING}"
         line += ["--rdzv-backend", "c10d", "--rdzv-endpoint", self.rendezvous, "--rdzv-id", "lora-atelier", "--rdzv-conf", conf]
-        return [*line, *(["--local-addr", mine] if mine and "PET_LOCAL_ADDR" not in os.environ else [])]
+        return [*line, *address]
 
     def _hosts(self) -> bool:
         """Whether the rendezvous is held here: it is an address of this machine's, and nothing has that port yet."""
@@ -92,10 +94,11 @@ class Machines:
         return (host == socket.gethostname() or any(map(is_own, addresses_of(host)))) and _is_free(port)
 
     def variables(self) -> dict[str, str]:
-        """Of the environment: by which network the processes of several machines talk, where nobody has said so."""
-        if self.nodes == 1 or "GLOO_SOCKET_IFNAME" in os.environ:
+        """Of the environment: by which network the processes talk, where nobody has said so. Otherwise gloo and the launcher ask
+        for the machine's own name, which many networks do not know, or take for another machine's."""
+        if self.processes * self.nodes == 1 or "GLOO_SOCKET_IFNAME" in os.environ:
             return {}
-        name = interface_of(address_toward(self.place()[0]))
+        name = interface_of(LOOPBACK if self.nodes == 1 else address_toward(self.place()[0]))
         return {"GLOO_SOCKET_IFNAME": name} if name else {}
 
 

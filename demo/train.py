@@ -18,8 +18,6 @@ from .server import Server
 
 TEAM = "LORA_ATELIER_TEAM"  # by which the trainer knows that the processes around it are its own
 SHARD = "LORA_ATELIER_SHARD"  # whether each of them shall hold a part of the model only
-SAID = "\n"
-"""What a reason begins with that has been told already."""
 HEADLESS = Path(__file__).with_name("headless.py")
 
 
@@ -41,9 +39,10 @@ def train(
     log = server.base / "user" / f"train-{time.strftime('%Y%m%d-%H%M%S')}-{server.port}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     told = log.with_suffix(".told")
+    aside = Path(f"{told}.why")
     job = {
         "workflow": str(workflow.resolve()), "set": list(map(prompt.setting_of, settings)), "everything": everything,
-        "log": str(log), "json": as_json, "told": str(told),
+        "log": str(log), "told": str(told),
     }  # fmt: skip
     several = machines.launcher(told)
     if machines.processes > 1:
@@ -62,18 +61,24 @@ def train(
         print(f"{machines.nodes} machines meet at {machines.rendezvous}; {MEETING // 60} minutes are theirs.", flush=True)
     try:
         code, stopped = _run(line, server.comfyui, variables, log, bool(several))
-        if several and stopped and code:
-            code = 130  # the launcher has codes of its own
-        words = told.read_text(encoding="utf-8") if told.exists() else None
+        result = json.loads(told.read_text(encoding="utf-8")) if told.exists() else None
+        why = aside.read_text(encoding="utf-8") if aside.exists() else "" if result is not None else _ended_by(code)
+    except ValueError:  # of a disk that is full
+        result, why = None, _ended_by(code)
     finally:
         told.unlink(missing_ok=True)
-    why = "" if not code else _ended_by(code) if words is None else words.removeprefix(SAID)
-    if why and not (words or "").startswith(SAID):
-        print(f"\nstudio.py train stopped: {why}.", flush=True)
+        aside.unlink(missing_ok=True)
+    if several and stopped and code:
+        code = 130  # the launcher has codes of its own
     if code not in (0, 130):
+        if why and result is None:
+            print(f"\nstudio.py train stopped: {why}", flush=True)
+        elif why:  # what the others have said follows from it
+            print(f"The cause: {why}", file=sys.stderr, flush=True)
         print(f"ComfyUI's own words are in {log}", file=sys.stderr, flush=True)
-    if as_json and words != "":  # nothing was said here, or not by the process that leads
-        said = {"success": not code, **({"error": why} if why else {}), "loras": [], "grids": []}
+    if as_json:
+        empty: dict[str, Any] = {"success": not code, "loras": [], "grids": []}  # where another machine's process leads
+        said = {**empty, **(result or {}), **({"error": why} if why and code not in (0, 130) else {})}
         print(json.dumps(said, ensure_ascii=False), flush=True)
     return code if code in (0, 1, 130) else 1
 

@@ -68,7 +68,9 @@ def traces(network: Any) -> list[tuple[Any, ...]]:
 
 
 def stop_at(host: Any, step: int, how: str) -> None:
-    """This process ends at a step: ``killed``, or because it ``fails``."""
+    """This process ends at a step: ``killed``, because it ``fails``, or of something that a person can mend (``refuses``)."""
+    from lora_atelier.training.errors import AtelierError
+
     seen, real = 0, host.check_interrupt
 
     def check() -> None:
@@ -77,6 +79,8 @@ def stop_at(host: Any, step: int, how: str) -> None:
         seen += 1
         if seen == step and how == "fails":
             raise RuntimeError("this process has failed")
+        if seen == step and how == "refuses":
+            raise AtelierError("a picture is gone")
         if seen == step:
             os._exit(9)
 

@@ -170,6 +170,19 @@ def test_where_one_fails_all_end_at_that_step_and_what_was_learnt_is_kept(pictur
     assert [name for name in files(tmp_path, "lora") if str(done) in name]
 
 
+def test_a_value_of_a_sweep_that_fails_leaves_the_others_to_be_trained(pictures: Path, tmp_path: Path, comfyui: object) -> None:
+    model, config = KINDS["lora"]
+    values = [replace(named(2, config), name="swept", varied=f"seed {number}") for number in (1, 2)]
+    runs = [{"name": "swept", "model": model, "recipe": to_dict(one)} for one in values]
+    runs[0] |= {"stop": 3, "how": "refuses"}
+    for code, said in ended(begin(2, tmp_path, pictures, runs)):
+        assert code == 0 and "a picture is gone" in said, said
+    first, second = (one.run_name for one in values)
+    assert 0 < len(history(tmp_path, first)) < len(history(tmp_path, second)) == 2 * PICTURES
+    failed = json.loads((tmp_path / "runs" / first / "run.json").read_text(encoding="utf-8"))["failed"]
+    assert failed.startswith("Process 1 of this training has failed: a picture is gone. What was learnt is kept")
+
+
 def test_what_would_be_trained_otherwise_is_not_trained(pictures: Path, tmp_path: Path) -> None:
     model, config = KINDS["lora"]
     others = {0: {}, 1: {"seed": 8}}

@@ -26,7 +26,7 @@ from ..network.scope import adaptable_layers, trained_layers
 from ..objective.loss import check_weighting
 from ..optim import optimizers
 from ..performance import memory
-from ..performance.team import Team
+from ..performance.team import TURNS, Team
 from ..performance.team import team as team_here
 from ..prompting import controls_of, is_pair, shows_of
 from ..runs import live
@@ -76,6 +76,7 @@ def run_training(
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
     team = team_here()
+    TURNS.begin(node)
     config = config.shared_by(team.size)
     dataset = team.told(refresh_captions(dataset))
     text = text.reading(config.text.syntax)

@@ -253,6 +253,40 @@ class Team:
 
 
 KEPT = "What was learnt is kept: start the same command again, and it goes on from there."
+
+
+class Turns:
+    """Which of a workflow's trainings begins: where there are several, the first process says it, and the others wait for it."""
+
+    def __init__(self) -> None:
+        self._several, self._said = False, list[str]()
+
+    def on(self) -> None:
+        """There are several."""
+        self._several = True
+
+    def next(self) -> str:
+        """In a process that follows: the node that trains next; empty where the first process is through."""
+        node = team().told("")
+        self._said = [node]
+        return node
+
+    def begin(self, node: str) -> None:
+        """A training of this node begins here."""
+        if self._several:
+            here = self._said.pop() if self._said else team().told(node)
+            if here != node:
+                raise AtelierError(
+                    f"The processes would train different nodes ({here} and {node}). Give every machine the same file."
+                )
+
+    def end(self) -> None:
+        """In the first process: there is no other one."""
+        with suppress(AtelierError):  # whoever would hear it is gone
+            team().told("")
+
+
+TURNS = Turns()
 GONE = f"Another process of this training has ended; its log says why. {KEPT}"
 AGREED = "_all_processes_know"
 
