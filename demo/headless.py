@@ -170,7 +170,9 @@ def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, d
         prompt, wanted = (part, ends) if RANK else (prompt, wanted)
         entry = run(wanted)
     else:  # the first process says which of them begins, since each host may take another order
-        team = next(module for name, module in list(sys.modules.items()) if name.endswith(".training.performance.team"))
+        end = ".nodes.train_lora"
+        pack = next(name.removesuffix(end) for name in list(sys.modules) if name.endswith(end))  # as ComfyUI calls it
+        team = importlib.import_module(f"{pack}.training.performance.team")
         team.TURNS.on()
         if RANK:
             prompt, entry = part, {"status": {"status_str": "success"}}
