@@ -46,6 +46,7 @@ IN_EARNEST = 2.0  # s between two signals that are not one
 TEAM = os.environ.get("LORA_ATELIER_TEAM") == "1"
 RANK, SIZE = (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))) if TEAM else (0, 1)
 WHO = f" in process {RANK}" if RANK else ""
+INTERRUPTED = 130  # exit code
 LONGEST = 400  # letters of a line on the terminal
 
 
@@ -154,7 +155,27 @@ def problem_of(entry: dict[str, Any]) -> tuple[str, bool]:
 
 
 def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, dict[str, Any]]:
-    """(exit code, what it has come to)."""
+    """(exit code, what it has come to). Several processes meet first, so that each hears where another one cannot begin."""
+    if SIZE == 1:
+        return _run_job(host, job, terminal, None)
+    end = ".nodes.train_lora"
+    pack = next(name.removesuffix(end) for name in list(sys.modules) if name.endswith(end))  # as ComfyUI calls it
+    team = importlib.import_module(f"{pack}.training.performance.team")
+    try:
+        team.team()
+    except ValueError as error:
+        raise WorkflowError(str(error)) from error
+    try:
+        code, result = _run_job(host, job, terminal, team)
+    except Exception as error:
+        team.TURNS.fail(str(error), stopped=False)
+        raise
+    if code:
+        team.TURNS.fail(result["error"], stopped=code == INTERRUPTED)
+    return code, result
+
+
+def _run_job(host: Host, job: dict[str, Any], terminal: Terminal, team: Any) -> tuple[int, dict[str, Any]]:
     started = time.monotonic()
     canvas = read(Path(job["workflow"]))
     info = host.loop.run_until_complete(host.object_info())
@@ -170,9 +191,6 @@ def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, d
         prompt, wanted = (part, ends) if RANK else (prompt, wanted)
         entry = run(wanted)
     else:  # the first process says which of them begins, since each host may take another order
-        end = ".nodes.train_lora"
-        pack = next(name.removesuffix(end) for name in list(sys.modules) if name.endswith(end))  # as ComfyUI calls it
-        team = importlib.import_module(f"{pack}.training.performance.team")
         team.TURNS.on()
         if RANK:
             prompt, entry = part, {"status": {"status_str": "success"}}
@@ -192,7 +210,7 @@ def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, d
     if problem:
         terminal.say(f"\nstudio.py train stopped{WHO}: {problem}")
         result["error"] = problem
-    return (130 if interrupted else 1 if problem else 0), result
+    return (INTERRUPTED if interrupted else 1 if problem else 0), result
 
 
 def _interrupt_on_signals(terminal: Terminal) -> None:

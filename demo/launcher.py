@@ -7,6 +7,7 @@ Into ``FILE``, with ``.why`` behind it, goes why the processes have ended, where
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -57,6 +58,8 @@ def main(line: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as run
 
+    with suppress(Exception):  # where who has started this is killed, nobody else would end it (Linux: PR_SET_PDEATHSIG)
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     told, killed = Path(line[0]), False
     try:
         run(line[1:])

@@ -76,7 +76,7 @@ def run_training(
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
     team = team_here()
-    TURNS.begin(node)
+    TURNS.begin(node, host.is_interrupt, host.check_interrupt)
     config = config.shared_by(team.size)
     dataset = team.told(refresh_captions(dataset))
     text = text.reading(config.text.syntax)

@@ -259,7 +259,7 @@ class Turns:
     """Which of a workflow's trainings begins: where there are several, the first process says it, and the others wait for it."""
 
     def __init__(self) -> None:
-        self._several, self._said = False, list[str]()
+        self._several, self._said, self._begun = False, list[str](), False
 
     def on(self) -> None:
         """There are several."""
@@ -268,17 +268,29 @@ class Turns:
     def next(self) -> str:
         """In a process that follows: the node that trains next; empty where the first process is through."""
         node = team().told("")
-        self._said = [node]
+        self._said, self._begun = [node], False
         return node
 
-    def begin(self, node: str) -> None:
-        """A training of this node begins here."""
+    def begin(self, node: str, cancelled: Callable[[BaseException], bool], check: Callable[[], None]) -> None:
+        """A training of this node begins here, as soon as all processes have come to it; AtelierError where one cannot."""
+        if team().size == 1:
+            return
+        here = node
         if self._several:
             here = self._said.pop() if self._said else team().told(node)
+        self._begun = True
+        with team().together(cancelled, check):
             if here != node:
                 raise AtelierError(
                     f"The processes would train different nodes ({here} and {node}). Give every machine the same file."
                 )
+
+    def fail(self, why: str, stopped: bool) -> None:
+        """This process has failed, or was ``stopped``. Where no training has begun in it yet, the others are told."""
+        if not (self._begun or (self._several and team().leads)):
+            self._begun = True
+            with suppress(AtelierError), team().together(lambda _: stopped, lambda: None):
+                raise AtelierError(why)
 
     def end(self) -> None:
         """In the first process: there is no other one."""
