@@ -184,7 +184,8 @@ def _run_job(host: Host, job: dict[str, Any], terminal: Terminal, team: Any) -> 
     extra = {"extra_pnginfo": {"workflow": canvas}} if "nodes" in canvas else {}
 
     def run(nodes: list[str] | None) -> dict[str, Any]:
-        return host.loop.run_until_complete(host.run(prompt, nodes, extra))
+        found: dict[str, Any] = host.loop.run_until_complete(host.run(prompt, nodes, extra))
+        return found
 
     part, ends = followed(prompt, wanted) if SIZE > 1 else (prompt, [])
     if len(ends) < 2:

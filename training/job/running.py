@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +18,8 @@ from ..dataset.augment import trained_captions, trained_pictures
 from ..dataset.cache import CACHE_LIMIT, TensorCache
 from ..dataset.encoded import EncodedDataset
 from ..dataset.plan import Plan
-from ..dataset.samples import Dataset
+from ..dataset.renewed import unlike
+from ..dataset.samples import Dataset, some
 from ..dataset.scan import refresh_captions
 from ..errors import AtelierError
 from ..families import family_named
@@ -33,6 +35,7 @@ from ..runs import live
 from ..runs.account import Account, settings_of
 from ..runs.card import NO_CARD, Card
 from ..runs.card import WIDGET as CARD_WIDGET
+from ..runs.inputs import Inputs, compare
 from ..runs.metadata import is_whole
 from ..runs.opening import Opened
 from ..runs.run import SAVED_LORAS, Epochs, Run
@@ -129,11 +132,17 @@ def _followed(job: Job, team: Team) -> Trained:
     nothing: dict[str, object] = {}
     theirs, finished = team.told((nothing, False))
     own = _decides(job)
-    with team.together(host.is_interrupt, host.check_interrupt):
+    with team.together(host.is_interrupt, host.check_interrupt, learns=False):
         if others := [name for name, value in own.items() if theirs.get(name) != value]:
+            told = _unlike_settings(theirs.get("settings"), job) or ", ".join(others)
             raise AtelierError(
-                f"The processes would train different things ({', '.join(others)}). Give every machine the same files, and start "
-                "the same command there."
+                f"The processes would train different things ({told}). Give every machine the same files, and start the same "
+                "command there."
+            )
+        if files := unlike(job.dataset):
+            raise AtelierError(
+                f"dataset: not here as the first process has it: {some(files)}. Give every machine the same pictures in the same "
+                "places, and captions and masks with them."
             )
     try:
         if not finished:
@@ -144,6 +153,14 @@ def _followed(job: Job, team: Team) -> Trained:
             raise
         log.error("%s: %s", job.config.run_name, error)
     return Trained(Epochs(job.config.run_name, job.model.family, (), (), ()), {}, [])
+
+
+def _unlike_settings(theirs: object, job: Job) -> str:
+    """How the first process's inputs, as they are stored, differ from this one's."""
+    try:
+        return str(compare(job.inputs, Inputs.read(json.loads(str(theirs)))))
+    except (ValueError, AtelierError):
+        return ""
 
 
 def _decides(job: Job) -> dict[str, object]:
@@ -176,7 +193,7 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], t
     job.show(why)
     log.info("%s", why)
     team.told((_decides(job), finished))
-    with team.together(host.is_interrupt, host.check_interrupt):
+    with team.together(host.is_interrupt, host.check_interrupt, learns=False):
         pass
     if finished:
         run.write(opening=why)

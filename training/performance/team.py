@@ -139,14 +139,18 @@ class Team:
 
     @contextmanager
     def together(
-        self, cancelled: Callable[[BaseException], bool], check: Callable[[], None], needing: bool = False
+        self,
+        cancelled: Callable[[BaseException], bool],
+        check: Callable[[], None],
+        needing: bool = False,
+        learns: bool = True,
     ) -> Iterator[None]:
         """A process's part of what all do, after which all know whether all have done theirs: so all leave the training at one
         step, and none waits for what never comes.
 
         ``cancelled`` tells a stop from an error, ``check`` raises where this process is to stop as well. ``needing``: whether
         they need each other before their parts are done, for what each has of the model. Then nobody could hear what a process
-        says that has left early, and the others notice when it ends.
+        says that has left early, and the others notice when it ends. ``learns``: whether there is something to be kept.
         """
         if self.size == 1:
             yield
@@ -182,7 +186,7 @@ class Team:
                 _agreed_on(error)
                 raise
         if said != GOES_ON:
-            raise _agreed_on(AtelierError(f"{reason.rstrip('.')}. {KEPT}" if reason else GONE))
+            raise _agreed_on(AtelierError(f"{reason.rstrip('.')}.{f' {KEPT}' if learns else ''}" if reason else GONE))
 
     def in_order(self, error: BaseException) -> bool:
         """Whether all processes have left a training together for this error, and could begin another one."""
@@ -279,7 +283,7 @@ class Turns:
         if self._several:
             here = self._said.pop() if self._said else team().told(node)
         self._begun = True
-        with team().together(cancelled, check):
+        with team().together(cancelled, check, learns=False):
             if here != node:
                 raise AtelierError(
                     f"The processes would train different nodes ({here} and {node}). Give every machine the same file."
