@@ -189,7 +189,7 @@ def test_what_would_be_trained_otherwise_is_not_trained(pictures: Path, tmp_path
     runs = [[{"name": "lora", "model": model, "recipe": to_dict(replace(config, **others[rank]))}] for rank in range(2)]
     said = ended(begin(2, tmp_path, pictures, runs[0], {1: runs[1]}))
     assert all(code for code, _ in said)
-    assert "would train different things (settings)" in said[1][1]
+    assert "would train different things (seed is 7 in the first process and here 8)" in said[1][1]
 
 
 def test_it_goes_on_with_another_number_of_processes(pictures: Path, tmp_path: Path, found: dict[int, Path]) -> None:

@@ -158,7 +158,8 @@ def _followed(job: Job, team: Team) -> Trained:
 def _unlike_settings(theirs: object, job: Job) -> str:
     """How the first process's inputs, as they are stored, differ from this one's."""
     try:
-        return str(compare(job.inputs, Inputs.read(json.loads(str(theirs)))))
+        said = str(compare(job.inputs, Inputs.read(json.loads(str(theirs)))))
+        return said.replace(" now and was ", " in the first process and here ")
     except (ValueError, AtelierError):
         return ""
 
