@@ -11,13 +11,22 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 if __name__ == "__main__":  # what lies beside this file has names that other packages may want
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]
 
+if __name__ == "__main__":
+    package = ModuleType("lora_atelier")
+    package.__path__ = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["lora_atelier"] = package
+
 INTERRUPTED = 130
+LOOKS_EVERY = 30.0  # s
 
 
 def of_process(rank: int, code: int) -> str:
@@ -53,6 +62,15 @@ def children() -> list[int]:
     return found
 
 
+def stay_alert() -> None:
+    """The launcher's own connections, which come later, notice a machine that is lost, too."""
+    from lora_atelier.training.performance.team import keep_alive
+
+    while True:
+        keep_alive()
+        time.sleep(LOOKS_EVERY)
+
+
 def main(line: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -61,6 +79,8 @@ def main(line: list[str]) -> int:
     with suppress(Exception):  # where who has started this is killed, nobody else would end it (Linux: PR_SET_PDEATHSIG)
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     told, killed = Path(line[0]), False
+    if "--rdzv-endpoint" in line:
+        threading.Thread(target=stay_alert, daemon=True).start()
     try:
         run(line[1:])
         return 0

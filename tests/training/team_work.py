@@ -38,7 +38,9 @@ def work(told: dict[str, Any]) -> None:
         t = models[one["model"]]
         recipe = from_dict(TrainingConfig, one["recipe"])
         preview = job.Preview("", "", one.get("preview", 0), 1.0, "euler", "normal", 0)
-        if one.get("stop") and team().rank == team().size - 1:
+        if one.get("stop") and one.get("how") == "within" and team().rank == team().size - 1:
+            t.model.base.diffusion_model.register_forward_pre_hook(stop_within(one["stop"]))
+        elif one.get("stop") and team().rank == team().size - 1:
             stop_at(host, one["stop"], one.get("how", "killed"))
         dataset = pictures(**one.get("subset", {}))
         if one.get("regularised"):
@@ -65,6 +67,21 @@ def traces(network: Any) -> list[tuple[Any, ...]]:
             )
             for module in network.modules()
         ]  # fmt: skip
+
+
+def stop_within(step: int) -> Any:
+    """A hook by which the network fails in so many passes that learn."""
+    import torch
+
+    seen = 0
+
+    def hook(_: Any, inputs: tuple[Any, ...]) -> None:
+        nonlocal seen
+        seen += torch.is_grad_enabled() and inputs[0].device.type != "meta"
+        if seen == step:
+            raise RuntimeError("this process has failed")
+
+    return hook
 
 
 def stop_at(host: Any, step: int, how: str) -> None:
