@@ -19,8 +19,6 @@ from types import ModuleType
 
 if __name__ == "__main__":  # what lies beside this file has names that other packages may want
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]
-
-if __name__ == "__main__":
     package = ModuleType("lora_atelier")
     package.__path__ = [str(Path(__file__).resolve().parents[1])]
     sys.modules["lora_atelier"] = package
