@@ -45,6 +45,8 @@ IN_EARNEST = 2.0  # s between two signals that are not one
 # Some machines have these variables set for programs of others.
 TEAM = os.environ.get("LORA_ATELIER_TEAM") == "1"
 RANK, SIZE = (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))) if TEAM else (0, 1)
+BESIDE = TEAM and os.environ.get("LOCAL_RANK", "0") != "0"  # another process on this machine says what happened elsewhere
+OF_OTHERS = " of this training has "  # in what the pack says of another process
 WHO = f" in process {RANK}" if RANK else ""
 INTERRUPTED = 130  # exit code
 LONGEST = 400  # letters of a line on the terminal
@@ -209,7 +211,8 @@ def _run_job(host: Host, job: dict[str, Any], terminal: Terminal, team: Any) -> 
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     if problem:
-        terminal.say(f"\nstudio.py train stopped{WHO}: {problem}")
+        if not (BESIDE and OF_OTHERS in problem):
+            terminal.say(f"\nstudio.py train stopped{WHO}: {problem}")
         result["error"] = problem
     return (INTERRUPTED if interrupted else 1 if problem else 0), result
 
