@@ -71,8 +71,10 @@ class Terminal(logging.Handler):
         self.say(f"Warning: {line}" if record.levelno >= logging.WARNING else line)
 
     def say(self, line: str) -> None:
+        left = f"{line}\n".encode("utf-8", "replace")
         with contextlib.suppress(OSError, ValueError):  # nobody listens any more: what trains goes on
-            print(line, file=self.out, flush=True)
+            while left:  # without a buffer, since a signal may say something in the middle of this
+                left = left[os.write(self.out.fileno(), left) :]
 
 
 class Host:

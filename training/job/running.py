@@ -118,9 +118,11 @@ def run_training(
             card, thumbnail, keep_state, preview_model, named,
         )  # fmt: skip
         check_texts(job)
-        if not team.leads:
+        with team.together(host.is_interrupt, host.check_interrupt, learns=False):
+            opening = job.open(when) if team.leads else None
+        if opening is None:
             return _followed(job, team)
-        with job.open(when) as opened:
+        with opening as opened:
             return _trained(job, opened, node, (lacking, predicts, *through), team)
     finally:
         model.retire()
