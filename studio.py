@@ -35,7 +35,7 @@ if "lora_atelier" not in sys.modules:  # started as a script: the folder, whatev
     package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
     sys.modules["lora_atelier"] = package
 
-from lora_atelier.demo import command_line, hosts, run, train, workflow
+from lora_atelier.demo import command_line, hosts, machines, run, train, workflow
 from lora_atelier.demo.checks import run_bench, run_checks, run_gpu_tests, run_tests
 from lora_atelier.demo.server import ServerError
 from lora_atelier.demo.setting_up import CHECKPOINT, WORKFLOW, Studio, say
@@ -87,7 +87,7 @@ def main(line: Sequence[str] | None = None) -> int:
         if arguments.command == "train":
             return train.train(
                 place.server(), arguments.workflow, arguments.settings, arguments.everything, arguments.json,
-                train.Machines(arguments.processes, arguments.nodes, arguments.rendezvous, arguments.shard),
+                machines.Machines(arguments.processes, arguments.nodes, arguments.rendezvous, arguments.shard),
             )  # fmt: skip
         if arguments.command == "serve":
             return run.serve(place.server(run.port_or_free(arguments.port, say)), say)

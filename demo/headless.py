@@ -2,7 +2,8 @@
 
     python headless.py COMFYUI JOB [ComfyUI's own arguments]
 
-``JOB`` is JSON: ``{"workflow": file, "set": [[node, widget, text], ...], "everything": bool, "log": file, "json": bool}``.
+``JOB`` is JSON: ``{"workflow": file, "set": [[node, widget, text], ...], "everything": bool, "log": file, "told": file}``.
+Into ``told`` goes what it has come to, as JSON: of the first process, or where that says nothing, of one that has failed.
 ComfyUI's own words go into the log; what the pack says goes to the terminal.
 
 Under ``torchrun`` there are several of it, each with a GPU of its own if there are GPUs: the first one does all that the workflow
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import json
 import logging
@@ -43,7 +45,10 @@ IN_EARNEST = 2.0  # s between two signals that are not one
 # Some machines have these variables set for programs of others.
 TEAM = os.environ.get("LORA_ATELIER_TEAM") == "1"
 RANK, SIZE = (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))) if TEAM else (0, 1)
+BESIDE = TEAM and os.environ.get("LOCAL_RANK", "0") != "0"  # another process on this machine says what happened elsewhere
+OF_OTHERS = " of this training has "  # in what the pack says of another process
 WHO = f" in process {RANK}" if RANK else ""
+INTERRUPTED = 130  # exit code
 LONGEST = 400  # letters of a line on the terminal
 
 
@@ -66,7 +71,10 @@ class Terminal(logging.Handler):
         self.say(f"Warning: {line}" if record.levelno >= logging.WARNING else line)
 
     def say(self, line: str) -> None:
-        print(line, file=self.out, flush=True)
+        left = f"{line}\n".encode("utf-8", "replace")
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more: what trains goes on
+            while left:  # without a buffer, since a signal may say something in the middle of this
+                left = left[os.write(self.out.fileno(), left) :]
 
 
 class Host:
@@ -151,17 +159,53 @@ def problem_of(entry: dict[str, Any]) -> tuple[str, bool]:
 
 
 def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, dict[str, Any]]:
-    """(exit code, what to print as JSON)."""
+    """(exit code, what it has come to). Several processes meet first, so that each hears where another one cannot begin."""
+    if SIZE == 1:
+        return _run_job(host, job, terminal, None)
+    end = ".nodes.train_lora"
+    pack = next(name.removesuffix(end) for name in list(sys.modules) if name.endswith(end))  # as ComfyUI calls it
+    team = importlib.import_module(f"{pack}.training.performance.team")
+    try:
+        team.team()
+    except ValueError as error:
+        raise WorkflowError(str(error)) from error
+    try:
+        code, result = _run_job(host, job, terminal, team)
+    except Exception as error:
+        team.TURNS.fail(str(error), stopped=False)
+        raise
+    if code:
+        team.TURNS.fail(result["error"], stopped=code == INTERRUPTED)
+    return code, result
+
+
+def _run_job(host: Host, job: dict[str, Any], terminal: Terminal, team: Any) -> tuple[int, dict[str, Any]]:
     started = time.monotonic()
     canvas = read(Path(job["workflow"]))
     info = host.loop.run_until_complete(host.object_info())
     prompt = assigned(prompt_of(canvas, info), info, job["set"])
     wanted = targets(prompt, job["everything"])
-    if SIZE > 1:
-        part, ends = followed(prompt, wanted)
-        prompt, wanted = (part, ends) if RANK else (prompt, wanted)
     extra = {"extra_pnginfo": {"workflow": canvas}} if "nodes" in canvas else {}
-    entry = host.loop.run_until_complete(host.run(prompt, wanted, extra))
+
+    def run(nodes: list[str] | None) -> dict[str, Any]:
+        found: dict[str, Any] = host.loop.run_until_complete(host.run(prompt, nodes, extra))
+        return found
+
+    part, ends = followed(prompt, wanted) if SIZE > 1 else (prompt, [])
+    if len(ends) < 2:
+        prompt, wanted = (part, ends) if RANK else (prompt, wanted)
+        entry = run(wanted)
+    else:  # the first process says which of them begins, since each host may take another order
+        team.TURNS.on()
+        if RANK:
+            prompt, entry = part, {"status": {"status_str": "success"}}
+            while not problem_of(entry)[0] and (node := team.TURNS.next()):
+                entry = run([node])
+        else:
+            try:
+                entry = run(wanted)
+            finally:
+                team.TURNS.end()
     problem, interrupted = problem_of(entry)
     folder_paths = importlib.import_module("folder_paths")
     result: dict[str, Any] = {
@@ -169,9 +213,10 @@ def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, d
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     if problem:
-        terminal.say(f"\nstudio.py train stopped{WHO}: {problem}")
+        if not (BESIDE and OF_OTHERS in problem):
+            terminal.say(f"\nstudio.py train stopped{WHO}: {problem}")
         result["error"] = problem
-    return (130 if interrupted else 1 if problem else 0), result
+    return (INTERRUPTED if interrupted else 1 if problem else 0), result
 
 
 def _interrupt_on_signals(terminal: Terminal) -> None:
@@ -193,8 +238,10 @@ def _interrupt_on_signals(terminal: Terminal) -> None:
         )
         importlib.import_module("nodes").interrupt_processing()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # of nohup
+            signal.signal(number, stop)
 
 
 def _apart(job: dict[str, Any], arguments: list[str]) -> list[str]:
@@ -217,6 +264,12 @@ def _apart(job: dict[str, Any], arguments: list[str]) -> list[str]:
     return ["--temp-directory", str(beside), *database]
 
 
+def _end_with_parent() -> None:
+    """Where the process that has started this one is killed, this one is asked to stop (Linux): nobody else would end it."""
+    with contextlib.suppress(Exception):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def main(line: list[str]) -> int:
     comfyui, job, arguments = Path(line[0]), json.loads(line[1]), line[2:]
     if SIZE > 1:
@@ -226,6 +279,7 @@ def main(line: list[str]) -> int:
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
     terminal = Terminal(out)
+    _end_with_parent()
     if not RANK:
         logging.getLogger("lora-atelier").addHandler(terminal)
     try:
@@ -238,13 +292,16 @@ def main(line: list[str]) -> int:
         terminal.say(f"\nstudio.py train stopped{WHO}: {error}{where}")
         code, result = 1, {"success": False, "error": str(error), "loras": [], "grids": []}
     if RANK:
+        if code:
+            with contextlib.suppress(OSError), open(job["told"], "x", encoding="utf-8") as told:
+                told.write(json.dumps({"error": result.get("error", "")}))
         return code
     if result["loras"]:
         terminal.say("\nThe LoRA files:\n  " + "\n  ".join(result["loras"]))
     if result["grids"]:
         terminal.say("The grid of epochs and strengths:\n  " + "\n  ".join(result["grids"]))
-    if job["json"]:
-        terminal.say(json.dumps(result, ensure_ascii=False))
+    with contextlib.suppress(OSError):  # of a full disk; what matters has been said
+        Path(job["told"]).write_text(json.dumps(result), encoding="utf-8")
     return code
 
 

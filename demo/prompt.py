@@ -119,22 +119,24 @@ def followed(prompt: Prompt, wanted: list[str] | None) -> tuple[Prompt, list[str
 
     found = {key: {**node, "inputs": {n: source(v) for n, v in node["inputs"].items()}} for key, node in prompt.items()}
     trains = [key for key in wanted or found if found[key]["class_type"] == TRAINS]
-    if len(trains) > 1:
-        raise WorkflowError(
-            f"--processes: the workflow has {len(trains)} Train LoRA nodes, and several processes train one at a time. Mute the "
-            "others"
-        )
-    needed, waiting = set[str](), list(trains)
+
+    def before(key: str) -> list[str]:
+        values = found[key]["inputs"].values()
+        return [str(value[0]) for value in values if isinstance(value, list) and len(value) == 2 and str(value[0]) in found]
+
+    needed, waiting = set[str](), [one for key in trains for one in before(key)]
     while waiting:
         key = waiting.pop()
         if key not in needed:
             needed.add(key)
-            values = found[key]["inputs"].values()
-            waiting += [
-                str(value[0]) for value in values if isinstance(value, list) and len(value) == 2 and str(value[0]) in found
-            ]
+            waiting += before(key)
+    if chained := sorted(needed & {*trains}):
+        raise WorkflowError(
+            f"--processes: what Train LoRA (node {chained[0]}) has learnt goes into another Train LoRA, and only the first "
+            "process has that. Mute the second one, run it, then train the second from the first one's file"
+        )
     left = sorted({prompt[key]["class_type"] for key in needed & replaced.keys()})
-    if left or any(value is None for value in found[trains[0]]["inputs"].values()):
+    if left or any(value is None for key in trains for value in found[key]["inputs"].values()):
         raise WorkflowError(
             f"--processes: {', '.join(left) or 'what writes captions'} hands on more than its dataset. Run it once with one "
             "process, and load its folder with Load Dataset"

@@ -9,56 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import prompt
+from .machines import ALONE, MEETING, Machines
 from .server import Server
-from .workflow import WorkflowError
 
 TEAM = "LORA_ATELIER_TEAM"  # by which the trainer knows that the processes around it are its own
 SHARD = "LORA_ATELIER_SHARD"  # whether each of them shall hold a part of the model only
 HEADLESS = Path(__file__).with_name("headless.py")
-
-
-@dataclass(frozen=True)
-class Machines:
-    """How many processes train together, and where."""
-
-    processes: int = 1
-    """On each machine."""
-    nodes: int = 1
-    rendezvous: str = ""
-    """``host:port`` of the machine that leads, which the others can reach; only for several."""
-    shard: bool = False
-    """Whether each process holds a part of the model's blocks."""
-
-    def __post_init__(self) -> None:
-        if self.processes < 1 or self.nodes < 1:
-            raise WorkflowError("--processes and --nodes count from 1")
-        if self.nodes > 1 and not self.rendezvous:
-            raise WorkflowError(
-                "--nodes: say where the machines meet, with --rendezvous HOST:PORT of the first one, on each of them"
-            )
-        if self.shard and self.processes * self.nodes == 1:
-            raise WorkflowError(
-                "--shard: one process has nobody to share the model with; add --processes 2 or more, with a GPU each, or set "
-                "offload_blocks, which keeps a part of the model in main memory"
-            )
-
-    def check(self, gpus: int) -> None:
-        if 0 < gpus < self.processes:
-            there = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
-            raise WorkflowError(f"--processes {self.processes}: torch sees {there} here, and each process needs one of its own")
-
-    def launcher(self) -> list[str]:
-        """What comes between Python and the script: PyTorch's own engine for several processes, and nothing for one."""
-        if self.processes * self.nodes == 1:
-            return []
-        line = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.processes), "--nnodes", str(self.nodes)]
-        if self.nodes == 1:
-            return [*line, "--standalone"]
-        return [*line, "--rdzv-backend", "c10d", "--rdzv-endpoint", self.rendezvous, "--rdzv-id", "lora-atelier"]
 
 
 def gpu_count(python: str) -> int:
@@ -69,7 +29,7 @@ def gpu_count(python: str) -> int:
 
 
 def train(
-    server: Server, workflow: Path, settings: Sequence[str], everything: bool, as_json: bool, machines: Machines = Machines()
+    server: Server, workflow: Path, settings: Sequence[str], everything: bool, as_json: bool, machines: Machines = ALONE
 ) -> int:
     """Runs the workflow in a process of ComfyUI's that listens to nobody; gives 0 (done), 1 (failed) or 130 (interrupted).
 
@@ -78,15 +38,16 @@ def train(
     prompt.read(workflow)
     log = server.base / "user" / f"train-{time.strftime('%Y%m%d-%H%M%S')}-{server.port}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    told = log.with_suffix(".told")
+    aside = Path(f"{told}.why")
     job = {
         "workflow": str(workflow.resolve()), "set": list(map(prompt.setting_of, settings)), "everything": everything,
-        "log": str(log), "json": as_json,
+        "log": str(log), "told": str(told),
     }  # fmt: skip
-    several = machines.launcher()
-    if machines.processes > 1 and "--cpu" not in server.options():
-        machines.check(gpu_count(server.python))
+    several = machines.launcher(told)
+    if machines.processes > 1:
+        machines.check(None if "--cpu" in server.options() else gpu_count(server.python))
     line = [server.python, *(several or ["-u"]), str(HEADLESS), str(server.comfyui), json.dumps(job), *server.options()]
-    # Signals of the terminal reach the child by themselves; what reaches this process alone is handed on.
     variables = server.variables()
     if several:
         threads = max(1, (os.cpu_count() or 1) // machines.processes)
@@ -94,30 +55,76 @@ def train(
             TEAM: "1",
             SHARD: str(int(machines.shard)),
             "OMP_NUM_THREADS": variables.get("OMP_NUM_THREADS", str(threads)),
+            **machines.variables(),
         }
+    if machines.nodes > 1:
+        print(f"{machines.nodes} machines meet at {machines.rendezvous}; {MEETING // 60} minutes are theirs.", flush=True)
+    try:
+        code, stopped = _run(line, server.comfyui, variables, log, bool(several))
+        result = json.loads(told.read_text(encoding="utf-8")) if told.exists() else None
+        why = aside.read_text(encoding="utf-8") if aside.exists() else "" if result is not None else _ended_by(code)
+    except ValueError:  # of a disk that is full
+        result, why = None, _ended_by(code)
+    finally:
+        told.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
+    if several and stopped and code:
+        code = 130  # the launcher has codes of its own
+    if code not in (0, 130):
+        if why and result is None:
+            print(f"\nstudio.py train stopped: {why}", flush=True)
+        elif why:  # what the others have said follows from it
+            print(f"The cause: {why}", file=sys.stderr, flush=True)
+        print(f"ComfyUI's own words are in {log}", file=sys.stderr, flush=True)
+    if as_json:
+        empty: dict[str, Any] = {"success": not code, "loras": [], "grids": []}  # where another machine's process leads
+        said = {**empty, **(result or {}), **({"error": why} if why and code not in (0, 130) else {})}
+        print(json.dumps(said, ensure_ascii=False), flush=True)
+    return code if code in (0, 1, 130) else 1
+
+
+def _run(line: list[str], folder: Path, variables: dict[str, str], log: Path, several: bool) -> tuple[int, bool]:
+    """(exit code of the process, whether it was to stop before its end).
+
+    Signals of the terminal reach a single process by themselves. PyTorch's launcher has a session of its own, since it would
+    end at a hang-up that is to be ignored (``nohup``); it gets what is not.
+    """
+    process: subprocess.Popen[bytes] | None = None
     stopped = False
 
     def stop(number: int, _: object) -> None:
         nonlocal stopped
         stopped = True
-        if number == signal.SIGTERM:
-            process.terminate()
+        if process is not None and (several or number != signal.SIGINT):
+            process.send_signal(number)
 
-    # What PyTorch's launcher says of processes that were ended belongs into the log; they speak for themselves.
-    with log.open("ab") as words:
-        process = subprocess.Popen(
-            line, cwd=server.comfyui, env=variables, stdin=subprocess.DEVNULL, stderr=words if several else None
-        )  # fmt: skip
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {
+        getattr(signal, name): None for name in ("SIGINT", "SIGTERM", "SIGHUP")
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN
+    }  # fmt: skip
+    for number in before:
+        before[number] = signal.signal(number, stop)
     try:
-        code = process.wait()
+        # What the launcher says of processes that were ended belongs into the log; they speak for themselves.
+        with log.open("ab") as words:
+            process = subprocess.Popen(
+                line, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stderr=words if several else None,
+                start_new_session=several and os.name != "nt",
+            )  # fmt: skip
+        if stopped:
+            process.terminate()
+        return process.wait(), stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if several and stopped and code:
-        code = 130  # the launcher has codes of its own
-    if code not in (0, 130):
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]) if log.exists() else ""
-        words_of_its_own = f"ComfyUI's own words are in {log}" + (f"; its last:\n{tail}" if code != 1 else "")
-        print(words_of_its_own, file=sys.stderr, flush=True)  # standard output may end with a line of JSON
-    return code if code in (0, 1, 130) else 1
+
+
+def _ended_by(code: int) -> str:
+    """Why a process says nothing any more."""
+    if code == -signal.SIGTERM:
+        return "it was ended before it could begin"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+        why = "; the system does that where main memory runs out" if name == "SIGKILL" else ""
+        return f"its process was killed ({name}{why}); the same command goes on from what was kept"
+    return f"ComfyUI ended with exit code {code}; the end of its log says why"

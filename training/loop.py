@@ -6,7 +6,7 @@ import operator
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import reduce
 
 import torch
@@ -51,7 +51,14 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
     optimizer = FlatOptimizer(config.optimizer, flat)
     scaler = torch.amp.GradScaler(model.device.type, enabled=computes_in_half(model))
     average = Average(flat, config.ema_decay) if config.ema_decay else None
-    state = team.told(run.load_state(callbacks.warn))
+
+    def part() -> AbstractContextManager[None]:
+        """What a process does by itself, after which all go on or all leave."""
+        return team.together(callbacks.cancelled, callbacks.check)
+
+    with part():
+        state = run.load_state(callbacks.warn)
+    state = team.told(state)
     step, due, sound = 0, False, True
     if state is not None:
         step, due = state.step, state.due or state.step >= total
@@ -93,17 +100,18 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
 
     def together_ready() -> None:
         """All processes that need each other for every pass are there, or all leave."""
-        with team.together(callbacks.cancelled, callbacks.check):
+        with part():
             ready()
 
     steps = StepContext(session, learn_from, callbacks.warn, callbacks.cancelled, team)
     drawing = False
     try:
-        if state is None and callbacks.sample is not None:  # what the prompts give before anything is learnt
-            drawing = True
-            callbacks.sample(0, 0)
-            drawing = False
-            recorder.start_clock()
+        with part():
+            if state is None and callbacks.sample is not None:  # what the prompts give before anything is learnt
+                drawing = True
+                callbacks.sample(0, 0)
+                drawing = False
+                recorder.start_clock()
         with steps:
             finished = False
             while not finished:
@@ -144,12 +152,13 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
                     for loss in losses:
                         step += 1
                         recorder.enter(step, loss, rate)
-                    commands, ends = callbacks.commands(), False
-                    if step == pause or commands or recorder.due():
-                        recorder.report()
-                        ends = recorder.diverged or bool(commands)
-                        if not ends and step < pause and recorder.wants_snapshot():
-                            snapshot()
+                    with part():
+                        commands, ends = callbacks.commands(), False
+                        if step == pause or (team.leads and (commands or recorder.due())):
+                            recorder.report()
+                            ends = recorder.diverged or bool(commands)
+                            if not ends and step < pause and recorder.wants_snapshot():
+                                snapshot()
                     if team.agreed(ends):
                         break
 
@@ -160,22 +169,28 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
                         together_ready()
                         with team.together(callbacks.cancelled, callbacks.check, needing=True):
                             validation = validate(session, epoch, together_ready)
-                        enough = team.leads and recorder.judged(validation, step)
-                    elif team.leads and epoch_ends and measures(config, plan):
-                        steps.acquire()
-                        validation = validate(session, epoch, callbacks.check)
-                        enough = recorder.judged(validation, step)
+                        with part():
+                            enough = team.leads and recorder.judged(validation, step)
+                    elif epoch_ends and measures(config, plan):
+                        with part():
+                            if team.leads:
+                                steps.acquire()
+                                validation = validate(session, epoch, callbacks.check)
+                                enough = recorder.judged(validation, step)
                     finished = team.told(recorder.diverged or enough or "stop" in commands or step == total)
                     kind = save_kind(step, epoch, epoch_ends, finished, config) or ("step" if "save" in commands else None)
-                    if kind is not None:
-                        callbacks.save(kind, epoch, step)
-                    # The last file gets a picture in any case: it is the one that is shown.
-                    wanted = finished or "sample" in commands or wants_sample(step, epoch, epoch_ends, kind is not None, config)
-                    if wanted and callbacks.sample is not None:
-                        steps.release()
-                        callbacks.sample(epoch, step)
+                    with part():
+                        if kind is not None:
+                            callbacks.save(kind, epoch, step)
+                        # The last file gets a picture in any case: it is the one that is shown.
+                        wanted = finished or "sample" in commands
+                        wanted = wanted or wants_sample(step, epoch, epoch_ends, kind is not None, config)
+                        if wanted and callbacks.sample is not None:
+                            steps.release()
+                            callbacks.sample(epoch, step)
                 due = False
-                snapshot()
+                with part():
+                    snapshot()
                 team.equalise(flat.weights)  # different GPUs round differently
     except LostNumbers as lost:
         raise AtelierError(lost_numbers(lost.step, lost.step <= width and not config.network.start_from)) from lost
@@ -184,7 +199,7 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
         out_of_memory = is_out_of_memory(error)
         if out_of_memory:
             traceback.clear_frames(error.__traceback__)  # the failed step's tensors: saving needs a little room as well
-        if step and sound and recorder.sound():
+        if step and sound and team.intact and recorder.sound():
             # NotFinite: in averages, or in what the optimizer keeps: the state before that stays. Unreadable: the record, which
             # is told when the run is opened again.
             with suppress(NotFinite, Unreadable):

@@ -177,5 +177,5 @@ class LostNumbers(Exception):
     """A loss or a weight is not finite."""
 
     def __init__(self, step: int):
-        super().__init__(f"step {step}")
+        super().__init__(f"the numbers became NaN or infinite at step {step}")
         self.step = step

@@ -93,8 +93,14 @@ def test_who_takes_part_trains_and_writes_nothing() -> None:
     assert given["4"]["inputs"]["dataset"] == ["3", 0]
 
 
+def test_several_trainings_have_each_what_they_need() -> None:
+    given = chained(**{"6": {"class_type": "TrainLoRA", "inputs": {"dataset": ["2", 0]}}})
+    found, ends = prompt.followed(given, ["4", "5", "6"])
+    assert ends == ["4", "6"] and found["4"]["inputs"]["dataset"] == found["6"]["inputs"]["dataset"] == ["1", 0]
+
+
 @pytest.mark.parametrize(("more", "said"), [
-    ({"6": {"class_type": "TrainLoRA", "inputs": {"dataset": ["1", 0]}}}, "one at a time"),
+    ({"6": {"class_type": "TrainLoRA", "inputs": {"dataset": ["1", 0], "model": ["4", 1]}}}, r"\(node 4\) has learnt goes into"),
     ({"1": {"class_type": "LoadDataset", "inputs": {"folder": ["3", 1]}}}, "RenderRegularisation hands on more"),
     ({"3": {"class_type": "RenderRegularisation", "inputs": {}}}, "more than its dataset"),
 ])  # fmt: skip

@@ -125,6 +125,19 @@ def test_two_processes_train_what_one_trains_and_a_signal_keeps_it(host: support
     assert_no_step_is_missing(host, name)
 
 
+def test_several_trainings_take_turns_in_two_processes(host: support.Host, tmp_path: Path) -> None:
+    graph = host.graph()
+    nodes = support.build_atelier(graph, "sd3", "turns-first", TrainLoRA={"preview_steps": 0})
+    common = {"name": "turns-second", "rank": 4, "alpha": 4.0, "epochs": 1, "learning_rate": 1e-2, "schedule": "constant"}
+    config = graph.add("ConfigureLoRA", **common)
+    links = {name: getattr(nodes, name) for name in ("model", "clip", "vae")}
+    graph.add("TrainLoRA", **links, dataset=graph.out(nodes.caption), config=graph.out(config), preview_steps=0)
+    code, said, result = ended(begin(host, exported(graph.prompt, tmp_path), processes=2))
+    assert code == 0, said
+    assert {Path(path).parent.name for path in result["loras"]} == {"turns-first", "turns-second"} and result["grids"]
+    assert len(history(host, "turns-second")) * 2 == len(history(host, "turns-first"))
+
+
 def test_two_processes_that_hold_a_part_of_the_model_each_are_stopped_by_a_signal(host: support.Host, tmp_path: Path) -> None:
     name = "by-parts-stopped"
     graph, _ = endless(host, name, save_every=400)

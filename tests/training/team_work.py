@@ -38,7 +38,9 @@ def work(told: dict[str, Any]) -> None:
         t = models[one["model"]]
         recipe = from_dict(TrainingConfig, one["recipe"])
         preview = job.Preview("", "", one.get("preview", 0), 1.0, "euler", "normal", 0)
-        if one.get("stop") and team().rank == team().size - 1:
+        if one.get("stop") and one.get("how") == "within" and team().rank == team().size - 1:
+            t.model.base.diffusion_model.register_forward_pre_hook(stop_within(one["stop"]))
+        elif one.get("stop") and team().rank == team().size - 1:
             stop_at(host, one["stop"], one.get("how", "killed"))
         dataset = pictures(**one.get("subset", {}))
         if one.get("regularised"):
@@ -67,8 +69,25 @@ def traces(network: Any) -> list[tuple[Any, ...]]:
         ]  # fmt: skip
 
 
+def stop_within(step: int) -> Any:
+    """A hook by which the network fails in so many passes that learn."""
+    import torch
+
+    seen = 0
+
+    def hook(_: Any, inputs: tuple[Any, ...]) -> None:
+        nonlocal seen
+        seen += torch.is_grad_enabled() and inputs[0].device.type != "meta"
+        if seen == step:
+            raise RuntimeError("this process has failed")
+
+    return hook
+
+
 def stop_at(host: Any, step: int, how: str) -> None:
-    """This process ends at a step: ``killed``, or because it ``fails``."""
+    """This process ends at a step: ``killed``, because it ``fails``, or of something that a person can mend (``refuses``)."""
+    from lora_atelier.training.errors import AtelierError
+
     seen, real = 0, host.check_interrupt
 
     def check() -> None:
@@ -77,6 +96,8 @@ def stop_at(host: Any, step: int, how: str) -> None:
         seen += 1
         if seen == step and how == "fails":
             raise RuntimeError("this process has failed")
+        if seen == step and how == "refuses":
+            raise AtelierError("a picture is gone")
         if seen == step:
             os._exit(9)
 

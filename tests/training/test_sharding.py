@@ -112,12 +112,18 @@ def test_the_model_is_what_it_was_and_one_draws(found: dict[str, Path]) -> None:
 
 
 @ON_CPU
-@pytest.mark.parametrize("how", ["killed", "fails"])
-def test_where_one_is_gone_all_end_and_what_was_learnt_is_kept(pictures: Path, tmp_path: Path, comfyui: object, how: str) -> None:
-    one = {**runs(2)[0], "stop": 6, "how": how, "preview": 0}
-    first, last = ended(begin(2, tmp_path, pictures, [one], shard=True))
+@pytest.mark.parametrize(("size", "how"), [(2, "killed"), (2, "fails"), (4, "within")])
+def test_where_one_is_gone_all_end_and_what_was_learnt_is_kept(
+    pictures: Path, tmp_path: Path, comfyui: object, size: int, how: str
+) -> None:
+    """``within``: others wait for its part of the weights."""
+    one = {**runs(size)[0], "stop": 3 if how == "within" else 6, "how": how, "preview": 0}
+    first, *_, last = ended(begin(size, tmp_path, pictures, [one], shard=True))
     assert last[0] == (9 if how == "killed" else 1) and first[0] == 1
-    assert "Another process of this training has ended" in first[1]
+    told = (
+        "Process 1 of this training has failed: RuntimeError" if how == "fails" else "Another process of this training has ended"
+    )
+    assert told in first[1]
     assert 0 < len(history(tmp_path, "plain")) < 2 * PICTURES and files(tmp_path, "plain")
     assert not (tmp_path / "changed").exists()
 

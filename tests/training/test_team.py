@@ -163,10 +163,24 @@ def test_where_one_fails_all_end_at_that_step_and_what_was_learnt_is_kept(pictur
     run = {"name": "lora", "model": model, "recipe": to_dict(named(2, config)), "stop": 3, "how": "fails"}
     first, last = ended(begin(2, tmp_path, pictures, [run]))
     assert first[0] == last[0] == 1
-    assert "this process has failed" in last[1] and "Another process of this training has ended" in first[1]
+    assert "this process has failed" in last[1]
+    assert "Process 1 of this training has failed: RuntimeError: this process has failed. What was learnt is kept" in first[1]
     done = len(history(tmp_path, "lora"))
     assert 0 < done < 2 * PICTURES
     assert [name for name in files(tmp_path, "lora") if str(done) in name]
+
+
+def test_a_value_of_a_sweep_that_fails_leaves_the_others_to_be_trained(pictures: Path, tmp_path: Path, comfyui: object) -> None:
+    model, config = KINDS["lora"]
+    values = [replace(named(2, config), name="swept", varied=f"seed {number}") for number in (1, 2)]
+    runs = [{"name": "swept", "model": model, "recipe": to_dict(one)} for one in values]
+    runs[0] |= {"stop": 3, "how": "refuses"}
+    for code, said in ended(begin(2, tmp_path, pictures, runs)):
+        assert code == 0 and "a picture is gone" in said, said
+    first, second = (one.run_name for one in values)
+    assert 0 < len(history(tmp_path, first)) < len(history(tmp_path, second)) == 2 * PICTURES
+    failed = json.loads((tmp_path / "runs" / first / "run.json").read_text(encoding="utf-8"))["failed"]
+    assert failed.startswith("Process 1 of this training has failed: a picture is gone. What was learnt is kept")
 
 
 def test_what_would_be_trained_otherwise_is_not_trained(pictures: Path, tmp_path: Path) -> None:
@@ -175,7 +189,7 @@ def test_what_would_be_trained_otherwise_is_not_trained(pictures: Path, tmp_path
     runs = [[{"name": "lora", "model": model, "recipe": to_dict(replace(config, **others[rank]))}] for rank in range(2)]
     said = ended(begin(2, tmp_path, pictures, runs[0], {1: runs[1]}))
     assert all(code for code, _ in said)
-    assert "would train different things (settings)" in said[1][1]
+    assert "would train different things (seed is 7 in the first process and here 8)" in said[1][1]
 
 
 def test_it_goes_on_with_another_number_of_processes(pictures: Path, tmp_path: Path, found: dict[int, Path]) -> None:

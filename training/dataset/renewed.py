@@ -48,6 +48,23 @@ def renewed(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     return after, tuple(f"{what}: {some(names)}." for names, what in notes if names)
 
 
+def unlike(dataset: Dataset) -> list[str]:
+    """Names of files that are not here as the dataset, which another machine has read, knows them."""
+    index, found = Index(), dict[str, None]()
+    for subset in dataset.subsets:
+        if subset.config.slider and subset.config.slider.prompts:
+            continue  # its prompts stand in the place of files
+        for sample in (one for one in subset.samples if one.ready is None):
+            for part in filter(None, (sample, sample.before, *sample.controls)):
+                if not is_file(part.path) or index.facts(part.path).key != part.origin:
+                    found[part.path.name] = None
+            if sample.mask not in (None, sample.path) and not (
+                is_file(sample.mask) and file_digest(sample.mask) == sample.mask_key
+            ):
+                found[sample.mask.name] = None
+    return list(found)
+
+
 def _clips(own: list[Sample], subset: Subset, index: Index) -> list[Sample]:
     """The clips of a film as it is now; none where it has become too short."""
     before = dataclasses.replace(own[0], key=own[0].origin, stretch=None)

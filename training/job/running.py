@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +18,8 @@ from ..dataset.augment import trained_captions, trained_pictures
 from ..dataset.cache import CACHE_LIMIT, TensorCache
 from ..dataset.encoded import EncodedDataset
 from ..dataset.plan import Plan
-from ..dataset.samples import Dataset
+from ..dataset.renewed import unlike
+from ..dataset.samples import Dataset, some
 from ..dataset.scan import refresh_captions
 from ..errors import AtelierError
 from ..families import family_named
@@ -26,13 +28,14 @@ from ..network.scope import adaptable_layers, trained_layers
 from ..objective.loss import check_weighting
 from ..optim import optimizers
 from ..performance import memory
-from ..performance.team import Team
+from ..performance.team import TURNS, Team
 from ..performance.team import team as team_here
 from ..prompting import controls_of, is_pair, shows_of
 from ..runs import live
 from ..runs.account import Account, settings_of
 from ..runs.card import NO_CARD, Card
 from ..runs.card import WIDGET as CARD_WIDGET
+from ..runs.inputs import Inputs, compare
 from ..runs.metadata import is_whole
 from ..runs.opening import Opened
 from ..runs.run import SAVED_LORAS, Epochs, Run
@@ -76,6 +79,7 @@ def run_training(
     Raises AtelierError for anything the person can mend, and the host's interrupt when cancelled; both after saving.
     """
     team = team_here()
+    TURNS.begin(node, host.is_interrupt, host.check_interrupt)
     config = config.shared_by(team.size)
     dataset = team.told(refresh_captions(dataset))
     text = text.reading(config.text.syntax)
@@ -114,9 +118,11 @@ def run_training(
             card, thumbnail, keep_state, preview_model, named,
         )  # fmt: skip
         check_texts(job)
-        if not team.leads:
+        with team.together(host.is_interrupt, host.check_interrupt, learns=False):
+            opening = job.open(when) if team.leads else None
+        if opening is None:
             return _followed(job, team)
-        with job.open(when) as opened:
+        with opening as opened:
             return _trained(job, opened, node, (lacking, predicts, *through), team)
     finally:
         model.retire()
@@ -128,13 +134,36 @@ def _followed(job: Job, team: Team) -> Trained:
     nothing: dict[str, object] = {}
     theirs, finished = team.told((nothing, False))
     own = _decides(job)
-    if others := [name for name, value in own.items() if theirs.get(name) != value]:
-        raise AtelierError(
-            f"The processes would train different things ({', '.join(others)}). Give every machine the same files."
-        )
-    if not finished:
-        follow_job(job, team)
+    with team.together(host.is_interrupt, host.check_interrupt, learns=False):
+        if others := [name for name, value in own.items() if theirs.get(name) != value]:
+            told = _unlike_settings(theirs.get("settings"), job) or ", ".join(others)
+            raise AtelierError(
+                f"The processes would train different things ({told}). Give every machine the same files, and start the same "
+                "command there."
+            )
+        if files := unlike(job.dataset):
+            raise AtelierError(
+                f"dataset: not here as the first process has it: {some(files)}. Give every machine the same pictures in the same "
+                "places, and captions and masks with them."
+            )
+    try:
+        if not finished:
+            with team.training():
+                follow_job(job, team)
+    except AtelierError as error:
+        if not (job.config.varied and team.in_order(error)):
+            raise
+        log.error("%s: %s", job.config.run_name, error)
     return Trained(Epochs(job.config.run_name, job.model.family, (), (), ()), {}, [])
+
+
+def _unlike_settings(theirs: object, job: Job) -> str:
+    """How the first process's inputs, as they are stored, differ from this one's."""
+    try:
+        said = str(compare(job.inputs, Inputs.read(json.loads(str(theirs)))))
+        return said.replace(" now and was ", " in the first process and here ")
+    except (ValueError, AtelierError):
+        return ""
 
 
 def _decides(job: Job) -> dict[str, object]:
@@ -167,6 +196,8 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], t
     job.show(why)
     log.info("%s", why)
     team.told((_decides(job), finished))
+    with team.together(host.is_interrupt, host.check_interrupt, learns=False):
+        pass
     if finished:
         run.write(opening=why)
         now.update(phase="finished")
@@ -186,12 +217,12 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], t
         account = Account(run, settings_of(config))
         account.add("notes", *filter(None, (*of_drawing, *of_models(job))))
         try:
-            with live.entered(now, host.is_interrupt), _noted(run):
+            with live.entered(now, host.is_interrupt), _noted(run), team.training():
                 train_job(job, run, now, account, team)
                 if not job.keep_state:
                     _drop_state(job, run, account)
         except AtelierError as error:
-            if not config.varied or team.size > 1:  # several processes go on or end together
+            if not (config.varied and team.in_order(error)):  # several processes go on or end together
                 raise
             # One value may be too much for the memory or break the training; the others of the sweep are trained all the same.
             failed = str(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 from .. import compatibility, host
 from ..dataset.cache import CACHE_LIMIT, TensorCache
@@ -30,49 +30,52 @@ from .wanted import Job
 def train_job(job: Job, run: Run, now: live.Live, account: Account, team: Team = ALONE) -> None:
     """Trains the run to its end, alone or as the first of several processes (``follow_job``: the others)."""
     encoded, told = job.encoded, job.prompter()
-    warn_of_pairs(job, run.name, account)
-    adapter = job.adapter()
-    kept = _rests(job, adapter) if job.learns_text else ()
-    _encode(job, bool(kept), team, told)
-    if kept:
-        awake = job.text.settle()
-        if rest := [name for name in kept if name not in awake]:
-            job.show(f"text encoder: {' and '.join(rest)} at rest: every text has been read, and nothing of it learns")
-        if awake:
-            warn_of_towers(job, run.name, awake, account)
-    if job.learns_text:
-        encoded.live = job.text.encode_live
-    layers = {name: job.layers[name] for name in adapter.branches}
-    foretell(job, run.name, adapter, account)
-    advance = host.progress(job.total)
-    teller = Teller(job, run.name, now, account, advance)
-    drawn = drawn_with(job.model, job.drawn, layers)
-    saver = Saver(job, run, adapter, layers, drawn, told, advance, now, teller.warn)
-    callbacks = Callbacks(
-        check=host.check_interrupt, progress=teller.progress, save=saver.save,
-        sample=saver.sample if job.preview.steps else None, draws_apart=drawn.model.base is not job.model.base,
-        measured=teller.measured, warn=teller.warn, commands=now.pop_commands, cancelled=host.is_interrupt,
-    )  # fmt: skip
-    remark_on_numbers(job, account, teller)
-    text, begun = job.text if job.learns_text else None, run.state_step()
-    name = host.device_name(job.model.device)
-    like = step_time.circumstances(job.config, job.plan, job.inputs.models["model"], name, encoded.shows)
-    if team.size > 1:
-        like["processes"] = f"{team.size}{' sharded' if team.shards else ''}"
-    pace = step_time.earlier(host.runs_folder(), like)
-    session = Session(
-        job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config, shards=team.size if team.shards else 1
-    )  # fmt: skip
-    try:
-        session = preflight.fit(session, teller.count, teller.warn, times=pace is None)
-    except Exception as error:
-        if (said := compatibility.told(error, job.model)) is not None:
-            raise said from error
-        raise
-    alone = team.size == 1  # else a timed pass of one says nothing of them all
-    expected = pace or (step_time.expected(host.runs_folder(), like, session) if alone else None)
-    if expected is not None and job.total > begun:
-        teller.count(expected.sentence(job.total - begun))
+    with _part(team):
+        warn_of_pairs(job, run.name, account)
+        adapter = job.adapter()
+        kept = _rests(job, adapter) if job.learns_text else ()
+        _encode_share(job, bool(kept), team)
+    with _part(team):
+        _encode(job, bool(kept), told)
+        if kept:
+            awake = job.text.settle()
+            if rest := [name for name in kept if name not in awake]:
+                job.show(f"text encoder: {' and '.join(rest)} at rest: every text has been read, and nothing of it learns")
+            if awake:
+                warn_of_towers(job, run.name, awake, account)
+        if job.learns_text:
+            encoded.live = job.text.encode_live
+        layers = {name: job.layers[name] for name in adapter.branches}
+        foretell(job, run.name, adapter, account)
+        advance = host.progress(job.total)
+        teller = Teller(job, run.name, now, account, advance)
+        drawn = drawn_with(job.model, job.drawn, layers)
+        saver = Saver(job, run, adapter, layers, drawn, told, advance, now, teller.warn)
+        callbacks = Callbacks(
+            check=host.check_interrupt, progress=teller.progress, save=saver.save,
+            sample=saver.sample if job.preview.steps else None, draws_apart=drawn.model.base is not job.model.base,
+            measured=teller.measured, warn=teller.warn, commands=now.pop_commands, cancelled=host.is_interrupt,
+        )  # fmt: skip
+        remark_on_numbers(job, account, teller)
+        text, begun = job.text if job.learns_text else None, run.state_step()
+        name = host.device_name(job.model.device)
+        like = step_time.circumstances(job.config, job.plan, job.inputs.models["model"], name, encoded.shows)
+        if team.size > 1:
+            like["processes"] = f"{team.size}{' sharded' if team.shards else ''}"
+        pace = step_time.earlier(host.runs_folder(), like)
+        session = Session(
+            job.model, text, layers, adapter, job.levels, encoded, job.plan, job.config, shards=team.size if team.shards else 1
+        )  # fmt: skip
+        try:
+            session = preflight.fit(session, teller.count, teller.warn, times=pace is None)
+        except Exception as error:
+            if (said := compatibility.told(error, job.model)) is not None:
+                raise said from error
+            raise
+        alone = team.size == 1  # else a timed pass of one says nothing of them all
+        expected = pace or (step_time.expected(host.runs_folder(), like, session) if alone else None)
+        if expected is not None and job.total > begun:
+            teller.count(expected.sentence(job.total - begun))
     try:
         train(session, run, callbacks, team)
     finally:
@@ -87,20 +90,29 @@ def train_job(job: Job, run: Run, now: live.Live, account: Account, team: Team =
 
 def follow_job(job: Job, team: Team) -> None:
     """This process's part of what another one trains."""
-    adapter = job.adapter()
-    kept = _rests(job, adapter) if job.learns_text else ()
-    _encode(job, bool(kept), team)
-    if kept:
-        job.text.settle()
-    if job.learns_text:
-        job.encoded.live = job.text.encode_live
-    layers = {name: job.layers[name] for name in adapter.branches}
-    text = job.text if job.learns_text else None
-    session = Session(
-        job.model, text, layers, adapter, job.levels, job.encoded, job.plan, job.config, shards=team.size if team.shards else 1
-    )  # fmt: skip
-    session = preflight.fit(session, job.show, job.show, times=False)
+    with _part(team):
+        adapter = job.adapter()
+        kept = _rests(job, adapter) if job.learns_text else ()
+        _encode_share(job, bool(kept), team)
+    with _part(team):
+        _encode(job, bool(kept))
+        if kept:
+            job.text.settle()
+        if job.learns_text:
+            job.encoded.live = job.text.encode_live
+        layers = {name: job.layers[name] for name in adapter.branches}
+        text = job.text if job.learns_text else None
+        session = Session(
+            job.model, text, layers, adapter, job.levels, job.encoded, job.plan, job.config,
+            shards=team.size if team.shards else 1,
+        )  # fmt: skip
+        session = preflight.fit(session, job.show, job.show, times=False)
     train(session, Followed(), Callbacks(check=host.check_interrupt, cancelled=host.is_interrupt), team)
+
+
+def _part(team: Team) -> AbstractContextManager[None]:
+    """What a process does by itself, after which all go on or all leave."""
+    return team.together(host.is_interrupt, host.check_interrupt)
 
 
 def _rests(job: Job, adapter: Adapter) -> tuple[str, ...]:
@@ -110,15 +122,19 @@ def _rests(job: Job, adapter: Adapter) -> tuple[str, ...]:
     return job.text.learns(learning, answers)
 
 
-def _encode(job: Job, in_part: bool, team: Team, told: Prompter | None = None) -> None:
+def _encode_share(job: Job, in_part: bool, team: Team) -> None:
+    """This process's part, of several, of what is encoded, into the cache that they share."""
+    if team.size > 1:
+        work = _work(job, in_part)
+        job.encoded.prepare(work.share(team.share), host.progress(len(work)))
+
+
+def _encode(job: Job, in_part: bool, told: Prompter | None = None) -> None:
     """Pictures, captions, and what the samples are ``told``: all while the encoders are at hand.
 
-    Several processes have a part each, into the cache that they share; then each has what it lacks, which is little.
+    Several processes have had a part each; then each has what it lacks, which is little.
     """
     work = _work(job, in_part)
-    if team.size > 1:
-        job.encoded.prepare(work.share(team.share), host.progress(len(work)))
-        team.wait()
     count = len(work)
     advance = host.progress(count)
 

@@ -7,14 +7,16 @@ is trained, and a few bytes a step. The first process leads: it alone writes, dr
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,8 +24,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import AtelierError, is_out_of_memory
+from .lookout import Lookout
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 MARK = "LORA_ATELIER_TEAM"
 """Set in the environment of processes that were started to train together; other packs may have process groups of their own."""
 SHARD = "LORA_ATELIER_SHARD"
@@ -32,6 +36,9 @@ MEETING = timedelta(minutes=10)
 """So long they wait for each other at first, and for what all of them have said that they are about to do."""
 PATIENCE = timedelta(days=7)
 """So long for the first one, while it draws samples or encodes. A process that is gone is noticed at once all the same."""
+SILENCE = 120
+"""Seconds without a sign of life from another machine after which a connection counts as lost."""
+PACK = Path(__file__).resolve().parents[1]
 SECONDS_TO_STOP = 5.0
 """A signal that stops one process reaches the others within these."""
 CARRIED = ("cpu", "cuda")
@@ -51,6 +58,8 @@ class Team:
     """torch's group for gradients and weights: NCCL's where every process has a GPU of its own."""
     blocks: Any = None
     """torch's group for the weights of the model's blocks, of which each process holds a part; None where each holds all."""
+    lookout: Lookout | None = None
+    """Where devices of the processes wait for each other by NCCL."""
 
     @property
     def leads(self) -> bool:
@@ -112,10 +121,10 @@ class Team:
         try:
             largest, smallest = self.most([number, -number])
         except AtelierError:
-            self._let_go()
+            self._leave()
             raise
         if largest != -smallest:
-            self._let_go()
+            self._leave()
             raise AtelierError(
                 "--shard: the processes have asked for different blocks of the model in one step, so what was computed is wrong, "
                 "and was not learnt from. Train this model or these pictures without --shard."
@@ -130,39 +139,72 @@ class Team:
 
     @contextmanager
     def together(
-        self, cancelled: Callable[[BaseException], bool], check: Callable[[], None], needing: bool = False
+        self,
+        cancelled: Callable[[BaseException], bool],
+        check: Callable[[], None],
+        needing: bool = False,
+        learns: bool = True,
     ) -> Iterator[None]:
-        """A process's part of a round, after which all know whether all have done theirs: so all leave the training at one step,
-        and none waits on its device for a gradient that never comes.
+        """A process's part of what all do, after which all know whether all have done theirs: so all leave the training at one
+        step, and none waits for what never comes.
 
         ``cancelled`` tells a stop from an error, ``check`` raises where this process is to stop as well. ``needing``: whether
         they need each other before their parts are done, for what each has of the model. Then nobody could hear what a process
-        says that has left early, and the others notice when it ends.
+        says that has left early, and the others notice when it ends. ``learns``: whether there is something to be kept.
         """
+        if self.size == 1:
+            yield
+            return
         try:
             yield
         except BaseException as error:
             if needing:
-                self._let_go()
+                self._leave()
                 if _is_of_others(error):
                     raise AtelierError(GONE) from error
                 raise
             with suppress(AtelierError):
-                self._said(IS_STOPPED if cancelled(error) else HAS_FAILED)
+                mine = IS_STOPPED if cancelled(error) else HAS_FAILED
+                if self._said(mine) == HAS_FAILED:
+                    self._reason(f"{error}" if isinstance(error, AtelierError) else f"{type(error).__name__}: {error}", mine)
+                _agreed_on(error)
             raise
         try:
             said = self._said(GOES_ON)
+            reason = self._reason("", GOES_ON) if said == HAS_FAILED else ""
         except AtelierError:
             if needing:  # its device may wait for another's part of the weights
-                self._let_go()
+                self._leave()
             raise
         if said == IS_STOPPED:
             deadline = time.monotonic() + SECONDS_TO_STOP
-            while time.monotonic() < deadline:
-                check()
-                time.sleep(0.1)
+            try:
+                while time.monotonic() < deadline:
+                    check()
+                    time.sleep(0.1)
+            except BaseException as error:
+                _agreed_on(error)
+                raise
         if said != GOES_ON:
-            raise AtelierError(GONE)
+            raise _agreed_on(AtelierError(f"{reason.rstrip('.')}.{f' {KEPT}' if learns else ''}" if reason else GONE))
+
+    def in_order(self, error: BaseException) -> bool:
+        """Whether all processes have left a training together for this error, and could begin another one."""
+        chain: BaseException | None = error
+        while chain is not None and self.size > 1:
+            if getattr(chain, AGREED, False):
+                return not (self.lookout is not None and self.lookout.heard)
+            chain = chain.__cause__ or chain.__context__
+        return self.size == 1
+
+    def training(self) -> AbstractContextManager[None]:
+        """Around a training: the others are listened to, where devices could wait for one that is gone."""
+        return nullcontext() if self.lookout is None else self.lookout.on(self.in_order)
+
+    @property
+    def intact(self) -> bool:
+        """Whether what this process has learnt is whole."""
+        return self.lookout is None or self.lookout.intact
 
     def added_up(self, message: Tensor, losses: int, loss: Tensor | None, complete: bool) -> list[Tensor]:
         """The losses, ``losses`` of them, of a round of which this process's is ``loss``.
@@ -178,13 +220,23 @@ class Team:
         if loss is not None:
             places[self.rank] = loss
         self._carry(message if complete else places, lambda tensor: dist.all_reduce(tensor, group=self.numbers))
+        if complete and self.lookout is not None:
+            self.lookout.summed(message.device)
         return list(places[:losses].clone().unbind())
 
-    def _let_go(self) -> None:
-        """What the device still waits for from others does not come any more."""
-        if self.way == "nccl":
-            with suppress(Exception):
-                self.blocks._get_backend(torch.device("cuda")).abort()
+    def _leave(self) -> None:
+        """This process leaves, and what devices of others wait for from it does not come any more."""
+        if self.lookout is not None:
+            self.lookout.leave(torch.device("cuda"))
+
+    def _reason(self, mine: str, state: int) -> str:
+        """Why the first of those that have failed has; ``mine``: this one's words, if its ``state`` is that."""
+        every: list[str | None] = [None] * self.size
+        with _Gone():
+            dist.all_gather_object(every, mine if state == HAS_FAILED else None, group=self.words)
+        return next(
+            (f"Process {rank} of this training has failed: {one}" for rank, one in enumerate(every) if one is not None), ""
+        )
 
     def _said(self, mine: int) -> int:
         """The worst that any process has to say."""
@@ -204,10 +256,61 @@ class Team:
             tensor.copy_(there)
 
 
-GONE = (
-    "Another process of this training has ended; its log says why. What was learnt is kept: start the same command again, and it "
-    "goes on from there."
-)
+KEPT = "What was learnt is kept: start the same command again, and it goes on from there."
+
+
+class Turns:
+    """Which of a workflow's trainings begins: where there are several, the first process says it, and the others wait for it."""
+
+    def __init__(self) -> None:
+        self._several, self._said, self._begun = False, list[str](), False
+
+    def on(self) -> None:
+        """There are several."""
+        self._several = True
+
+    def next(self) -> str:
+        """In a process that follows: the node that trains next; empty where the first process is through."""
+        node = team().told("")
+        self._said, self._begun = [node], False
+        return node
+
+    def begin(self, node: str, cancelled: Callable[[BaseException], bool], check: Callable[[], None]) -> None:
+        """A training of this node begins here, as soon as all processes have come to it; AtelierError where one cannot."""
+        if team().size == 1:
+            return
+        here = node
+        if self._several:
+            here = self._said.pop() if self._said else team().told(node)
+        self._begun = True
+        with team().together(cancelled, check, learns=False):
+            if here != node:
+                raise AtelierError(
+                    f"The processes would train different nodes ({here} and {node}). Give every machine the same file."
+                )
+
+    def fail(self, why: str, stopped: bool) -> None:
+        """This process has failed, or was ``stopped``. Where no training has begun in it yet, the others are told."""
+        if not (self._begun or (self._several and team().leads)):
+            self._begun = True
+            with suppress(AtelierError), team().together(lambda _: stopped, lambda: None):
+                raise AtelierError(why)
+
+    def end(self) -> None:
+        """In the first process: there is no other one."""
+        with suppress(AtelierError):  # whoever would hear it is gone
+            team().told("")
+
+
+TURNS = Turns()
+GONE = f"Another process of this training has ended; its log says why. {KEPT}"
+AGREED = "_all_processes_know"
+
+
+def _agreed_on(error: E) -> E:
+    """Notes of an error that all processes know of it."""
+    setattr(error, AGREED, True)
+    return error
 
 
 class _Gone:
@@ -243,19 +346,72 @@ def team() -> Team:
         except RuntimeError as error:
             raise AtelierError(f"The processes did not find each other within {MEETING}: {error}") from error
     shards = os.environ.get(SHARD) == "1"
-    places: list[tuple[str, str, bool, bool]] = [("", "", False, False)] * dist.get_world_size()
-    dist.all_gather_object(places, (socket.gethostname(), _gpu(), dist.is_nccl_available(), shards))
-    if len({place[3] for place in places}) > 1:
-        raise AtelierError(
-            "--shard: some of the processes were started with it and some without. Give it on every machine, or on none."
-        )
-    apart = len({place[:2] for place in places}) == len(places) and all(gpu and nccl for _, gpu, nccl, _ in places)
+    places: list[Any] = [None] * dist.get_world_size()
+    own = {"host": socket.gethostname(), "gpu": _gpu(), "nccl": dist.is_nccl_available(), "shard": shards, **_versions()}
+    dist.all_gather_object(places, own)
+    _check_alike(places)
+    apart = len({(place["host"], place["gpu"]) for place in places}) == len(places) and all(
+        place["gpu"] and place["nccl"] for place in places
+    )
     words = dist.new_group(backend="gloo", timeout=PATIENCE)
     numbers = dist.new_group(backend="nccl", timeout=MEETING) if apart else words
     blocks = None
     if shards:  # what goes wrong there shall leave the words alone
         blocks = numbers if apart else dist.new_group(backend="gloo", timeout=MEETING)
-    return Team(dist.get_rank(), dist.get_world_size(), words, numbers, blocks)
+    lookout = Lookout(dist.new_group(backend="gloo", timeout=PATIENCE), lambda: _abort(numbers)) if apart else None
+    if len({place["host"] for place in places}) > 1:
+        keep_alive()
+    return Team(dist.get_rank(), dist.get_world_size(), words, numbers, blocks, lookout)
+
+
+def _versions() -> dict[str, str]:
+    """What has to be the same program in all processes: what one asks, the others must answer."""
+    found = hashlib.sha1(usedforsecurity=False)
+    for path in sorted(PACK.rglob("*.py")):
+        found.update(path.read_bytes().replace(b"\r\n", b"\n"))
+    return {"pack": found.hexdigest()[:10], "torch": ".".join(str(torch.__version__).split(".")[:2])}
+
+
+def _check_alike(places: Sequence[Any]) -> None:
+    """AtelierError where processes differ in what they have to have in common; ``places``: what each says of itself."""
+    told = [place if isinstance(place, dict) else {} for place in places]
+    if len({place.get("pack") for place in told}) > 1:
+        hosts = ", ".join(sorted({str(place.get("host", "one of them")) for place in told}))
+        raise AtelierError(
+            f"The processes have different versions of LoRA Atelier ({hosts}). Bring it to the same state on every machine."
+        )
+    if len(torches := sorted({str(place["torch"]) for place in told})) > 1:
+        raise AtelierError(f"The processes have different versions of torch ({', '.join(torches)}). Install the same everywhere.")
+    if len({place["shard"] for place in told}) > 1:
+        raise AtelierError(
+            "--shard: some of the processes were started with it and some without. Give it on every machine, or on none."
+        )
+
+
+def _abort(group: Any) -> None:
+    """What the device waits for in NCCL's group does not come any more."""
+    backend = group._get_backend(torch.device("cuda"))
+    for name in ("abort", "_shutdown"):  # the names that versions of torch have for it
+        if hasattr(backend, name):
+            with suppress(Exception):
+                getattr(backend, name)()
+            return
+
+
+def keep_alive() -> int:
+    """The connections of this process to others notice within some minutes that a machine has lost its power or its network
+    (Linux, where gloo leaves that to the system, which waits for hours); how many these are."""
+    count = 0
+    for entry in Path("/proc/self/fd").glob("*") if hasattr(socket, "TCP_USER_TIMEOUT") else ():
+        with suppress(OSError, ValueError), socket.socket(fileno=os.dup(int(entry.name))) as there:
+            if there.family in (socket.AF_INET, socket.AF_INET6) and there.type == socket.SOCK_STREAM and there.getpeername():
+                there.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                there.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE // 2)
+                there.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE // 8)
+                there.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+                there.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE)
+                count += 1
+    return count
 
 
 def _gpu() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from lora_atelier.training.config import SliderConfig, SubsetConfig
-from lora_atelier.training.dataset.renewed import renewed
+from lora_atelier.training.dataset.renewed import renewed, unlike
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.dataset.scan import scan
 from lora_atelier.training.dataset.sliders import slider_of
@@ -110,3 +110,26 @@ def test_films_that_are_gone_or_too_short_by_now_are_named_once(films):
     assert notes == ("changed meanwhile, have too few frames for clip_frames now, and are not trained on: a.mkv.",)
     (films / "a.mkv").unlink()
     assert renewed(before)[1] == ("taken out meanwhile, and not trained on: a.mkv.",)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mask.png", "a_control.png", "control_2/a.png"])
+def test_files_that_are_others_on_another_machine_are_named(folder, name):
+    before = Dataset(scan(folder, CONFIG))
+    assert unlike(before) == []
+    Image.new("RGB", (32, 16), "blue").save(folder / name)
+    assert unlike(before) == [name.rpartition("/")[2]]
+    (folder / name).unlink()
+    assert unlike(before) == [name.rpartition("/")[2]]
+
+
+def test_a_pair_is_known_on_another_machine(folder, pair):
+    assert unlike(pair) == []
+    Image.new("RGB", (32, 16), "blue").save(folder / "control_2" / "a.png")
+    assert unlike(pair) == ["a.png"]
+
+
+def test_a_film_that_is_another_on_another_machine_is_named_once(films):
+    clips = Dataset(scan(films, CLIPS))
+    assert unlike(clips) == []
+    write(films / "a.mkv", levels(12, seed=5))
+    assert unlike(clips) == ["a.mkv"]
