@@ -103,7 +103,10 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
         with part():
             ready()
 
-    steps = StepContext(session, learn_from, callbacks.warn, callbacks.cancelled, team)
+    drawn = callbacks.sample is not None
+    steps = StepContext(
+        session, learn_from, callbacks.warn, callbacks.cancelled, between_samples(config, plan, total) if drawn else total, team
+    )
     drawing = False
     try:
         with part():
@@ -289,6 +292,15 @@ def wants_sample(step: int, epoch: int, epoch_ends: bool, saved: bool, config: T
         return saved
     by_step = bool(length.sample_every_steps) and step % length.sample_every_steps == 0
     return by_step or (epoch_ends and bool(length.sample_every) and epoch % length.sample_every == 0)
+
+
+def between_samples(config: TrainingConfig, plan: Plan, total: int) -> int:
+    """At most so many steps come between two samples, at which the model is let go."""
+    length = config.length
+    by_steps, by_epochs = length.sample_every_steps, length.sample_every
+    if not by_steps and not by_epochs:
+        by_steps, by_epochs = length.save_every_steps, length.save_every
+    return min([total, *([by_steps] if by_steps else []), *([by_epochs * plan.steps_per_epoch] if by_epochs else [])])
 
 
 def measures(config: TrainingConfig, plan: Plan) -> bool:

@@ -317,15 +317,15 @@ def _shapes(texts: Sequence[EncodedText]) -> Hashable:
     return tuple(tuple(sorted((k, tuple(v.shape) if isinstance(v, Tensor) else ()) for k, v in text.items())) for text in texts)
 
 
-def commonest_forms(session: Session, at_least: int, most: int) -> tuple[list[Hashable], float]:
-    """(the forms of batches that come at least so often in the whole run, commonest first and at most ``most``; the share of the
-    steps that are of one of these).
+def commonest_forms(session: Session, at_least: int, most: int, steps: int) -> tuple[list[Hashable], float]:
+    """(the forms of batches that come at least so often in so many ``steps``, commonest first and at most ``most``; the share of
+    the steps that are of one of these).
 
     They are counted in the first epoch, wherever the run goes on, so that a resumed run counts the same.
     """
     batches = session.plan.epoch_batches(0)[:LOOKED_AT]
     found = Counter(form_of(session, batch) for batch in batches).most_common(most)
-    often = [(form, count) for form, count in found if count * session.total_steps >= at_least * len(batches)]
+    often = [(form, count) for form, count in found if count * steps >= at_least * len(batches)]
     return [form for form, _ in often], sum(count for _, count in often) / max(1, len(batches))
 
 

@@ -32,7 +32,7 @@ from .step import Passes, StepInputs, commonest_forms, form_of, passes_of, prepa
 from .tensors.transfer import give_back_pinned
 
 AT_LEAST = 12
-"""So often a form of batches must come in a run to be recorded, which takes as long as four steps."""
+"""So often a form of batches must come between two pauses to be recorded, which takes as long as four steps."""
 MOST = 16
 """So many forms are recorded."""
 OFTEN = 0.75
@@ -43,7 +43,8 @@ Learn = Callable[[StepInputs], Tensor]
 class StepContext:
     """``thrift`` is what is done for less memory now; ``say`` hears of changes, ``cancelled`` tells a cancel apart.
 
-    ``learn`` gives the loss for a step's inputs and adds its gradient to the adapter's. Where the processes of ``team`` hold a
+    ``learn`` gives the loss for a step's inputs and adds its gradient to the adapter's. ``stretch`` is how many steps there are
+    between two pauses at which the model is let go. Where the processes of ``team`` hold a
     part of the model's blocks each, all do the same passes of the network at once.
     """
 
@@ -53,9 +54,11 @@ class StepContext:
         learn: Learn,
         say: Callable[[str], None],
         cancelled: Callable[[BaseException], bool],
+        stretch: int,
         team: Team = ALONE,
     ):
         model = session.model
+        self._stretch = stretch
         self.thrift = session.thrift
         self._session, self._learn, self._say, self._team = session, learn, say, team
         self.shards = Shards(team.blocks) if self.thrift.shards > 1 else None
@@ -81,11 +84,12 @@ class StepContext:
 
     def _wanted(self) -> list[Hashable]:
         """The forms of batches that are worth recording."""
-        forms, share = commonest_forms(self._session, AT_LEAST, MOST)
+        forms, share = commonest_forms(self._session, AT_LEAST, MOST, self._stretch)
         if share < OFTEN and self._session.total_steps >= AT_LEAST:
+            seldom = "too seldom" if self._stretch >= self._session.total_steps else "too seldom between two samples"
             self._say(
                 f"speed: about {share:.0%} of the steps are recorded as CUDA graphs; the others have a picture size, or captions "
-                "of a length, that comes too seldom, and run one operation at a time."
+                f"of a length, that comes {seldom}, and run one operation at a time."
             )
         return forms
 

@@ -215,11 +215,11 @@ def test_a_real_lack_of_memory_is_known():
 # In a run ---------------------------------------------------------------------------------------------------------------
 
 
-def told(t, data, config: TrainingConfig) -> list[str]:
+def told(t, data, config: TrainingConfig, preview: job.Preview = NO_PREVIEW) -> list[str]:
     said: list[str] = []
     with torch.inference_mode():
         job.run_training(
-            t.model, t.text, t.codec, data, config, preview=NO_PREVIEW, graph={}, show=said.append
+            t.model, t.text, t.codec, data, config, preview=preview, graph={}, show=said.append
         )  # fmt: skip
     return said
 

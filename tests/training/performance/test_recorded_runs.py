@@ -20,7 +20,9 @@ from lora_atelier.training.config import (
     TrainingConfig,
 )
 from lora_atelier.training.dataset import scan
+from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset
+from lora_atelier.training.job import Preview
 from lora_atelier.training.performance.step_graphs import StepGraphs
 from PIL import Image
 
@@ -290,6 +292,32 @@ def test_how_many_steps_are_recorded_is_said_where_they_are_few(tiny, dataset, r
     monkeypatch.setattr(step_context, "MOST", 1)
     (line,) = [line for line in told(tiny("sd3"), dataset, recipe("few")) if "are recorded as CUDA graphs" in line]
     assert "about 67% of the steps" in line
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [
+        ({"epochs": 3}, 3), ({"epochs": 3, "save_every": 2}, 6), ({"epochs": 3, "save_every": 0, "save_every_steps": 4}, 4),
+        ({"epochs": 3, "save_every": 0}, 9), ({"epochs": 9, "sample_every": 2}, 6), ({"epochs": 9, "sample_every_steps": 5}, 5),
+        ({"epochs": 9, "sample_every": 1, "sample_every_steps": 2}, 2), ({"max_steps": 2}, 2),
+    ],
+)  # fmt: skip
+def test_a_form_is_recorded_that_comes_often_between_two_samples(dataset, length, steps):  # noqa: F811
+    config = recipe(length=LengthConfig(**length))
+    plan = Plan(dataset, config.seed)
+    assert plan.steps_per_epoch == 3
+    total = config.length.max_steps or config.length.epochs * plan.steps_per_epoch
+    assert loop.between_samples(config, plan, total) == steps
+
+
+def test_samples_in_every_epoch_leave_too_few_steps_to_record(tiny, dataset, recorder, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(step_context, "AT_LEAST", 2)
+    t, sampled = tiny("sd3"), Preview("a picture", "", 1, 1.0, "euler", "normal", 0, 32, 32)
+    assert not [line for line in told(t, dataset, recipe("none")) if line.startswith("speed:")]
+    captured = recorder.captures
+    (line,) = [line for line in told(t, dataset, recipe("samples"), sampled) if line.startswith("speed:")]
+    assert "about 67% of the steps" in line and "too seldom between two samples" in line
+    assert recorder.captures == captured + 3, "one size, after each sample"
 
 
 def test_without_memory_for_proving_the_step_is_done_by_itself(tiny, dataset, monkeypatch):  # noqa: F811
