@@ -25,6 +25,7 @@ import sys
 import time
 import traceback
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -159,64 +160,103 @@ def problem_of(entry: dict[str, Any]) -> tuple[str, bool]:
 
 
 def run_job(host: Host, job: dict[str, Any], terminal: Terminal) -> tuple[int, dict[str, Any]]:
-    """(exit code, what it has come to). Several processes meet first, so that each hears where another one cannot begin."""
+    """(exit code, what it has come to). Several processes meet first, so that each hears where another one cannot begin, and stay
+    until the first one is through.
+    """
     if SIZE == 1:
-        return _run_job(host, job, terminal, None)
+        return _run_job(host, _planned(host, job), terminal, None)
     end = ".nodes.train_lora"
-    pack = next(name.removesuffix(end) for name in list(sys.modules) if name.endswith(end))  # as ComfyUI calls it
+    pack = next((name.removesuffix(end) for name in list(sys.modules) if name.endswith(end)), "")  # as ComfyUI calls it
+    if not pack:
+        raise WorkflowError(f"ComfyUI has not loaded LoRA Atelier; {job['log']} says why.")
     team = importlib.import_module(f"{pack}.training.performance.team")
+    plan, why = None, ""
     try:
         team.team()
-    except ValueError as error:
+        try:
+            plan = _planned(host, job)
+        except Exception as error:
+            why = str(error) or type(error).__name__
+            raise
+        finally:
+            team.TURNS.meet(plan.ends if plan else [], why)
+    except ValueError as error:  # of which all processes say the same
         raise WorkflowError(str(error)) from error
+    assert plan is not None
     try:
-        code, result = _run_job(host, job, terminal, team)
+        code, result = _run_job(host, plan, terminal, team)
+        if code:
+            team.TURNS.fail(result["error"], stopped=code == INTERRUPTED)
     except Exception as error:
+        _say_why(error, job, terminal)
         team.TURNS.fail(str(error), stopped=False)
-        raise
-    if code:
-        team.TURNS.fail(result["error"], stopped=code == INTERRUPTED)
+        code, result = 1, _failed(error)
+    team.TURNS.end()
     return code, result
 
 
-def _run_job(host: Host, job: dict[str, Any], terminal: Terminal, team: Any) -> tuple[int, dict[str, Any]]:
+@dataclass(frozen=True)
+class Plan:
+    """What of a workflow is run, in this process."""
+
+    prompt: dict[str, Any]
+    wanted: list[str] | None
+    extra: dict[str, Any]
+    part: dict[str, Any]
+    """What of the prompt its trainings need."""
+    ends: list[str]
+    """The nodes that train."""
+    started: float
+
+
+def _planned(host: Host, job: dict[str, Any]) -> Plan:
     started = time.monotonic()
     canvas = read(Path(job["workflow"]))
     info = host.loop.run_until_complete(host.object_info())
     prompt = assigned(prompt_of(canvas, info), info, job["set"])
     wanted = targets(prompt, job["everything"])
     extra = {"extra_pnginfo": {"workflow": canvas}} if "nodes" in canvas else {}
+    part, ends = followed(prompt, wanted) if SIZE > 1 else (prompt, [])
+    return Plan(prompt, wanted, extra, part, ends, started)
+
+
+def _run_job(host: Host, plan: Plan, terminal: Terminal, team: Any) -> tuple[int, dict[str, Any]]:
+    prompt = plan.part if RANK else plan.prompt
 
     def run(nodes: list[str] | None) -> dict[str, Any]:
-        found: dict[str, Any] = host.loop.run_until_complete(host.run(prompt, nodes, extra))
+        found: dict[str, Any] = host.loop.run_until_complete(host.run(prompt, nodes, plan.extra))
         return found
 
-    part, ends = followed(prompt, wanted) if SIZE > 1 else (prompt, [])
-    if len(ends) < 2:
-        prompt, wanted = (part, ends) if RANK else (prompt, wanted)
-        entry = run(wanted)
+    if not RANK:
+        entry = run(plan.wanted)
+    elif len(plan.ends) < 2:
+        entry = run(plan.ends)
     else:  # the first process says which of them begins, since each host may take another order
-        team.TURNS.on()
-        if RANK:
-            prompt, entry = part, {"status": {"status_str": "success"}}
-            while not problem_of(entry)[0] and (node := team.TURNS.next()):
-                entry = run([node])
-        else:
-            try:
-                entry = run(wanted)
-            finally:
-                team.TURNS.end()
+        entry = {"status": {"status_str": "success"}}
+        while not problem_of(entry)[0] and (node := team.TURNS.next()):
+            entry = run([node])
     problem, interrupted = problem_of(entry)
     folder_paths = importlib.import_module("folder_paths")
     result: dict[str, Any] = {
         "success": not problem, **found_files(entry, prompt, Path(folder_paths.get_output_directory())),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(time.monotonic() - plan.started, 1),
     }  # fmt: skip
     if problem:
         if not (BESIDE and OF_OTHERS in problem):
             terminal.say(f"\nstudio.py train stopped{WHO}: {problem}")
         result["error"] = problem
     return (INTERRUPTED if interrupted else 1 if problem else 0), result
+
+
+def _failed(error: BaseException) -> dict[str, Any]:
+    return {"success": False, "error": str(error), "loras": [], "grids": []}
+
+
+def _say_why(error: BaseException, job: dict[str, Any], terminal: Terminal) -> None:
+    traceback.print_exc()
+    where = "" if isinstance(error, (WorkflowError, OSError)) else f" ({type(error).__name__}; {job['log']})"
+    if not (BESIDE and (OF_OTHERS in str(error) or isinstance(error, WorkflowError))):
+        terminal.say(f"\nstudio.py train stopped{WHO}: {error}{where}")
 
 
 def _interrupt_on_signals(terminal: Terminal) -> None:
@@ -287,10 +327,8 @@ def main(line: list[str]) -> int:
         _interrupt_on_signals(terminal)
         code, result = run_job(host, job, terminal)
     except Exception as error:
-        traceback.print_exc()
-        where = "" if isinstance(error, (WorkflowError, OSError)) else f" ({type(error).__name__}; {job['log']})"
-        terminal.say(f"\nstudio.py train stopped{WHO}: {error}{where}")
-        code, result = 1, {"success": False, "error": str(error), "loras": [], "grids": []}
+        _say_why(error, job, terminal)
+        code, result = 1, _failed(error)
     if RANK:
         if code:
             with contextlib.suppress(OSError), open(job["told"], "x", encoding="utf-8") as told:
@@ -300,8 +338,11 @@ def main(line: list[str]) -> int:
         terminal.say("\nThe LoRA files:\n  " + "\n  ".join(result["loras"]))
     if result["grids"]:
         terminal.say("The grid of epochs and strengths:\n  " + "\n  ".join(result["grids"]))
-    with contextlib.suppress(OSError):  # of a full disk; what matters has been said
-        Path(job["told"]).write_text(json.dumps(result), encoding="utf-8")
+    with contextlib.suppress(OSError, ValueError):  # of a full disk; what matters has been said
+        place = Path(job["told"])
+        if place.exists() and (code == INTERRUPTED or OF_OTHERS in result.get("error", "")):  # then that is the cause
+            result["error"] = json.loads(place.read_text(encoding="utf-8"))["error"]
+        place.write_text(json.dumps(result), encoding="utf-8")
     return code
 
 

@@ -56,11 +56,13 @@ def train(
             SHARD: str(int(machines.shard)),
             "OMP_NUM_THREADS": variables.get("OMP_NUM_THREADS", str(threads)),
             **machines.variables(),
+            # A process that NCCL's own watch ends could keep nothing; the pack's notices a lost one as well.
+            "TORCH_NCCL_ASYNC_ERROR_HANDLING": variables.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0"),
         }
     if machines.nodes > 1:
         print(f"{machines.nodes} machines meet at {machines.rendezvous}; {MEETING // 60} minutes are theirs.", flush=True)
+    code, stopped = _run(line, server.comfyui, variables, log, bool(several))
     try:
-        code, stopped = _run(line, server.comfyui, variables, log, bool(several))
         result = json.loads(told.read_text(encoding="utf-8")) if told.exists() else None
         why = aside.read_text(encoding="utf-8") if aside.exists() else "" if result is not None else _ended_by(code)
     except ValueError:  # of a disk that is full
@@ -78,7 +80,7 @@ def train(
         print(f"ComfyUI's own words are in {log}", file=sys.stderr, flush=True)
     if as_json:
         empty: dict[str, Any] = {"success": not code, "loras": [], "grids": []}  # where another machine's process leads
-        said = {**empty, **(result or {}), **({"error": why} if why and code not in (0, 130) else {})}
+        said = {**empty, **(result or {}), **({"error": why} if why and code not in (0, 130) else {}), "success": not code}
         print(json.dumps(said, ensure_ascii=False), flush=True)
     return code if code in (0, 1, 130) else 1
 
@@ -95,7 +97,8 @@ def _run(line: list[str], folder: Path, variables: dict[str, str], log: Path, se
     def stop(number: int, _: object) -> None:
         nonlocal stopped
         stopped = True
-        if process is not None and (several or number != signal.SIGINT):
+        # On Windows a console tells all its processes by itself.
+        if process is not None and os.name != "nt" and (several or number != signal.SIGINT):
             process.send_signal(number)
 
     before: dict[int, Any] = {

@@ -202,7 +202,7 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
         out_of_memory = is_out_of_memory(error)
         if out_of_memory:
             traceback.clear_frames(error.__traceback__)  # the failed step's tensors: saving needs a little room as well
-        if step and sound and team.intact and recorder.sound():
+        if step and sound and recorder.sound() and team.intact:  # the first waits for the device, which the second is about
             # NotFinite: in averages, or in what the optimizer keeps: the state before that stays. Unreadable: the record, which
             # is told when the run is opened again.
             with suppress(NotFinite, Unreadable):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from itertools import groupby
 
 from ..errors import AtelierError
@@ -48,13 +49,15 @@ def renewed(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     return after, tuple(f"{what}: {some(names)}." for names, what in notes if names)
 
 
-def unlike(dataset: Dataset) -> list[str]:
-    """Names of files that are not here as the dataset, which another machine has read, knows them."""
+def unlike(dataset: Dataset, check: Callable[[], None] = lambda: None) -> list[str]:
+    """Names of files that are not here as the dataset, which another machine has read, knows them. ``check`` is called for every
+    picture and may raise to cancel."""
     index, found = Index(), dict[str, None]()
     for subset in dataset.subsets:
         if subset.config.slider and subset.config.slider.prompts:
             continue  # its prompts stand in the place of files
         for sample in (one for one in subset.samples if one.ready is None):
+            check()
             for part in filter(None, (sample, sample.before, *sample.controls)):
                 if not is_file(part.path) or index.facts(part.path).key != part.origin:
                     found[part.path.name] = None

@@ -54,6 +54,7 @@ EVENT = "lora_atelier.run"
 """The message to the pages that tells of a run; its data is ``live.Live.status``."""
 
 
+@TURNS.training()
 @torch.inference_mode(False)  # a graph runs in inference mode, where nothing that can learn may be made
 def run_training(
     model: host.Model,
@@ -81,7 +82,9 @@ def run_training(
     team = team_here()
     TURNS.begin(node, host.is_interrupt, host.check_interrupt)
     config = config.shared_by(team.size)
-    dataset = team.told(refresh_captions(dataset))
+    with team.together(host.is_interrupt, host.check_interrupt, learns=False):
+        here = refresh_captions(dataset) if team.leads else dataset
+    dataset = team.told(here)
     text = text.reading(config.text.syntax)
     model.check()
     compatibility.check(model, text, codec)
@@ -132,6 +135,8 @@ def run_training(
 def _followed(job: Job, team: Team) -> Trained:
     """What another process trains, and hands on."""
     nothing: dict[str, object] = {}
+    with team.together(host.is_interrupt, host.check_interrupt, learns=False):  # the first one looks at the run
+        pass
     theirs, finished = team.told((nothing, False))
     own = _decides(job)
     with team.together(host.is_interrupt, host.check_interrupt, learns=False):
@@ -141,7 +146,7 @@ def _followed(job: Job, team: Team) -> Trained:
                 f"The processes would train different things ({told}). Give every machine the same files, and start the same "
                 "command there."
             )
-        if files := unlike(job.dataset):
+        if files := unlike(job.dataset, host.check_interrupt):
             raise AtelierError(
                 f"dataset: not here as the first process has it: {some(files)}. Give every machine the same pictures in the same "
                 "places, and captions and masks with them."
@@ -151,7 +156,7 @@ def _followed(job: Job, team: Team) -> Trained:
             with team.training():
                 follow_job(job, team)
     except AtelierError as error:
-        if not (job.config.varied and team.in_order(error)):
+        if not (job.config.varied and team.goes_on_after(error)):
             raise
         log.error("%s: %s", job.config.run_name, error)
     return Trained(Epochs(job.config.run_name, job.model.family, (), (), ()), {}, [])
@@ -174,21 +179,9 @@ def _decides(job: Job) -> dict[str, object]:
 def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], team: Team) -> Trained:
     """What the opened run ends in: by training, or as it was if it is finished and its files are whole. ``of_drawing``: notes on
     the model that draws."""
-    run, config, why = opened.run, job.config, opened.why
-    finished, failed = opened.finished, ""
-    if finished and (damaged := run.set_damaged_aside()):
-        why = f"{why}; {', '.join(damaged)} {'was' if len(damaged) == 1 else 'were'} damaged and set aside"
-        finished = run.finished()
-        if not finished and run.state_step() == 0:
-            told = f"{', '.join(damaged)} in {run.lora_folder} {'does' if len(damaged) == 1 else 'do'} not hold what was written"
-            raise AtelierError(
-                f"{run.name}: {told}, and was set aside there as .damaged. No state of the run was kept. Put a sound copy back "
-                "and queue again, or set when_interrupted to 'start over' to train from the beginning in a run beside it."
-            )
-    if finished and (others := _saved_otherwise(run.record().values, job)):
-        why = f"{why}; {', '.join(others)} would have counted while it was trained, so its files stay as they were saved"
-    if finished and (gone := run.saved()[-1].step - len(run.losses())) > 0:
-        why = f"{why}; the losses of {gone} of its steps are gone from its history"
+    run, config, failed = opened.run, job.config, ""
+    with team.together(host.is_interrupt, host.check_interrupt, learns=False):
+        finished, why = _looked_at(job, opened)
     facts = {"total": job.total, "steps_per_epoch": job.plan.steps_per_epoch}
     now = live.Live(
         run.name, partial(host.send, EVENT), node=node, recipe=config.name, samples=job.preview.steps > 0, opening=why, **facts
@@ -222,7 +215,7 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], t
                 if not job.keep_state:
                     _drop_state(job, run, account)
         except AtelierError as error:
-            if not (config.varied and team.in_order(error)):  # several processes go on or end together
+            if not (config.varied and team.goes_on_after(error)):  # several processes go on or end together
                 raise
             # One value may be too much for the memory or break the training; the others of the sweep are trained all the same.
             failed = str(error)
@@ -249,6 +242,25 @@ def _trained(job: Job, opened: Opened, node: str, of_drawing: tuple[str, ...], t
         tensors=read_tensors(saved[-1].path, "put it back and queue again") if saved else {},
         losses=run.losses(),
     )
+
+
+def _looked_at(job: Job, opened: Opened) -> tuple[bool, str]:
+    """(whether the run is finished and its files are whole, why it goes on as it does)."""
+    run, finished, why = opened.run, opened.finished, opened.why
+    if finished and (damaged := run.set_damaged_aside()):
+        why = f"{why}; {', '.join(damaged)} {'was' if len(damaged) == 1 else 'were'} damaged and set aside"
+        finished = run.finished()
+        if not finished and run.state_step() == 0:
+            told = f"{', '.join(damaged)} in {run.lora_folder} {'does' if len(damaged) == 1 else 'do'} not hold what was written"
+            raise AtelierError(
+                f"{run.name}: {told}, and was set aside there as .damaged. No state of the run was kept. Put a sound copy back "
+                "and queue again, or set when_interrupted to 'start over' to train from the beginning in a run beside it."
+            )
+    if finished and (others := _saved_otherwise(run.record().values, job)):
+        why = f"{why}; {', '.join(others)} would have counted while it was trained, so its files stay as they were saved"
+    if finished and (gone := run.saved()[-1].step - len(run.losses())) > 0:
+        why = f"{why}; the losses of {gone} of its steps are gone from its history"
+    return finished, why
 
 
 def _drop_state(job: Job, run: Run, account: Account) -> None:

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -44,6 +44,15 @@ SECONDS_TO_STOP = 5.0
 CARRIED = ("cpu", "cuda")
 """Devices whose tensors are sent as they are; those of others by way of main memory."""
 GOES_ON, IS_STOPPED, HAS_FAILED = range(3)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a process has failed."""
+
+    why: str = ""
+    known: bool = True
+    """Whether it is a sentence for the person; else a fault."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +175,13 @@ class Team:
             with suppress(AtelierError):
                 mine = IS_STOPPED if cancelled(error) else HAS_FAILED
                 if self._said(mine) == HAS_FAILED:
-                    self._reason(f"{error}" if isinstance(error, AtelierError) else f"{type(error).__name__}: {error}", mine)
+                    known = isinstance(error, AtelierError)
+                    self._reason(Reason(str(error) if known else f"{type(error).__name__}: {error}", known), mine)
                 _agreed_on(error)
             raise
         try:
             said = self._said(GOES_ON)
-            reason = self._reason("", GOES_ON) if said == HAS_FAILED else ""
+            reason = self._reason(Reason(), GOES_ON) if said == HAS_FAILED else Reason()
         except AtelierError:
             if needing:  # its device may wait for another's part of the weights
                 self._leave()
@@ -186,16 +196,20 @@ class Team:
                 _agreed_on(error)
                 raise
         if said != GOES_ON:
-            raise _agreed_on(AtelierError(f"{reason.rstrip('.')}.{f' {KEPT}' if learns else ''}" if reason else GONE))
+            why = reason.why.rstrip(".") or "Another process of this training has been stopped"
+            raise _agreed_on(AtelierError(f"{why}.{f' {KEPT}' if learns else ''}"), reason.known)
+
+    def goes_on_after(self, error: BaseException) -> bool:
+        """Whether a sweep may go on after this error: all processes have left a training together, and none for a fault of the
+        program or of its machine."""
+        return self.in_order(error) and all(getattr(one, SURVIVED, True) for one in _chain(error))
 
     def in_order(self, error: BaseException) -> bool:
         """Whether all processes have left a training together for this error, and could begin another one."""
-        chain: BaseException | None = error
-        while chain is not None and self.size > 1:
-            if getattr(chain, AGREED, False):
-                return not (self.lookout is not None and self.lookout.heard)
-            chain = chain.__cause__ or chain.__context__
-        return self.size == 1
+        if self.size == 1:
+            return True
+        heard = self.lookout is not None and self.lookout.heard
+        return not heard and any(getattr(one, AGREED, False) for one in _chain(error))
 
     def training(self) -> AbstractContextManager[None]:
         """Around a training: the others are listened to, where devices could wait for one that is gone."""
@@ -229,14 +243,21 @@ class Team:
         if self.lookout is not None:
             self.lookout.leave(torch.device("cuda"))
 
-    def _reason(self, mine: str, state: int) -> str:
+    def _reason(self, mine: Reason, state: int) -> Reason:
         """Why the first of those that have failed has; ``mine``: this one's words, if its ``state`` is that."""
-        every: list[str | None] = [None] * self.size
+        for rank, one in enumerate(self.every(mine if state == HAS_FAILED else None)):
+            if one is not None:
+                return replace(one, why=f"Process {rank} of this training has failed: {one.why}")
+        return Reason()
+
+    def every(self, mine: T) -> list[T]:
+        """What each process has here, in the order of the processes."""
+        if self.size == 1:
+            return [mine]
+        found: list[Any] = [None] * self.size
         with _Gone():
-            dist.all_gather_object(every, mine if state == HAS_FAILED else None, group=self.words)
-        return next(
-            (f"Process {rank} of this training has failed: {one}" for rank, one in enumerate(every) if one is not None), ""
-        )
+            dist.all_gather_object(found, mine, group=self.words)
+        return found
 
     def _said(self, mine: int) -> int:
         """The worst that any process has to say."""
@@ -260,19 +281,32 @@ KEPT = "What was learnt is kept: start the same command again, and it goes on fr
 
 
 class Turns:
-    """Which of a workflow's trainings begins: where there are several, the first process says it, and the others wait for it."""
+    """Which of a workflow's trainings begins: where there are several, the first process says it, and the others wait for it.
+
+    Those that follow stay until the first one is through, with its samples and grid as well: a launcher ends all processes soon
+    after one has ended.
+    """
 
     def __init__(self) -> None:
         self._several, self._said, self._begun = False, list[str](), False
+        self._apart = self._through = False
+        """Whether this process has left a training for which the others were not told, and whether the first one is through."""
 
-    def on(self) -> None:
-        """There are several."""
-        self._several = True
+    def meet(self, nodes: Sequence[str], why: str = "") -> None:
+        """All processes know which ``nodes`` each would train, or ``why`` it cannot. AtelierError where they differ."""
+        every = team().every((tuple(nodes), why))
+        refused = [f"Process {rank} of this training has failed: {one}" for rank, (_, one) in enumerate(every) if one]
+        if refused and not why:
+            raise AtelierError(refused[0])
+        if not refused and len({found for found, _ in every}) > 1:
+            told = " and ".join(sorted({", ".join(found) or "none" for found, _ in every}))
+            raise AtelierError(f"The processes of this training would train different nodes ({told}). {SAME_FILE}")
+        self._several = len(nodes) > 1
 
     def next(self) -> str:
         """In a process that follows: the node that trains next; empty where the first process is through."""
         node = team().told("")
-        self._said, self._begun = [node], False
+        self._said, self._begun, self._through = [node], False, not node
         return node
 
     def begin(self, node: str, cancelled: Callable[[BaseException], bool], check: Callable[[], None]) -> None:
@@ -285,9 +319,16 @@ class Turns:
         self._begun = True
         with team().together(cancelled, check, learns=False):
             if here != node:
-                raise AtelierError(
-                    f"The processes would train different nodes ({here} and {node}). Give every machine the same file."
-                )
+                raise AtelierError(f"The processes would train different nodes ({here} and {node}). {SAME_FILE}")
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Around a training, so that it is known how it was left."""
+        try:
+            yield
+        except BaseException as error:
+            self._apart = self._apart or not team().in_order(error)
+            raise
 
     def fail(self, why: str, stopped: bool) -> None:
         """This process has failed, or was ``stopped``. Where no training has begun in it yet, the others are told."""
@@ -297,30 +338,56 @@ class Turns:
                 raise AtelierError(why)
 
     def end(self) -> None:
-        """In the first process: there is no other one."""
+        """The first process is through, and says so; the others wait for it. One that has left apart waits for nobody: the
+        others notice that its connections end.
+        """
+        if self._apart or self._through:
+            return
         with suppress(AtelierError):  # whoever would hear it is gone
-            team().told("")
+            while team().told("") and not team().leads:  # another training, in which this process takes no part any more
+                with suppress(AtelierError), team().together(lambda _: False, lambda: None):
+                    raise AtelierError("it has failed before")
 
 
 TURNS = Turns()
-GONE = f"Another process of this training has ended; its log says why. {KEPT}"
-AGREED = "_all_processes_know"
+SAME_FILE = "Give every machine the same file."
+GONE = "Another process of this training has ended; its log says why. The same command goes on from what was kept."
+AGREED, SURVIVED = "_all_processes_know", "_a_sweep_goes_on"
 
 
-def _agreed_on(error: E) -> E:
-    """Notes of an error that all processes know of it."""
+def _agreed_on(error: E, known: bool = True) -> E:
+    """Notes of an error that all processes know of it; ``known``: whether it is none of the program's own."""
     setattr(error, AGREED, True)
+    setattr(error, SURVIVED, known)
     return error
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and those that it comes from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 class _Gone:
-    """What torch says where another process is gone becomes a sentence."""
+    """What torch says where another process is gone becomes a sentence, and so does what NCCL says of itself."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-            raise AtelierError(GONE) from error
+        if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+            return
+        said = str(error)
+        if "CUDA error" in said or "HIP error" in said:  # its own, which came to light here
+            return
+        if "NCCL" in said and not any(word in said for word in NCCL_MISSES):
+            last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+            raise AtelierError(f"NCCL, which carries numbers between the GPUs, has failed: {last[:300]}") from error
+        raise AtelierError(GONE) from error
+
+
+NCCL_MISSES = ("remote", "Remote", "abort", "peer", "timeout", "timed out")
+"""Of which one is in what NCCL says when another process is gone."""
 
 
 def _is_of_others(error: BaseException) -> bool:
