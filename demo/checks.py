@@ -33,7 +33,7 @@ PRETENDED_TESTS = (  # of these, where it matters most: what the whole suite run
 def on_workers(environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """pytest's arguments and variables for many tests: the small models keep one core busy each, and no more.
 
-    There is one worker more than cores, since servers and pages are waited for.
+    On few cores there is one worker more than these, since servers and pages are waited for.
     """
     cores = os.cpu_count() or 1
     workers = min(TEST_WORKERS, cores + 1)

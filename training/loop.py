@@ -84,14 +84,19 @@ def train(session: Session, run: Run | Followed, callbacks: Callbacks, team: Tea
         """The loss of a batch, of a slider in each direction, whose gradient is added to those before it. Nothing of the graph
         outlives this call."""
         found = []
-        with closing(directions(session, inputs)) as ways:
-            for way in ways:  # each collected by itself, so that in half precision two add up as exactly as two batches
-                if session.text is None:  # else its answer is an input, and has begun the step
-                    flat.begin()
-                loss = loss_of(session, way)
-                scaler.scale(loss / inputs.parts).backward()
-                flat.collect()
-                found.append(loss.detach())
+        try:
+            with closing(directions(session, inputs)) as ways:
+                for way in ways:  # each collected by itself, so that in half precision two add up as exactly as two batches
+                    if session.text is None:  # else its answer is an input, and has begun the step
+                        flat.begin()
+                    loss = loss_of(session, way)
+                    scaler.scale(loss / inputs.parts).backward()
+                    flat.collect()
+                    found.append(loss.detach())
+        except BaseException:  # what is left of a recording that has failed could not be given back later
+            adapter.end_step()
+            flat.drop()
+            raise
         return reduce(operator.add, found)
 
     def ready() -> None:

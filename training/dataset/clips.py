@@ -30,10 +30,16 @@ def clips_of(sample: Sample, film: FilmFacts, config: SubsetConfig) -> list[Samp
     """
     found: list[Sample] = []
     for frames in stretches(film.frames, film.rate, config):
-        stretch = Stretch(sample.key, frames, film.frames, float(config.clip_rate or film.rate))
+        stretch = Stretch(sample.key, frames, film.frames, _rate_told(config, film))
         look = "" if found else sample.look
         found.append(replace(sample, key=_key(stretch), stretch=stretch, look=look))
     return found
+
+
+def _rate_told(config: SubsetConfig, film: FilmFacts) -> float:
+    """Frames a second of a clip. Those of a film in whole numbers: cameras write 29.97 or 30.012, and clips of one rate go
+    through a model together."""
+    return config.clip_rate or float(round(film.rate)) or float(film.rate)
 
 
 def stretches(frames: int, rate: Fraction, config: SubsetConfig) -> list[tuple[int, ...]]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tensors.method_patch import patched
+from .device_work import DeviceWork, NotDeviceWork
 from .recording import GraphRecorder, NotTried, Recording
 
 log = logging.getLogger("lora-atelier")
@@ -114,13 +115,22 @@ class NetworkGraph:
             return usual(*args, **kwargs)
         if form.recording is not None and form.passes > 3:
             return self._replayed(form, inputs)
-        expected = usual(*args, **kwargs)
+        expected = usual(*args, **kwargs) if form.recording else self._looked_through(usual, args, kwargs)
         if not isinstance(expected, Tensor):
             raise NotRecordable("its answer is more than one tensor")
         if form.recording is None:
             self._record(form, usual, args, kwargs, inputs, expected)
         self._compare(self._replayed(form, inputs), expected)
         return expected
+
+    def _looked_through(self, usual: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The answer of a pass that is the device's work alone, where it will be recorded; else NotRecordable."""
+        with self._recorder.aside():
+            try:
+                with DeviceWork():
+                    return usual(*args, **kwargs)
+            except NotDeviceWork as why:
+                raise NotRecordable(str(why)) from None
 
     def _record(
         self, form: _Form, usual: Callable[..., Any], args: Any, kwargs: Any, inputs: list[Tensor], expected: Tensor

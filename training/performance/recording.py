@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import json
 import platform
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +21,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from .. import files
+from ..errors import AtelierError
 
 
 class Recording(Protocol):
@@ -25,6 +29,12 @@ class Recording(Protocol):
 
     def replay(self) -> None: ...
     def reset(self) -> None: ...
+
+
+LONG_AGO = 600.0
+"""Seconds after which a mark of another machine is taken for one that was left."""
+CLOCK_STEP = 2.0
+"""Seconds by which two readings of a process's beginning may differ."""
 
 
 class NotTried(RuntimeError):
@@ -90,17 +100,23 @@ class Mark:
 
     def __init__(self, folder: Path, device: str):
         me = psutil.Process()
-        self._folder, self._alike = folder, {"machine": platform.node(), "torch": torch.__version__, "device": device}
-        self._me = {"process": me.pid, "since": me.create_time()}
+        self._folder, self._alike = folder, {"torch": torch.__version__, "device": device}
+        self._me = {"machine": platform.node(), "process": me.pid, "since": me.create_time()}
 
     @property
     def warning(self) -> str:
         """Why nothing should be recorded; empty where nothing is known against it with this torch on this device."""
         for path in sorted(self._folder.glob("recording-*.json")):
             try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                if self._alike.items() <= found.items() and not _is_alive(found["process"], found["since"]):
-                    return f"ComfyUI has ended in the middle of recording something; delete {path} to try it again"
+                if not path.is_file():
+                    continue
+                age, found = time.time() - path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
+                here = found["machine"] == platform.node()
+                # Of a container with another name at each start nobody knows more than how long ago it was.
+                gone = not _is_alive(found["process"], found["since"]) if here else age > LONG_AGO
+                if gone and self._alike.items() <= found.items():
+                    every = path.with_name("recording-*.json")
+                    return f"ComfyUI has ended in the middle of recording something; delete {every} to try it again"
             except (OSError, ValueError, AttributeError, KeyError, TypeError):
                 continue
         return ""
@@ -109,21 +125,38 @@ class Mark:
     def standing(self) -> Iterator[None]:
         """While it lasts the file is there, if it can be written."""
         path = self._folder / f"recording-{uuid.uuid4().hex[:8]}.json"
-        with suppress(OSError):
+        with suppress(OSError, AtelierError):  # of a full disk
             self._folder.mkdir(parents=True, exist_ok=True)
             files.write_text(path, json.dumps({**self._alike, **self._me}))
+        remove = partial(_remove, path)
+        atexit.register(remove)  # a thread that records is not heard of where a person ends ComfyUI
         try:
             yield
         finally:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+            remove()
+            atexit.unregister(remove)
+
+
+def _remove(path: Path) -> None:
+    for _ in range(3):  # on Windows not while another one reads it
+        try:
+            path.unlink(missing_ok=True)
+            return
+        except OSError:
+            time.sleep(0.1)
 
 
 def _is_alive(process: int, since: float) -> bool:
     try:
-        return bool(psutil.Process(process).create_time() == since)
+        return bool(abs(psutil.Process(process).create_time() - since) < CLOCK_STEP)
     except psutil.Error:
         return False
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The same for all passes aside and all recordings: torch keeps room for each stream's products for good."""
+    return torch.cuda.Stream(device)
 
 
 class CudaRecorder:
@@ -133,12 +166,9 @@ class CudaRecorder:
         self._device = device
         self._mark = None if marks is None else Mark(marks, torch.cuda.get_device_name(device))
         self._pool: Any = None
-        self._stream: torch.cuda.Stream | None = None
-        """The same for all passes aside and all recordings: torch keeps room for each stream's products for good."""
 
     def _side(self) -> torch.cuda.Stream:
-        self._stream = self._stream or torch.cuda.Stream(self._device)
-        return self._stream
+        return _side_stream(self._device)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -174,13 +204,14 @@ class CudaRecorder:
             failed.append(error)
         if failed:
             graph.reset()
-            raise failed[0]
+            raise failed.pop(0)
         return graph
 
     def _recover(self, now: torch.cuda.Stream) -> None:
         """After a capture that failed, torch may leave its stream and its pool in use."""
         torch.cuda.set_stream(now)
-        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # since torch 2.8, and before
+        end = next((found for name in names if (found := getattr(torch._C, name, None)) is not None), None)
         if end is not None:
             with suppress(Exception):
                 end(self._device.index or 0, self._pool)
@@ -206,6 +237,7 @@ def without_leftovers(work: Callable[[], None], failed: list[BaseException]) -> 
         failed.append(error)
         for one in _chain(error):
             traceback.clear_frames(one.__traceback__)
+    finally:
         gc.collect()
 
 

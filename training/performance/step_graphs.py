@@ -221,6 +221,8 @@ class StepGraphs(Generic[T]):
         graph.proved = math.isfinite(whole) and whole > 0 and math.isfinite(known)
         if graph.proved and not (far <= self._apart * whole and of_loss <= self._apart):
             graph.recording.reset()
+            if not self._graphs:
+                self._recorder.emptied()
             self.give_up(f"a replayed one gave another gradient, by {far / whole:.1%} of it, or another loss, by {of_loss:.1%}")
             return None, wanted
         return graph, loss

@@ -73,11 +73,14 @@ def try_products(device: torch.device, kind: EightBits) -> None:
         return
     try:
         with torch.no_grad():
-            stored, scale = rounded(torch.ones(LEAST_WIDTH, LEAST_WIDTH, dtype=torch.bfloat16, device=device), kind)
+            stream = torch.Generator().manual_seed(0)
+            matrix, rows = (torch.randn(n, LEAST_WIDTH, generator=stream).to(device) for n in (LEAST_WIDTH, LEAST_ROWS))
+            matrix = matrix * torch.linspace(0.5, 2.0, LEAST_WIDTH, device=device)[:, None]  # each row with another scale
+            stored, scale = rounded(matrix, kind)
             for number_format in (torch.bfloat16, torch.float16):
-                x = torch.full((LEAST_ROWS, LEAST_WIDTH), 2.0**-6, dtype=number_format, device=device)
-                expected = LEAST_WIDTH * 2.0**-6
-                if not bool(((eight_bit_product(x, stored, scale) - expected).abs() <= 0.02 * expected).all()):
+                x = rows.to(number_format)
+                expected = _anywhere(*rounded(x, kind), stored, scale, torch.float32)
+                if not bool((eight_bit_product(x, stored, scale).float() - expected).norm() <= 0.02 * expected.norm()):
                     raise RuntimeError("their numbers are wrong")
     except Exception as error:  # each kernel refuses in its own way
         if is_out_of_memory(error):

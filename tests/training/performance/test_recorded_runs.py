@@ -23,6 +23,8 @@ from lora_atelier.training.dataset import scan
 from lora_atelier.training.dataset.plan import Plan
 from lora_atelier.training.dataset.samples import Dataset
 from lora_atelier.training.job import Preview
+from lora_atelier.training.network import fused_linear
+from lora_atelier.training.performance.recording import without_leftovers
 from lora_atelier.training.performance.step_graphs import StepGraphs
 from PIL import Image
 
@@ -264,6 +266,52 @@ def test_without_memory_beside_recordings_they_go_first(tiny, dataset, monkeypat
     assert "no memory" in line and not [line for line in said if line.startswith("memory:")]
     found = go(t, dataset, recipe("crowded", optimizer=optimizer))
     assert same(found.tensors, go(t, dataset, recipe("ordinary", speed="eager", optimizer=optimizer)).tensors)
+
+
+class Cancelling(Recording):
+    """A person cancels in the middle of a recording; looks at what is left as it ends."""
+
+    def __init__(self, patch, within: str):
+        super().__init__()
+        self.patch, self.within, self.left = patch, within, list[object]()
+        patch.setattr(loop, "loss_of", self.loss_of)
+
+    def loss_of(self, session, inputs):
+        self.adapter = session.adapter
+        return step.loss_of(session, inputs)
+
+    def capture(self, work):
+        failed: list[BaseException] = []
+        with self.patch.context() as patch:
+            asked = 0
+
+            def counted(usual):
+                def run(*given, **named):
+                    nonlocal asked
+                    asked += 1
+                    if asked == 3:
+                        raise KeyboardInterrupt
+                    return usual(*given, **named)
+
+                return run
+
+            name = "multiplied" if self.within == "forward" else "matrix"
+            patch.setattr(fused_linear, name, counted(getattr(fused_linear, name)))
+            without_leftovers(work, failed)
+        flat, together = self.adapter.flat, self.adapter._together
+        self.left += [leaf for leaf in (*flat._leaves.values(), *flat._shared.values()) if leaf.tensor.grad is not None]
+        self.left += list(together._waiting) if together is not None else []
+        raise failed.pop()
+
+
+@pytest.mark.parametrize("within", ["forward", "backward"])
+def test_a_cancel_in_a_recording_leaves_nothing_of_it_behind(tiny, dataset, monkeypatch, within):  # noqa: F811
+    """What is left would be given back later, which ends the process where memory comes from ``cudaMallocAsync``."""
+    recorder = Cancelling(monkeypatch, within)
+    recording(monkeypatch, recorder)
+    with pytest.raises(KeyboardInterrupt):
+        go(tiny("sd3"), dataset, recipe("cancelled", network=NetworkConfig(rank=4, **ATTENTION)))
+    assert recorder.left == []
 
 
 def test_other_models_go_before_recordings_do(tiny, dataset, monkeypatch):  # noqa: F811

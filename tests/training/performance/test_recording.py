@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from lora_atelier.training import files
+from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.performance.recording import Mark, without_leftovers
 
 from ...conftest import GPU
@@ -24,6 +27,8 @@ sys.modules["lora_atelier"].__path__ = [sys.argv[1]]
 ENDS = """
 import os
 from pathlib import Path
+from lora_atelier.training import files
+from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.performance.recording import Mark
 mark = Mark(Path(sys.argv[2]), "a card")
 assert not mark.warning
@@ -36,12 +41,15 @@ def test_a_process_that_a_recording_has_ended_is_known_of_afterwards(tmp_path: P
     folder = tmp_path / "cache"
     assert subprocess.run([sys.executable, "-c", PACK + ENDS, str(root), str(folder)]).returncode == 3
     (left,) = folder.iterdir()
-    assert str(left) in Mark(folder, "a card").warning
+    assert str(folder) in Mark(folder, "a card").warning
     assert not Mark(folder, "another card").warning
     told = json.loads(left.read_text(encoding="utf-8"))
     for other in ("torch", "machine"):
         left.write_text(json.dumps({**told, other: "another"}), encoding="utf-8")
         assert not Mark(folder, "a card").warning
+    before = time.time() - 3600  # as of a container that has another name now
+    os.utime(left, (before, before))
+    assert Mark(folder, "a card").warning
     left.unlink()
     assert not Mark(folder, "a card").warning
 
@@ -62,9 +70,16 @@ def test_a_recording_that_goes_on_warns_nobody_and_leaves_nothing(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with Mark(tmp_path / "file", "a card").standing():
+        pass
+
+    def full(*_given: object) -> None:
+        raise AtelierError("the disk is full")
+
+    monkeypatch.setattr(files, "write_text", full)
+    with Mark(tmp_path / "cache", "a card").standing():
         pass
 
 
@@ -96,6 +111,8 @@ ON_A_CARD = """
 import gc
 from pathlib import Path
 import torch
+from lora_atelier.training import files
+from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.performance.recording import CudaRecorder
 
 device, way = torch.device("cuda", 0), sys.argv[3]
