@@ -73,11 +73,12 @@ class Captions extends Dialog {
   brought({ folder, new: fresh }) {
     if (!fresh.length) return;
     const files = fresh.map(([, path]) => path);
+    const places = new Set(files.map((path) => `${folder}/${path}`));
     const where = { ...place(this.settings), folder };
     const undo = async () => {
       await ask("pictures/take_back", { ...where, files });
       for (const [picture, { item }] of this.rows) {
-        if (!files.some((path) => `${folder}/${path}` === `${this.settings.folder}/${picture}`)) continue;
+        if (!places.has(`${this.settings.folder}/${picture}`)) continue;
         this.rows.delete(picture);
         item.remove();
       }

@@ -18,12 +18,13 @@ function pin(errors, output) {
 
 const queue = api.queuePrompt;
 api.queuePrompt = async function (number, prompt, ...others) {
+  let answer;
   try {
-    const answer = await queue.call(this, number, prompt, ...others);
-    pin(answer?.node_errors, prompt?.output); // what can run is queued all the same
-    return answer;
+    answer = await queue.call(this, number, prompt, ...others);
   } catch (error) {
-    pin(error.response?.node_errors, prompt?.output);
+    pin(error?.response?.node_errors, prompt?.output);
     throw error;
   }
+  pin(answer?.node_errors, prompt?.output); // what can run is queued all the same
+  return answer;
 };

@@ -9,6 +9,7 @@ import heapq
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,10 @@ from ..training.errors import AtelierError
 from ..training.files import is_inside
 from .caption_routes import SHOWN, WHERE, config_of, is_plain, place_of, wrong
 
+_brought: dict[str, float] = {}
+"""Files that were brought into folders since the server was started, and when that began."""
+CLOCKS = 2.0
+"""Seconds by which a drive's clock, or what it keeps of a time, may be behind."""
 STAGED = "lora-atelier-incoming"
 """Folder inside the host's temp folder, into which the page uploads through the host; each drop has a folder of its own there."""
 PLACE = re.compile(r"[0-9a-f]{16}")
@@ -52,10 +57,16 @@ def add(body: Mapping[str, Any]) -> dict[str, Any]:
         left = _useless(body["names"], config.caption_extension)
         return {"folder": name, "new": [], "there": [], "left": left, "most": host.upload_limit()}
     incoming = [Incoming(_held(file), _text(file, "name", 4000), _batch(file)) for file in files]
+    begun = time.time()
     with _cleared(incoming):
         done = bring(incoming, folder, config.caption_extension)
+    _brought.update((_place_on_disk(folder, path), begun) for _, path in done.new)
     films = [path for _, path in done.new if is_film(Path(path))]
     return {"folder": name, "new": done.new, "there": done.there, "left": done.left, "films": films}
+
+
+def _place_on_disk(folder: Path, name: str) -> str:
+    return os.path.abspath(folder / name)
 
 
 def _useless(named: Any, extension: str) -> list[tuple[str, str]]:
@@ -138,9 +149,15 @@ def remove(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def take_back(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts aside what ``add`` has brought (``files``: its ``new`` paths); ``entry`` is what puts that back."""
+    """Puts aside what ``add`` has brought (``files``: its ``new`` paths); ``entry`` is what puts that back.
+
+    What it has not brought since the server was started is none of its business.
+    """
     folder, root, config = _place(body)
-    return {"entry": put_aside.take_back(folder, _names(body, "files"), config, root)}
+    came = {name: since for name in _names(body, "files") if (since := _brought.get(_place_on_disk(folder, name))) is not None}
+    if not came:
+        raise AtelierError(f"pictures: what had come into {folder.name} is not known any more. Take it out one by one.")
+    return {"entry": put_aside.take_back(folder, list(came), config, root, min(came.values()) - CLOCKS)}
 
 
 def restore(body: Mapping[str, Any]) -> dict[str, Any]:

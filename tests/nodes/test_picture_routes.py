@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,21 @@ def test_what_was_brought_is_put_aside_again(routes: Any, base: Path) -> None:
     assert sorted(path.name for path in plain.rglob("*") if path.is_file()) == before, "nothing is lost"
     routes.restore({**PLACE, "entry": entry})
     assert (plain / "deep/er/new.png").exists() and (plain / "new.txt").read_text() == "written since"
+
+
+def test_nothing_else_is_put_aside_as_brought(routes: Any, base: Path) -> None:
+    """Neither what nobody has brought, nor a caption that lay there before its picture came."""
+    plain = base / "input/shapes"
+    (plain / "late.txt").write_text("was there before")
+    an_hour_ago = time.time() - 3600
+    os.utime(plain / "late.txt", (an_hour_ago, an_hour_ago))
+    with pytest.raises(AtelierError, match="not known any more"):
+        routes.take_back({**PLACE, "files": ["wide.png", "late.txt"]})
+    Image.new("RGB", (8, 8)).save(base / "output" / "late.png")
+    file = {"name": "late.png", "filename": "late.png", "subfolder": "", "type": "output"}
+    new = [path for _, path in routes.add({"folder": "input/shapes", "extension": ".txt", "files": [file]})["new"]]
+    routes.take_back({**PLACE, "files": [*new, "wide.png"]})
+    assert sorted(path.name for path in plain.iterdir() if path.is_file()) == ["late.txt", "wide.png"]
 
 
 def test_turning_shows_in_the_thumbnail(routes: Any, base: Path) -> None:

@@ -60,27 +60,40 @@ def remove(folder: Path, names: Sequence[str], config: SubsetConfig, root: Path)
     return _set_aside(folder, _owned(chosen(names, known, folder), known, folder, config, root), root)
 
 
-def take_back(folder: Path, came: Sequence[str], config: SubsetConfig, root: Path) -> str:
-    """Puts files aside that were brought into the folder, with what belongs to the pictures among them by now; as ``remove``.
+def take_back(folder: Path, came: Sequence[str], config: SubsetConfig, root: Path, since: float = 0.0) -> str:
+    """Puts files aside that were brought into the folder, with what the pictures among them have got ``since``; as ``remove``.
 
-    ``came``: paths below the folder. What has gone since is passed over; AtelierError where nothing is left of them.
+    ``came``: paths below the folder. ``since``: seconds since the epoch; what lay there before it stays. What has gone is passed
+    over; AtelierError where nothing is left of them.
     """
     files = [path for path in map(folder.joinpath, came) if _is_own(path, folder) and path.is_file()]
     if not files:
         raise AtelierError(f"pictures: what had come into {folder.name} is not there any more.")
-    known = pictures_of(folder, config, root)
+    try:
+        known = pictures_of(folder, config, root)
+    except AtelierError:  # there are none, of those that these settings use
+        known = {}
     leaving = [name for name in came if name in known]
-    return _set_aside(folder, dict.fromkeys([*files, *_owned(leaving, known, folder, config, root)]), root)
+    got = (file for file in _owned(leaving, known, folder, config, root) if _written(file) >= since)
+    return _set_aside(folder, dict.fromkeys([*files, *got]), root)
+
+
+def _written(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _owned(
     leaving: Collection[str], known: Mapping[str, tuple[Path, FoundFolder]], folder: Path, config: SubsetConfig, root: Path
 ) -> dict[Path, None]:  # fmt: skip
-    """The files of pictures that leave: what belongs to one that stays, stays."""
+    """The files of pictures that leave: what belongs to one that stays, stays, and so does what lies in a folder beside."""
     owners = {**known, **unused_films(folder, config, root)}
     every = {name: found.of(path, config.caption_extension) for name, (path, found) in owners.items()}
     staying = {file for name, files in every.items() if name not in leaving for file in files}
-    return dict.fromkeys(file for name in leaving for file in every[name] if file not in staying)
+    owned = (file for name in leaving for file in every[name] if file not in staying)
+    return dict.fromkeys(file for file in owned if file.is_relative_to(folder))
 
 
 def _is_own(path: Path, folder: Path) -> bool:

@@ -88,6 +88,23 @@ def test_only_entries_are_put_back(folder, entry):
         restore(folder, entry, folder)
 
 
+def test_what_came_into_a_folder_without_pictures_is_taken_back_too(tmp_path):
+    (tmp_path / "walk.mp4").write_bytes(b"a film that nobody uses")
+    (tmp_path / "walk.txt").write_text("a walk")
+    take_back(tmp_path, ["walk.mp4"], CONFIG, tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["walk.txt"]
+
+
+def test_a_mask_in_a_folder_beside_stays_where_it_is(tmp_path):
+    """``cat_mask`` beside ``cat`` is another folder of the person's."""
+    for place in ("cat/a.png", "cat_mask/a.png"):
+        (tmp_path / place).parent.mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / place)
+    entry = remove(tmp_path / "cat", ["a.png"], SubsetConfig("input/cat"), tmp_path)
+    assert not (tmp_path / "cat/a.png").exists() and (tmp_path / "cat_mask/a.png").exists()
+    assert restore(tmp_path / "cat", entry, tmp_path) == ["a.png"]
+
+
 @pytest.mark.parametrize("name", ["../x.png", "none.png", "a.txt", "/etc/passwd", FOLDER])
 def test_only_pictures_of_the_folder_are_taken_out(folder, name):
     before = tree(folder)
