@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import array
+import ipaddress
 import os
 import re
 import socket
 import struct
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +56,23 @@ class Machines:
 
     def place(self) -> tuple[str, int]:
         """Host and port of the rendezvous."""
-        found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([\w.-]+)):(\d{1,5})", self.rendezvous, re.ASCII)
-        if found is None or not 0 < int(found[3]) < 65536:
+        found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|(\w[\w-]*(?:\.\w[\w-]*)*)):(\d{1,5})", self.rendezvous, re.ASCII)
+        host = "" if found is None else found[1] or found[2]
+        numbers = found is not None and (found[1] or re.fullmatch(r"[\d.]+", host))
+        address = None
+        with suppress(ValueError):
+            address = ipaddress.ip_address(host)
+        if found is None or not 0 < int(found[3]) < 65536 or (numbers and address is None):
             raise WorkflowError(
-                f"--rendezvous {self.rendezvous}: write HOST:PORT, as in 10.0.0.5:29500, with a port from 1 to 65535 that no "
-                "other program has"
+                f"--rendezvous {self.rendezvous}: write HOST:PORT, as in 10.0.0.5:29500 or [fd00::5]:29500, with a port from 1 "
+                "to 65535 that no other program has"
             )
-        return found[1] or found[2], int(found[3])
+        if address is not None and (address.is_unspecified or address.is_multicast or is_link_local(str(address))):
+            raise WorkflowError(
+                f"--rendezvous {self.rendezvous}: {address} is no address by which others find one machine; write another one of "
+                "the machine, as in 10.0.0.5:29500"
+            )
+        return host, int(found[3])
 
     def check(self, gpus: int | None) -> None:
         """WorkflowError for more processes than this machine has room for; ``gpus``: how many there are, None on the CPU."""
@@ -91,7 +104,7 @@ class Machines:
     def _hosts(self) -> bool:
         """Whether the rendezvous is held here: it is an address of this machine's, and nothing has that port yet."""
         host, port = self.place()
-        return (host == socket.gethostname() or any(map(is_own, addresses_of(host)))) and _is_free(port)
+        return is_here(host) and is_free(port)
 
     def variables(self) -> dict[str, str]:
         """Of the environment: by which network the processes talk, where nobody has said so. Otherwise gloo and the launcher ask
@@ -106,13 +119,21 @@ ALONE = Machines()
 
 
 def addresses_of(host: str) -> list[str]:
-    """WorkflowError where nobody knows the name."""
+    """IPv4 first, which networks have more often; without those of IPv6 that hold on one wire only, since torch takes no wire.
+    WorkflowError where there is none."""
     try:
-        return list(dict.fromkeys(str(one[4][0]) for one in socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)))
+        every = list(dict.fromkeys(str(one[4][0]) for one in socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)))
     except (OSError, UnicodeError) as error:
         raise WorkflowError(
             f"--rendezvous: this machine finds no address for {host} ({error}). Write the address itself, as in 10.0.0.5:29500"
         ) from error
+    found = sorted((one for one in every if not is_link_local(one)), key=lambda one: ":" in one)
+    if not found:
+        raise WorkflowError(
+            f"--rendezvous: this machine finds for {host} only {every[0]}, which holds on one wire. Write another address of "
+            "that machine, as in 10.0.0.5:29500"
+        )
+    return found
 
 
 def address_toward(host: str) -> str:
@@ -121,13 +142,27 @@ def address_toward(host: str) -> str:
         with suppress(OSError), socket.socket(socket.AF_INET6 if ":" in one else socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((one, 9))  # sends nothing, but chooses a way
             found = str(probe.getsockname()[0])
-            if not found.startswith("127.") and found != "::1":
+            if not ipaddress.ip_address(found).is_loopback and not is_link_local(found):
                 return found
     return ""
 
 
+def is_link_local(address: str) -> bool:
+    """Whether it is one of IPv6's that tell nothing without the name of a wire."""
+    return ":" in address and ipaddress.ip_address(address).is_link_local
+
+
+def is_here(host: str) -> bool:
+    """Whether a name or an address is this machine's. WorkflowError where nobody knows the name."""
+    return host == socket.gethostname() or any(map(is_own, addresses_of(host)))
+
+
 def is_own(address: str) -> bool:
     """Whether an address is one of this machine's."""
+    if ipaddress.ip_address(address).is_loopback:
+        return True
+    if there := interfaces():  # a system can be told to let addresses be bound that it does not have
+        return address in there
     with suppress(OSError), socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((address, 0))
         return True
@@ -135,24 +170,40 @@ def is_own(address: str) -> bool:
 
 
 def interface_of(address: str) -> str:
-    """The network interface that has an IPv4 address (Linux); empty where the system does not tell."""
-    try:
-        from fcntl import ioctl
-    except ImportError:
-        return ""
-    if address and ":" not in address and hasattr(socket, "if_nameindex"):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            for _, name in socket.if_nameindex():
-                with suppress(OSError):  # SIOCGIFADDR; one without an address
-                    answer = ioctl(probe.fileno(), 0x8915, struct.pack("256s", name[:15].encode()))
-                    if socket.inet_ntoa(answer[20:24]) == address:
-                        return name
-    return ""
+    """The network interface that has an address; empty where the system does not tell."""
+    return interfaces().get(address, "")
 
 
-def _is_free(port: int) -> bool:
+def interfaces() -> dict[str, str]:
+    """Every address of this machine's, and the name of the interface that has it (Linux); empty where the system does not tell.
+
+    Of IPv4 by SIOCGIFCONF (netdevice(7)), which tells second addresses too; of IPv6 by ``/proc/net/if_inet6`` (proc(5)).
+    """
+    found: dict[str, str] = {}
+    if not sys.platform.startswith("linux"):
+        return found
+    from fcntl import ioctl
+
+    entry = 40 if struct.calcsize("P") == 8 else 32
+    room = array.array("B", bytes(entry * 1024))
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        length = struct.unpack("iP", ioctl(probe.fileno(), 0x8912, struct.pack("iP", len(room), room.buffer_info()[0])))[0]
+        for start in range(0, length, entry):
+            one = room[start : start + entry].tobytes()
+            name = one[:16].partition(b"\0")[0].decode(errors="replace").partition(":")[0]  # eth0:1 is a label of eth0
+            found.setdefault(socket.inet_ntoa(one[20:24]), name)
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/net/if_inet6").read_text(encoding="ascii", errors="replace").splitlines():
+            number, *_, name = line.split()
+            found.setdefault(str(ipaddress.IPv6Address(int(number, 16))), name)
+    return found
+
+
+def is_free(port: int) -> bool:
+    """Whether no program of this machine listens at a port."""
     with suppress(OSError), socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Windows would share a taken port with SO_REUSEADDR; elsewhere that only passes over connections that have ended.
+        probe.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
         probe.bind(("", port))
         return True
     return False

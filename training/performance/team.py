@@ -470,14 +470,24 @@ def keep_alive() -> int:
     (Linux, where gloo leaves that to the system, which waits for hours); how many these are."""
     count = 0
     for entry in Path("/proc/self/fd").glob("*") if hasattr(socket, "TCP_USER_TIMEOUT") else ():
-        with suppress(OSError, ValueError), socket.socket(fileno=os.dup(int(entry.name))) as there:
-            if there.family in (socket.AF_INET, socket.AF_INET6) and there.type == socket.SOCK_STREAM and there.getpeername():
-                there.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                there.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE // 2)
-                there.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE // 8)
-                there.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-                there.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE)
-                count += 1
+        with suppress(OSError, ValueError):
+            if not os.readlink(entry).startswith("socket:["):
+                continue
+            copy = os.dup(int(entry.name))
+            try:
+                there = socket.socket(fileno=copy)
+            except OSError:
+                os.close(copy)
+                continue
+            with there:
+                kind = there.family in (socket.AF_INET, socket.AF_INET6) and there.type == socket.SOCK_STREAM
+                if kind and there.getpeername():
+                    there.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    there.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE // 2)
+                    there.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE // 8)
+                    there.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+                    there.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE)
+                    count += 1
     return count
 
 
