@@ -93,6 +93,8 @@ def stop_at(host: Any, step: int, how: str) -> None:
     def check() -> None:
         nonlocal seen
         real()
+        if sys._getframe(1).f_code.co_name == "unlike":  # pictures are compared before the training
+            return
         seen += 1
         if seen == step and how == "fails":
             raise RuntimeError("this process has failed")
