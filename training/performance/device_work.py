@@ -30,6 +30,11 @@ class DeviceWork(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
+        if torch.is_inference_mode_enabled():  # there, operations that are made of others come as they are
+            with self:
+                found = func.decompose(*args, **given)
+            if found is not NotImplemented:
+                return found
         name = func.overloadpacket.__name__
         if torch.Tag.nondeterministic_seeded in func.tags and not _drops_nothing(func, args, given):
             raise NotDeviceWork(f"it draws random numbers ({name})")

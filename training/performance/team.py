@@ -47,7 +47,7 @@ GOES_ON, IS_STOPPED, HAS_FAILED = range(3)
 
 
 @dataclass(frozen=True)
-class Reason:
+class Failure:
     """Why a process has failed."""
 
     why: str = ""
@@ -176,12 +176,12 @@ class Team:
                 mine = IS_STOPPED if cancelled(error) else HAS_FAILED
                 if self._said(mine) == HAS_FAILED:
                     known = isinstance(error, AtelierError)
-                    self._reason(Reason(str(error) if known else f"{type(error).__name__}: {error}", known), mine)
+                    self._reason(Failure(str(error) if known else f"{type(error).__name__}: {error}", known), mine)
                 _agreed_on(error)
             raise
         try:
             said = self._said(GOES_ON)
-            reason = self._reason(Reason(), GOES_ON) if said == HAS_FAILED else Reason()
+            reason = self._reason(Failure(), GOES_ON) if said == HAS_FAILED else Failure()
         except AtelierError:
             if needing:  # its device may wait for another's part of the weights
                 self._leave()
@@ -243,12 +243,12 @@ class Team:
         if self.lookout is not None:
             self.lookout.leave(torch.device("cuda"))
 
-    def _reason(self, mine: Reason, state: int) -> Reason:
+    def _reason(self, mine: Failure, state: int) -> Failure:
         """Why the first of those that have failed has; ``mine``: this one's words, if its ``state`` is that."""
         for rank, one in enumerate(self.every(mine if state == HAS_FAILED else None)):
             if one is not None:
                 return replace(one, why=f"Process {rank} of this training has failed: {one.why}")
-        return Reason()
+        return Failure()
 
     def every(self, mine: T) -> list[T]:
         """What each process has here, in the order of the processes."""

@@ -422,6 +422,29 @@ def test_a_step_that_is_more_than_the_devices_work_is_not_recorded(wrong, why):
     assert why in line and recorder.captures == 0 and not bench.graphs.active
 
 
+@pytest.mark.parametrize(
+    ("work", "why"),
+    [
+        (lambda x: nn.functional.dropout(x, 0.5, training=False), ""),
+        (lambda x: nn.functional.dropout(x, 0.5, training=True), "draws random numbers"),
+        (lambda x: nn.functional.linear(x, x[0]), ""),
+        (lambda x: nn.functional.scaled_dot_product_attention(x, x, x), ""),
+        (lambda x: x.to("meta"), "copies between cpu and meta"),
+        (lambda x: x.sum().item(), "waits for a number"),
+    ],
+)
+def test_in_inference_mode_the_same_is_seen(work, why):
+    """There operations that are made of others are not taken apart by themselves."""
+    x = torch.randn(2, 8, 8)
+    with torch.inference_mode():
+        if not why:
+            with DeviceWork():
+                work(x)
+            return
+        with pytest.raises(NotDeviceWork, match=why), DeviceWork():
+            work(x)
+
+
 def test_attention_that_drops_nothing_is_recorded():
     recorder = Recording()
     bench = Bench(recorder)
