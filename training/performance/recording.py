@@ -21,7 +21,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from .. import files
-from ..errors import AtelierError
+from ..errors import AtelierError, chain_of
 
 
 class Recording(Protocol):
@@ -92,7 +92,7 @@ def _nothing() -> None:
 
 
 class Mark:
-    """A file that is there while something is recorded, so that a process which was ended by it is known of afterwards.
+    """Crash marker: a file that is there while something is recorded, so that a process which it has ended is known of.
 
     Torch ends the process where memory cannot be given back, as in a recording that the driver has broken off when memory comes
     from ``cudaMallocAsync``, which ComfyUI asks for by itself. Without the mark every start would end so once more.
@@ -235,19 +235,10 @@ def without_leftovers(work: Callable[[], None], failed: list[BaseException]) -> 
         work()
     except BaseException as error:  # a cancel too
         failed.append(error)
-        for one in _chain(error):
+        for one in chain_of(error):
             traceback.clear_frames(one.__traceback__)
     finally:
         gc.collect()
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """``error`` and all in whose handling it came."""
-    seen = set[int]()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _trim(device: int) -> None:

@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import AtelierError, is_out_of_memory
+from ..errors import AtelierError, chain_of, is_out_of_memory
 from ..tensors.tree import Opaque, put_together, taken_apart
 from .device_work import DeviceWork, NotDeviceWork
 from .recording import GraphRecorder, NotTried, Recording
@@ -248,9 +248,7 @@ class StepGraphs(Generic[T]):
 
 def _cause(error: BaseException) -> BaseException:
     """A lack of memory wherever it is; else where it began, since a capture that has failed fails once more as it is ended."""
-    chain: list[BaseException] = [error]
-    while (before := chain[-1].__context__) is not None and before not in chain:
-        chain.append(before)
+    chain = list(chain_of(error))
     return next((one for one in chain if is_out_of_memory(one)), chain[-1])
 
 

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import AtelierError, is_out_of_memory
+from ..errors import AtelierError, chain_of, is_out_of_memory
 from .lookout import Lookout
 
 T = TypeVar("T")
@@ -202,14 +202,14 @@ class Team:
     def goes_on_after(self, error: BaseException) -> bool:
         """Whether a sweep may go on after this error: all processes have left a training together, and none for a fault of the
         program or of its machine."""
-        return self.in_order(error) and all(getattr(one, SURVIVED, True) for one in _chain(error))
+        return self.in_order(error) and all(getattr(one, SURVIVED, True) for one in chain_of(error))
 
     def in_order(self, error: BaseException) -> bool:
         """Whether all processes have left a training together for this error, and could begin another one."""
         if self.size == 1:
             return True
         heard = self.lookout is not None and self.lookout.heard
-        return not heard and any(getattr(one, AGREED, False) for one in _chain(error))
+        return not heard and any(getattr(one, AGREED, False) for one in chain_of(error))
 
     def training(self) -> AbstractContextManager[None]:
         """Around a training: the others are listened to, where devices could wait for one that is gone."""
@@ -360,13 +360,6 @@ def _agreed_on(error: E, known: bool = True) -> E:
     setattr(error, AGREED, True)
     setattr(error, SURVIVED, known)
     return error
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """``error`` and those that it comes from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 class _Gone:
