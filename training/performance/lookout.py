@@ -1,4 +1,4 @@
-"""What several processes hear of each other beside their work, where a device of one could wait for another that is gone.
+"""Heartbeat between processes, beside their work, where a device of one could wait for another that is gone.
 
 NCCL tells nobody: a kernel waits for its counterpart until a time limit ends the process. So a thread in each process says once
 a second, by gloo, that it is well. Where one says that it leaves, or where its connection ends since it was killed, the others
